@@ -1,0 +1,9 @@
+"""NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
+
+from . import encoding, surrogate
+from .dispatch import backends, use_backend
+from .layers import LI, LIF, lif
+
+__version__ = "0.1.0"
+
+__all__ = ["LI", "LIF", "backends", "encoding", "lif", "surrogate", "use_backend"]

@@ -1,0 +1,130 @@
+"""Give a plain function other free names: how one formula serves every backend.
+
+`bind(function, names, jit)` makes a new function from the same code object whose global names are
+looked up in `names` first. Plain Python functions it calls are bound the same way, numbers stay
+what they are, and everything goes through `jit`, the compiler's decorator. No source text is made.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+Jit = Callable[[FunctionType], Any]
+Literal = Callable[[float], Any]
+
+
+def bind(
+    function: Callable[..., Any],
+    names: Mapping[str, object],
+    jit: Jit = lambda function: function,
+    literal: Literal = float,
+) -> Any:
+    """Return `function` with its free names looked up in `names`, passed through `jit`.
+
+    Args:
+        function: a plain Python function (`def` or `lambda`).
+        names: what a free name stands for: a number, a flag, an already compiled function, or a
+            plain Python function, which is bound and jitted in its turn.
+        jit: applied to the rebound function and to each plain function it reaches.
+        literal: applied to each float, in the code or behind a name, for a compiler to which the
+            literal `1.0` would mean double precision.
+
+    Raises:
+        TypeError: `function` is not a plain Python function, or uses a name that is neither in
+            `names` nor a number nor a plain function of its own module.
+    """
+    return _Binder(names, jit, literal).function(function)
+
+
+def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str = "") -> str:
+    """Return a hash of all that `bind(function, names)` would compile: code, constants, callees.
+
+    Two functions with the same digest compute the same; a change in any formula they reach changes
+    it. It names compiled code kept on disk.
+    """
+    seen = hashlib.sha256(extra.encode())
+    for part in _parts(_plain(function), names, set()):
+        seen.update(part.encode())
+        seen.update(b"\0")
+    return seen.hexdigest()[:16]
+
+
+class _Binder:
+    def __init__(self, names: Mapping[str, object], jit: Jit, literal: Literal) -> None:
+        self.names, self.jit, self.literal = names, jit, literal
+        self.bound: dict[object, Any] = {}
+
+    def function(self, function: Callable[..., Any]) -> Any:
+        plain = _plain(function)
+        if plain not in self.bound:
+            free = {name: self.value(value) for name, value in _free(plain, self.names)}
+            cells = tuple(CellType(self.value(value)) for _, value in _captured(plain, self.names))
+            code = self.code(plain.__code__)
+            new = FunctionType(code, free, plain.__name__, plain.__defaults__, cells)
+            new.__qualname__, new.__module__ = plain.__qualname__, plain.__module__
+            new.__doc__ = plain.__doc__
+            self.bound[plain] = self.jit(new)
+        return self.bound[plain]
+
+    def value(self, value: object) -> Any:
+        if isinstance(value, FunctionType):
+            return self.function(value)
+        return self.literal(value) if type(value) is float else value
+
+    def code(self, code: CodeType) -> CodeType:
+        if self.literal is float:
+            return code
+        constants = (self.literal(c) if type(c) is float else c for c in code.co_consts)
+        return code.replace(co_consts=tuple(constants))
+
+
+def _plain(function: object) -> FunctionType:
+    if not isinstance(function, FunctionType):
+        raise TypeError(
+            f"a formula must be a plain Python function, got {function!r}; "
+            "wrap it in a `def` that uses arithmetic, comparison, exp, abs and where"
+        )
+    return function
+
+
+def _free(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield each global name the code reads with what it stands for."""
+    for name in function.__code__.co_names:
+        if name in names:
+            yield name, names[name]
+        elif name in function.__globals__:
+            yield name, _allowed(function, name, function.__globals__[name])
+
+
+def _captured(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield each name the code captured from the function around it with what it stands for."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        if name in names:
+            yield name, names[name]
+        else:
+            yield name, _allowed(function, name, cell.cell_contents)
+
+
+def _allowed(function: FunctionType, name: str, value: object) -> object:
+    if not isinstance(value, (FunctionType, bool, int, float)):
+        raise TypeError(
+            f"the formula {function.__name__!r} uses {name!r}, a {type(value).__name__}; it may use "
+            "exp, abs, where and cast of neurospike.formulas, numbers, and plain functions made of "
+            "these"
+        )
+    return value
+
+
+def _parts(function: FunctionType, names: Mapping[str, object], seen: set[object]) -> Iterator[str]:
+    if function in seen:
+        return
+    seen.add(function)
+    code = function.__code__
+    yield f"{code.co_code!r} {code.co_consts!r} {code.co_names!r} {function.__defaults__!r}"
+    for name, value in (*_free(function, names), *_captured(function, names)):
+        if isinstance(value, FunctionType):
+            yield name
+            yield from _parts(value, names, seen)
+        else:
+            yield f"{name}={value!r}"

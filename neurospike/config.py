@@ -1,0 +1,384 @@
+"""The typed configuration: what may be set, its meaning, its defaults and its limits.
+
+Everything a training run can be told stands in the models below, once: `config.yaml`, the
+command line's flags and their help, and the text of every error are made from them. This is
+the door at which values are checked; behind it they are trusted. Imports no torch, so that
+the checks cost nothing to run first.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from neurospike.errors import ConfigError
+
+DEFAULT_FILE = Path("config.yaml")
+
+
+def _refuse_bool(value: object) -> object:
+    # To Python (and so to pydantic) True is 1; `epochs: yes` is a slip, not one epoch.
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _refuse_number(value: object) -> object:
+    # Strings such as "yes" come from the command line; 0 and 1 are more likely a wrong key.
+    if not isinstance(value, (bool, str)):
+        raise ValueError("not true or false")
+    return value
+
+
+def _split_sizes(value: object) -> object:
+    """Read `256,128` and `[256,128]`, as the command line hands them over, as a list."""
+    if isinstance(value, str) and ("," in value or value.startswith("[")):
+        inner = value.removeprefix("[").removesuffix("]").strip()
+        return [part.strip() for part in inner.split(",")] if inner else []
+    return _refuse_bool(value)
+
+
+def _none_word(value: object) -> object:
+    """Read YAML's words for nothing, which the command line hands over as text, as None."""
+    if isinstance(value, str) and value.strip().lower() in ("", "null", "none", "~"):
+        return None
+    return _refuse_bool(value)
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_bool)]
+Number = Annotated[float, BeforeValidator(_refuse_bool), AllowInfNan(False)]
+Switch = Annotated[bool, BeforeValidator(_refuse_number)]
+PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool), AllowInfNan(False)]
+Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
+Sizes = Annotated[list[Size], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class Section(BaseModel):
+    """What all parts of the configuration share: no unknown keys, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The network: arguments of `SNNModel` by the same names."""
+
+    input_size: Size = Field(
+        default=784, description="inputs of the network; 28x28 pictures have 784"
+    )
+    hidden_size: Annotated[Size | Sizes, BeforeValidator(_split_sizes)] = Field(
+        default=256,
+        description="neurons of the hidden layer, or of each hidden layer: 256,128",
+        json_schema_extra={"allowed": "a whole number >= 1, or a list of them"},
+    )
+    output_size: Size = Field(default=10, description="outputs, one a class")
+    num_steps: Size = Field(default=25, description="time steps a picture is shown for")
+    beta: Number = Field(default=0.95, ge=0, le=1, description="membrane decay a time step")
+    threshold: Number = Field(default=1.0, gt=0, description="membrane above which a neuron fires")
+    surrogate: Literal[
+        "atan",
+        "fast_sigmoid",
+        "sigmoid",
+        "triangular",
+        "straight_through",
+        "boxcar",
+        "gaussian",
+    ] = Field(
+        default="atan", description="derivative that stands in for the spike's in the backward"
+    )
+    reset: Literal["subtract", "zero", "none"] = Field(
+        default="subtract", description="what a spike does to the membrane"
+    )
+    reset_delay: Switch = Field(
+        default=True, description="reset one step after the spike, as snnTorch"
+    )
+    detach_reset: Switch = Field(
+        default=False, description="no gradient through an immediate reset"
+    )
+    learn_beta: Switch = Field(default=False, description="train beta")
+    learn_threshold: Switch = Field(default=False, description="train the threshold")
+    readout: Literal["membrane", "spikes"] = Field(
+        default="membrane",
+        description="score classes by the output's membrane or by its spike counts",
+    )
+
+
+class EncodingConfig(Section):
+    """How a picture becomes input over time; only the options of the chosen kind are used."""
+
+    kind: Literal["constant", "rate", "latency"] = Field(
+        default="constant", description="same current every step, random spikes, or one timed spike"
+    )
+    gain: Number = Field(
+        default=1.0, ge=0, description="rate: spike probability a unit of brightness"
+    )
+    offset: Number = Field(default=0.0, description="rate: spike probability of a black pixel")
+    curve: Literal["linear", "logarithmic"] = Field(
+        default="linear", description="latency: how spike time falls with brightness"
+    )
+    threshold: Number = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="latency: brightness up to which a pixel counts as dark",
+    )
+    subthreshold: Literal["silent", "last"] = Field(
+        default="silent", description="latency: dark pixels never fire, or fire at the last step"
+    )
+    tau: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="latency, logarithmic: time constant in steps; null: num_steps - 1",
+    )
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "EncodingConfig":
+        if self.kind == "latency" and self.curve == "linear" and self.tau is not None:
+            raise ValueError("tau is for curve: logarithmic; leave it out of a linear one")
+        if self.kind == "latency" and self.curve == "logarithmic" and self.threshold == 0:
+            raise ValueError("curve: logarithmic needs a threshold above 0, such as 0.01")
+        return self
+
+    def options(self) -> dict[str, object]:
+        """The arguments of the chosen encoder, by name."""
+        names: dict[str, tuple[str, ...]] = {
+            "constant": (),
+            "rate": ("gain", "offset"),
+            "latency": ("curve", "threshold", "subthreshold", "tau"),
+        }
+        return {name: getattr(self, name) for name in names[self.kind]}
+
+
+class TrainingConfig(Section):
+    """How the network is trained (Adam on cross-entropy)."""
+
+    epochs: Size = Field(default=10, description="passes over the training pictures")
+    batch_size: Size = Field(default=128, description="pictures a step")
+    learning_rate: Number = Field(default=1e-3, gt=0, description="step size of Adam at the start")
+    beta1: Number = Field(default=0.9, ge=0, lt=1, description="Adam: decay of the gradient's mean")
+    beta2: Number = Field(default=0.999, ge=0, lt=1, description="Adam: decay of its mean square")
+    weight_decay: Number = Field(default=0.0, ge=0, description="L2 penalty on the weight matrices")
+    validation: Number = Field(
+        default=0.05,
+        ge=0,
+        le=0.5,
+        description="share of the training pictures held out to choose the best model; "
+        "0: the last model is taken",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine", description="learning rate: kept, or falling to zero over the run"
+    )
+
+
+class Config(Section):
+    """The whole configuration of a training run."""
+
+    model: ModelConfig = ModelConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    training: TrainingConfig = TrainingConfig()
+    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
+        default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
+    )
+    data_path: Text = Field(
+        default="data/", description="folder of the data sets; downloads go there"
+    )
+    backend: Literal["auto", "reference", "numba", "triton"] = Field(
+        default="auto", description="what computes the neurons; auto: the fastest that can run"
+    )
+    device: Device = Field(
+        default="auto",
+        description="where to compute; auto: the GPU if there is one",
+        json_schema_extra={"allowed": "auto, cpu, cuda or cuda:N"},
+    )
+    seed: Integer = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 1,
+        description="of weights, shuffling and spikes: same seed, same run",
+    )
+    threads: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="CPU threads; null: as many as torch takes"
+    )
+    run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="folder for the run's results; null: runs/<time>"
+    )
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The arguments of `SNNModel`, by name."""
+        return {
+            **self.model.model_dump(),
+            "encoding": self.encoding.kind,
+            "encoding_options": self.encoding.options(),
+        }
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Config:
+    """Read a YAML file, lay `overrides` over it and check the whole.
+
+    path: the file; None takes `config.yaml` of the working folder if there is one, else the
+    defaults. Keys the file leaves out keep their defaults, so an empty file is valid.
+    overrides: values by dotted key, `{"training.epochs": 3}`; text is read as the type wanted.
+    Raises ConfigError, in one or two lines, that names file, key, value and what is allowed.
+    """
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    values = {} if path is None else _read_mapping(Path(path))
+    source = str(path or "configuration")
+    overrides = overrides or {}
+    for key, value in overrides.items():
+        *sections, leaf = key.split(".")
+        inner = values
+        for section in sections:
+            # Nothing, or nothing usable: if unusable, the check below would miss it.
+            if not isinstance(inner.setdefault(section, {}), dict):
+                raise ConfigError(f"{source}: {section}: got {inner[section]!r}, not a mapping")
+            inner = inner[section]
+        inner[leaf] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values, source, overrides)) from None
+
+
+def fields() -> Iterator[tuple[str, str, str, object]]:
+    """Every key: its dotted name, what it means, what is allowed, its default."""
+    defaults = Config()
+    for name, value in defaults:
+        section = value if isinstance(value, Section) else defaults
+        prefix = f"{name}." if isinstance(value, Section) else ""
+        schemas = type(section).model_json_schema()["properties"]
+        for leaf in schemas if prefix else [name]:
+            text = schemas[leaf]["description"]
+            yield prefix + leaf, text, _allowed(schemas[leaf]), getattr(section, leaf)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key written twice instead of taking the last."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key, _ in node.value:
+        name = (key.tag, str(key.value))
+        if name in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key.value!r} stands twice", key.start_mark
+            )
+        seen.add(name)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a config file: it is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: got a {type(values).__name__}, wanted a mapping of keys to values, "
+            f"as `training: {{epochs: 3}}`"
+        )
+    # `model:` with every line below it commented out is an empty section, not a wrong one.
+    sections = [name for name, value in Config() if isinstance(value, Section)]
+    return {
+        key: {} if value is None and key in sections else value for key, value in values.items()
+    }
+
+
+def _explain(
+    error: ValidationError, values: object, file: str, overrides: Mapping[str, object]
+) -> str:
+    """One line on the first thing wrong, and how many more there are."""
+    allowed = {name: text for name, _, text, _ in fields()}
+    details = error.errors(include_url=False)
+    first = details[0]
+    parts: list[str] = []
+    value = values
+    for part in first["loc"]:  # goes on below our keys, into list items and union members
+        if ".".join(parts) in allowed or not isinstance(value, dict):
+            break
+        parts.append(str(part))
+        value = value.get(part)
+    key = ".".join(parts)
+    where = f"--{key}" if key in overrides else f"{file}: {key}"
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        sections = {name.partition(".")[0] for name in allowed if "." in name}
+        near = nearest_key(key, [*allowed, *sorted(sections)])
+        text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
+    elif isinstance(value, dict) and first["type"] == "value_error":  # keys that do not agree
+        text = f"{where}: {first['ctx']['error']}"
+    else:
+        text = f"{where}: got {_short(value)}, allowed: {allowed.get(key, 'a mapping of keys')}"
+    # A wrong item of a union is told once a member; count keys, not messages.
+    keys = {tuple(detail["loc"][: len(parts)]) for detail in details}
+    return text + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
+
+
+def nearest_key(key: str, known: list[str]) -> str | None:
+    """The key meant by an unknown one: same last name elsewhere, else the nearest spelling."""
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return same_leaf[0]
+    spelt = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if spelt:
+        return spelt[0]
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
+    return by_leaf[near[0]] if near else None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a field takes, in words, from its JSON schema."""
+    if "allowed" in schema:
+        return str(schema["allowed"])
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_allowed(option) for option in schema["anyOf"])
+    kinds = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "a non-empty text",
+        "null": "null",
+    }
+    limits = {
+        "minimum": ">=",
+        "exclusiveMinimum": ">",
+        "maximum": "<=",
+        "exclusiveMaximum": "<",
+    }
+    bounds = [f"{sign} {schema[name]}" for name, sign in limits.items() if name in schema]
+    return " ".join([kinds[schema["type"]], " and ".join(bounds)]).rstrip()

@@ -1,0 +1,129 @@
+"""Pictures with labels as two tensors, and batches cut from them on the device.
+
+A set of 28 x 28 digits is small (MNIST: 47 MB as uint8), so a `DataLoader` with its worker
+processes, per-picture Python and copies costs more than the training step it feeds. Here the
+whole set moves once and a batch is one gather and one conversion.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Pictures of digits with their labels.
+
+    Shapes: `images` uint8 `[N, 28, 28]`, 0 (background) to 255; `labels` int64 `[N]`, 0 to 9.
+    Errors: `ValueError` for tensors of another shape, dtype, length or range.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
+            raise ValueError(
+                f"images must be uint8 [N, 28, 28], got {images.dtype} {list(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
+        if len(images) != len(labels):
+            raise ValueError(f"there are {len(images)} images but {len(labels)} labels")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+            raise ValueError(
+                f"labels must be 0 to 9, got {int(labels.min())} to {int(labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, fraction: float, seed: int) -> tuple["Split", "Split"]:
+        """Hold a part out at random: `(rest, held_out)`, disjoint and together the whole.
+
+        `held_out` has `round(fraction * N)` samples; a fraction of 0 leaves it empty. The same
+        seed holds out the same samples. Both parts keep the original order; neither is
+        stratified. Errors: `ValueError` for a fraction outside [0, 1).
+        """
+        if not 0 <= fraction < 1:
+            raise ValueError(
+                f"fraction must be at least 0 and below 1, got {fraction}: it is the part held out"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held_out = torch.zeros(len(self), dtype=torch.bool)
+        held_out[order[: round(fraction * len(self))]] = True
+        return self._where(~held_out), self._where(held_out)
+
+    def _where(self, mask: Tensor) -> "Split":
+        return Split(self.images[mask], self.labels[mask])
+
+
+class Batches:
+    """Iterate a split as `(images, labels)` batches on a device, once an epoch.
+
+    Yields `images` float32 `[B, 1, 28, 28]` in [0, 1] (0 and 255 map to exactly 0 and 1) and
+    `labels` int64 `[B]`; both are fresh tensors. B is `batch_size`, and what is left over in
+    the last batch unless `drop_last`. `len()` is the number of batches; an empty split has none.
+
+    With `shuffle`, every epoch draws a new permutation from `generator`, a CPU generator so that
+    the order is the same on every device (default: torch's global one).
+
+    The uint8 images are moved to `device` once and kept there, and `resident` is True. If a CUDA
+    device has no room for them, they stay where they are and each batch goes over by itself, as
+    uint8 through pinned memory; `resident` is then False.
+
+    Errors: `ValueError` for a `batch_size` below 1 or a generator that is not on the CPU.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+        if generator is not None and generator.device.type != "cpu":
+            raise ValueError(
+                f"the order of the batches is drawn on the CPU, got a generator on "
+                f"{generator.device}: use torch.Generator()"
+            )
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.generator = generator
+        self.device = torch.device(device)
+        self.drop_last = drop_last
+        try:
+            self._images = split.images.to(self.device)
+            self._labels = split.labels.to(self.device)
+            self.resident = True
+        except torch.OutOfMemoryError:
+            self._images, self._labels = split.images, split.labels
+            self.resident = False
+
+    def __len__(self) -> int:
+        full, left_over = divmod(len(self._labels), self.batch_size)
+        return full + (left_over > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self._labels)
+        order = (
+            torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
+        ).to(self._images.device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            images = self._images.index_select(0, chosen)
+            labels = self._labels.index_select(0, chosen)
+            if not self.resident:
+                # The gathered batch is pinned, not the set: a gather from pinned memory would
+                # land in ordinary memory again. Torch keeps it until its copy has finished.
+                images = images.pin_memory().to(self.device, non_blocking=True)
+                labels = labels.pin_memory().to(self.device, non_blocking=True)
+            yield images.unsqueeze(1).to(torch.float32).div_(255), labels

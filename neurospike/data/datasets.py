@@ -1,0 +1,272 @@
+"""Find, fetch and read the digit data sets, or say in one line why that did not work.
+
+torchvision downloads and parses; what it lacks is here: an attempt without a network that
+ends in seconds and leaves nothing behind, one error type for the many exceptions that a
+damaged file raises inside its parser, and a data set that is always there (`digits`).
+"""
+
+import difflib
+import http.client
+import importlib
+import io
+import os
+import queue
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from neurospike.data.batches import Split
+from neurospike.errors import DataError, MissingDependencyError
+
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
+
+# Seconds until a first answer, and then for each connection and each read.
+DOWNLOAD_TIMEOUT = 5.0
+
+# What torchvision's idx parser raises on truncated, short or foreign files (AssertionError,
+# KeyError, RuntimeError, TypeError, OverflowError), and Split on contents that do not match.
+_DAMAGE = (AssertionError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+# RuntimeError is torchvision's own after its last mirror; a connection that breaks off
+# half-way passes through it as one of the others.
+_NOT_FETCHED = (OSError, RuntimeError, http.client.HTTPException)
+
+
+class _NotObtainedError(DataError):
+    """The files are not there at all and could not be fetched: `auto` may take other data."""
+
+
+@dataclass(frozen=True, eq=False)
+class DigitData:
+    """A data set: the name of what was really taken, its two splits, and why it was taken.
+
+    `note` is one line for the run's record. `name` is never `"auto"`.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    note: str
+
+
+def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True) -> DigitData:
+    """Load a data set by name.
+
+    - `"mnist"`, `"fashion_mnist"`, `"kmnist"`: 60,000 and 10,000 pictures, read by torchvision from
+      its layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or that name
+      with `.gz`); fetched from the network if absent and `download`. An explicit name never
+      falls back to another data set.
+    - `"digits"`: scikit-learn's 1,797 digits of 8 x 8 (0..16; Alpaydin & Kaynak, UCI, 1998), scaled
+      to 0..255 and enlarged to 28 x 28 bilinearly; always the same stratified 80/20 split.
+    - `"auto"`: MNIST if it is there or can be fetched, else digits, and `note` says so.
+
+    A fetch gives up when no server answers within `DOWNLOAD_TIMEOUT` seconds, prints nothing, and
+    leaves no partial file.
+
+    Errors: `DataError` for an unknown name, files that are missing and cannot be fetched,
+    damaged files (for `"auto"` too), a `data_path` that is a file or cannot be written;
+    `MissingDependencyError` when torchvision or scikit-learn is needed and does not import.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(NAMES)}.")
+    root = Path(data_path).expanduser()
+    if name == "digits":
+        return _load_digits()
+    if name == "auto":
+        return _load_auto(root, download)
+    try:
+        return _load_idx(name, root, download)
+    except _NotObtainedError as error:
+        raise DataError(
+            f"{error}.\nPut its four idx files there, or give a writable data path and a network "
+            "to download to, or choose 'digits', which needs neither."
+        ) from error
+
+
+def _load_auto(root: Path, download: bool) -> DigitData:
+    try:
+        data = _load_idx("mnist", root, download)
+    except _NotObtainedError as error:
+        data = _load_digits()
+        return replace(data, note=f"auto took {data.note}, not MNIST, because {error}")
+    return replace(data, note=f"auto took {data.note}")
+
+
+def _load_digits() -> DigitData:
+    sklearn_datasets = _require("sklearn.datasets", "scikit-learn")
+    model_selection = _require("sklearn.model_selection", "scikit-learn")
+    bundled = sklearn_datasets.load_digits()
+    enlarged = torch.nn.functional.interpolate(
+        torch.from_numpy(bundled.images).unsqueeze(1) * (255 / 16),
+        size=(28, 28),
+        mode="bilinear",
+        align_corners=False,
+    )
+    images = enlarged.squeeze(1).round().to(torch.uint8)
+    labels = torch.from_numpy(bundled.target).to(torch.int64)
+    parts = model_selection.train_test_split(
+        range(len(labels)), test_size=0.2, random_state=0, stratify=bundled.target
+    )
+    train, test = (Split(images[part], labels[part]) for part in parts)
+    return DigitData("digits", train, test, _note("digits", "scikit-learn", train, test))
+
+
+def _load_idx(name: str, root: Path, download: bool) -> DigitData:
+    if os.path.isfile(root):
+        raise DataError(f"the data path {root} is a file: give the folder that holds the data.")
+    dataset = getattr(_require("torchvision.datasets", "torchvision"), TORCHVISION_CLASSES[name])
+    raw = root / dataset.__name__ / "raw"
+    _extract(dataset, raw)
+    if _missing(dataset, raw):
+        _fetch(dataset, root, raw, download)
+    train, test = (_read(dataset, root, raw, train=train) for train in (True, False))
+    return DigitData(name, train, test, _note(name, str(raw), train, test))
+
+
+def _note(name: str, origin: str, train: Split, test: Split) -> str:
+    return f"{name} ({len(train):,} training and {len(test):,} test pictures from {origin})"
+
+
+def _missing(dataset: Any, raw: Path) -> list[str]:
+    names = [Path(archive).stem for archive, _ in dataset.resources]
+    return [name for name in names if not os.path.isfile(raw / name)]
+
+
+def _extract(dataset: Any, raw: Path) -> None:
+    """Unpack the archives whose checksum is torchvision's and that are not unpacked yet."""
+    utils = _require("torchvision.datasets.utils", "torchvision")
+    try:
+        for archive, md5 in dataset.resources:
+            if Path(archive).stem in _missing(dataset, raw) and utils.check_integrity(
+                raw / archive, md5
+            ):
+                with tempfile.TemporaryDirectory(dir=raw, prefix=".extract-") as folder:
+                    utils.extract_archive(raw / archive, folder)
+                    _move_files(Path(folder), raw)
+    except OSError as error:
+        raise DataError(
+            f"cannot unpack the .gz files in {raw} ({_last_line(error)}): make the folder "
+            "writable, or unpack them elsewhere and give that data path."
+        ) from error
+
+
+def _fetch(dataset: Any, root: Path, raw: Path, download: bool) -> None:
+    """Download into a temporary folder under `root`, then move the whole files into place."""
+    try:
+        if not download:
+            raise RuntimeError("downloading was not allowed")
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+            _reach([mirror + dataset.resources[0][0] for mirror in dataset.mirrors])
+            with _quiet_and_bounded():
+                dataset(folder, download=True)
+            raw.mkdir(parents=True, exist_ok=True)
+            _move_files(Path(folder, dataset.__name__, "raw"), raw)
+    except _NOT_FETCHED as error:
+        name, reason = dataset.__name__, _last_line(error)
+        files = [file for archive, _ in dataset.resources for file in (archive, Path(archive).stem)]
+        if not any(os.path.lexists(raw / file) for file in files):
+            raise _NotObtainedError(
+                f"{name} is not in {raw} and could not be downloaded ({reason})"
+            ) from error
+        raise DataError(
+            f"{name} in {raw} is incomplete, without a sound {_missing(dataset, raw)[0]}, and "
+            f"could not be downloaded ({reason}).\n"
+            "Add what is missing, or delete the folder and try again."
+        ) from error
+
+
+def _reach(urls: list[str]) -> None:
+    """Raise `OSError` unless one of the mirrors answers within `DOWNLOAD_TIMEOUT`.
+
+    In threads, because a socket's timeout bounds neither the look-up of a name nor the number
+    of addresses tried one after the other: behind a firewall that drops packets torchvision
+    would try for minutes.
+    """
+    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask(url: str) -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT):
+                outcomes.put(None)
+        except urllib.error.HTTPError:
+            outcomes.put(None)  # an answer, if a bad one: torchvision has more mirrors to try
+        except (OSError, http.client.HTTPException) as error:
+            outcomes.put(error)
+
+    for url in urls:
+        threading.Thread(target=ask, args=(url,), daemon=True).start()
+    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
+    failure: Exception = TimeoutError(f"no answer within {DOWNLOAD_TIMEOUT:g} s")
+    for _ in urls:
+        try:
+            outcome = outcomes.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        if outcome is None:
+            return
+        failure = outcome
+    raise OSError(_last_line(failure)) from failure
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        os.replace(file, target / file.name)
+
+
+@contextmanager
+def _quiet_and_bounded() -> Iterator[None]:
+    """Hide torchvision's progress bars and bound its sockets, which have no limit of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read(dataset: Any, root: Path, raw: Path, *, train: bool) -> Split:
+    part = "train" if train else "t10k"
+    try:
+        parsed = dataset(root, train=train)
+        return Split(parsed.data, parsed.targets)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the {part} files in {raw} ({_last_line(error)}): check their permissions."
+        ) from error
+    except _DAMAGE as error:
+        raise DataError(
+            f"the {part} files in {raw} are damaged ({_last_line(error)}).\n"
+            "Replace them, or delete the folder and they are downloaded anew."
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """The most specific part of a message in one line; torchvision's have a line a mirror."""
+    lines = str(error).split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
+
+
+def _require(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    # torchvision beside another torch than its own fails with a RuntimeError.
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"{package} is needed for this data set and does not import ({_last_line(error)}): "
+            f"pip install {package}"
+        ) from error

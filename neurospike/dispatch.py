@@ -1,0 +1,148 @@
+"""The table of backends: what can run the time loop, where, and why not.
+
+A backend is one file and one row here. The oracle, `reference`, is a differentiable function
+`lif(...)` in torch. Every other one is a fused pair `forward`, `backward` that `neurospike.ops`
+turns into torch operators. Nothing here imports a backend before it is used.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from .errors import BackendError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        name: what `backend=` takes.
+        module: where its functions are, relative to the package.
+        packages: what must be installed, as import names.
+        device_types: the kinds of torch device its tensors may be on; empty means any.
+        fused: whether it is a forward/backward pair for `neurospike.ops`.
+        instead: what to use where it cannot run.
+    """
+
+    name: str
+    module: str
+    packages: tuple[str, ...] = ()
+    device_types: tuple[str, ...] = ()
+    fused: bool = True
+    instead: str = "reference"
+
+
+# In the order in which "auto" tries them.
+TABLE: dict[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend("numba", ".kernels.lif_numba", ("numba",), ("cpu",)),
+        Backend("reference", ".reference", ("snntorch",), (), fused=False, instead="numba"),
+    )
+}
+
+_scoped: ContextVar[str] = ContextVar("neurospike_backend", default="auto")
+
+
+def unsupported_reasons(name: str, device_type: str | None = None) -> list[str]:
+    """Return every reason why backend `name` cannot run here, or on tensors of `device_type`."""
+    row = TABLE[name]
+    reasons = [
+        f"the package {package!r} is not installed (pip install {package})"
+        for package in row.packages
+        if not _installed(package)
+    ]
+    if "cuda" in row.device_types and "cpu" not in row.device_types:
+        reasons += _cuda_reasons()
+    if device_type is not None and row.device_types and device_type not in row.device_types:
+        wanted = " or ".join(row.device_types)
+        reasons.append(f"it runs on {wanted} tensors, these are on {device_type}")
+    return reasons
+
+
+def backends() -> dict[str, str | None]:
+    """Return each backend's name with `None` if it can run here, else with the reasons why not."""
+    return {name: "; ".join(unsupported_reasons(name)) or None for name in TABLE}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make `name` the backend of every layer inside the `with` block that was not given its own.
+
+    Args:
+        name: a name of `backends()`, or `"auto"`.
+
+    Raises:
+        ValueError: an unknown name.
+        BackendError: it cannot run on this machine; lists every reason.
+    """
+    check_name(name)
+    if name != "auto":
+        _refuse(name, unsupported_reasons(name))
+    token = _scoped.set(name)
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` unless `name` is a backend or `"auto"`."""
+    if name != "auto" and name not in TABLE:
+        known = ", ".join(["auto", *TABLE])
+        raise ValueError(f"unknown backend {name!r}; choose one of {known}")
+
+
+def choose(name: str, device_type: str) -> Backend:
+    """Return the row that serves tensors of `device_type`.
+
+    `"auto"` gives way to `use_backend`, then takes the first row that can run; a backend chosen by
+    name runs or raises `BackendError`, it never falls back.
+    """
+    if name == "auto":
+        name = _scoped.get()
+    if name != "auto":
+        check_name(name)
+        _refuse(name, unsupported_reasons(name, device_type), device_type)
+        return TABLE[name]
+    every = {}
+    for row in TABLE.values():
+        every[row.name] = unsupported_reasons(row.name, device_type)
+        if not every[row.name]:
+            return row
+    reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in every.items())
+    raise BackendError(f"no backend can run on {device_type} tensors here: {reasons}")
+
+
+def load(row: Backend):  # noqa: ANN201 (a module with the functions the row promises)
+    """Import and return the module of a row."""
+    return importlib.import_module(row.module, __package__)
+
+
+def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> None:
+    if reasons:
+        where = f" on {device_type} tensors" if device_type else " here"
+        raise BackendError(
+            f"backend {name!r} cannot run{where}: {'; '.join(reasons)}. "
+            f"Use --backend {TABLE[name].instead} (backend={TABLE[name].instead!r}) instead."
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _cuda_reasons() -> list[str]:
+    if torch.version.cuda is None:
+        return ["this torch was built without CUDA"]
+    if not torch.cuda.is_available():
+        return ["torch finds no CUDA device"]
+    return []

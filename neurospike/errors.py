@@ -1,0 +1,30 @@
+"""What a user can get wrong, as exceptions.
+
+Each message says what was got, what was wanted and what to do. The command line prints
+the message and exits with code 2; a library caller can catch `NeuroSpikeError`. Misuse of
+a call (wrong shape, dtype, argument) stays a plain `ValueError` or `TypeError`.
+"""
+
+
+class NeuroSpikeError(Exception):
+    """Base of the errors below."""
+
+
+class BackendError(NeuroSpikeError, RuntimeError):
+    """A backend was asked for by name and cannot run here; lists every reason."""
+
+
+class ConfigError(NeuroSpikeError, ValueError):
+    """The configuration has an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(NeuroSpikeError, RuntimeError):
+    """A data set is missing, truncated or cannot be read or written."""
+
+
+class CheckpointError(NeuroSpikeError, RuntimeError):
+    """A checkpoint is missing, damaged or not one of ours, or cannot be written."""
+
+
+class MissingDependencyError(NeuroSpikeError, ImportError):
+    """An optional package is not installed; says which and how to install it."""

@@ -1,0 +1,303 @@
+"""Spiking layers over whole sequences: `lif`, `LIF` and the readout `LI`.
+
+Like `torch.nn.RNN` they take `[T, B, *F]` and return the sequence and the last state. They know
+no backend: which code runs the time loop changes the speed and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import dispatch, ops, rule
+from .surrogate import Surrogate, resolve
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class _Outputs(NamedTuple):
+    spikes: Tensor
+    mem: Tensor
+    trace: Tensor
+
+
+def lif(
+    current: Tensor,
+    mem: Tensor | None = None,
+    *,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    surrogate: str | Surrogate | Callable[..., Any] = "atan",
+    reset: str = "subtract",
+    reset_delay: bool = True,
+    detach_reset: bool = False,
+    num_steps: int | None = None,
+    return_trace: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """Run leaky integrate-and-fire neurons over a whole sequence.
+
+    The equations are in `neurospike.formulas`; with the default reset they are those of snnTorch's
+    `Leaky` (Eshraghian et al. 2023, arXiv:2109.12894), bit for bit in float32.
+
+    Args:
+        current: input current `[T, B, *F]`; with `num_steps` `[B, *F]`, held constant and read
+            once. float16, bfloat16, float32 or float64.
+        mem: membrane `[B, *F]` to carry on from, float64 if the current is, else float32. Default:
+            zeros. Its reset is due at the first step if it lies above the threshold.
+        beta: decay a step, clamped to [0, 1]; a number or a tensor that broadcasts against `F`.
+        threshold: a neuron fires when its membrane is strictly greater; number or tensor likewise.
+        surrogate: derivative of the spike in the backward pass: a name, an object of
+            `neurospike.surrogate`, or a scalar function of your own.
+        reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
+        reset_delay: reset at the step after the spike (True) or at once (False).
+        detach_reset: let no gradient flow through an immediate reset.
+        num_steps: number of steps `T >= 0` of a constant current.
+        return_trace: also return the membrane at every step.
+        backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+
+    Returns:
+        `(spikes [T, B, *F], mem [B, *F])`, and with `return_trace` `trace [T, B, *F]` as a third.
+        Spikes are 0 or 1 in the current's number format, membranes in the state's. Gradients flow
+        to `current`, `mem`, `beta` and `threshold`.
+
+    Raises:
+        TypeError: a tensor of integers, complex numbers or another unsupported format.
+        ValueError: a wrong shape, device or option.
+        BackendError: the backend named cannot run here; every reason is listed.
+    """
+    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), resolve(surrogate).function)
+    parameters = resolve(surrogate).parameters
+    out = _run(
+        current, mem, beta, threshold, key, parameters, num_steps, True, return_trace, backend
+    )
+    return tuple(out) if return_trace else (out.spikes, out.mem)
+
+
+class _Neuron(nn.Module):
+    """Decay and threshold as buffers or parameters: what every layer here keeps."""
+
+    beta: Tensor
+
+    def _keep(self, name: str, value: float | Tensor, learn: bool) -> None:
+        tensor = torch.as_tensor(value)
+        if not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        tensor = tensor.detach().clone()
+        if learn:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire layer; see `lif` for the arguments, shapes and equations.
+
+    `beta` and `threshold` are in the state dict; `learn_beta` and `learn_threshold` make them
+    parameters (beta is clamped to [0, 1] where it is used, its gradient is 0 outside).
+
+        lif = LIF(beta=0.95)
+        spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
+        spikes, mem = lif(more_current, mem)       # carry on
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        beta: float | Tensor,
+        threshold: float | Tensor = 1.0,
+        surrogate: str | Surrogate | Callable[..., Any] = "atan",
+        reset: str = "subtract",
+        reset_delay: bool = True,
+        detach_reset: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self._keep("beta", beta, learn_beta)
+        self._keep("threshold", threshold, learn_threshold)
+        self.surrogate = resolve(surrogate)
+        self.reset, self.reset_delay, self.detach_reset = reset, reset_delay, detach_reset
+        self.rule = rule.key_of(
+            reset, bool(reset_delay), bool(detach_reset), self.surrogate.function
+        )
+        dispatch.check_name(backend)
+        self.backend = backend
+
+    def forward(
+        self,
+        current: Tensor,
+        mem: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+        return_trace: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
+        out = _run(
+            current,
+            mem,
+            self.beta,
+            self.threshold,
+            self.rule,
+            self.surrogate.parameters,
+            num_steps,
+            True,
+            return_trace,
+            self.backend,
+        )
+        return tuple(out) if return_trace else (out.spikes, out.mem)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        return (
+            f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
+            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, reset={self.reset!r}, "
+            f"reset_delay={self.reset_delay}, backend={self.backend!r}"
+        )
+
+
+class LI(_Neuron):
+    """Leaky integrator, a readout that never spikes: `mem_t = beta * mem_{t-1} + current_t`.
+
+        li = LI(beta=0.95)
+        trace, mem = li(current)                   # [T, B, *F] -> [T, B, *F], [B, *F]
+
+    Arguments, number formats and errors are those of `lif`; the trace is in the state's format.
+    """
+
+    def __init__(
+        self, beta: float | Tensor, learn_beta: bool = False, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self._keep("beta", beta, learn_beta)
+        self.rule = rule.key_of("none", True, False, resolve("straight_through").function)
+        dispatch.check_name(backend)
+        self.backend = backend
+
+    def forward(
+        self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return `(trace [T, B, *F], mem [B, *F])`."""
+        out = _run(
+            current, mem, self.beta, 1.0, self.rule, (), num_steps, False, True, self.backend
+        )
+        return out.trace, out.mem
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        return f"beta={_show(self.beta)}, backend={self.backend!r}"
+
+
+def _run(
+    current: Tensor,
+    mem: Tensor | None,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    key: str,
+    parameters: tuple[float, ...],
+    num_steps: int | None,
+    want_spikes: bool,
+    want_trace: bool,
+    backend: str,
+) -> _Outputs:
+    """Check the arguments, choose the backend and call it."""
+    steps = _check_current(current, num_steps)
+    shape = ops.step_shape(current, steps)
+    state = ops.state_dtype(current.dtype)
+    if mem is not None:
+        _check_mem(mem, current, shape, state)
+    beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+    threshold = _parameter("threshold", threshold, current, shape, state)
+    row = dispatch.choose(backend, current.device.type)
+    if row.fused:
+        flat = (_flat(beta, shape), _flat(threshold, shape))
+        return _Outputs(
+            *ops.fused_lif(
+                row.name, current, mem, *flat, key, parameters, steps, want_spikes, want_trace
+            )
+        )
+    whole = current.to(state)
+    if steps >= 0:
+        whole = whole.expand(steps, *shape)
+    start = whole.new_zeros(shape) if mem is None else mem
+    lif_of = dispatch.load(row).lif
+    spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
+    return _Outputs(spikes.to(current.dtype), mem, trace)
+
+
+def _check_current(current: Tensor, num_steps: int | None) -> int:
+    """Return the number of steps of a constant current, -1 for one with a time axis."""
+    if not isinstance(current, Tensor):
+        raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
+    if current.dtype not in _FLOATS:
+        raise TypeError(
+            f"current must be float16, bfloat16, float32 or float64, got {current.dtype}; "
+            "convert it with .float()"
+        )
+    if num_steps is None:
+        if current.dim() < 2:
+            raise ValueError(
+                f"current must be [T, B, *F], got shape {tuple(current.shape)}, which has no time "
+                "or no batch axis; for a constant current [B, *F] pass num_steps="
+            )
+        return -1
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, torch.SymInt)):
+        raise TypeError(f"num_steps must be an integer, got {num_steps!r}")
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
+    if current.dim() < 1:
+        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
+    return num_steps
+
+
+def _check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
+    if not isinstance(mem, Tensor):
+        raise TypeError(f"mem must be a tensor [B, *F], got {type(mem).__name__}")
+    if mem.shape != shape:
+        raise ValueError(
+            f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
+        )
+    if mem.dtype != state:
+        raise TypeError(
+            f"mem must be {state} for a current of {current.dtype}, got {mem.dtype}; "
+            f"convert it with .to({state})"
+        )
+    if mem.device != current.device:
+        raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
+
+
+def _parameter(
+    name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
+) -> Tensor:
+    """Return beta or threshold as a tensor in the state's format, once it is found to fit."""
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=state, device=current.device)
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
+    if value.device != current.device:
+        raise ValueError(
+            f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
+        )
+    features = shape[1:]
+    padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
+    fits = len(padded) == len(features) and all(
+        p in (1, f) for p, f in zip(padded, features)
+    )
+    if value.numel() != 1 and not fits:
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
+            f"{tuple(features)} of the current"
+        )
+    return (value.reshape(()) if value.numel() == 1 else value).to(state)
+
+
+def _flat(value: Tensor, shape: torch.Size) -> Tensor:
+    """Return `[1]` for a scalar, else `[P]`: one value a neuron of the features, flattened."""
+    return value.reshape(1) if value.dim() == 0 else value.expand(shape[1:]).reshape(-1)
+
+
+def _show(value: Tensor) -> str:
+    return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"

@@ -1,0 +1,95 @@
+"""The oracle backend: snnTorch's `Leaky`, stepped over time in Python.
+
+It defines what the other backends must give. The immediate reset is `neurospike.formulas` stepped
+in torch, since snnTorch 1.0.0, where the membrane is still above the threshold after the reset, adds the
+threshold back on the next step (current 2.5, 0, 0, beta 0.9: membrane 1.5, 1.35+1, ...). Gradients are torch's own autograd. Its input is taken apart by `unbind`:
+indexing `x[t]` would make torch's backward quadratic in T.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import formulas
+from .binding import bind
+from .errors import MissingDependencyError
+from .rule import Rule
+
+Fire = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class _Spike(torch.autograd.Function):
+    """H(u) forward, the surrogate backward."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, rule: Rule, parameters: tuple[float, ...]) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.rule, ctx.parameters = rule, parameters
+        return formulas.heaviside(u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grad * ctx.rule.surrogate(u, *ctx.parameters), None, None
+
+
+def lif(
+    current: Tensor,
+    mem: Tensor,
+    beta: Tensor,
+    threshold: Tensor,
+    rule: Rule,
+    parameters: tuple[float, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `(spikes, mem, trace)`, all differentiable.
+
+    Shapes: `current` `[T, B, *F]` in the state's number format, `mem` `[B, *F]`; `beta`, `threshold`
+    broadcast against F. Spikes and trace are `[T, B, *F]`.
+    """
+
+    def fire(u: Tensor) -> Tensor:
+        return _Spike.apply(u, rule, parameters)
+
+    step = _snntorch_step if rule.delayed else _formula_step
+    one_step = step(beta, threshold, rule, fire)
+    spikes, trace = [], []
+    for current_t in current.unbind(0):
+        spike, mem = one_step(current_t, mem)
+        spikes.append(spike)
+        trace.append(mem)
+    if not spikes:
+        return torch.zeros_like(current), mem, torch.zeros_like(current)
+    return torch.stack(spikes), mem, torch.stack(trace)
+
+
+def _snntorch_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:
+    try:
+        from snntorch import Leaky
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the reference backend needs snntorch: pip install snntorch"
+        ) from error
+    leaky = Leaky(
+        beta=beta,
+        threshold=threshold,
+        spike_grad=fire,
+        reset_mechanism=rule.reset,
+    )
+    # snnTorch keeps every layer ever made in a class-wide list; this one lives for one call.
+    Leaky.instances.remove(leaky)
+    return leaky
+
+
+def _formula_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:
+    charge = bind(formulas.charge, rule.names)
+    settle = bind(formulas.settle, rule.names)
+
+    def one_step(current: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        v = charge(mem, current, beta, threshold)
+        spike = fire(v - threshold)
+        return spike, settle(v, spike.detach() if rule.detached else spike, threshold)
+
+    return one_step

@@ -1,0 +1,71 @@
+"""Which formulas a layer follows: the reset, its timing and the surrogate, under one short key.
+
+Torch operators take tensors, numbers and strings, so a rule travels through them, and through
+graphs that torch.compile or torch.export make of them, as a string. The parameters of a surrogate
+travel beside it as numbers: another slope is no other rule and compiles nothing anew.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import formulas
+from .binding import digest
+from .surrogate import BUILT_IN
+
+RESETS = ("subtract", "zero", "none")
+
+# Functions that users brought as surrogates, by their name in a key.
+_own_surrogates: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Reset (`subtract`, `zero` or `none`), its timing, and the surrogate's function."""
+
+    reset: str
+    delayed: bool
+    detached: bool
+    surrogate: Callable[..., Any]
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the free names of `neurospike.formulas` stand for under this rule."""
+        return {
+            "DELAYED": self.delayed,
+            "SUBTRACT": self.reset == "subtract",
+            "ZERO": self.reset == "zero",
+            "DETACHED": self.detached,
+            "surrogate": self.surrogate,
+        }
+
+
+@functools.cache
+def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., Any]) -> str:
+    """Return the key under which `from_key` finds the rule.
+
+    Raises:
+        ValueError: an unknown reset.
+    """
+    if reset not in RESETS:
+        raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")
+    name = surrogate.__name__
+    if getattr(formulas, name, None) is not surrogate:
+        name += "-" + digest(surrogate, dict.fromkeys(formulas.FREE_NAMES))
+        _own_surrogates[name] = surrogate
+    # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
+    timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
+    return f"{reset} {timing} {name}"
+
+
+@functools.cache
+def from_key(key: str) -> Rule:
+    """Return the rule of a key that `key_of` made.
+
+    Raises:
+        KeyError: it names a surrogate of the user's that this process has not seen.
+    """
+    reset, timing, name = key.split(" ")
+    function = getattr(formulas, name) if name in BUILT_IN else _own_surrogates[name]
+    return Rule(reset, timing == "delayed", timing == "detached", function)

@@ -1,0 +1,121 @@
+"""Surrogate gradients: what replaces the derivative of the spike in the backward pass.
+
+The forward pass is always `H(u)`, `u = membrane - threshold`. A surrogate is the derivative used
+instead of that of `H`; the formulas are in `neurospike.formulas`, one scalar function each. Any
+function of your own in the same style (arithmetic, comparison, and the names `exp`, `abs`,
+`where` imported from `neurospike.formulas`) is a surrogate on every backend:
+
+    from neurospike.formulas import abs
+
+    def cusp(u):
+        return 1.0 / (1.0 + abs(u))
+
+    ns.LIF(beta=0.9, surrogate=cusp)
+
+Write floats (`1.0`), not integers (`1`): compilers widen the latter to double precision.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import formulas
+from .binding import digest
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A derivative `function(u, *parameters)` with its parameters' values.
+
+    Calling it with a tensor `u` of any shape returns the derivative, same shape and dtype.
+    """
+
+    function: Callable[..., Any]
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        """Return h(u), elementwise."""
+        return self.function(u, *self.parameters)
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+
+def atan(alpha: float = 2.0) -> Surrogate:
+    """`(alpha/2) / (1 + (pi*alpha*u/2)^2)`; Fang et al. 2021, arXiv:2007.05785. As in snnTorch."""
+    return Surrogate(formulas.atan, (_positive("alpha", alpha),))
+
+
+def fast_sigmoid(slope: float = 25.0) -> Surrogate:
+    """`1 / (slope*|u| + 1)^2`; Zenke and Ganguli 2018, doi:10.1162/neco_a_01086. As in snnTorch."""
+    return Surrogate(formulas.fast_sigmoid, (_positive("slope", slope),))
+
+
+def sigmoid(slope: float = 25.0) -> Surrogate:
+    """`slope*q*(1-q)`, `q` the logistic of `slope*u`.
+
+    snnTorch 1.0.0 has the same formula but gives NaN for `u <= -3.5`; this one is finite everywhere.
+    """
+    return Surrogate(formulas.sigmoid, (_positive("slope", slope),))
+
+
+def triangular(width: float = 1.0) -> Surrogate:
+    """`max(0, 1 - |u|/width) / width`; Bellec et al. 2018, arXiv:1803.09574.
+
+    Not snnTorch's `triangular`, whose derivative is the constant +-threshold on each side of 0.
+    """
+    return Surrogate(formulas.triangular, (_positive("width", width),))
+
+
+def straight_through() -> Surrogate:
+    """`1` everywhere; Bengio, Leonard and Courville 2013, arXiv:1308.3432. As in snnTorch."""
+    return Surrogate(formulas.straight_through)
+
+
+def boxcar(width: float = 1.0) -> Surrogate:
+    """`1/width` where `|u| < width/2`, else 0; Wu et al. 2018, doi:10.3389/fnins.2018.00331."""
+    return Surrogate(formulas.boxcar, (_positive("width", width),))
+
+
+def gaussian(sigma: float = 0.5) -> Surrogate:
+    """Normal density of standard deviation `sigma`; Yin et al. 2020, arXiv:2005.11633."""
+    return Surrogate(formulas.gaussian, (_positive("sigma", sigma),))
+
+
+BUILT_IN: dict[str, Callable[..., Surrogate]] = {
+    maker.__name__: maker
+    for maker in (atan, fast_sigmoid, sigmoid, triangular, straight_through, boxcar, gaussian)
+}
+
+
+def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
+    """Return the `Surrogate` that a name, a `Surrogate` or a scalar function stands for.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither of the three, or a function no backend can compile.
+    """
+    if isinstance(surrogate, Surrogate):
+        return surrogate
+    if isinstance(surrogate, str):
+        if surrogate not in BUILT_IN:
+            known = ", ".join(BUILT_IN)
+            raise ValueError(f"unknown surrogate {surrogate!r}; choose one of {known}")
+        return BUILT_IN[surrogate]()
+    if not callable(surrogate):
+        raise TypeError(
+            f"surrogate must be a name, a Surrogate or a function of u, got {surrogate!r}"
+        )
+    digest(surrogate, dict.fromkeys(formulas.FREE_NAMES))
+    return Surrogate(surrogate)
+
+
+def _positive(name: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)

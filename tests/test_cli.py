@@ -1,0 +1,316 @@
+"""The commands as a user meets them: flags, exit codes, lines printed, files left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import neurospike.__main__ as modes
+from neurospike import cli, train
+from neurospike.config import Config, fields, load_config
+from neurospike.data import DigitData, Split
+from neurospike.errors import ConfigError, NeuroSpikeError
+from neurospike.training import load_checkpoint
+
+SMALL = ["--model.hidden_size=16", "--num-steps=4", "--batch_size=16", "--threads=1", "--epochs=2"]
+ROOT = Path(__file__).parents[1]
+
+
+def parse(*argv):
+    return cli.parse(argv, "prog", "about")
+
+
+def tiny_split(count, seed):
+    """Pictures of two classes, bright above or below, labelled 0 and 1."""
+    drawn = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=drawn)
+    images = torch.randint(60, (count, 28, 28), generator=drawn, dtype=torch.uint8)
+    images[labels == 0, :14] += 150
+    images[labels == 1, 14:] += 150
+    return Split(images, labels)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, and a tiny data set under every name."""
+
+    def load(name, data_path, download=True):
+        return DigitData(name, tiny_split(200, 0), tiny_split(80, 1), f"{name}: tiny pictures")
+
+    monkeypatch.setattr(train, "load", load)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run_lines(folder):
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Flags
+
+
+def test_every_key_is_a_flag_and_its_default_text_is_the_default():
+    for key, _, _, default in fields():
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+        path, overrides = parse(f"--{key}", text)
+        assert (path, overrides) == (None, {key: text})
+        assert load_config(os.devnull, overrides) == Config()
+
+
+def test_flags_take_dashes_short_names_and_equal_signs():
+    path, overrides = parse("--config=a-b.yaml", "--data-path=x-y", "--learning-rate", "0.01")
+    assert path == Path("a-b.yaml")
+    assert overrides == {"data_path": "x-y", "training.learning_rate": "0.01"}
+    assert parse("--hidden-size", "256,128")[1] == {"model.hidden_size": "256,128"}
+    assert parse("--training.learning-rate=1")[1] == {"training.learning_rate": "1"}
+    assert parse("--encoding.offset", "-0.1")[1] == {"encoding.offset": "-0.1"}
+    assert parse("--model.learn_beta", "--seed", "1")[1] == {
+        "model.learn_beta": "true",
+        "seed": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--epoch", "3"], "no such flag --epoch; did you mean --epochs?"),
+        (["--learning-rte=3"], "no such flag --learning_rte; did you mean --learning_rate?"),
+        (["--beta", "1"], "no such flag --beta; did you mean --model.beta?"),
+        (["--bakend", "numba"], "no such flag --bakend; did you mean --backend?"),
+        (["--xyzzy"], "no such flag --xyzzy; see --help"),
+        (["train"], "unexpected 'train': every value follows its flag"),
+        (["--seed"], "--seed: expected one argument"),
+    ],
+)
+def test_wrong_flags_are_refused_with_the_nearest(argv, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert str(caught.value).startswith(expected)
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"--{key} " in shown for key, *_ in fields())
+    assert "<= 4294967295; default: 0)" in shown
+    assert "(a number > 0; default: 1.0)" in shown
+    assert "(true or false; default: true)" in shown
+    assert "or null; default: null)" in shown
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize("error", [NeuroSpikeError("the reason"), OSError(28, "No space", "f")])
+def test_errors_of_the_user_end_with_2_and_one_line(capsys, error):
+    def job():
+        raise error
+
+    assert cli.guarded(job) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {error}\n"
+    assert shown.out == ""
+
+
+def test_bugs_keep_their_traceback():
+    def job():
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.guarded(job)
+
+
+def test_modes(capsys, monkeypatch, folder):
+    assert modes.main(["--help"]) == 0
+    assert "--mode train|inference" in capsys.readouterr().out
+    assert modes.main([]) == 2
+    assert "--mode: got nothing, allowed: train, inference" in capsys.readouterr().err
+    assert modes.main(["--mode", "fly"]) == 2
+    assert "--mode: got fly" in capsys.readouterr().err
+    assert modes.main(["--mode=train", "--epoch", "3"]) == 2
+    assert "no such flag --epoch" in capsys.readouterr().err
+    monkeypatch.setitem(modes.MODULES, "inference", "neurospike.not_there")
+    assert modes.main(["--mode", "inference"]) == 2
+    assert "comes with neurospike.not_there, which this version lacks" in capsys.readouterr().err
+    assert modes.main(["--mode", "train", *SMALL]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy: ")
+
+
+# A run
+
+
+def test_a_run_learns_and_leaves_its_folder(folder, capsys):
+    argv = [*SMALL, "--run_dir", "out", "--learning_rate", "0.01", "--training.validation=0.2"]
+    assert train.main(argv) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "auto: tiny pictures"
+    assert out[-1] == "test accuracy: 100.00%"
+    assert any(line.startswith("spike rate of hidden1: 0.") for line in out)
+    first, *epochs, last = run_lines(folder / "out")
+    assert (first["note"], first["seed"], first["device"]) == ("auto: tiny pictures", 0, "cpu")
+    assert first["threads"] == 1
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert (last["kind"], last["accuracy"]) == ("test", 1.0)
+    assert 0 < last["spike_rates"]["hidden1"] < 1
+    assert (folder / "out" / "training_curves.png").stat().st_size > 10_000
+    config = load_config("out/config.yaml")
+    assert config.model.hidden_size == 16
+    best = folder / "out" / "checkpoints" / "best_model.pth"
+    assert (folder / "checkpoints" / "best_model.pth").read_bytes() == best.read_bytes()
+    assert load_checkpoint(best)["random"]["shuffle"] is not None
+    assert load_checkpoint(best)["config"] == config.model_dump(mode="json")
+    assert yaml.safe_load(Path("out/config.yaml").read_text(encoding="utf-8"))["run_dir"] == "out"
+
+
+@pytest.mark.parametrize("encoding", ["constant", "rate", "latency"])
+def test_same_seed_same_run(folder, encoding):
+    def results(name, seed):
+        argv = [*SMALL, f"--run-dir={name}", f"--seed={seed}", f"--encoding.kind={encoding}"]
+        assert train.main(argv) == 0
+        timed = ("seconds", "samples_per_second")
+        return [
+            {key: value for key, value in row.items() if key not in timed}
+            for row in run_lines(folder / name)[1:]
+        ]
+
+    assert results("a", 0) == results("b", 0)
+    assert results("c", 1) != results("d", 0)
+
+
+def test_first_step_is_bit_equal_on_both_cpu_backends(folder):
+    def first_loss(backend):
+        one_step = ["--batch_size=200", "--training.validation=0", "--epochs=1"]
+        assert train.main([*SMALL, *one_step, f"--run_dir={backend}", f"--backend={backend}"]) == 0
+        record, epoch, _ = run_lines(folder / backend)
+        assert record["backend"] == backend
+        return epoch["train_loss"]
+
+    assert first_loss("numba") == first_loss("reference")
+
+
+def test_test_uses_the_best_model_not_the_last(folder, monkeypatch, capsys):
+    class Trainer(train.SNNTrainer):
+        def fit(self, batches, validation, epochs, run):
+            super().fit(batches, validation, epochs, run)
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.zero_()
+
+    monkeypatch.setattr(train, "SNNTrainer", Trainer)
+    assert train.main([*SMALL, "--learning_rate=0.01"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "test accuracy: 100.00%"
+
+
+def test_without_validation_and_schedule(folder):
+    argv = [*SMALL, "--training.validation=0", "--training.schedule=constant", "--run_dir=out"]
+    assert train.main(argv) == 0
+    rows = run_lines(folder / "out")[1:-1]
+    assert {row["learning_rate"] for row in rows} == {0.001}
+    assert {row["validation_loss"] for row in rows} == {None}
+
+
+def test_learned_parameters_get_no_weight_decay(folder):
+    config = load_config(overrides={"model.learn_beta": True, "training.weight_decay": 0.1})
+    model = train.SNNModel(**config.network_arguments())
+    matrices, others = train._optimizer(config, model).param_groups
+    assert matrices["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert all(p.ndim == 2 for p in matrices["params"])
+    assert len(matrices["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--training.epochs=0"], "--training.epochs: got '0', allowed: a whole number >= 1"),
+        (["--config=none.yaml"], "none.yaml: cannot read the config file"),
+        (["--device=cuda:99"], "device: got 'cuda:99', but torch finds"),
+        (["--backend=numpy"], "--backend: got 'numpy', allowed: auto, reference, numba, triton"),
+        (["--model.input_size=100"], "model.input_size: got 100, but the pictures of auto have"),
+        (["--model.output_size=1"], "model.output_size: got 1, but auto has 2 classes"),
+        (["--run_dir=file/run"], "Not a directory"),
+        (["--run_dir=taken"], "the run folder taken holds a metrics.jsonl already"),
+        (["--learning_rate=1e38"], "the loss became"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(folder, capsys, argv, expected):
+    Path("file").touch()
+    Path("taken").mkdir()
+    Path("taken/metrics.jsonl").touch()
+    assert train.main([*SMALL, *argv]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+def test_backend_is_checked_before_data_is_loaded(folder, capsys, monkeypatch):
+    def load(*_):
+        raise AssertionError("loaded data for a backend that cannot run")
+
+    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr("neurospike.dispatch._installed", lambda package: False)
+    assert train.main([*SMALL, "--backend=numba"]) == 2
+    assert "numba" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_costs_only_the_picture(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert train.main([*SMALL, "--run_dir=out"]) == 0
+    out = capsys.readouterr().out
+    assert "pip install matplotlib" in out
+    assert out.splitlines()[-1].startswith("test accuracy: ")
+    assert run_lines(folder / "out")[-1]["kind"] == "test"
+
+
+# In a process of its own
+
+
+def command(*argv, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "neurospike.train", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def test_process_ends_with_code_2_and_no_traceback(tmp_path):
+    (tmp_path / "config.yaml").write_text("modle: {}", encoding="utf-8")
+    process = command(cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "error: config.yaml: modle: no such key; did you mean model?\n"
+
+
+def test_ctrl_c_ends_cleanly_with_the_state_saved(tmp_path):
+    argv = ["--dataset=digits", "--epochs=100000", "--run_dir=out", *SMALL[:-1]]
+    process = command(*argv, cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == (
+        "interrupted; the state so far is in out/checkpoints/interrupted.pth, the last whole "
+        "epoch in last.pth\n"
+    )
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert load_checkpoint(checkpoints / "last.pth")["epoch"] >= 1
+    assert load_checkpoint(checkpoints / "interrupted.pth")["step"] >= 1
+    assert load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")["epoch"] >= 1

@@ -1,0 +1,582 @@
+"""Loading the digit sets, what goes wrong with files and networks, and batches.
+
+No test uses the network: `no_network` is in force for all of them.
+"""
+
+import gzip
+import hashlib
+import importlib
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mnist import mnist_root
+
+from neurospike import data
+from neurospike.data import Batches, Split, datasets
+from neurospike.errors import DataError, MissingDependencyError
+
+FILES = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Fail as urllib does without a network; everything torchvision opens passes through it."""
+    opened = []
+
+    def urlopen(request, *args, **kwargs):
+        opened.append(request)
+        raise urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return opened
+
+
+def idx(array: torch.Tensor) -> bytes:
+    """The idx format: two zero bytes, uint8, the number of dimensions, big-endian sizes."""
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.to(torch.uint8).numpy().tobytes()
+
+
+def digits(count: int, seed: int = 0) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 28, 28), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+
+def contents(train: Split, test: Split) -> dict[str, bytes]:
+    arrays = [train.images, train.labels, test.images, test.labels]
+    return {name: idx(array) for name, array in zip(FILES, arrays, strict=True)}
+
+
+def write_set(root: Path, name: str = "MNIST") -> Path:
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    for file, content in contents(digits(30), digits(20, seed=1)).items():
+        (raw / file).write_bytes(content)
+    return raw
+
+
+def serve_archives(monkeypatch, served: dict[str, bytes]) -> list[float | None]:
+    """Let `urlopen` serve these .gz files and torchvision expect their checksums.
+
+    Returns the socket timeouts that were in force, one a request.
+    """
+    timeouts = []
+    checksums = [(name, hashlib.md5(content).hexdigest()) for name, content in served.items()]
+
+    def urlopen(request, *args, **kwargs):
+        timeouts.append(socket.getdefaulttimeout())
+        url = request if isinstance(request, str) else request.full_url
+        response = io.BytesIO(served[url.rsplit("/", 1)[1]])
+        response.url, response.length = url, len(response.getvalue())
+        return response
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", checksums)
+    return timeouts
+
+
+def archives() -> dict[str, bytes]:
+    files = contents(digits(30), digits(20, seed=1))
+    return {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
+
+
+def assert_same(split: Split, wanted: Split) -> None:
+    assert torch.equal(split.images, wanted.images)
+    assert torch.equal(split.labels, wanted.labels)
+
+
+@pytest.fixture(scope="module")
+def real_mnist() -> Path:
+    root = mnist_root()
+    if root is None:
+        pytest.skip("MNIST is not on this machine: set NEUROSPIKE_MNIST to its torchvision root")
+    return root
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_real_mnist(real_mnist, name):
+    loaded = data.load(name, real_mnist)
+    assert loaded.name == "mnist"
+    assert "60,000 training and 10,000 test" in loaded.note
+    # The first labels and the pixel mean (0.1307) that the literature reports.
+    assert loaded.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert loaded.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert abs(loaded.train.images.float().mean() / 255 - 0.1307) < 1e-4
+
+
+def test_truncated_real_mnist(real_mnist, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).symlink_to(real_mnist / "MNIST" / "raw" / name)
+    content = (raw / FILES[2]).read_bytes()
+    (raw / FILES[2]).unlink()
+    (raw / FILES[2]).write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"t10k files .* are damaged"):
+        data.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")],
+)
+def test_files_in_torchvisions_layout(tmp_path, name, folder, no_network):
+    write_set(tmp_path, folder)
+    loaded = data.load(name, str(tmp_path))
+    assert loaded.name == name
+    assert loaded.note.startswith(f"{name} (30 training and 20 test pictures from {tmp_path}")
+    assert_same(loaded.train, digits(30))
+    assert_same(loaded.test, digits(20, seed=1))
+    assert no_network == []
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_set(tmp_path / "sets")
+    assert len(data.load("mnist", "~/sets").train) == 30
+
+
+def test_digits(tmp_path):
+    loaded = data.load("digits", tmp_path / "is not used")
+    assert loaded.name == "digits"
+    assert (len(loaded.train), len(loaded.test)) == (1437, 360)
+    again = data.load("digits", tmp_path)
+    assert_same(again.train, loaded.train)
+    assert_same(again.test, loaded.test)
+
+    bundled = importlib.import_module("sklearn.datasets").load_digits()
+    whole = torch.bincount(torch.from_numpy(bundled.target))
+    test = torch.bincount(loaded.test.labels)
+    assert torch.equal(torch.bincount(loaded.train.labels) + test, whole)
+    assert bool(((test - 0.2 * whole).abs() < 1).all())
+    # Bilinear enlargement as a product: each new pixel's weights on the old rows and columns.
+    place = ((torch.arange(28) + 0.5) * 8 / 28 - 0.5).clamp(0, 7)
+    weights = (1 - (place[:, None] - torch.arange(8)).abs()).clamp(min=0)
+    wanted = weights @ (torch.from_numpy(bundled.images).float() * (255 / 16)) @ weights.T
+    images = torch.cat([loaded.train.images, loaded.test.images]).float()
+    nearest = torch.cdist(images.flatten(1), wanted.flatten(1)).argmin(1)
+    assert (images - wanted[nearest]).abs().max() < 0.51
+    labels = torch.cat([loaded.train.labels, loaded.test.labels])
+    assert sorted(nearest.tolist()) == list(range(1797))
+    assert torch.equal(torch.from_numpy(bundled.target)[nearest], labels)
+
+
+def test_auto_without_mnist_and_network_takes_digits_and_says_so(tmp_path, capfd):
+    before = socket.getdefaulttimeout()
+    loaded = data.load("auto", tmp_path / "data")
+    assert loaded.name == "digits"
+    assert loaded.note.count("\n") == 0
+    for words in ("auto took digits", str(tmp_path), "could not be downloaded", "name resolution"):
+        assert words in loaded.note
+    assert socket.getdefaulttimeout() == before
+    assert capfd.readouterr() == ("", "")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_nothing_is_asked_of_the_network_without_permission(tmp_path, no_network):
+    assert data.load("auto", tmp_path, download=False).name == "digits"
+    with pytest.raises(DataError, match="downloading was not allowed"):
+        data.load("mnist", tmp_path, download=False)
+    assert no_network == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_an_explicit_name_never_falls_back(tmp_path, name):
+    with pytest.raises(DataError, match=r"(?s)could not be downloaded.*choose 'digits'") as raised:
+        data.load(name, tmp_path)
+    assert str(raised.value).count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_download(tmp_path, monkeypatch, capfd, name):
+    timeouts = serve_archives(monkeypatch, archives())
+    before = socket.getdefaulttimeout()
+    loaded = data.load(name, tmp_path / "new" / "data")
+    assert loaded.name == "mnist"
+    assert_same(loaded.train, digits(30))
+    assert_same(loaded.test, digits(20, seed=1))
+    assert capfd.readouterr() == ("", "")
+    assert timeouts.count(datasets.DOWNLOAD_TIMEOUT) >= len(FILES)
+    assert socket.getdefaulttimeout() == before
+    assert [path.name for path in (tmp_path / "new" / "data").iterdir()] == ["MNIST"]
+    assert len(data.load("mnist", tmp_path / "new" / "data", download=False).train) == 30
+
+
+@pytest.mark.parametrize("broken", [TimeoutError("timed out"), ConnectionResetError("reset")])
+def test_a_connection_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, broken):
+    served = archives()
+    serve_archives(monkeypatch, served)
+    retrieve = torchvision.datasets.utils._urlretrieve
+
+    def break_off(url, filename, *args):
+        if "t10k-images" not in url:
+            return retrieve(url, filename, *args)
+        Path(filename).write_bytes(served["t10k-images-idx3-ubyte.gz"][:100])
+        raise broken
+
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", break_off)
+    with pytest.raises(DataError, match=str(broken)):
+        data.load("mnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert data.load("auto", tmp_path).name == "digits"
+
+
+def test_a_mirror_that_serves_other_contents(tmp_path, monkeypatch):
+    served = archives()
+    serve_archives(monkeypatch, served)
+    served["train-images-idx3-ubyte.gz"] = b"<html>Log in to this network</html>"
+    with pytest.raises(DataError, match="not found or corrupted"):
+        data.load("mnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_silent_network_is_given_up_in_time(tmp_path, monkeypatch):
+    # As behind a firewall that drops packets, where a look-up alone can hang for long.
+    released = threading.Event()
+    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 0.05)
+
+    def hang(*args, **kwargs):
+        released.wait(60)
+        raise TimeoutError
+
+    monkeypatch.setattr(urllib.request, "urlopen", hang)
+    try:
+        note = data.load("auto", tmp_path).note
+    finally:
+        released.set()
+    assert "no answer within 0.05 s" in note
+
+
+def test_archives_beside_no_plain_file_are_unpacked_without_network(tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    served = archives()
+    timeouts = serve_archives(monkeypatch, served)
+    for name, content in served.items():
+        (raw / name).write_bytes(content)
+    assert_same(data.load("mnist", tmp_path, download=False).train, digits(30))
+    assert timeouts == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_a_damaged_archive_is_fetched_anew_or_is_an_error(tmp_path, monkeypatch, name, no_network):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"half of it")
+    with pytest.raises(DataError, match=f"incomplete, without a sound {FILES[0]}"):
+        data.load(name, tmp_path)
+    assert no_network != []
+    serve_archives(monkeypatch, archives())
+    assert_same(data.load(name, tmp_path).train, digits(30))
+
+
+def cut(file, length):
+    return lambda raw: (raw / file).write_bytes((raw / file).read_bytes()[:length])
+
+
+def put(file, content):
+    return lambda raw: (raw / file).write_bytes(content)
+
+
+DAMAGES = {
+    "images cut short": cut(FILES[0], -1),
+    "labels cut short": cut(FILES[1], -1),
+    "header cut short": cut(FILES[0], 7),
+    "header only": cut(FILES[0], 16),
+    "empty file": cut(FILES[1], 0),
+    "a web page": put(FILES[0], b"<!DOCTYPE html><html>404</html>"),
+    "still compressed": put(FILES[0], gzip.compress(b"data")),
+    "unknown number type": put(FILES[0], b"\0\0\x0a\x03" + bytes(40)),
+    "float images": put(FILES[0], struct.pack(">4B3I", 0, 0, 13, 3, 1, 28, 28) + bytes(4 * 784)),
+    "absurd size": put(FILES[0], struct.pack(">4B3I", 0, 0, 8, 3, *[2**32 - 1] * 3) + bytes(9)),
+    "images of 8 x 8": put(FILES[0], idx(torch.zeros(30, 8, 8))),
+    "fewer labels": put(FILES[1], idx(torch.zeros(29))),
+    "more labels": put(FILES[1], idx(torch.zeros(31))),
+    "a label of 10": put(FILES[1], idx(torch.full((30,), 10))),
+    "labels for images": put(FILES[0], idx(torch.zeros(30))),
+}
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_files(tmp_path, name, damage, no_network):
+    damage(write_set(tmp_path))
+    with pytest.raises(DataError, match=r"the train files .* are damaged \(.+\)") as raised:
+        data.load(name, tmp_path)
+    message = str(raised.value)
+    assert str(tmp_path / "MNIST" / "raw") in message
+    assert message.count("\n") == 1
+    assert no_network == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+@pytest.mark.parametrize("file", FILES)
+def test_one_file_missing(tmp_path, name, file):
+    (write_set(tmp_path) / file).unlink()
+    with pytest.raises(DataError, match=f"incomplete, without a sound {file}"):
+        data.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_data_path_is_a_file(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file: give the folder"):
+        data.load(name, tmp_path / "file")
+
+
+def test_data_path_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Not a directory"):
+        data.load("mnist", tmp_path / "file" / "data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_data_path_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(DataError, match="Permission denied"):
+        data.load("mnist", tmp_path)
+
+
+def refuse(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_archives_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    served = archives()
+    serve_archives(monkeypatch, served)
+    for name, content in served.items():
+        (raw / name).write_bytes(content)
+    monkeypatch.setattr(datasets.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(DataError, match=r"cannot unpack .* writable"):
+        data.load("auto", tmp_path)
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    write_set(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.mnist, "read_image_file", refuse)
+    with pytest.raises(DataError, match=r"cannot read .* permissions"):
+        data.load("auto", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("minst", "mnist"), ("MNIST", "mnist"), ("fashion", "fashion_mnist")]
+)
+def test_unknown_name(tmp_path, wrong, near):
+    with pytest.raises(DataError, match=f"unknown data set '{wrong}': did you mean '{near}'"):
+        data.load(wrong, tmp_path)
+
+
+def test_unknown_name_like_no_other(tmp_path):
+    with pytest.raises(DataError, match=r"'xyz': The names are mnist, .*, auto"):
+        data.load("xyz", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("mnist", "torchvision.datasets", "torchvision"),
+        ("auto", "torchvision.datasets", "torchvision"),
+        ("digits", "sklearn.datasets", "scikit-learn"),
+    ],
+)
+def test_missing_packages(tmp_path, monkeypatch, name, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
+        data.load(name, tmp_path)
+
+
+def test_torchvision_that_does_not_fit_torch(tmp_path, monkeypatch):
+    def import_module(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(datasets.importlib, "import_module", import_module)
+    with pytest.raises(MissingDependencyError, match=r"nms does not exist.*pip install"):
+        data.load("mnist", tmp_path)
+
+
+def test_import_loads_neither_torchvision_nor_sklearn():
+    program = (
+        "import sys, neurospike.data\n"
+        "print([name for name in ('torchvision', 'sklearn') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(data.__file__).parents[2],
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 1 / 3, 0.999])
+@pytest.mark.parametrize("count", [0, 1, 100])
+def test_split(fraction, count):
+    # The number of the sample is written into its picture, so that parts can be traced.
+    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+    images[:, 0, 0] = torch.arange(count)
+    whole = Split(images, torch.arange(count) % 10)
+    rest, held_out = whole.split(fraction, seed=4)
+    assert len(held_out) == round(fraction * count)
+    numbers = [part.images[:, 0, 0].tolist() for part in (rest, held_out)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(count))
+    for part, part_numbers in zip((rest, held_out), numbers, strict=True):
+        assert part.labels.tolist() == [number % 10 for number in part_numbers]
+    assert_same(whole.split(fraction, seed=4)[1], held_out)
+
+
+def test_split_depends_on_the_seed():
+    whole = digits(100)
+    one, other = (whole.split(0.5, seed)[1] for seed in (0, 1))
+    assert not torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_split_refuses_other_fractions(fraction):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        digits(10).split(fraction, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(2, 28, 28), torch.zeros(2).long(), "uint8"),
+        (torch.zeros(2, 28, 27).byte(), torch.zeros(2).long(), r"\[2, 28, 27\]"),
+        (torch.zeros(2, 28, 28).byte(), torch.zeros(2), "int64"),
+        (torch.zeros(2, 28, 28).byte(), torch.zeros(3).long(), "2 images but 3 labels"),
+        (torch.zeros(2, 28, 28).byte(), torch.tensor([0, -1]), "got -1 to 0"),
+    ],
+)
+def test_split_refuses_other_tensors(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Split(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "drop_last", "sizes"),
+    [
+        (10, 4, False, [4, 4, 2]),
+        (10, 4, True, [4, 4]),
+        (8, 4, True, [4, 4]),
+        (3, 4, False, [3]),
+        (3, 4, True, []),
+        (0, 4, False, []),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batch_sizes(count, size, drop_last, sizes, shuffle):
+    batches = Batches(digits(count), size, drop_last=drop_last, shuffle=shuffle)
+    assert len(batches) == len(sizes)
+    assert [len(labels) for _, labels in batches] == sizes
+
+
+def test_batches_hold_every_sample_in_order():
+    split = digits(50)
+    images, labels = (torch.cat(parts) for parts in zip(*Batches(split, 16), strict=True))
+    assert images.dtype == torch.float32
+    assert images.shape == (50, 1, 28, 28)
+    assert torch.equal(images, split.images.unsqueeze(1) / 255)
+    assert (images.min(), images.max()) == (0, 1)
+    assert torch.equal(labels, split.labels)
+
+
+def test_shuffled_batches():
+    split = digits(50)
+
+    def epochs(seed):
+        generator = torch.Generator().manual_seed(seed)
+        batches = Batches(split, 16, shuffle=True, generator=generator)
+        return [torch.cat([images for images, _ in batches]) for _ in range(2)]
+
+    first, second = epochs(0)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(*pair) for pair in zip(epochs(0), (first, second), strict=True))
+    order = torch.cdist(first.flatten(1), split.images.flatten(1) / 255).argmin(1)
+    assert sorted(order.tolist()) == list(range(50))
+    batches = Batches(split, 16, shuffle=True, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels[order])
+
+
+def test_writing_into_a_batch_leaves_the_split_alone():
+    split = digits(10)
+    kept = split.labels.clone()
+    for images, labels in Batches(split, 10):
+        images.zero_()
+        labels.fill_(77)
+    assert torch.equal(split.labels, kept)
+    assert split.images.max() == 255
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
+def test_batches_refuse_other_sizes(size):
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
+        Batches(digits(2), size)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fits", [True, False])
+def test_batches_on_cuda(fits):
+    split = digits(60_000)
+    torch.cuda.empty_cache()
+    free_share = 1.0 if fits else 20e6 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(free_share)
+    try:
+        batches = Batches(split, 128, device="cuda")
+        assert batches.resident == fits
+        for number, (images, labels) in enumerate(batches):
+            assert images.is_cuda
+            assert labels.is_cuda
+            part = slice(128 * number, 128 * (number + 1))
+            assert torch.equal(images.cpu(), split.images[part].unsqueeze(1) / 255)
+            assert torch.equal(labels.cpu(), split.labels[part])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    with pytest.raises(ValueError, match=r"generator on cuda.*torch.Generator\(\)"):
+        Batches(split, 128, generator=torch.Generator(device="cuda"))
+
+
+def test_batches_without_room_on_the_device(monkeypatch):
+    split = digits(50)
+    pinned = []
+    real_to = torch.Tensor.to
+
+    def to(tensor, *args, **kwargs):
+        if torch.device("cuda") not in args:
+            return real_to(tensor, *args, **kwargs)
+        if tensor is split.images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert any(tensor is one for one in pinned)
+        return tensor
+
+    def pin_memory(tensor):
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    batches = Batches(split, 16, device="cuda")
+    assert not batches.resident
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(images, split.images.unsqueeze(1) / 255)
+    assert torch.equal(labels, split.labels)
+    assert {tensor.dtype for tensor in pinned} == {torch.uint8, torch.int64}

@@ -1,0 +1,407 @@
+"""The trainer, its records and its checkpoints, on a network small enough to see through."""
+
+import json
+import math
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
+from neurospike.training import (
+    Metrics,
+    Run,
+    SNNTrainer,
+    draw_curves,
+    load_checkpoint,
+    save_checkpoint,
+)
+from neurospike.training.metrics import Meter
+
+CONFIG = {"seed": 0, "training": {"epochs": 2}}
+
+
+class Network(nn.Module):
+    """Called as SNNModel is; its one "hidden" layer spikes where its current is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(4, 8)
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, images, return_activity=False):
+        current = self.hidden(images.flatten(1))
+        scores = self.output(current.relu())
+        spikes = (current > 0).float().expand(3, *current.shape)
+        return (scores, {"hidden1": spikes}) if return_activity else scores
+
+
+class Data:
+    """64 points of two classes that a line divides, in batches of 16."""
+
+    def __init__(self, generator=None, poison_step=None):
+        drawn = torch.Generator().manual_seed(1)
+        self.images = torch.rand(64, 1, 2, 2, generator=drawn)
+        self.labels = (self.images[:, 0, 0, 0] > 0.5).long()
+        self.generator = generator
+        self.poison_step = poison_step
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        order = torch.randperm(64, generator=self.generator) if self.generator else range(64)
+        for step, chosen in enumerate(torch.as_tensor(order).split(16), start=1):
+            scale = math.nan if step == self.poison_step else 1.0
+            yield self.images[chosen] * scale, self.labels[chosen]
+
+
+def make_trainer(seed=0, **options):
+    torch.manual_seed(seed)
+    model = Network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    return SNNTrainer(model, optimizer, nn.CrossEntropyLoss(), **options)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run", config=CONFIG, published=tmp_path / "published" / "best.pth")
+
+
+def read_lines(run):
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# The loop
+
+
+def test_evaluate_measures_what_a_plain_loop_measures():
+    trainer, data = make_trainer(), Data()
+    metrics = trainer.evaluate(data)
+    scores, activity = trainer.model(data.images, return_activity=True)
+    assert metrics.loss == pytest.approx(nn.functional.cross_entropy(scores, data.labels).item())
+    assert metrics.accuracy == (scores.argmax(1) == data.labels).float().mean().item()
+    assert metrics.spike_rates == pytest.approx({"hidden1": activity["hidden1"].mean().item()})
+    assert metrics.samples == 64
+    assert metrics.samples_per_second == metrics.samples / metrics.seconds
+
+
+def test_averages_weigh_a_short_last_batch_by_its_pictures():
+    meter = Meter("test")
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    ones, zeros = torch.ones(2, 3, 4), torch.zeros(2, 1, 4)
+    meter.add(torch.tensor(1.0), right.repeat(3, 1), torch.zeros(3).long(), {"hidden1": ones})
+    first = meter.read()
+    meter.add(torch.tensor(5.0), wrong, torch.zeros(1).long(), {"hidden1": zeros})
+    assert (first.loss, first.accuracy, first.spike_rates) == (1.0, 1.0, {"hidden1": 1.0})
+    metrics = meter.read()
+    assert (metrics.loss, metrics.accuracy, metrics.samples) == (2.0, 0.75, 4)
+    assert metrics.spike_rates == {"hidden1": 0.75}
+
+
+def test_evaluate_changes_nothing():
+    trainer = make_trainer()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.evaluate(Data())
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_the_model_is_told_whether_it_is_trained():
+    trainer, modes = make_trainer(), []
+    trainer.model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    trainer.fit(Data(), Data(), 2)
+    assert modes == 2 * (4 * [True] + 4 * [False])
+
+
+def test_train_epoch_steps_as_a_plain_loop_steps():
+    trainer, plain = make_trainer(), make_trainer()
+    metrics = trainer.train_epoch(Data())
+    losses = []
+    for images, labels in Data():
+        loss = plain.criterion(plain.model(images), labels)
+        plain.optimizer.zero_grad()
+        loss.backward()
+        plain.optimizer.step()
+        losses.append(loss.item())
+    assert metrics.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert trainer.epoch == 1
+    for mine, theirs in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_it_learns_and_says_so(capsys, run):
+    trainer = make_trainer()
+    history = trainer.fit(Data(), Data(), 20, run)
+    assert history[-1]["validation_accuracy"] > 0.9 > history[0]["validation_accuracy"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 20
+    assert lines[0].startswith("epoch  1/20 | train loss ")
+    assert "samples/s" in lines[0]
+
+
+def test_scheduler_is_advanced_every_step(run):
+    trainer = make_trainer()
+    trainer.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, T_max=8)
+    history = trainer.fit(Data(), None, 2, run)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.02, 0.01])
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_same_seed_same_metrics():
+    def losses(seed):
+        data = Data(generator=torch.Generator().manual_seed(seed))
+        history = make_trainer(seed).fit(data, Data(), 2)
+        return [(row["train_loss"], row["validation_loss"]) for row in history]
+
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_on_step_hears_of_progress_but_not_of_every_step(monkeypatch):
+    clock = iter(range(0, 10_000))  # each look at the clock is 0.04 s later
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock) * 0.04)
+    heard = []
+    make_trainer().train_epoch(Data(), lambda step, metrics: heard.append((step, metrics.samples)))
+    assert 0 < len(heard) < 4
+    assert all(samples == 16 * step for step, samples in heard)
+
+
+def test_progress_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("neurospike.training.trainer.READ_INTERVAL", 0.0)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    make_trainer().fit(Data(), None, 1)
+    shown = capsys.readouterr()
+    assert "epoch 1/1" in shown.err
+    assert len(shown.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_nan_loss_stops_with_the_step_and_keeps_the_last_checkpoint(run, step):
+    trainer = make_trainer()
+    trainer.fit(Data(), Data(), 1, run)
+    with pytest.raises(NeuroSpikeError, match=f"epoch 2: the loss became nan at step {step}"):
+        trainer.fit(Data(poison_step=step), Data(), 2, run)
+    kept = load_checkpoint(run.last)
+    assert kept["epoch"] == 1
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_nan_in_validation_stops_before_anything_is_saved(run):
+    with pytest.raises(NeuroSpikeError, match="validation after epoch 1: the loss became nan"):
+        make_trainer().fit(Data(), Data(poison_step=2), 1, run)
+    assert not run.last.exists()
+
+
+def test_no_pictures_is_an_error():
+    with pytest.raises(NeuroSpikeError, match="evaluation: no pictures"):
+        make_trainer().evaluate([])
+
+
+# The run folder
+
+
+def test_metrics_file_has_the_record_then_a_line_an_epoch(run):
+    make_trainer().fit(Data(), Data(), 2, run)
+    first, *epochs = read_lines(run)
+    assert first["kind"] == "run"
+    assert first["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert first["threads"] == torch.get_num_threads()
+    assert [row["kind"] for row in epochs] == ["epoch", "epoch"]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert set(epochs[0]["spike_rates"]) == {"hidden1"}
+    assert yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8")) == CONFIG
+
+
+def test_best_is_chosen_by_validation_accuracy_then_loss(run):
+    trainer = make_trainer()
+    scores = iter([(0.5, 1.0), (0.9, 1.0), (0.9, 0.8), (0.9, 0.8), (0.7, 0.1)])
+
+    def fake(batches, name):
+        accuracy, loss = next(scores)
+        return Metrics(loss, accuracy, samples=1, seconds=1.0)
+
+    trainer.evaluate = fake
+    trainer.fit(Data(), Data(), 5, run)
+    assert load_checkpoint(run.best)["epoch"] == 3
+    assert load_checkpoint(run.last)["epoch"] == 5
+    assert run.published.read_bytes() == run.best.read_bytes()
+
+
+def test_without_validation_the_last_is_the_best(run):
+    history = make_trainer().fit(Data(), None, 2, run)
+    assert history[0]["validation_accuracy"] is None
+    assert load_checkpoint(run.best)["epoch"] == 2
+
+
+def test_default_folders_are_never_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda *_: "20260102-030405")
+    folders = [Run(config={}).folder for _ in range(3)]
+    assert [str(folder) for folder in folders] == [
+        "runs/20260102-030405",
+        "runs/20260102-030405-2",
+        "runs/20260102-030405-3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_explicit_folder_in_use_is_refused_and_untouched(tmp_path, name):
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(NeuroSpikeError, match=f"holds a {name} already; give another --run_dir"):
+        Run(tmp_path, config={})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
+def test_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(NeuroSpikeError, match="run folder file/run: Not a directory; give another"):
+        Run("file/run", config={})
+    Path("runs").touch()
+    with pytest.raises(NeuroSpikeError, match="cannot write the run folder runs: File exists"):
+        Run(config={})
+
+
+def test_best_may_be_its_own_published_copy(tmp_path):
+    run = Run(tmp_path, config={}, published=tmp_path / "checkpoints" / "best_model.pth")
+    make_trainer().fit(Data(), None, 1, run)
+    assert load_checkpoint(run.best)["epoch"] == 1
+
+
+def test_curves_are_drawn_from_the_metrics_file(run):
+    make_trainer().fit(Data(), Data(), 2, run)
+    run.log("test", loss=0.5, accuracy=0.9)
+    path = draw_curves(run.folder)
+    assert path == run.folder / "training_curves.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_without_matplotlib_say_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match="pip install matplotlib"):
+        draw_curves(run.folder)
+
+
+# Ctrl-C
+
+
+class Interrupting(Data):
+    """Presses Ctrl-C after two batches of the second epoch."""
+
+    epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        for step, batch in enumerate(super().__iter__()):
+            if self.epochs == 2 and step == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_interrupt_saves_the_state_beside_the_last_whole_epoch(run):
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Interrupting(), Data(), 5, run)
+    assert load_checkpoint(run.last)["step"] == 4
+    state = load_checkpoint(run.interrupted)
+    assert (state["epoch"], state["step"]) == (1, 6)
+    assert all(torch.equal(v, state["model"][k]) for k, v in trainer.model.state_dict().items())
+
+
+# Checkpoints
+
+
+def test_checkpoint_holds_all_a_continued_run_needs(run):
+    data = Data(generator=torch.Generator().manual_seed(3))
+    trainer = make_trainer()
+    trainer.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, T_max=8)
+    trainer.fit(data, Data(), 1, run)
+    state = load_checkpoint(run.last)
+    expected = {"model", "optimizer", "scheduler", "epoch", "step", "best", "random"}
+    assert set(state) == expected | {"config", "versions"}
+    assert state["config"] == CONFIG
+    assert state["versions"]["python"]
+
+    torch.set_rng_state(state["random"]["torch"])
+    data.generator.set_state(state["random"]["shuffle"])
+    trainer.train_epoch(data)
+    again = make_trainer(seed=9)
+    again.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(again.optimizer, T_max=8)
+    again.model.load_state_dict(state["model"])
+    again.optimizer.load_state_dict(state["optimizer"])
+    again.scheduler.load_state_dict(state["scheduler"])
+    data.generator.set_state(state["random"]["shuffle"])
+    again.train_epoch(data)
+    for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint({"model": {}, "epoch": 1}, path)
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint: No space left"):
+        save_checkpoint({"model": {}, "epoch": 2}, path)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_torchs_own_error_of_a_full_disk_is_told_too(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nand a stack")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(CheckpointError, match=r"last.pth: cannot write .* file data/0$"):
+        save_checkpoint({"model": {}}, tmp_path / "last.pth")
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+
+def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path):
+    good, marker = tmp_path / "good.pth", tmp_path / "ran"
+    save_checkpoint({"model": {"w": torch.ones(100)}}, good)
+    whole = good.read_bytes()
+    bad = {
+        "missing": None,
+        "empty": b"",
+        "text": b"not a checkpoint",
+        "truncated": whole[: len(whole) // 2],
+        "malicious": pickle.dumps({"model": Malicious(marker)}),
+    }
+    for name, content in bad.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    torch.save({"model": Malicious(marker)}, tmp_path / "zipped")
+    for foreign in ([1, 2], {"weights": 1}, {"model": 3}):
+        torch.save(foreign, tmp_path / "foreign")
+        with pytest.raises(CheckpointError, match="it holds no model"):
+            load_checkpoint(tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="damaged, or not a NeuroSpike"):
+        load_checkpoint(tmp_path / "zipped")
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        load_checkpoint(tmp_path)
+    assert not marker.exists()
