@@ -219,7 +219,11 @@ def _compiled(function: Callable[..., Any], key: str, single: bool, **flags: boo
     label = f"{function.__name__}-{digest(function, names, literal.__name__)}"
 
     def jit(bound: Any) -> Any:
-        options = {"nogil": True, "error_model": "numpy", "pipeline_class": _NoAlias}
+        options: dict[str, Any] = {
+            "nogil": True,
+            "error_model": "numpy",
+            "pipeline_class": _NoAlias,
+        }
         if bound.__name__ != function.__name__:
             return njit(**options)(bound)
         # Numba names its files on disk by the function and would run stale code where a callee
@@ -270,7 +274,7 @@ def forward(
     """Fill `spikes` and `trace` `[T, B, *F]` (each only if not empty) and `final` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `mem` `[B, *F]` or None; `beta` and
-    `threshold` `[1]` or `[P]`. `final`, `mem`, `beta`, `threshold`, `trace` are in the state's format.
+    `threshold` `[1]` or `[P]`. All but `current` and `spikes` are in the state's format.
     """
     state = final.dtype
     x, stride = (_flat(current, state), 0) if constant else _rows(current, state)

@@ -3,7 +3,19 @@
 from . import encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .models import SNNModel
+from .training import SNNTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["LI", "LIF", "backends", "encoding", "lif", "surrogate", "use_backend"]
+__all__ = [
+    "LI",
+    "LIF",
+    "SNNModel",
+    "SNNTrainer",
+    "backends",
+    "encoding",
+    "lif",
+    "surrogate",
+    "use_backend",
+]

@@ -109,8 +109,8 @@ def _captured(function: FunctionType, names: Mapping[str, object]) -> Iterator[t
 def _allowed(function: FunctionType, name: str, value: object) -> object:
     if not isinstance(value, (FunctionType, bool, int, float)):
         raise TypeError(
-            f"the formula {function.__name__!r} uses {name!r}, a {type(value).__name__}; it may use "
-            "exp, abs, where and cast of neurospike.formulas, numbers, and plain functions made of "
+            f"the formula {function.__name__!r} uses {name!r}, a {type(value).__name__}; it may "
+            "use exp, abs, where and cast of neurospike.formulas, numbers, and plain functions of "
             "these"
         )
     return value

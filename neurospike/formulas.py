@@ -1,7 +1,7 @@
 """The contract: one time step of a LIF neuron, its gradient and the surrogates, written once.
 
-Everything here is plain scalar arithmetic on a few free names (`exp`, `abs`, `where`, `cast`) and four
-flags (`DELAYED`, `SUBTRACT`, `ZERO`, `DETACHED`). Torch runs these functions as they are, on
+Everything here is plain scalar arithmetic on a few free names (`exp`, `abs`, `where`, `cast`) and
+four flags (`DELAYED`, `SUBTRACT`, `ZERO`, `DETACHED`). Torch runs these functions as they are, on
 whole tensors. A compiled backend re-jits the code of the very same functions with the free names
 and flags rebound (`bind`), so no source text is generated and nothing is written twice.
 

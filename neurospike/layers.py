@@ -283,9 +283,7 @@ def _parameter(
         )
     features = shape[1:]
     padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
-    fits = len(padded) == len(features) and all(
-        p in (1, f) for p, f in zip(padded, features)
-    )
+    fits = len(padded) == len(features) and all(p in (1, f) for p, f in zip(padded, features))
     if value.numel() != 1 and not fits:
         raise ValueError(
             f"{name} of shape {tuple(value.shape)} does not broadcast against the features "

@@ -1,9 +1,10 @@
 """The oracle backend: snnTorch's `Leaky`, stepped over time in Python.
 
-It defines what the other backends must give. The immediate reset is `neurospike.formulas` stepped
-in torch, since snnTorch 1.0.0, where the membrane is still above the threshold after the reset, adds the
-threshold back on the next step (current 2.5, 0, 0, beta 0.9: membrane 1.5, 1.35+1, ...). Gradients are torch's own autograd. Its input is taken apart by `unbind`:
-indexing `x[t]` would make torch's backward quadratic in T.
+It defines what the other backends must give. Gradients are torch's own autograd. The immediate
+reset is `neurospike.formulas` stepped in torch: where the membrane stays above the threshold after
+the reset, snnTorch 1.0.0 would add the threshold back on the next step (current 2.5, 0, 0, beta
+0.9: membrane 1.5, 1.35, 1.215, one spike) where the contract fires again (1.5, 0.35, 0.315). The
+input is taken apart by `unbind`: indexing `x[t]` would make torch's backward quadratic in T.
 """
 
 from collections.abc import Callable
@@ -46,8 +47,8 @@ def lif(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `(spikes, mem, trace)`, all differentiable.
 
-    Shapes: `current` `[T, B, *F]` in the state's number format, `mem` `[B, *F]`; `beta`, `threshold`
-    broadcast against F. Spikes and trace are `[T, B, *F]`.
+    Shapes: `current` `[T, B, *F]` in the state's number format, `mem` `[B, *F]`; `beta` and
+    `threshold` broadcast against F. Spikes and trace are `[T, B, *F]`.
     """
 
     def fire(u: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def fast_sigmoid(slope: float = 25.0) -> Surrogate:
 def sigmoid(slope: float = 25.0) -> Surrogate:
     """`slope*q*(1-q)`, `q` the logistic of `slope*u`.
 
-    snnTorch 1.0.0 has the same formula but gives NaN for `u <= -3.5`; this one is finite everywhere.
+    snnTorch 1.0.0 has the same formula but gives NaN for `u <= -3.5`; this one is always finite.
     """
     return Surrogate(formulas.sigmoid, (_positive("slope", slope),))
 

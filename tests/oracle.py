@@ -20,7 +20,7 @@ SURROGATES = {
 
 
 def spike(u: Tensor, surrogate: str) -> Tensor:
-    """H(u), with the surrogate as its derivative: h(u) * u has that derivative once h is cut off."""
+    """H(u), with the surrogate as its derivative: h(u)*u has that derivative once h is cut off."""
     h = SURROGATES[surrogate](u.detach())
     fired = (u > 0).to(u.dtype).detach()
     return fired + h * (u - u.detach())

@@ -80,7 +80,9 @@ def all_gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> list[Ten
 def relative(found: Tensor, wanted: Tensor) -> float:
     """Relative error in norm."""
     assert not found.isnan().any()
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
+    return (
+        (found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)
+    ).item()
 
 
 SHAPES = [
@@ -103,9 +105,7 @@ def test_against_the_oracle(
     rule: dict, shape: tuple, beta: tuple, threshold: tuple, dtype: torch.dtype, backend: str
 ) -> None:
     current, mem, b, th = inputs = problem(shape, dtype, beta, threshold)
-    found = ns.lif(
-        current, mem, beta=b, threshold=th, return_trace=True, backend=backend, **rule
-    )
+    found = ns.lif(current, mem, beta=b, threshold=th, return_trace=True, backend=backend, **rule)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     wanted = oracle.lif(*exact, **rule)
     if dtype == torch.float32:

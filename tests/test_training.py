@@ -165,7 +165,7 @@ def test_same_seed_same_metrics():
 
 
 def test_on_step_hears_of_progress_but_not_of_every_step(monkeypatch):
-    clock = iter(range(0, 10_000))  # each look at the clock is 0.04 s later
+    clock = iter(range(10_000))  # each look at the clock is 0.04 s later
     monkeypatch.setattr("time.perf_counter", lambda: next(clock) * 0.04)
     heard = []
     make_trainer().train_epoch(Data(), lambda step, metrics: heard.append((step, metrics.samples)))

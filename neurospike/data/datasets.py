@@ -125,7 +125,7 @@ def _load_digits() -> DigitData:
 
 
 def _load_idx(name: str, root: Path, download: bool) -> DigitData:
-    if os.path.isfile(root):
+    if root.is_file():
         raise DataError(f"the data path {root} is a file: give the folder that holds the data.")
     dataset = getattr(_require("torchvision.datasets", "torchvision"), TORCHVISION_CLASSES[name])
     raw = root / dataset.__name__ / "raw"
@@ -142,7 +142,7 @@ def _note(name: str, origin: str, train: Split, test: Split) -> str:
 
 def _missing(dataset: Any, raw: Path) -> list[str]:
     names = [Path(archive).stem for archive, _ in dataset.resources]
-    return [name for name in names if not os.path.isfile(raw / name)]
+    return [name for name in names if not (raw / name).is_file()]
 
 
 def _extract(dataset: Any, raw: Path) -> None:
@@ -224,7 +224,7 @@ def _reach(urls: list[str]) -> None:
 
 def _move_files(source: Path, target: Path) -> None:
     for file in source.iterdir():
-        os.replace(file, target / file.name)
+        file.replace(target / file.name)
 
 
 @contextmanager

@@ -45,8 +45,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             state = torch.load(file, map_location=map_location, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from None
-    except Exception as error:
-        # torch.load answers damage with almost any exception; all mean the same to the user.
+    except Exception as error:  # noqa: BLE001 (torch.load answers damage with almost any)
         raise CheckpointError(
             f"{path}: damaged, or not a NeuroSpike checkpoint ({type(error).__name__})"
         ) from None

@@ -124,7 +124,7 @@ class SNNTrainer:
                     run.save_epoch(self.state_dict(train), is_best=is_best)
                     run.log("epoch", **record)
                 # Last, so that an epoch told of is an epoch kept.
-                print(_line(record, epochs, is_best), flush=True)
+                print(_line(record, epochs, is_best), flush=True)  # noqa: T201 (a run's progress)
         except KeyboardInterrupt:
             if run is not None:
                 run.save(self.state_dict(train), run.interrupted)

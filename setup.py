@@ -1,0 +1,49 @@
+"""Packaging. `kernels/` is installed as `neurospike.kernels`, see neurospike/kernels.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
+
+DEV = [
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pytest>=8",
+    "pytest-benchmark>=4",
+    "ruff>=0.9",
+    "types-PyYAML",
+    "types-tqdm",
+]
+
+setup(
+    name="neurospike",
+    version=VERSION,
+    description="Fused spiking-neuron layers for PyTorch with proven-equal backends",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["neurospike", "neurospike.*"]), "neurospike.kernels"],
+    package_dir={"neurospike.kernels": "kernels"},
+    package_data={"neurospike": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "snntorch>=1.0",
+        "triton>=3.2; platform_system == 'Linux'",
+        "numba>=0.61",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "matplotlib>=3.8",
+        "scikit-learn>=1.4",
+        "tqdm>=4.66",
+        "pydantic>=2.7",
+    ],
+    extras_require={
+        "dev": DEV,
+        "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
+    },
+)
