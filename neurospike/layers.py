@@ -88,6 +88,7 @@ def lif(
 class _Neuron(nn.Module):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
 
+    carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
     beta: Tensor
 
     def _keep(self, name: str, value: float | Tensor, learn: bool) -> None:
