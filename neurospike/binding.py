@@ -127,4 +127,4 @@ def _parts(function: FunctionType, names: Mapping[str, object], seen: set[object
             yield name
             yield from _parts(value, names, seen)
         else:
-            yield f"{name}={value!r}"
+            yield f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
