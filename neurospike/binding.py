@@ -130,4 +130,4 @@ def _parts(
             yield name
             yield from _parts(value, names, seen)
         else:
-            yield f"{name}={value!r}"
+            yield f"{name}={getattr(value, '__qualname__', None) or repr(value)}"

@@ -233,7 +233,8 @@ def _run(
     state = ops.state_dtype(current.dtype)
     if mem is not None:
         _check_mem(mem, current, shape, state)
-    beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+    beta = beta.clamp(0.0, 1.0) if isinstance(beta, Tensor) else min(max(beta, 0.0), 1.0)
+    beta = _parameter("beta", beta, current, shape, state)
     threshold = _parameter("threshold", threshold, current, shape, state)
     row = dispatch.choose(backend, current.device.type)
     if row.fused:
