@@ -1,6 +1,7 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
 from . import encoding, surrogate
+from .conversion import convert
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .models import SNNModel
@@ -16,6 +17,7 @@ __all__ = [
     "SNNTrainer",
     "Sequential",
     "backends",
+    "convert",
     "encoding",
     "lif",
     "surrogate",
