@@ -35,7 +35,11 @@ from neurospike.kernels import numba_memory
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
-INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for
 
