@@ -4,6 +4,7 @@ from . import encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .models import SNNModel
+from .sequential import Sequential
 from .training import SNNTrainer
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __all__ = [
     "LIF",
     "SNNModel",
     "SNNTrainer",
+    "Sequential",
     "backends",
     "encoding",
     "lif",

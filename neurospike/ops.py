@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import buffers, dispatch
 
@@ -124,6 +125,25 @@ for _row in dispatch.TABLE.values():
         _define(_row)
 
 
+class _Once(torch.autograd.Function):
+    """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
+
+    @staticmethod
+    def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep nothing: there is no second derivative to compute."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "a fused LIF backend has first derivatives only, and a second one was asked for "
+            "(create_graph=True); use backend='reference', which has both"
+        )
+
+
 class _Fused(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
 
@@ -159,6 +179,8 @@ class _Fused(torch.autograd.Function):
             need_beta,
             need_threshold,
         )
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(*found, current, mem, beta, threshold, *grads)[:4]
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)
@@ -184,7 +206,9 @@ def fused_lif(
     """
     arguments = (current, mem, beta, threshold, rule, parameters, num_steps)
     tensors = (t for t in (current, mem, beta, threshold) if t is not None)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    # In forward mode the Function refuses; the bare operator would give tangents of zero.
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return _Fused.apply(name, *arguments, want_spikes, want_trace)
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
     return operator(*arguments, want_spikes, want_trace)
