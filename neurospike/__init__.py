@@ -5,6 +5,7 @@ from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .models import SNNModel
 from .training import SNNTrainer
+from .visualization import SpikeVisualizer
 
 __version__ = "0.1.0"
 
@@ -13,6 +14,7 @@ __all__ = [
     "LIF",
     "SNNModel",
     "SNNTrainer",
+    "SpikeVisualizer",
     "backends",
     "encoding",
     "lif",

@@ -1,8 +1,10 @@
 """Networks that recognise digits. They encode their pictures themselves and know no backend."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import encoding as codes
@@ -11,6 +13,31 @@ from .surrogate import Surrogate
 
 ENCODINGS = ("constant", "rate", "latency")
 READOUTS = ("membrane", "spikes")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What happens inside a network, step by step, while it answers a batch of pictures.
+
+    Shapes: `current` `[T, B, *F]`, the encoded input; `spikes` `{layer: [T, B, *F]}`; `output`
+    `[T, B, C]`, the output neurons' membranes or, of a readout that counts them, spikes; `scores`
+    `[B, C]`.
+    """
+
+    current: Tensor
+    spikes: dict[str, Tensor]
+    output: Tensor
+    scores: Tensor
+    readout: str
+
+    @property
+    def votes(self) -> Tensor:
+        """The scores `[T, B, C]` if the network had been stopped after each step."""
+        total = self.output.cumsum(0)
+        if self.readout == "spikes":
+            return total
+        steps = torch.arange(1, len(total) + 1, dtype=total.dtype, device=total.device)
+        return total / steps[:, None, None]
 
 
 class SNNModel(nn.Module):
@@ -95,6 +122,15 @@ class SNNModel(nn.Module):
             return_activity: also return `{"hidden1": spikes [T, B, N], ..., "output": ...}`; a
                 membrane readout has no spikes and is left out.
         """
+        recording = self._run(images)
+        return (recording.scores, recording.spikes) if return_activity else recording.scores
+
+    @torch.no_grad()
+    def record(self, images: Tensor) -> Recording:
+        """Answer pictures `[B, *]` as `forward` does, and keep all that happened on the way."""
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> Recording:
         flat = images.flatten(1)
         if flat.shape[1] != self.input_size:
             raise ValueError(
@@ -102,13 +138,13 @@ class SNNModel(nn.Module):
                 f"shape {tuple(images.shape)} with {flat.shape[1]} each"
             )
         activity: dict[str, Tensor] = {}
-        # A constant input needs one product, not one a step.
+        encode = getattr(codes, self.encoding)
+        encoded = encode(flat, self.num_steps, **self.encoding_options)
         first, *rest = self.linears
+        # A constant input needs one product, not one a step.
         if self.encoding == "constant":
             spikes, _ = self.neurons[0](first(flat), num_steps=self.num_steps)
         else:
-            encode = getattr(codes, self.encoding)
-            encoded = encode(flat, self.num_steps, **self.encoding_options)
             spikes, _ = self.neurons[0](first(encoded))
         activity["hidden1"] = spikes
         for k, (linear, neuron) in enumerate(zip(rest, self.neurons[1:]), start=2):
@@ -116,12 +152,12 @@ class SNNModel(nn.Module):
             activity[f"hidden{k}"] = spikes
         last = self.linears[-1](spikes)
         if self.readout == "membrane":
-            trace, _ = self.output(last)
-            scores = trace.mean(0)
+            output, _ = self.output(last)
+            scores = output.mean(0)
         else:
-            activity["output"], _ = self.output(last)
-            scores = activity["output"].sum(0)
-        return (scores, activity) if return_activity else scores
+            output = activity["output"] = self.output(last)[0]
+            scores = output.sum(0)
+        return Recording(encoded, activity, output, scores, self.readout)
 
 
 def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
