@@ -1,6 +1,6 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
-from . import encoding, surrogate
+from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .models import SNNModel
@@ -16,6 +16,7 @@ __all__ = [
     "SNNTrainer",
     "SpikeVisualizer",
     "backends",
+    "decoding",
     "encoding",
     "lif",
     "surrogate",
