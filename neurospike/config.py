@@ -118,8 +118,10 @@ class ModelConfig(Section):
 class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
-    kind: Literal["constant", "rate", "latency"] = Field(
-        default="constant", description="same current every step, random spikes, or one timed spike"
+    kind: Literal["constant", "rate", "latency", "delta", "phase", "burst"] = Field(
+        default="constant",
+        description="same current every step, random spikes, one timed spike, spikes of change as "
+        "the picture fades in, binary digits, or a burst",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -141,6 +143,13 @@ class EncodingConfig(Section):
         default=None,
         description="latency, logarithmic: time constant in steps; null: num_steps - 1",
     )
+    delta_threshold: PositiveNumber = Field(
+        default=0.1, description="delta: change of brightness between two spikes"
+    )
+    period: Integer = Field(
+        default=8, ge=1, le=16, description="phase: steps of a period, one a binary digit"
+    )
+    max_spikes: Size = Field(default=5, description="burst: spikes of a white pixel")
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -152,12 +161,15 @@ class EncodingConfig(Section):
 
     def options(self) -> dict[str, object]:
         """The arguments of the chosen encoder, by name."""
-        names: dict[str, tuple[str, ...]] = {
-            "constant": (),
-            "rate": ("gain", "offset"),
-            "latency": ("curve", "threshold", "subthreshold", "tau"),
+        keys: dict[str, dict[str, str]] = {
+            "constant": {},
+            "rate": {"gain": "gain", "offset": "offset"},
+            "latency": {name: name for name in ("curve", "threshold", "subthreshold", "tau")},
+            "delta": {"threshold": "delta_threshold"},
+            "phase": {"period": "period"},
+            "burst": {"max_spikes": "max_spikes"},
         }
-        return {name: getattr(self, name) for name in names[self.kind]}
+        return {name: getattr(self, key) for name, key in keys[self.kind].items()}
 
 
 class TrainingConfig(Section):

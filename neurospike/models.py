@@ -11,7 +11,7 @@ from . import encoding as codes
 from .layers import LI, LIF
 from .surrogate import Surrogate
 
-ENCODINGS = ("constant", "rate", "latency")
+ENCODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
 READOUTS = ("membrane", "spikes")
 
 
@@ -52,8 +52,9 @@ class SNNModel(nn.Module):
         output_size: classes.
         num_steps: time steps a picture is shown.
         encoding: `"constant"` current, `"rate"` (Poisson-like spike trains, drawn from torch's
-            global generator) or `"latency"` (one spike a pixel, brighter first).
-        encoding_options: further arguments of the function in `neurospike.encoding`.
+            global generator), `"latency"` (one spike a pixel, brighter first), `"delta"`, `"phase"`
+            or `"burst"`: a function of `neurospike.encoding`.
+        encoding_options: further arguments of that function.
         beta: decay of every membrane a step.
         threshold, surrogate, reset, reset_delay, detach_reset, learn_beta, learn_threshold: of the
             hidden layers, see `LIF`.
