@@ -18,11 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
 from neurospike.errors import ConfigError
+from neurospike.steps import NAMES as STEP_NAMES
+from neurospike.steps import Step, parse_steps
 
 DEFAULT_FILE = Path("config.yaml")
 
@@ -64,6 +67,10 @@ Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+# Dumped as what each step is, not as what all steps have in common.
+Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 
 class Section(BaseModel):
@@ -199,6 +206,12 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
+    preprocessing: Steps = Field(
+        default=[],
+        description="what is done to the pictures first, in order: [deskew, {kind: affine, "
+        "degrees: 10}]",
+        json_schema_extra={"allowed": f"a list of {', '.join(STEP_NAMES)}"},
+    )
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
         default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
     )
@@ -230,6 +243,7 @@ class Config(Section):
         """The arguments of `SNNModel`, by name."""
         return {
             **self.model.model_dump(),
+            "preprocessing": self.preprocessing,
             "encoding": self.encoding.kind,
             "encoding_options": self.encoding.options(),
         }
@@ -343,7 +357,8 @@ def _explain(
         sections = {name.partition(".")[0] for name in allowed if "." in name}
         near = nearest_key(key, [*allowed, *sorted(sections)])
         text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
-    elif isinstance(value, dict) and first["type"] == "value_error":  # keys that do not agree
+    elif first["type"] == "value_error" and (isinstance(value, dict) or key == "preprocessing"):
+        # Keys that do not agree, or a step among several.
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {allowed.get(key, 'a mapping of keys')}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import encoding as codes
+from .data.preprocessing import Preprocessing
 from .layers import LI, LIF
 from .surrogate import Surrogate
 
@@ -51,6 +52,8 @@ class SNNModel(nn.Module):
         hidden_size: neurons of the hidden layer, or a list of them, one a layer.
         output_size: classes.
         num_steps: time steps a picture is shown.
+        preprocessing: steps that `neurospike.data.Preprocessing` takes, done to the pictures first;
+            random ones in training mode only.
         encoding: `"constant"` current, `"rate"` (Poisson-like spike trains, drawn from torch's
             global generator), `"latency"` (one spike a pixel, brighter first), `"delta"`, `"phase"`
             or `"burst"`: a function of `neurospike.encoding`.
@@ -72,6 +75,7 @@ class SNNModel(nn.Module):
         output_size: int = 10,
         *,
         num_steps: int = 25,
+        preprocessing: Any = (),
         encoding: str = "constant",
         encoding_options: Mapping[str, Any] | None = None,
         beta: float = 0.95,
@@ -95,6 +99,7 @@ class SNNModel(nn.Module):
                 f"sizes {sizes} and num_steps {num_steps}"
             )
         self.input_size, self.num_steps, self.readout = input_size, num_steps, readout
+        self.preprocessing = Preprocessing(preprocessing)
         self.encoding = encoding
         self.encoding_options = dict(encoding_options or {})
 
@@ -132,11 +137,11 @@ class SNNModel(nn.Module):
         return self._run(images)
 
     def _run(self, images: Tensor) -> Recording:
-        flat = images.flatten(1)
+        flat = self.preprocessing(images).flatten(1)
         if flat.shape[1] != self.input_size:
             raise ValueError(
                 f"pictures must have input_size = {self.input_size} values each, got a batch of "
-                f"shape {tuple(images.shape)} with {flat.shape[1]} each"
+                f"shape {tuple(images.shape)} with {flat.shape[1]} each after preprocessing"
             )
         activity: dict[str, Tensor] = {}
         encode = getattr(codes, self.encoding)
