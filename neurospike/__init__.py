@@ -1,11 +1,12 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
-from . import encoding, surrogate
+from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .models import SNNModel
 from .sequential import Sequential
 from .training import SNNTrainer
+from .visualization import SpikeVisualizer
 
 __version__ = "0.1.0"
 
@@ -15,7 +16,9 @@ __all__ = [
     "SNNModel",
     "SNNTrainer",
     "Sequential",
+    "SpikeVisualizer",
     "backends",
+    "decoding",
     "encoding",
     "lif",
     "surrogate",

@@ -12,7 +12,7 @@ from torch import nn
 
 from neurospike.cli import guarded, parse
 from neurospike.config import Config, load_config
-from neurospike.data import Batches, DigitData, load
+from neurospike.data import Batches, DigitData, Preprocessing, load
 from neurospike.dispatch import backends, choose, unsupported_reasons, use_backend
 from neurospike.errors import BackendError, ConfigError, MissingDependencyError
 from neurospike.models import SNNModel
@@ -140,11 +140,14 @@ def _device(config: Config) -> torch.device:
 
 def _check_sizes(config: Config, data: DigitData) -> None:
     """Raise ConfigError for a network that does not fit the pictures or has too few classes."""
-    pixels = data.train.images[0].numel()
-    if config.model.input_size != pixels:
+    try:
+        height, width = Preprocessing(config.preprocessing).size(*data.train.images[0].shape)
+    except ValueError as error:
+        raise ConfigError(f"preprocessing: {error}") from None
+    if config.model.input_size != height * width:
         raise ConfigError(
             f"model.input_size: got {config.model.input_size}, but the pictures of {data.name} "
-            f"have {pixels} pixels"
+            f"have {height * width} pixels"
         )
     classes = int(data.train.labels.max()) + 1
     if config.model.output_size < classes:
