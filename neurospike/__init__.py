@@ -3,6 +3,7 @@
 from . import encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .loading import load_model
 from .models import SNNModel
 from .training import SNNTrainer
 
@@ -16,6 +17,7 @@ __all__ = [
     "backends",
     "encoding",
     "lif",
+    "load_model",
     "surrogate",
     "use_backend",
 ]
