@@ -3,6 +3,7 @@
 from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .loading import load_model
 from .models import SNNModel
 from .sequential import Sequential
 from .training import SNNTrainer
@@ -21,6 +22,7 @@ __all__ = [
     "decoding",
     "encoding",
     "lif",
+    "load_model",
     "surrogate",
     "use_backend",
 ]

@@ -222,7 +222,7 @@ def test_without_validation_and_schedule(folder):
 
 def test_learned_parameters_get_no_weight_decay(folder):
     config = load_config(overrides={"model.learn_beta": True, "training.weight_decay": 0.1})
-    model = train.SNNModel(**config.network_arguments())
+    model = train.build_model(config)
     matrices, others = train._optimizer(config, model).param_groups
     assert matrices["weight_decay"] == 0.1
     assert others["weight_decay"] == 0.0
