@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from neurospike import buffers
 from neurospike.cli import guarded, parse
 from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, load
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
 
     def job() -> int:
         path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
-        tested = train(load_config(path, overrides))
+        config = load_config(path, overrides)
+        buffers.keep_freed_memory()
+        tested = train(config)
         print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
         return 0
 
