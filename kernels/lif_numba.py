@@ -86,7 +86,8 @@ def _array(job, k):
 def _fill(out, values, start):
     """Write one value a neuron, from neuron `start` on; `values` repeats with its own length."""
     if values.size == 1:
-        out[:] = values[0]
+        for i in range(out.size):
+            out[i] = values[0]
         return
     k = start % values.size
     for i in range(out.size):
@@ -96,11 +97,14 @@ def _fill(out, values, start):
             k = 0
 
 
+def _row(array, start, size):
+    return array[start : start + size]
+
+
 def _start(out, values, low):
     """Begin a block: a row of `values` from neuron `low` on, or zeros if there are none."""
-    out[:] = 0.0
-    if values.size > 0:
-        out[:] = values[low : low + out.size]
+    for i in range(out.size):
+        out[i] = values[low + i] if values.size > 0 else 0.0
 
 
 def _forward_row(current, mem, beta, threshold, spikes, trace):
@@ -119,13 +123,14 @@ def _forward(job_at):
     spikes, trace, final = _array(job, 4), _array(job, 5), _array(job, 6)
     steps, block, stride = job[STEPS], job[WIDTH], job[STRIDES]
     size = final.size
-    slot = take(job, SLOT) * 4 * block
-    scratch = _array(job, 7)[slot : slot + 4 * block].reshape((4, block))
+    scratch = _array(job, 7)
+    own = take(job, SLOT) * 4 * block
     part = take(job, NEXT)
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        state, b, th = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+        state = _row(scratch, own, n)
+        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
         _start(state, mem, low)
         _fill(b, beta, low)
         _fill(th, threshold, low)
@@ -134,11 +139,11 @@ def _forward(job_at):
             out = t * size + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * stride, n)
-            row = scratch[3, :n] if STREAM else spikes[out : out + n]
-            _forward_row(current[x : x + n], state, b, th, row, trace[out : out + n])
+            row = _row(scratch, own + 3 * block, n) if STREAM else _row(spikes, out, n)
+            _forward_row(_row(current, x, n), state, b, th, row, _row(trace, out, n))
             if STREAM:
                 stream(spikes, out, row)
-        final[low : low + n] = state
+        _start(_row(final, low, n), state, 0)
         part = take(job, NEXT)
     if STREAM:
         fence()
@@ -183,22 +188,23 @@ def _backward(job_at):
     current, mem, beta, threshold = _array(job, 3), _array(job, 4), _array(job, 5), _array(job, 6)
     out, out_mem, out_beta, out_th = _array(job, 7), _array(job, 8), _array(job, 9), _array(job, 10)
     parameters = to_fixed_tuple(_array(job, 11), COUNT)
+    nothing = _row(out, 0, 0)
     steps, block, size = job[STEPS], job[WIDTH], out_mem.size
     # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
     # step, then the charged one of each; with an immediate reset also the membrane after each.
-    first = 4
-    later = first if DELAYED else first + 1 + steps
-    rows = later + 1 + steps
-    slot = take(job, SLOT) * rows * block
-    scratch = _array(job, 12)[slot : slot + rows * block].reshape((rows, block))
+    scratch = _array(job, 12)
+    own = take(job, SLOT) * (5 + steps if DELAYED else 6 + 2 * steps) * block
+    first = own + 4 * block
+    later = first if DELAYED else first + (1 + steps) * block
     part = take(job, NEXT)
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        state, b, th = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+        state = _row(scratch, own, n)
+        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
         _start(state, mem, low)
-        scratch[first, :n] = state
-        scratch[later, :n] = state
+        _start(_row(scratch, first, n), state, 0)
+        _start(_row(scratch, later, n), state, 0)
         _fill(b, beta, low)
         _fill(th, threshold, low)
         for t in range(steps):
@@ -206,32 +212,32 @@ def _backward(job_at):
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * job[STRIDES], n)
             _recompute_row(
-                current[x : x + n],
+                _row(current, x, n),
                 state,
                 b,
                 th,
-                scratch[first + 1 + t, :n],
-                scratch[later + 1 + t, :n] if not DELAYED else scratch[0, :0],
+                _row(scratch, first + (1 + t) * block, n),
+                _row(scratch, later + (1 + t) * block, 0 if DELAYED else n),
             )
         _start(state, grad_final, low)
         if CONSTANT:
-            out[low : low + n] = 0.0
+            _start(_row(out, low, n), nothing, 0)
         p = n if PARAMETERS else 0
-        d_beta, d_th = out_beta[low : low + p], out_th[low : low + p]
-        d_beta[:] = 0.0
-        d_th[:] = 0.0
+        d_beta, d_th = _row(out_beta, low, p), _row(out_th, low, p)
+        _start(d_beta, nothing, 0)
+        _start(d_th, nothing, 0)
         for t in range(steps - 1, -1, -1):
             gs = t * job[STRIDES + 1] + low
             gt = t * job[STRIDES + 2] + low
             o = low if CONSTANT else t * size + low
             if SPIKES and t >= AHEAD:
                 prefetch(grad_spikes, gs - AHEAD * job[STRIDES + 1], n)
-            row = scratch[3, :n] if STREAM else out[o : o + n]
+            row = _row(scratch, own + 3 * block, n) if STREAM else _row(out, o, n)
             _backward_row(
-                grad_spikes[gs : gs + n],
-                grad_trace[gt : gt + n],
-                scratch[later + t, :n],
-                scratch[first + 1 + t, :n],
+                _row(grad_spikes, gs, n),
+                _row(grad_trace, gt, n),
+                _row(scratch, later + t * block, n),
+                _row(scratch, first + (1 + t) * block, n),
                 b,
                 th,
                 parameters,
@@ -242,7 +248,7 @@ def _backward(job_at):
             )
             if STREAM:
                 stream(out, o, row)
-        out_mem[low : low + n] = state
+        _start(_row(out_mem, low, n), state, 0)
         part = take(job, NEXT)
     if STREAM:
         fence()

@@ -9,6 +9,7 @@ back to the system, and so is everything above `IDLE_BYTES`.
 """
 
 import collections
+import ctypes
 import math
 import os
 import threading
@@ -22,6 +23,7 @@ from torch import Tensor
 LEAST_BYTES = 1 << 20  # below, the C library keeps what it frees
 IDLE_BYTES = 1 << 30  # how much may lie idle
 PATIENCE = 64  # loans that an idle block waits to be wanted
+KEPT_BYTES = 1 << 30  # how much the C library may keep free, in a program of ours
 ALIGNMENT = 64  # a cache line
 GRANULE = 1 << 16  # sizes are rounded up, so that nearly equal ones share blocks
 
@@ -81,6 +83,21 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if size < LEAST_BYTES:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(_pool.lend(size)).view(dtype).view(*shape)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, for all of this process; glibc only, else nothing.
+
+    A program may decide this for itself, a library for nobody: our commands call it, an import
+    does not. The variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` do the same.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    mallopt(mmap_threshold, KEPT_BYTES)
+    mallopt(trim_threshold, KEPT_BYTES)
 
 
 def release() -> None:
