@@ -166,6 +166,12 @@ def signed(u, threshold):  # noqa: ANN001, ANN201
     return threshold * (cast(u < 0.0, u) - cast(u >= 0.0, u))
 
 
+def sparse(u, slope, bound):  # noqa: ANN001, ANN201
+    """The sparse fast sigmoid, `SFS`, of snnTorch: 0 up to the bound."""
+    z = slope * abs(u) + 1.0
+    return heaviside(u - bound) / (z * z)
+
+
 def escape(u, beta, slope):  # noqa: ANN001, ANN201
     """The `spike_rate_escape` of snnTorch, around u = 1."""
     return slope * exp(-beta * abs(u - 1.0))
@@ -176,7 +182,7 @@ _SURROGATES: dict[str, Callable[..., Surrogate]] = {
     "fast_sigmoid": surrogates.fast_sigmoid,
     "sigmoid": surrogates.sigmoid,
     "straight_through_estimator": surrogates.straight_through,
-    "SFS": lambda slope, B: surrogates.fast_sigmoid(slope),  # B is not used there either
+    "SFS": lambda slope, B: Surrogate(sparse, (float(slope), float(B))),
     "heaviside": lambda: Surrogate(heaviside),
     "triangular": lambda threshold: Surrogate(signed, (float(threshold),)),
     "spike_rate_escape": lambda beta, slope: Surrogate(escape, (float(beta), float(slope))),
