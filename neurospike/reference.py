@@ -67,7 +67,8 @@ def lif(
         spikes.append(spike)
         trace.append(mem)
     if not spikes:
-        return torch.zeros_like(current), mem, torch.zeros_like(current)
+        nothing = current * mem * beta * threshold  # empty, and differentiable as any other output
+        return nothing, mem, nothing
     return torch.stack(spikes), mem, torch.stack(trace)
 
 

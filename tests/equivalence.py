@@ -1,0 +1,57 @@
+"""One check of a backend against the oracle that a broken kernel does not pass.
+
+Used on the package as it is, and by `test_mutants.py` on copies of it that were broken on purpose.
+"""
+
+import oracle
+import torch
+
+import neurospike as ns
+
+STEPS, BATCH, NEURONS = 9, 2, 1031  # more than one block, and no multiple of any
+
+
+def problem(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Current, state, a decay and a threshold for each neuron; some membranes on the threshold."""
+    g = torch.Generator().manual_seed(2)
+    current = torch.randn(STEPS, BATCH, NEURONS, generator=g) * 0.8
+    mem = torch.randn(BATCH, NEURONS, generator=g)
+    beta = 0.5 + 0.5 * torch.rand(NEURONS, generator=g)
+    threshold = 0.4 + torch.rand(NEURONS, generator=g)
+    mem[:, ::3] = 0.0
+    current[0, :, ::3] = threshold[::3]  # beta * 0 + threshold: on it, not above
+    mem[:, 1::3] = threshold[1::3]  # no reset is due
+    return [t.to(dtype).requires_grad_() for t in (current, mem, beta, threshold)]
+
+
+def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
+    """Raise `AssertionError` where spikes or membranes differ by a bit, or gradients by 1e-5."""
+    torch.use_deterministic_algorithms(True)  # what is left unwritten is NaN
+    try:
+        current, mem, beta, threshold = inputs = problem(torch.float32)
+        found = ns.lif(
+            current,
+            mem,
+            beta=beta,
+            threshold=threshold,
+            surrogate=surrogate,
+            return_trace=True,
+            backend=backend,
+            **rule,
+        )
+        # Before any gradient: where the forward pass is wrong, nothing more is compiled.
+        wanted = oracle.lif(*(t.detach() for t in inputs), surrogate=surrogate, **rule)
+        for got, want in zip(found, wanted):
+            assert torch.equal(got, want)
+        g = torch.Generator().manual_seed(3)
+        weights = [torch.randn(out.shape, generator=g) for out in found]
+        loss = sum((out * weight).sum() for out, weight in zip(found, weights))
+        gradients = torch.autograd.grad(loss, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    in_double = oracle.lif(*exact, surrogate=surrogate, **rule)
+    assert torch.equal(in_double[0].float(), wanted[0]), "choose another seed"
+    loss = sum((out * weight.double()).sum() for out, weight in zip(in_double, weights))
+    for got, want in zip(gradients, torch.autograd.grad(loss, exact)):
+        assert (got.double() - want).norm() <= 1e-5 * want.norm()
