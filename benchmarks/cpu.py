@@ -5,6 +5,7 @@ case passes the equivalence gate before it is timed.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -174,12 +175,15 @@ def network(seconds: float) -> Row:
 def peak_memory(name: str) -> float:
     """Return by how many MB training steps raise the process's memory above what it had at rest.
 
-    Linux only: the peak that the kernel keeps is reset after everything is imported and compiled.
+    Linux only. At rest means: after a first step, for what the libraries keep for good, once all
+    memory that is free went back to the system; then the peak that the kernel keeps is reset.
     """
     net, images, labels, optimizer = tutorial(NETWORKS[name])
     step = rivals.training_step(net, images, labels, optimizer)
-    # Import and compile everything, and let Adam make its state, on a batch of one.
-    rivals.training_step(net, images[:1], labels[:1], optimizer)()
+    step()
+    optimizer.zero_grad()
+    buffers.release()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     for _ in range(3):
