@@ -151,14 +151,19 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = getattr(torch.ops.neurospike, f"{name}_lif")(*arguments)
-        current, mem, beta, threshold, *options, want_spikes, want_trace = arguments
+        _Fused.keep(ctx, (name, *arguments), output)
+        return output
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what backward needs."""
+        name, current, mem, beta, threshold, *options, want_spikes, want_trace = inputs
         ctx.save_for_backward(current, mem, beta, threshold)
         ctx.name, ctx.options = name, options
         ctx.set_materialize_grads(False)
         spikes, _, trace = output
         unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
         ctx.mark_non_differentiable(*unwanted)
-        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -186,6 +191,16 @@ class _Fused(torch.autograd.Function):
         return (None, *wanted, None, None, None, None, None)
 
 
+class _Split(_Fused):
+    """The same in two parts, which the transforms of `torch.func` ask for."""
+
+    @staticmethod
+    def forward(name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return getattr(torch.ops.neurospike, f"{name}_lif")(*arguments)
+
+    setup_context = staticmethod(_Fused.keep)
+
+
 def fused_lif(
     name: str,
     current: Tensor,
@@ -209,6 +224,7 @@ def fused_lif(
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return _Fused.apply(name, *arguments, want_spikes, want_trace)
+        function = _Split if torch._C._are_functorch_transforms_active() else _Fused
+        return function.apply(name, *arguments, want_spikes, want_trace)
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
     return operator(*arguments, want_spikes, want_trace)
