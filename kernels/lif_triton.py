@@ -45,6 +45,8 @@ DELAYED = True
 SPIKES = True
 TRACE = False
 SAVED = False
+SCALAR_BETA = True
+SCALAR_THRESHOLD = True
 CONSTANT = False  # the current has no time axis, nor has its gradient
 PARAMETERS = False
 HELD_CURRENT = False  # the same at every step: read once
@@ -77,10 +79,11 @@ def _place(size):
     return offsets, offsets < size, size
 
 
-def _per_neuron(ptr, count, place):
-    """Load one value a neuron; `count` of them repeat over the batch."""
+def _parameter(ptr, is_scalar, count, place):
+    """Load the one value of all neurons, or one a neuron; `count` of them repeat over the batch."""
     offsets, valid, _ = place
-    return tl.load(ptr + offsets % count, mask=valid, other=0.0)
+    value = tl.load(ptr) if is_scalar else tl.load(ptr + offsets % count, mask=valid, other=0.0)
+    return value
 
 
 def _inside(t, steps, is_whole, place):
@@ -154,8 +157,8 @@ def _forward(
 ):
     place = _place(size)
     offsets, valid, _ = place
-    beta = _per_neuron(beta_ptr, betas, place)
-    threshold = _per_neuron(threshold_ptr, thresholds, place)
+    beta = _parameter(beta_ptr, SCALAR_BETA, betas, place)
+    threshold = _parameter(threshold_ptr, SCALAR_THRESHOLD, thresholds, place)
     zeros = tl.zeros([BLOCK], final_ptr.dtype.element_ty)
     mem = zeros
     if mem_ptr is not None:
@@ -234,8 +237,8 @@ def _backward(
 ):
     place = _place(size)
     offsets, valid, _ = place
-    beta = _per_neuron(beta_ptr, betas, place)
-    threshold = _per_neuron(threshold_ptr, thresholds, place)
+    beta = _parameter(beta_ptr, SCALAR_BETA, betas, place)
+    threshold = _parameter(threshold_ptr, SCALAR_THRESHOLD, thresholds, place)
     state = saved_ptr.dtype.element_ty
     values = ()
     for k in tl.static_range(len(parameters)):
@@ -365,6 +368,8 @@ def forward(
         BLOCK=block,
         SPIKES=spikes.numel() > 0,
         TRACE=trace.numel() > 0,
+        SCALAR_BETA=beta.numel() == 1,
+        SCALAR_THRESHOLD=threshold.numel() == 1,
         SAVED=saved.numel() > 0,
         HELD_CURRENT=held,
     )
@@ -423,6 +428,8 @@ def backward(
             BLOCK=block,
             SPIKES=gs is not None,
             TRACE=gt is not None,
+            SCALAR_BETA=beta.numel() == 1,
+            SCALAR_THRESHOLD=threshold.numel() == 1,
             CONSTANT=constant,
             PARAMETERS=wants_parameters,
             HELD_CURRENT=held,
