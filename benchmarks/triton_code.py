@@ -1,7 +1,6 @@
-"""What the Triton kernels compile to, on a machine without a GPU: `python -m benchmarks.triton_code`.
+"""Count the machine code of the Triton kernels, without a GPU: `python -m benchmarks.triton_code`.
 
-Each kernel goes the way it goes at a launch, host code included, up to the launch itself: Triton is
-told of a device of the architecture asked for, and the tensors lie in the memory of the CPU, which
+Each kernel goes the way it goes at a launch, host code included, up to the launch: Triton is told of a device of the architecture asked for, and the tensors lie in the memory of the CPU, which
 nobody reads. Then the machine code is counted: global loads and stores a time step, their width,
 registers, local memory, fused multiply-adds. The bytes a neuron-step are what that code moves, a
 count and no measurement; what stays in a cache of the device is counted like the rest.
@@ -106,7 +105,7 @@ def compiling(architecture: int) -> Iterator[list[Any]]:
 
 
 def build(kernel: Kernel, architecture: int, steps: int = STEPS, neurons: int = NEURONS) -> Any:
-    """Return what Triton compiles for a kernel on an architecture, 90 for compute capability 9.0."""
+    """Return what Triton compiles for a kernel on an architecture, 90 for capability 9.0."""
     state = ops.state_dtype(kernel.dtype)
     chosen = surrogate.resolve(kernel.surrogate)
     key = rule.key_of(kernel.reset, kernel.delayed, False, chosen.function)
@@ -162,7 +161,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
 
 
 def time_loops(listing: str) -> list[list[str]]:
-    """Return the loops of a disassembled kernel that touch global memory, as lists of instructions."""
+    """Return the loops of a disassembled kernel that touch global memory, each as its instructions."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in listing.splitlines():

@@ -21,6 +21,7 @@ no order of atomic additions shows in them.
 import functools
 import math
 import struct
+import subprocess
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -82,8 +83,7 @@ def _place(size):
 def _parameter(ptr, is_scalar, count, place):
     """Load the one value of all neurons, or one a neuron; `count` of them repeat over the batch."""
     offsets, valid, _ = place
-    value = tl.load(ptr) if is_scalar else tl.load(ptr + offsets % count, mask=valid, other=0.0)
-    return value
+    return tl.load(ptr) if is_scalar else tl.load(ptr + offsets % count, mask=valid, other=0.0)
 
 
 def _inside(t, steps, is_whole, place):
@@ -304,9 +304,29 @@ def _jit(function: FunctionType) -> Any:
 
 
 def _launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
-    """Run a kernel on the device of its tensors, on that device's current stream."""
-    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=False)
+    """Run a kernel on the device of its tensors, on that device's current stream.
+
+    Raises:
+        BackendError: a surrogate that Triton cannot compile, or no C compiler that works.
+    """
+    try:
+        with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
+            kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=False)
+    except triton.CompilationError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise BackendError(
+            f"backend 'triton' cannot compile this layer: {reason}. A surrogate may use "
+            "arithmetic, comparison, exp, abs and where, and no type annotations; or use "
+            "backend='reference'"
+        ) from error
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        if isinstance(error, RuntimeError) and "C compiler" not in str(error):
+            raise
+        raise BackendError(
+            f"backend 'triton' needs a C compiler and Python's headers to start its kernels, and "
+            f"compiling failed: {error}. Install them (apt install gcc python3-dev) or name the "
+            "compiler in the environment variable CC; or use backend='reference'"
+        ) from error
 
 
 def _geometry(size: int, state: torch.dtype) -> tuple[int, int]:

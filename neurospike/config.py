@@ -18,11 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
 from neurospike.errors import ConfigError
+from neurospike.steps import NAMES as STEP_NAMES
+from neurospike.steps import Step, parse_steps
 
 DEFAULT_FILE = Path("config.yaml")
 
@@ -64,6 +67,10 @@ Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+# Dumped as what each step is, not as what all steps have in common.
+Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 
 class Section(BaseModel):
@@ -118,8 +125,10 @@ class ModelConfig(Section):
 class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
-    kind: Literal["constant", "rate", "latency"] = Field(
-        default="constant", description="same current every step, random spikes, or one timed spike"
+    kind: Literal["constant", "rate", "latency", "delta", "phase", "burst"] = Field(
+        default="constant",
+        description="same current every step, random spikes, one timed spike, spikes of change as "
+        "the picture fades in, binary digits, or a burst",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -141,6 +150,13 @@ class EncodingConfig(Section):
         default=None,
         description="latency, logarithmic: time constant in steps; null: num_steps - 1",
     )
+    delta_threshold: PositiveNumber = Field(
+        default=0.1, description="delta: change of brightness between two spikes"
+    )
+    period: Integer = Field(
+        default=8, ge=1, le=16, description="phase: steps of a period, one a binary digit"
+    )
+    max_spikes: Size = Field(default=5, description="burst: spikes of a white pixel")
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -152,12 +168,15 @@ class EncodingConfig(Section):
 
     def options(self) -> dict[str, object]:
         """The arguments of the chosen encoder, by name."""
-        names: dict[str, tuple[str, ...]] = {
-            "constant": (),
-            "rate": ("gain", "offset"),
-            "latency": ("curve", "threshold", "subthreshold", "tau"),
+        keys: dict[str, dict[str, str]] = {
+            "constant": {},
+            "rate": {"gain": "gain", "offset": "offset"},
+            "latency": {name: name for name in ("curve", "threshold", "subthreshold", "tau")},
+            "delta": {"threshold": "delta_threshold"},
+            "phase": {"period": "period"},
+            "burst": {"max_spikes": "max_spikes"},
         }
-        return {name: getattr(self, name) for name in names[self.kind]}
+        return {name: getattr(self, key) for name, key in keys[self.kind].items()}
 
 
 class TrainingConfig(Section):
@@ -187,6 +206,12 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
+    preprocessing: Steps = Field(
+        default=[],
+        description="what is done to the pictures first, in order: [deskew, {kind: affine, "
+        "degrees: 10}]",
+        json_schema_extra={"allowed": f"a list of {', '.join(STEP_NAMES)}"},
+    )
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
         default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
     )
@@ -218,6 +243,7 @@ class Config(Section):
         """The arguments of `SNNModel`, by name."""
         return {
             **self.model.model_dump(),
+            "preprocessing": self.preprocessing,
             "encoding": self.encoding.kind,
             "encoding_options": self.encoding.options(),
         }
@@ -247,10 +273,17 @@ def load_config(
                 raise ConfigError(f"{source}: {section}: got {inner[section]!r}, not a mapping")
             inner = inner[section]
         inner[leaf] = value
+    return check_config(values, source, overrides)
+
+
+def check_config(
+    values: Mapping[str, object], source: str, overrides: Mapping[str, object] | None = None
+) -> Config:
+    """Make a `Config` of nested mappings; ConfigError names `source`, or a key's override flag."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, values, source, overrides)) from None
+        raise ConfigError(_explain(error, values, source, overrides or {})) from None
 
 
 def fields() -> Iterator[tuple[str, str, str, object]]:
@@ -331,7 +364,8 @@ def _explain(
         sections = {name.partition(".")[0] for name in allowed if "." in name}
         near = nearest_key(key, [*allowed, *sorted(sections)])
         text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
-    elif isinstance(value, dict) and first["type"] == "value_error":  # keys that do not agree
+    elif first["type"] == "value_error" and (isinstance(value, dict) or key == "preprocessing"):
+        # Keys that do not agree, or a step among several.
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {allowed.get(key, 'a mapping of keys')}"

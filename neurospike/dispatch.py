@@ -6,6 +6,7 @@ turns into torch operators. Nothing here imports a backend before it is used.
 """
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -60,6 +61,7 @@ TABLE: dict[str, Backend] = {
         Backend("reference", ".reference", ("snntorch",), (), fused=False, instead="numba"),
     )
 }
+OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
 
 _scoped: ContextVar[str] = ContextVar("neurospike_backend", default="auto")
 
@@ -133,6 +135,7 @@ def choose(name: str, device_type: str) -> Backend:
     raise BackendError(f"no backend can run on {device_type} tensors here: {reasons}")
 
 
+@functools.cache
 def load(row: Backend):  # noqa: ANN201 (a module with the functions the row promises)
     """Import and return the module of a row."""
     return importlib.import_module(row.module, __package__)
@@ -159,4 +162,11 @@ def _cuda_reasons() -> list[str]:
         return ["this torch was built without CUDA"]
     if not torch.cuda.is_available():
         return ["torch finds no CUDA device"]
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        found, wanted = (".".join(map(str, c)) for c in (capability, OLDEST))
+        return [
+            f"{torch.cuda.get_device_name()} has compute capability {found}, Triton supports "
+            f"{wanted} and later"
+        ]
     return []

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import dispatch
+from . import buffers, dispatch
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 
@@ -52,6 +53,12 @@ def _steps(current: Tensor, num_steps: int) -> int:
     return num_steps if num_steps >= 0 else current.shape[0]
 
 
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if type(like) is Tensor and like.device.type == "cpu":
+        return buffers.empty(shape, dtype)
+    return like.new_empty(shape, dtype=dtype)  # on a GPU, or a fake one of torch.compile
+
+
 def _allocate(
     every: int,
     current: Tensor,
@@ -63,12 +70,12 @@ def _allocate(
     state = state_dtype(current.dtype)
     shape = step_shape(current, num_steps)
     steps = _steps(current, num_steps)
-    spikes = current.new_empty((steps, *shape) if want_spikes else 0)
-    final = current.new_empty(shape, dtype=state)
-    trace = current.new_empty((steps, *shape) if want_trace else 0, dtype=state)
+    spikes = _empty(current, (steps, *shape) if want_spikes else (0,), current.dtype)
+    final = _empty(current, shape, state)
+    trace = _empty(current, (steps, *shape) if want_trace else (0,), state)
     if not every:
         return spikes, final, trace
-    saved = current.new_empty((-(-steps // every), *shape) if want_saved else 0, dtype=state)
+    saved = _empty(current, (-(-steps // every), *shape) if want_saved else (0,), state)
     return spikes, final, trace, saved
 
 
@@ -84,8 +91,8 @@ def _allocate_gradients(
     state = state_dtype(current.dtype)
     shape = step_shape(current, num_steps)
     return (
-        torch.empty_like(current, memory_format=torch.contiguous_format),
-        current.new_empty(shape if want_mem else 0, dtype=state),
+        _empty(current, current.shape, current.dtype),
+        _empty(current, shape if want_mem else (0,), state),
         beta.new_empty(beta.shape if want_beta else 0),
         threshold.new_empty(threshold.shape if want_threshold else 0),
     )
@@ -139,26 +146,44 @@ for _row in dispatch.TABLE.values():
         _define(_row)
 
 
+class _Once(torch.autograd.Function):
+    """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
+
+    @staticmethod
+    def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep nothing: there is no second derivative to compute."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "a fused LIF backend has first derivatives only, and a second one was asked for "
+            "(create_graph=True); use backend='reference', which has both"
+        )
+
+
 class _Fused(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
 
+    # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-        return getattr(torch.ops.neurospike, f"{name}_lif")(*arguments, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        name, current, mem, beta, threshold, *options, want_spikes, want_trace = inputs
-        spikes, _, trace, *saved = output
+    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        operator = getattr(torch.ops.neurospike, f"{name}_lif")
+        spikes, final, trace, *saved = operator(*arguments, True)
+        current, mem, beta, threshold, *options, want_spikes, want_trace = arguments
         ctx.save_for_backward(current, mem, beta, threshold, *saved)
         ctx.name, ctx.options = name, options
         ctx.set_materialize_grads(False)
         unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
-        ctx.mark_non_differentiable(*unwanted, *saved)
+        ctx.mark_non_differentiable(*unwanted)
+        return spikes, final, trace
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_spikes, grad_mem, grad_trace, *_ = grads
+        grad_spikes, grad_mem, grad_trace = grads
         current, mem, beta, threshold, *saved = ctx.saved_tensors
         _, need_current, need_mem, need_beta, need_threshold, *_ = ctx.needs_input_grad
         backward = getattr(torch.ops.neurospike, f"{ctx.name}_lif_backward")
@@ -176,6 +201,8 @@ class _Fused(torch.autograd.Function):
             need_beta,
             need_threshold,
         )
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(*found, current, mem, beta, threshold, *grads)[:4]
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)
@@ -201,7 +228,9 @@ def fused_lif(
     """
     arguments = (current, mem, beta, threshold, rule, parameters, num_steps)
     tensors = (t for t in (current, mem, beta, threshold) if t is not None)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Fused.apply(name, *arguments, want_spikes, want_trace)[:3]
+    # In forward mode the Function refuses; the bare operator would give tangents of zero.
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return _Fused.apply(name, *arguments, want_spikes, want_trace)
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
     return operator(*arguments, want_spikes, want_trace, False)[:3]

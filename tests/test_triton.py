@@ -112,19 +112,31 @@ def test_a_surrogate_of_the_users_compiles():
 
     sharpness, count = 3.0, 2
 
-    def laplace(u: torch.Tensor) -> torch.Tensor:
-        """Annotated and documented, with captured numbers."""
+    def laplace(u):
+        """Documented, with captured numbers."""
         return sharpness / count * exp(-sharpness * abs(u))
 
     code = inspect(Kernel("backward", surrogate=laplace), 90)
     assert code.loads_a_step == BUDGET["backward"][0]
 
 
-def test_a_surrogate_without_source_is_refused():
+def test_a_surrogate_that_cannot_be_compiled_is_refused():
     made = {}
     exec("def typed(u): return 1.0 / (1.0 + u * u)", made)
     for surrogate in (made["typed"], lambda u: 1.0 / (1.0 + u * u)):
-        with pytest.raises(BackendError, match="finds none for .*write the surrogate as a `def`"):
+        with pytest.raises(BackendError, match=r"finds none for .*write the surrogate as a `def`"):
+            build(Kernel("backward", surrogate=surrogate), 90)
+
+    def annotated(u: torch.Tensor) -> torch.Tensor:
+        return 1.0 / (1.0 + u * u)
+
+    def loops(u):
+        while u > 0.0:
+            u = u - 1.0
+        return u
+
+    for surrogate in (annotated, loops):
+        with pytest.raises(BackendError, match=r"cannot compile this layer: .*no type annotations"):
             build(Kernel("backward", surrogate=surrogate), 90)
 
 
@@ -170,3 +182,47 @@ def test_auto_takes_it_for_cuda_tensors_alone(monkeypatch):
     assert dispatch.choose("auto", "cuda").name == "triton"
     assert dispatch.choose("auto", "cpu").name == "numba"
     assert ns.backends()["triton"] is None
+
+
+def test_a_device_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    told = "Tesla T4 has compute capability 7.5, Triton supports 8.0 and later"
+    assert ns.backends()["triton"] == told
+    assert dispatch.choose("auto", "cuda").name == "reference"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert ns.backends()["triton"] is None
+
+
+class _Failing:
+    """A kernel whose start fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *arguments, **options):
+        raise self.error
+
+
+COMPILER_ERRORS = [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+    subprocess.CalledProcessError(1, ["gcc", "launcher.c"]),
+    FileNotFoundError(2, "No such file or directory", "/no/cc"),
+]
+
+
+@pytest.mark.parametrize("error", COMPILER_ERRORS, ids=lambda e: type(e).__name__)
+def test_no_c_compiler_is_named(error):
+    with pytest.raises(BackendError, match=r"needs a C compiler .*gcc python3-dev.*CC"):
+        lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+
+
+def test_other_errors_of_the_device_stay_what_they_are():
+    for error in (RuntimeError("Triton Error [CUDA]: x"), torch.OutOfMemoryError("2 GiB")):
+        with pytest.raises(type(error)) as caught:
+            lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+        assert caught.value is error
