@@ -1,6 +1,7 @@
 """Count the machine code of the Triton kernels, without a GPU: `python -m benchmarks.triton_code`.
 
-Each kernel goes the way it goes at a launch, host code included, up to the launch: Triton is told of a device of the architecture asked for, and the tensors lie in the memory of the CPU, which
+Each kernel goes the way it goes at a launch, host code included, up to the launch: Triton is told
+of a device of the architecture asked for, and the tensors lie in the memory of the CPU, which
 nobody reads. Then the machine code is counted: global loads and stores a time step, their width,
 registers, local memory, fused multiply-adds. The bytes a neuron-step are what that code moves, a
 count and no measurement; what stays in a cache of the device is counted like the rest.
@@ -161,7 +162,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
 
 
 def time_loops(listing: str) -> list[list[str]]:
-    """Return the loops of a disassembled kernel that touch global memory, each as its instructions."""
+    """Return the instructions of each loop of a disassembled kernel that touches global memory."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in listing.splitlines():
@@ -205,7 +206,7 @@ def kernels() -> list[Kernel]:
 
 
 COLUMNS = (
-    ("kernel", 37),
+    ("kernel", 38),
     ("format", 9),
     ("sm", 4),
     ("loads", 6),
@@ -219,7 +220,7 @@ COLUMNS = (
     ("fma", 4),
 )
 LEGEND = """\
-loads, stores: of global memory, a neuron and time step (of a constant current: outside the loop)
+loads, stores: of global memory, a thread and time step (of a constant current: outside the loop)
 bytes, instr:  moved and executed in the time loop, a neuron-step
 width:         of those loads and stores, bytes a thread
 regs, local:   registers and bytes of local memory a thread; spills: accesses to the latter in
