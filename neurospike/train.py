@@ -15,7 +15,7 @@ from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, load
 from neurospike.dispatch import backends, choose, unsupported_reasons, use_backend
 from neurospike.errors import BackendError, ConfigError, MissingDependencyError
-from neurospike.models import SNNModel
+from neurospike.models import MODELS
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
 
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
@@ -81,7 +81,7 @@ def _train_and_test(config: Config, data: DigitData, device: torch.device, run: 
     )
     test_batches = Batches(data.test, training.batch_size, device=device)
 
-    model = SNNModel(**config.network_arguments()).to(device)
+    model = MODELS[config.model.kind](**config.network_arguments()).to(device)
     optimizer = _optimizer(config, model)
     scheduler = None
     if training.schedule == "cosine":
