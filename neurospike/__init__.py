@@ -3,6 +3,7 @@
 from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .learned_encoding import ConvEncoder
 from .models import ConvSNN, ResidualSNN, SNNModel
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LI",
     "LIF",
+    "ConvEncoder",
     "ConvSNN",
     "ResidualSNN",
     "SNNModel",

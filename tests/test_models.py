@@ -148,7 +148,7 @@ def test_dropout_silences_the_same_neurons_at_every_step_and_keeps_the_mean():
     dropout = SpikeDropout(0.25)
     dropped = dropout(torch.ones(7, 50, 80))
     assert bool((dropped == dropped[0]).all())
-    assert set(dropped.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert float(dropped.mean()) == pytest.approx(1, abs=0.05)
     assert len({tuple(sample.tolist()) for sample in dropped[0]}) == 50
     ones = torch.ones(2, 3, 4)
@@ -189,7 +189,7 @@ def test_fluctuation_weights_let_membranes_swing_by_a_threshold(beta, size, cons
     spikes = (torch.rand(200, 8, size) < 0.1).float()
     if constant:
         spikes = spikes[:1].expand(200, 8, size)
-    trace, _ = ns.LI(beta)(layer(spikes))
+    trace, _ = ns.LI(beta)(layer(spikes).detach())
     assert float(trace[100:].std()) == pytest.approx(1.5, rel=0.15)
 
 
@@ -221,7 +221,7 @@ def test_every_kind_takes_every_option_from_yaml(tmp_path, kind):
     model = MODELS[config.model.kind](**config.network_arguments())
     assert model(pictures()).shape == (6, 4)
     neurons = [module for module in model.modules() if isinstance(module, ns.LIF)]
-    assert len(neurons) > 2
+    assert len(neurons) >= 2
     for neuron in neurons:
         assert neuron.surrogate.name == "triangular"
         assert (neuron.reset, neuron.reset_delay, neuron.detach_reset) == ("zero", False, True)

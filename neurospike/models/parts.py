@@ -15,6 +15,7 @@ from neurospike.surrogate import Surrogate
 
 NORMALIZATIONS = ("none", "batch", "threshold_batch", "layer")
 INITIALIZATIONS = ("torch", "kaiming", "fluctuation")
+RATE = 0.1  # spikes a neuron and step that "fluctuation" reckons with; MNIST's mean square too
 
 
 class NeuronOptions(TypedDict, total=False):
@@ -100,8 +101,10 @@ def initialize(
         inputs = layer.weight[0].numel()
         # Of a beta of 1 the membrane grows for ever; half a per cent short of it, it does not.
         decay = min(max(beta, 0.0), 0.995)
-        gain = 1 / (1 - decay) if constant else 1 / math.sqrt(1 - decay**2)
-        nn.init.normal_(layer.weight, std=threshold / (gain * math.sqrt(0.1 * inputs)))
+        held, drawn = 1 / (1 - decay) ** 2, 1 / (1 - decay**2)  # a membrane's gain in variance
+        # Spikes have a mean, which is held, and a variance about it, which is drawn anew each step.
+        square = RATE * held if constant else RATE**2 * held + RATE * (1 - RATE) * drawn
+        nn.init.normal_(layer.weight, std=threshold / math.sqrt(inputs * square))
     if kind != "torch" and layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
