@@ -39,6 +39,7 @@ setup(
         "pyyaml>=6",
         "matplotlib>=3.8",
         "scikit-learn>=1.4",
+        "pillow>=10.1",
         "tqdm>=4.66",
         "pydantic>=2.7",
     ],

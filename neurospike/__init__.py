@@ -4,7 +4,9 @@ from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .learned_encoding import ConvEncoder
+from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
+from .sequential import Sequential
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
 
@@ -18,11 +20,13 @@ __all__ = [
     "ResidualSNN",
     "SNNModel",
     "SNNTrainer",
+    "Sequential",
     "SpikeVisualizer",
     "backends",
     "decoding",
     "encoding",
     "lif",
+    "load_model",
     "surrogate",
     "use_backend",
 ]

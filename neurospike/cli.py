@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from neurospike.config import fields, nearest_key
 from neurospike.errors import ConfigError, NeuroSpikeError
@@ -23,18 +23,11 @@ SHORT = (
 def parse(
     argv: Sequence[str] | None, prog: str, description: str
 ) -> tuple[Path | None, dict[str, str]]:
-    """Read the flags: the config file, if one was named, and the values by dotted key, as text.
+    """Read the flags of training: the config file, if one was named, and values by dotted key.
 
-    Dashes in a flag are underscores: `--data-path` is `--data_path`. `--help` prints and exits.
-    Raises ConfigError for a flag there is not, with the nearest one, or one without its value.
+    The values are text. `--help` prints and exits. Raises ConfigError as `Parser.read` does.
     """
-    parser = _parser(prog, description)
-    known, unknown = parser.parse_known_args(
-        [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
-    )
-    if unknown:
-        raise ConfigError(_explain(unknown[0]))
-    values = vars(known)
+    values = vars(_training_parser(prog, description).read(argv))
     config = values.pop("config", None)
     return (None if config is None else Path(config)), values
 
@@ -55,20 +48,47 @@ def guarded(job: Callable[[], int]) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells of errors as all our errors are told, without two screens of usage."""
+class Parser(argparse.ArgumentParser):
+    """A command's flags, where dashes and underscores mean the same.
+
+    Tells of errors as all our errors are told, without two screens of usage.
+    """
+
+    def __init__(self, prog: str, description: str, **options: Any) -> None:
+        epilog = "Dashes and underscores in flags mean the same."
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, allow_abbrev=False, **options
+        )
+
+    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The flags' values; None takes the process's own arguments.
+
+        Raises ConfigError for a flag there is not, with the nearest one, or one without value.
+        """
+        words = [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+        known, unknown = self.parse_known_args(words)
+        if unknown:
+            raise ConfigError(self._explain(unknown[0]))
+        return known
 
     def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of ending the process."""
         raise ConfigError(message.removeprefix("argument "))
 
+    def _explain(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"unexpected {word!r}: every value follows its flag"
+        flag = word.partition("=")[0]
+        names = [name.lstrip("-") for name in self._option_string_actions]
+        near = nearest_key(flag.lstrip("-"), names)
+        return f"no such flag {flag}; " + (f"did you mean --{near}?" if near else "see --help")
 
-def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=prog,
+
+def _training_parser(prog: str, description: str) -> Parser:
+    parser = Parser(
+        prog,
+        description,
         usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
-        description=description,
-        epilog="Dashes and underscores in flags mean the same.",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -102,13 +122,3 @@ def _underscores(word: str) -> str:
         return word
     name, equals, value = word[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
-
-
-def _explain(word: str) -> str:
-    if not word.startswith("-"):
-        return f"unexpected {word!r}: every value follows its flag, as in --epochs 3"
-    flag = word.partition("=")[0]
-    near = nearest_key(flag.lstrip("-"), ["config", *(key for key, *_ in fields())])
-    if near in SHORT:
-        near = near.rpartition(".")[2]
-    return f"no such flag {flag}; " + (f"did you mean --{near}?" if near else "see --help")

@@ -335,10 +335,17 @@ def load_config(
                 raise ConfigError(f"{source}: {section}: got {inner[section]!r}, not a mapping")
             inner = inner[section]
         inner[leaf] = value
+    return check_config(values, source, overrides)
+
+
+def check_config(
+    values: Mapping[str, object], source: str, overrides: Mapping[str, object] | None = None
+) -> Config:
+    """Make a `Config` of nested mappings; ConfigError names `source`, or a key's override flag."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, values, source, overrides)) from None
+        raise ConfigError(_explain(error, values, source, overrides or {})) from None
 
 
 def fields() -> Iterator[tuple[str, str, str, object]]:

@@ -28,3 +28,7 @@ class CheckpointError(NeuroSpikeError, RuntimeError):
 
 class MissingDependencyError(NeuroSpikeError, ImportError):
     """An optional package is not installed; says which and how to install it."""
+
+
+class PictureError(NeuroSpikeError, ValueError):
+    """A picture file cannot be read, or shows nothing that could be a digit."""

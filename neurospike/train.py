@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from neurospike import buffers
 from neurospike.cli import guarded, parse
 from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, load
-from neurospike.dispatch import backends, choose, unsupported_reasons, use_backend
-from neurospike.errors import BackendError, ConfigError, MissingDependencyError
-from neurospike.models import MODELS
+from neurospike.devices import check_backend, choose_device
+from neurospike.dispatch import choose, use_backend
+from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.loading import build_model
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
 
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
@@ -26,7 +28,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
 
     def job() -> int:
         path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
-        tested = train(load_config(path, overrides))
+        config = load_config(path, overrides)
+        buffers.keep_freed_memory()
+        tested = train(config)
         print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
         return 0
 
@@ -41,11 +45,8 @@ def train(config: Config) -> Metrics:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.backend not in ("auto", *backends()):
-        names = ", ".join(["auto", *backends()])
-        raise BackendError(f"backend {config.backend!r} is not in this version; use one of {names}")
-    with use_backend(config.backend):
-        device = _device(config)
+    with use_backend(check_backend(config.backend)):
+        device = choose_device(config.device, config.backend)
         backend = choose("auto", device.type).name  # also: can it run on this device?
         data = load(config.dataset, config.data_path)
         print(data.note, flush=True)
@@ -81,7 +82,7 @@ def _train_and_test(config: Config, data: DigitData, device: torch.device, run: 
     )
     test_batches = Batches(data.test, training.batch_size, device=device)
 
-    model = MODELS[config.model.kind](**config.network_arguments()).to(device)
+    model = build_model(config).to(device)
     optimizer = _optimizer(config, model)
     scheduler = None
     if training.schedule == "cosine":
@@ -121,21 +122,6 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         betas=(training.beta1, training.beta2),
         fused=True,
     )
-
-
-def _device(config: Config) -> torch.device:
-    """The device to compute on. Raises ConfigError for one this machine lacks."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "auto":
-        fits = config.backend == "auto" or not unsupported_reasons(config.backend, "cuda")
-        return torch.device("cuda" if count and fits else "cpu")
-    device = torch.device(config.device)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"device: got {config.device!r}, but torch finds {count} CUDA devices here; use "
-            "--device cpu or auto"
-        )
-    return device
 
 
 def _check_sizes(config: Config, data: DigitData) -> None:

@@ -16,7 +16,6 @@ from neurospike import cli, train
 from neurospike.config import Config, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
-from neurospike.models import SNNModel
 from neurospike.training import load_checkpoint
 
 SMALL = ["--model.hidden_size=16", "--num-steps=4", "--batch_size=16", "--threads=1", "--epochs=2"]
@@ -223,7 +222,7 @@ def test_without_validation_and_schedule(folder):
 
 def test_learned_parameters_get_no_weight_decay(folder):
     config = load_config(overrides={"model.learn_beta": True, "training.weight_decay": 0.1})
-    model = SNNModel(**config.network_arguments())
+    model = train.build_model(config)
     matrices, others = train._optimizer(config, model).param_groups
     assert matrices["weight_decay"] == 0.1
     assert others["weight_decay"] == 0.0

@@ -44,8 +44,9 @@ def pictures(count=6):
 @pytest.mark.parametrize("encoding", ["constant", "latency"])
 def test_every_network_answers_and_every_weight_learns(kind, options, readout, encoding):
     model = make(kind, readout=readout, encoding=encoding, **options)
-    scores, activity = model(pictures(), return_activity=True)
+    scores, activity, output = model(pictures(), return_activity=True, return_output=True)
     assert scores.shape == (6, 4)
+    assert torch.equal(scores, output.mean(0) if readout == "membrane" else output.sum(0))
     assert ("output" in activity) == (readout == "spikes")
     for name, spikes in activity.items():
         assert spikes.shape[:2] == (5, 6), name
@@ -264,6 +265,12 @@ def test_every_kind_takes_every_option_from_yaml(tmp_path, kind):
 def test_impossible_networks_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         make(kind, **options)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_pictures_need_no_channel_axis(kind):
+    model, images = make(kind).eval(), pictures()
+    assert torch.equal(model(images[:, 0]), model(images))
 
 
 @pytest.mark.parametrize("kind", ["conv", "resnet"])

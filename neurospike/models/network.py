@@ -70,16 +70,22 @@ class SpikingNetwork(nn.Module):
         self._init = init
         self._neuron: NeuronOptions = {"beta": 0.95, **neuron}
 
-    def forward(self, images: Tensor, return_activity: bool = False) -> Any:
+    def forward(
+        self, images: Tensor, return_activity: bool = False, return_output: bool = False
+    ) -> Any:
         """Return scores `[B, output_size]`; with `return_activity` also the spikes of each layer.
 
         Args:
-            images: `[B, *]`, floating point in [0, 1].
+            images: `[B, 1, H, W]` or `[B, H, W]`, floating point in [0, 1]; `SNNModel` takes
+                `[B, *]` too, if it has no preprocessing.
             return_activity: also return `{layer: spikes [T, B, *F]}`; a membrane readout has no
                 spikes and is left out.
+            return_output: return as the last the output neurons' membranes or spikes at every
+                step, `[T, B, output_size]`, of which the readout makes the scores.
         """
-        recording = self._run(images)
-        return (recording.scores, recording.spikes) if return_activity else recording.scores
+        answer = self._run(images)
+        extras = [answer.spikes] * return_activity + [answer.output] * return_output
+        return (answer.scores, *extras) if extras else answer.scores
 
     @torch.no_grad()
     def record(self, images: Tensor) -> Recording:
@@ -87,6 +93,8 @@ class SpikingNetwork(nn.Module):
         return self._run(images)
 
     def _run(self, images: Tensor) -> Recording:
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
         encoded, activity, last = self._answer(self.preprocessing(images))
         output, _ = self.output(last)
         if self.readout == "spikes":

@@ -28,8 +28,8 @@ class Run:
     folder: explicit; one that holds a run already, or any of its files, is refused. None:
     `runs/<YYYYmmdd-HHMMSS>`, with a number behind it should two start in the same second.
     config: plain dict, kept as `config.yaml` and in each checkpoint. record: facts to put
-    beside the versions in the first line of `metrics.jsonl`. published: where to keep a copy
-    of this run's best model, None for nowhere.
+    beside the versions in the first line of `metrics.jsonl` and in each checkpoint. published:
+    where to keep a copy of this run's best model, None for nowhere.
     Raises NeuroSpikeError for a folder that is in use or cannot be written.
     """
 
@@ -42,6 +42,7 @@ class Run:
         published: str | Path | None = None,
     ) -> None:
         self.config = dict(config)
+        self.record = dict(record or {})
         self.published = None if published is None else Path(published)
         text = yaml.safe_dump(self.config, sort_keys=False)
         try:
@@ -52,7 +53,7 @@ class Run:
                 f"cannot write the run folder {folder or 'runs'}: {error.strerror}; give another "
                 "--run_dir"
             ) from error
-        self.log("run", **environment(), **(record or {}))
+        self.log("run", **environment(), **self.record)
 
     @property
     def best(self) -> Path:
@@ -75,8 +76,9 @@ class Run:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
-        """Write a checkpoint: `state` with the config and the versions. Raises CheckpointError."""
-        save_checkpoint({**state, "config": self.config, "versions": versions()}, path)
+        """Write a checkpoint: `state`, config, record and versions. Raises CheckpointError."""
+        facts = {"config": self.config, "record": self.record, "versions": versions()}
+        save_checkpoint({**state, **facts}, path)
 
     def save_epoch(self, state: Mapping[str, Any], *, is_best: bool) -> None:
         """Write `last`, and if it is the best so far, `best` and its published copy."""

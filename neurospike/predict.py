@@ -1,0 +1,225 @@
+"""Recognise digits in picture files: `python -m neurospike.predict`.
+
+Pictures are taken one by one, so that a result never depends on the pictures beside it, and a
+folder of any size needs the memory of one.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neurospike.cli import Parser, guarded
+from neurospike.devices import check_backend, choose_device
+from neurospike.dispatch import use_backend
+from neurospike.errors import ConfigError, NeuroSpikeError, PictureError
+from neurospike.loading import Trained, load_trained
+from neurospike.pictures import Ink, read_picture, suffixes
+
+MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
+SOME_FAILED = 1  # the exit code when a picture could not be read and the others were predicted
+
+
+@dataclass(frozen=True)
+class LayerSpikes:
+    """What a layer fired: spikes in all, a neuron and step, and the first step with one."""
+
+    count: int
+    rate: float
+    first_step: int | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one picture.
+
+    confidence: softmax of the scores, a number a class, 1 in all; not calibrated. output_counts
+    and output_first_steps: spikes a class and the step of the first (None: silent), if the
+    output neurons fire, else empty. note: what was left out of the picture.
+    """
+
+    path: str
+    digit: int
+    confidence: list[float]
+    scores: list[float]
+    spikes: dict[str, LayerSpikes]
+    output_counts: list[int]
+    output_first_steps: list[int | None]
+    note: str | None = None
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.predict") -> int:
+    """Run the command with these arguments (default: the process's own); its exit code."""
+
+    def job() -> int:
+        flags = _parser(prog).read(argv)
+        if flags.image_path is None:
+            raise ConfigError("--image_path is missing: name picture files, or folders of them")
+        with use_backend(check_backend(flags.backend)):
+            device = choose_device(flags.device, flags.backend)
+            trained = load_trained(flags.model_path, device)
+            return _predict_all(
+                trained, device, flags.image_path, flags.ink, flags.json, flags.plot
+            )
+
+    return guarded(job)
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog,
+        usage=f"{prog} [--model_path FILE] --image_path PATH [PATH ...] [--KEY VALUE ...]",
+        description="Recognise the digit in each picture. Exit code 0: all were predicted; "
+        "1: some could not be read, the others were predicted; 2: nothing could be done.",
+    )
+    parser.add_argument(
+        "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image_path",
+        metavar="PATH",
+        nargs="+",
+        help="picture files of any kind and size, or folders of them",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw pictures, confidences and spikes (.png, .pdf, .svg)"
+    )
+    parser.add_argument(
+        "--ink",
+        choices=("auto", "light", "dark"),
+        default="auto",
+        help="is the digit lighter or darker than its background; auto finds out (default)",
+    )
+    parser.add_argument(
+        "--backend", metavar="NAME", default="auto", help="auto, reference, numba or triton"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", default="cpu", help="cpu (default), auto, cuda or cuda:N"
+    )
+    return parser
+
+
+def _predict_all(
+    trained: Trained,
+    device: torch.device,
+    paths: Sequence[str],
+    ink: Ink,
+    as_json: bool,
+    plot: str | None,
+) -> int:
+    shown: list[tuple[Prediction, Tensor, dict[str, Tensor]]] = []
+    done = failed = 0
+    if plot is not None:
+        from neurospike.prediction_plot import MOST_ROWS, draw_predictions
+    for path in _files(paths):
+        try:
+            picture, note = read_picture(path, ink, trained.dataset)
+        except PictureError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        prediction, activity = predict(trained, picture.to(device), str(path), note)
+        print(json.dumps(asdict(prediction)) if as_json else _text(prediction), flush=True)
+        if plot is not None and len(shown) < MOST_ROWS:
+            shown.append((prediction, picture, activity))
+        done += 1
+    if shown and plot is not None:
+        draw_predictions(shown, plot)
+        if done > len(shown):
+            print(f"{plot}: shows the first {len(shown)} of {done} pictures", file=sys.stderr)
+    if failed and done:
+        print(f"{failed} of {failed + done} pictures could not be predicted", file=sys.stderr)
+        return SOME_FAILED
+    return 2 if failed else 0
+
+
+@torch.inference_mode()
+def predict(
+    trained: Trained, picture: Tensor, path: str = "", note: str | None = None
+) -> tuple[Prediction, dict[str, Tensor]]:
+    """Run the network on one picture `[28, 28]` in [0, 1]; also the spikes `[T, N]` by layer.
+
+    A network with random encoding draws the same spikes for the same picture every time.
+    """
+    with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
+        torch.manual_seed(trained.config.seed)
+        scores, activity = trained.model(picture[None], return_activity=True)
+    scores = scores[0].float()
+    spikes = {name: layer[:, 0].flatten(1) for name, layer in activity.items()}
+    output = spikes.get("output")
+    prediction = Prediction(
+        path=path,
+        digit=int(scores.argmax()),
+        confidence=scores.softmax(0).tolist(),
+        scores=scores.tolist(),
+        spikes={name: _layer_spikes(layer) for name, layer in spikes.items()},
+        output_counts=[] if output is None else output.sum(0).int().tolist(),
+        output_first_steps=[] if output is None else [_first_step(n) for n in output.T],
+        note=note,
+    )
+    return prediction, spikes
+
+
+def _layer_spikes(spikes: Tensor) -> LayerSpikes:
+    return LayerSpikes(
+        count=int(spikes.sum()),
+        rate=float(spikes.float().mean()),
+        first_step=_first_step(spikes.any(1)),
+    )
+
+
+def _first_step(fired: Tensor) -> int | None:
+    """The first step, counted from 0, of a train `[T]` at which there is a spike."""
+    return int(fired.int().argmax()) if bool(fired.any()) else None
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path]:
+    """The files named, and those in a folder named that end as a picture's name does."""
+    for name in paths:
+        path = Path(name)
+        if not path.is_dir():
+            yield path
+            continue
+        known = suffixes()
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        pictures = [p for p in files if p.suffix.lower() in known]
+        if not pictures:
+            raise NeuroSpikeError(f"{path}: a folder without pictures; give files, or another one")
+        if len(pictures) < len(files):
+            others = len(files) - len(pictures)
+            print(
+                f"{path}: {others} of {len(files)} files passed over, no pictures by name",
+                file=sys.stderr,
+            )
+        yield from pictures
+
+
+def _text(prediction: Prediction) -> str:
+    confidence = prediction.confidence
+    note = f" ({prediction.note})" if prediction.note else ""
+    lines = [
+        f"{prediction.path}: {prediction.digit}, confidence {max(confidence):.1%}{note}",
+        "  confidence " + "  ".join(f"{k} {share:.1%}" for k, share in enumerate(confidence)),
+    ]
+    for name, layer in prediction.spikes.items():
+        first = "silent" if layer.first_step is None else f"first at step {layer.first_step}"
+        lines.append(
+            f"  {name} {layer.count} spikes, {layer.rate:.4f} a neuron and time step, {first}"
+        )
+    if prediction.output_counts:
+        counts = "  ".join(f"{k} {count}" for k, count in enumerate(prediction.output_counts))
+        firsts = "  ".join(
+            f"{k} {'-' if step is None else step}"
+            for k, step in enumerate(prediction.output_first_steps)
+        )
+        lines += [f"  output spikes {counts}", f"  first spike at step {firsts}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""The picture of what a network saw, thought and fired: `predict --plot`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from neurospike.errors import MissingDependencyError, NeuroSpikeError
+
+if TYPE_CHECKING:
+    from neurospike.predict import Prediction
+
+MOST_ROWS = 8
+CHOSEN, OTHER = "#D55E00", "#0072B2"  # two of Okabe and Ito's, told apart by everyone
+
+
+def draw_predictions(
+    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]", path: str | Path
+) -> None:
+    """Draw a row a picture: the 28 x 28 that the network saw, confidences, first layer's spikes.
+
+    rows: predictions with pictures `[28, 28]` and spikes `[T, N]` by layer. Raises
+    MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--plot needs matplotlib ({error}): pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=(10, 2.6 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=[1, 1.6, 2.4])
+    for (prediction, picture, spikes), (seen, bars, raster) in zip(rows, grid, strict=True):
+        seen.imshow(picture.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+        seen.set_xticks([])
+        seen.set_yticks([])
+        seen.set_title(Path(prediction.path).name, fontsize=9)
+        classes = range(len(prediction.confidence))
+        colors = [CHOSEN if k == prediction.digit else OTHER for k in classes]
+        bars.bar(classes, prediction.confidence, color=colors)
+        bars.set(xticks=list(classes), ylim=(0, 1), xlabel="digit", ylabel="confidence")
+        bars.set_title(f"{prediction.digit}", fontsize=9, color=CHOSEN)
+        name, layer = next(iter(spikes.items()))
+        step, neuron = layer.cpu().numpy().nonzero()
+        raster.scatter(step, neuron, s=2, marker="|", color="black", linewidths=0.6)
+        raster.set(xlim=(-0.5, len(layer) - 0.5), ylim=(-1, layer.shape[1]))
+        raster.set(xlabel="time step", ylabel="neuron")
+        raster.set_title(f"{name}: {int(layer.sum())} spikes", fontsize=9)
+        for axes in (bars, raster):
+            axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise NeuroSpikeError(f"{path}: cannot draw into this file: {reason}") from None

@@ -1,0 +1,410 @@
+"""Prediction from picture files: what is read, how it is framed, and what is refused."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import neurospike as ns
+from neurospike import predict, train
+from neurospike.data import load
+from neurospike.errors import CheckpointError, MissingDependencyError, PictureError
+from neurospike.loading import load_trained
+from neurospike.pictures import read_picture
+from neurospike.training import load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    """A network trained for a few seconds on the bundled digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        argv = ["--dataset=digits", "--epochs=4", "--run_dir=out", "--learning_rate=4e-3"]
+        assert train.main(argv) == 0
+    finally:
+        os.chdir(before)
+    return folder / "checkpoints" / "best_model.pth"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", "unused").test
+
+
+def run(capsys, model, *argv):
+    """Exit code, standard output's lines and standard error's lines of the command."""
+    code = predict.main(["--model_path", str(model), *map(str, argv)])
+    shown = capsys.readouterr()
+    return code, shown.out.splitlines(), shown.err.splitlines()
+
+
+def draw_seven(size=(120, 160), ink=0, paper=255, mode="L"):
+    image = Image.new("L", size, paper)
+    pen = ImageDraw.Draw(image)
+    w, h = size
+    pen.line([(w * 0.3, h * 0.2), (w * 0.7, h * 0.2), (w * 0.45, h * 0.8)], fill=ink, width=w // 12)
+    return image.convert(mode)
+
+
+# What is said of a picture
+
+
+def test_pictures_of_the_data_set_get_the_models_own_scores(tmp_path, capsys, model_path, digits):
+    model = ns.load_model(model_path)
+    for k in range(20):
+        Image.fromarray(digits.images[k].numpy()).save(tmp_path / f"{k:02}.png")
+    code, out, err = run(capsys, model_path, "--image-path", tmp_path, "--json")
+    assert (code, err) == (0, [])
+    for k, row in enumerate(map(json.loads, out)):
+        images = digits.images[k][None].float() / 255
+        scores, activity = model(images, return_activity=True)
+        assert row["scores"] == scores[0].tolist()
+        assert row["digit"] == int(scores.argmax())
+        assert row["confidence"] == pytest.approx(scores[0].softmax(0).tolist())
+        fired = activity["hidden1"][:, 0]
+        assert row["spikes"]["hidden1"] == {
+            "count": int(fired.sum()),
+            "rate": pytest.approx(fired.mean().item()),
+            "first_step": int(fired.any(1).nonzero()[0]),
+        }
+        assert row["path"] == str(tmp_path / f"{k:02}.png")
+
+
+def test_enlarged_moved_and_inverted_pictures_are_still_recognised(tmp_path, model_path, digits):
+    trained = load_trained(model_path)
+    right = 0
+    for k in range(100):
+        digit = Image.fromarray(digits.images[k].numpy()).resize((90, 90))
+        page = Image.new("RGB", (240, 200), "white")
+        page.paste(Image.eval(digit, lambda v: 255 - v).convert("RGB"), (20 + k, k))
+        page.save(tmp_path / "page.jpg")
+        picture, _ = read_picture(tmp_path / "page.jpg", dataset=trained.dataset)
+        prediction, _ = predict.predict(trained, picture)
+        right += prediction.digit == int(digits.labels[k])
+    assert right >= 75  # of the same pictures as they are: about 90; 8 x 8 grids blur
+
+
+def test_text_tells_digit_confidences_and_spikes(tmp_path, capsys, model_path):
+    draw_seven().save(tmp_path / "seven.png")
+    code, out, _ = run(capsys, model_path, "--image_path", tmp_path / "seven.png")
+    assert code == 0
+    assert out[0].startswith(f"{tmp_path}/seven.png: ")
+    assert "confidence" in out[0]
+    assert [f"{k} " in out[1] for k in range(10)] == [True] * 10
+    assert out[2].startswith("  hidden1 ")
+    assert "first at step" in out[2]
+
+
+def test_spiking_readout_tells_counts_and_first_steps_a_class(tmp_path, capsys, model_path):
+    state = load_checkpoint(model_path)
+    state["config"]["model"]["readout"] = "spikes"
+    state["model"]["output.threshold"] = torch.tensor(1.0)
+    save_checkpoint(state, tmp_path / "spiking.pth")
+    draw_seven().save(tmp_path / "seven.png")
+    path = tmp_path / "spiking.pth"
+    code, out, _ = run(capsys, path, "--image_path", tmp_path / "seven.png", "--json")
+    row = json.loads(out[0])
+    assert code == 0
+    model = ns.load_model(path)
+    picture, _ = read_picture(tmp_path / "seven.png", dataset="digits")
+    spikes = model(picture[None], return_activity=True)[1]["output"][:, 0]
+    assert row["output_counts"] == spikes.sum(0).tolist()
+    for train_of_class, first in zip(spikes.T, row["output_first_steps"], strict=True):
+        when = train_of_class.nonzero()
+        assert first == (int(when[0]) if len(when) else None)
+    assert any(first is None for first in row["output_first_steps"])
+    out = run(capsys, path, "--image_path", tmp_path / "seven.png")[1]
+    assert out[-2].startswith("  output spikes 0 ")
+    assert out[-1].startswith("  first spike at step 0 ")
+
+
+def test_random_encoding_predicts_the_same_every_time(tmp_path, capsys, model_path):
+    state = load_checkpoint(model_path)
+    state["config"]["encoding"]["kind"] = "rate"
+    save_checkpoint(state, tmp_path / "rate.pth")
+    draw_seven().save(tmp_path / "7.png")
+    args = (tmp_path / "rate.pth", "--image_path", tmp_path / "7.png", tmp_path / "7.png", "--json")
+    before = torch.get_rng_state()
+    _, (first, second), _ = run(capsys, *args)
+    assert first == second
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_plot_shows_at_most_eight(tmp_path, capsys, model_path):
+    draw_seven().save(tmp_path / "7.png")
+    names = [tmp_path / "7.png"] * 10
+    plot = tmp_path / "out.png"
+    code, _, err = run(capsys, model_path, "--image_path", *names, "--plot", plot)
+    assert code == 0
+    assert err == [f"{plot}: shows the first 8 of 10 pictures"]
+    assert Image.open(plot).size[1] > 1000
+    code, _, err = run(capsys, model_path, "--image_path", *names, "--plot", tmp_path / "no" / "x")
+    assert code == 2
+    assert err[-1].startswith(f"error: {tmp_path}/no/x: cannot draw into this file: ")
+
+
+# How pictures are read
+
+
+def picture_of(tmp_path, image, name="p.png", **options):
+    image.save(tmp_path / name, **options)
+    return read_picture(tmp_path / name)[0]
+
+
+def test_training_pictures_are_taken_as_they_are(tmp_path, digits):
+    for k in range(50):
+        image = digits.images[k]
+        read = picture_of(tmp_path, Image.fromarray(image.numpy()))
+        assert torch.equal(read, image.float() / 255)
+        read = picture_of(tmp_path, Image.fromarray(255 - image.numpy()))
+        torch.testing.assert_close(read, image.float() / 255, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16", "F", "CMYK", "YCbCr"])
+@pytest.mark.parametrize(("ink", "paper"), [(0, 255), (255, 0)])
+def test_the_same_digit_in_every_mode_and_polarity(tmp_path, mode, ink, paper):
+    wanted = picture_of(tmp_path, draw_seven(ink=255, paper=0))
+    image = draw_seven(ink=ink, paper=paper)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(np.asarray(image).astype(np.float32) * 3 - 70)
+    else:
+        image = image.convert(mode)
+    kind = "tiff" if mode in ("F", "CMYK", "YCbCr") else "png"
+    read = picture_of(tmp_path, image, f"p.{kind}")
+    torch.testing.assert_close(read, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_transparent_paper_is_what_the_ink_stands_out_from(tmp_path, colour):
+    alpha = draw_seven(ink=255, paper=0)
+    image = Image.merge("LA", (Image.new("L", alpha.size, colour), alpha))
+    wanted = picture_of(tmp_path, draw_seven(ink=255, paper=0))
+    torch.testing.assert_close(picture_of(tmp_path, image), wanted, rtol=0, atol=0.02)
+
+
+def test_a_digit_is_framed_as_mnist_frames_it(tmp_path):
+    read = picture_of(tmp_path, draw_seven((400, 600)))
+    rows, columns = read.sum(1), read.sum(0)
+    assert int((rows > 0).sum()) == 20
+    assert read.max() == 1
+    middle = (read.sum(1) * torch.arange(28)).sum() / read.sum()
+    across = (columns * torch.arange(28)).sum() / read.sum()
+    assert abs(middle - 13.5) <= 0.6
+    assert abs(across - 13.5) <= 0.6
+
+
+def test_ink_can_be_said(tmp_path):
+    path = tmp_path / "p.png"
+    draw_seven(ink=90, paper=60).save(path)
+    light = read_picture(path, "light")[0]
+    assert torch.equal(light, read_picture(path)[0])
+    with pytest.raises(PictureError, match="blank: a dark digit"):
+        read_picture(path, "dark")
+
+
+def test_exif_turns_the_picture_and_frames_are_told(tmp_path):
+    upright = draw_seven()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    read = picture_of(tmp_path, upright.rotate(180), "p.png", exif=exif)
+    assert torch.equal(read, picture_of(tmp_path, upright, "q.png"))
+    upright.save(
+        tmp_path / "a.gif", save_all=True, append_images=[upright.rotate(k) for k in (9, 20)]
+    )
+    picture, note = read_picture(tmp_path / "a.gif")
+    assert note == "the first of 3 frames"
+    torch.testing.assert_close(picture, read, rtol=0, atol=0.02)
+
+
+def test_pillow_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingDependencyError, match="pip install pillow"):
+        read_picture(tmp_path / "p.png")
+
+
+# Fifty files that are no use
+
+
+def png(width, height, bits=8, colour=0, data=b""):
+    """A PNG file with this header, whatever its data."""
+
+    def chunk(kind, body):
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def encoded(kind, image=None, **options):
+    file = io.BytesIO()
+    (image or draw_seven(mode="RGB")).save(file, kind, **options)
+    return file.getvalue()
+
+
+def malformed():
+    """Name and content of fifty files of which no digit can be read, and what is said of each."""
+    whole = {kind: encoded(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")}
+    unread = "damaged, or of a kind|not a picture|cannot be read"
+    for kind, data in whole.items():
+        for share in (0.02, 0.3, 0.9):
+            yield f"cut{share}.{kind}", data[: int(len(data) * share)], unread + "|blank"
+        yield f"zeros.{kind}", bytes(len(data)), "not a picture"
+    for name, data in {
+        "text": b"seven",
+        "json": b"{}",
+        "html": b"<html><img src=7.png></html>",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "pickle": b"\x80\x04K\x01.",
+        "gzip": gzip.compress(b"seven"),
+        "signature": b"\x89PNG\r\n\x1a\n",
+        "random": bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)),
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    }.items():
+        yield name + ".png", data, unread
+    yield "empty.png", b"", "the file is empty"
+    yield "vast.png", png(30_000, 30_000), "is too large"
+    yield "wide.png", png(2**31 - 1, 1), "is too large|damaged"
+    yield "none.png", png(0, 0), unread
+    yield "half.png", png(9_000, 6_000), "9000 x 6000 is too large"
+    yield "short.png", png(100, 100, data=bytes(9)), unread + "|blank"
+    yield "vast.bmp", encoded("BMP")[:18] + struct.pack("<ii", 30_000, 30_000), unread + "|large"
+    blanks = {"1x1": (1, 1), "1x28": (1, 28), "28x28": (28, 28), "big": (300, 300)}
+    for name, size in blanks.items():
+        yield f"blank{name}.png", encoded("PNG", Image.new("L", size, 128)), "blank: "
+    yield "clear.png", encoded("PNG", Image.new("RGBA", (50, 50), (9, 9, 9, 0))), "blank: "
+    nan = Image.fromarray(np.full((30, 30), np.nan, dtype=np.float32))
+    yield "nan.tiff", encoded("TIFF", nan), "no numbers"
+
+
+def test_fifty_malformed_pictures_get_a_line_each_and_the_rest_is_predicted(
+    tmp_path, capsys, model_path
+):
+    cases = list(malformed())
+    assert len({name for name, *_ in cases}) >= 50
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, data, _ in cases:
+        (folder / f"{name}.png").write_bytes(data)
+    good = ["CMYK", "16 bits", "animated"]
+    draw_seven(mode="CMYK").save(folder / "CMYK.jpg")
+    Image.fromarray(np.asarray(draw_seven()).astype(np.uint16) * 257).save(folder / "16 bits.png")
+    draw_seven().save(folder / "animated.gif", save_all=True, append_images=[draw_seven(ink=90)])
+    code, out, err = run(capsys, model_path, "--image_path", folder, "--json")
+    assert code == predict.SOME_FAILED
+    assert sorted(Path(json.loads(line)["path"]).stem for line in out) == sorted(good)
+    assert len(err) == len(cases) + 1
+    assert err[-1] == f"{len(cases)} of {len(cases) + 3} pictures could not be predicted"
+    said = {line.removeprefix("error: ").removeprefix(f"{folder}/"): line for line in err[:-1]}
+    for name, _, wanted in cases:
+        (line,) = [text for text in said if text.startswith(f"{name}.png: ")]
+        assert any(part in line for part in wanted.split("|")), line
+
+
+def test_what_is_no_picture_at_all(tmp_path, capsys, model_path):
+    fifo, empty = tmp_path / "fifo", tmp_path / "empty"
+    os.mkfifo(fifo)
+    empty.mkdir()
+    (empty / "readme.txt").touch()
+    code, _, err = run(capsys, model_path, "--image_path", fifo, tmp_path / "missing.png")
+    assert code == 2
+    assert err[0] == f"error: {fifo}: not a file that holds a picture"
+    assert err[1] == f"error: {tmp_path}/missing.png: cannot be read: No such file or directory"
+    code, _, err = run(capsys, model_path, "--image_path", empty)
+    assert (code, err) == (2, [f"error: {empty}: a folder without pictures; give files, or "
+                               "another one"])  # fmt: skip
+    draw_seven().save(empty / "7.png")
+    code, _, err = run(capsys, model_path, "--image_path", empty)
+    assert (code, err) == (0, [f"{empty}: 1 of 2 files passed over, no pictures by name"])
+
+
+def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, model_path)[2] == [
+        "error: --image_path is missing: name picture files, or folders of them"
+    ]
+    assert "did you mean --image_path?" in run(capsys, model_path, "--imge_path=x")[2][0]
+    assert "--ink" in run(capsys, model_path, "--image_path=x", "--ink=red")[2][0]
+    assert (
+        "is not in this version"
+        in run(capsys, model_path, "--image_path=x", "--backend=numpy")[2][0]
+    )
+    assert "allowed: auto, cpu" in run(capsys, model_path, "--image_path=x", "--device=gpu")[2][0]
+    assert "cuda:99" in run(capsys, model_path, "--image_path=x", "--device=cuda:99")[2][0]
+    assert predict.main(["--image_path=x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: checkpoints/best_model.pth: cannot read the checkpoint")
+
+
+# The model's file
+
+
+def test_a_loaded_model_is_the_one_saved(model_path):
+    model = ns.load_model(model_path)
+    assert isinstance(model, ns.SNNModel)
+    assert not model.training
+    saved = load_checkpoint(model_path)["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_checkpoints_that_make_no_model_are_refused_in_one_line(tmp_path, model_path):
+    good = load_checkpoint(model_path)
+
+    def refused(**changes):
+        state = {key: value for key, value in {**good, **changes}.items() if value is not None}
+        save_checkpoint(state, tmp_path / "bad.pth")
+        with pytest.raises(CheckpointError) as caught:
+            ns.load_model(tmp_path / "bad.pth")
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path}/bad.pth: ")
+        assert "\n" not in message
+        return message
+
+    assert "holds weights but no config" in refused(config=None)
+    assert "no such key" in refused(config={"modle": {}})
+    assert "was it written by another version?" in refused(config={"seed": -1})
+    wider = {**good["config"], "model": {**good["config"]["model"], "hidden_size": 9}}
+    assert "its weights are not those of its config" in refused(config=wider)
+    assert "its weights are not those of its config" in refused(model={"a": 1})
+
+
+def test_many_predictions_need_no_more_memory_than_few(tmp_path, capsys, model_path):
+    for k in range(10):
+        draw_seven((28 + 3 * k, 40)).save(tmp_path / f"{k}.png")
+
+    def peak(times):
+        code = (
+            "import resource, sys; from neurospike import predict;"
+            "assert predict.main(sys.argv[1:]) == 0;"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        )
+        argv = ["--model_path", model_path, "--image_path", *[tmp_path] * times]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, argv)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.count("confidence ") == 2 * 10 * times
+        return int(done.stderr.split()[-1]) / 1024  # KB on Linux
+
+    few, many = peak(2), peak(100)
+    assert many - few < 20, f"{few:.0f} MB for 20 pictures, {many:.0f} MB for 1,000"
