@@ -70,8 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.compiled and rivals.installed("spikingjelly"):
         results["compiled"] = [spikingjelly_compiled("100x128x1000", options.seconds)]
     results["network"] = [network(options.seconds)]
-    results["sizes"] = [size(case) for case in SIZES]
-    results["start"] = [start()]
+    if not options.keep_freed_memory:
+        results["sizes"] = [size(case) for case in SIZES]
+        results["start"] = [start()]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / ("cpu-kept.json" if options.keep_freed_memory else "cpu.json")
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -162,7 +163,7 @@ def network(seconds: float) -> Row:
     distance = check_close("784-1000-10", gradients["numba"], gradients["snntorch"])
     found = interleave(steps, seconds=2 * seconds)
     peaks = {
-        name: statistics.median(_in_new_process("--memory", name) for _ in range(5))
+        name: statistics.median(_in_new_process("--memory", name) for _ in range(3))
         for name in NETWORKS
     }
     ratios = {
