@@ -4,8 +4,9 @@ from . import decoding, encoding, surrogate
 from .conversion import convert
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .learned_encoding import ConvEncoder
 from .loading import load_model
-from .models import SNNModel
+from .models import ConvSNN, ResidualSNN, SNNModel
 from .sequential import Sequential
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
@@ -15,6 +16,9 @@ __version__ = "0.1.0"
 __all__ = [
     "LI",
     "LIF",
+    "ConvEncoder",
+    "ConvSNN",
+    "ResidualSNN",
     "SNNModel",
     "SNNTrainer",
     "Sequential",
