@@ -139,7 +139,7 @@ def _sixteen_bits(device: str, backend: str) -> float:
     for dtype in (torch.float16, torch.bfloat16):
         current = torch.randn(12, 2, 65, generator=torch.Generator().manual_seed(0)).to(dtype)
         narrow = current.to(device).requires_grad_()
-        wide = current.float().to(device).requires_grad_()
+        wide = current.detach().to(device).float().requires_grad_()
         outputs = [ns.lif(x, beta=0.9, backend=backend) for x in (narrow, wide)]
         _equal(f"spikes of {dtype}", outputs[0][0].float(), outputs[1][0])
         _equal(f"membranes of {dtype}", outputs[0][1], outputs[1][1])

@@ -11,6 +11,7 @@ from neurospike import dispatch
 
 NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 CPU = [c for c in equivalence.checks("cpu", "numba") if c.name != "compiled"]
+FEW = [c for c in CPU if c.name in ("rule subtract", "twice", "sixteen bits", "constant")]
 
 
 @NO_DEVICE
@@ -22,7 +23,7 @@ def test_without_a_device_it_ends_with_2_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("check", CPU[::4], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", FEW, ids=lambda check: check.name)
 def test_the_checks_pass_for_a_backend_that_is_right(check):
     assert check.run() <= 1e-5
 
@@ -70,6 +71,7 @@ def test_a_run_leaves_figures_and_what_they_miss(short, tmp_path):
         assert row["ratios"]["share of copy, training"] > 0
         assert row["peak_mb"]["ours, training"] is None
     assert "snntorch loop / ours, training" in results["cases"][0]["ratios"]
+    assert "ours for snntorch loop, training" not in results["cases"][0]["times"]
     text = (tmp_path / "gpu.txt").read_text()
     assert "equal  rule subtract" in text
     assert text.count("not measured, at least") == len(gpu.FLOORS)
