@@ -170,20 +170,25 @@ class _Fused(torch.autograd.Function):
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        operator = getattr(torch.ops.neurospike, f"{name}_lif")
-        spikes, final, trace, *saved = operator(*arguments, True)
-        current, mem, beta, threshold, *options, want_spikes, want_trace = arguments
+    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, ...]:
+        output = getattr(torch.ops.neurospike, f"{name}_lif")(*arguments, True)
+        _Fused.keep(ctx, (name, *arguments), output)
+        return output
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what backward needs."""
+        name, current, mem, beta, threshold, *options, want_spikes, want_trace = inputs
+        spikes, _, trace, *saved = output
         ctx.save_for_backward(current, mem, beta, threshold, *saved)
         ctx.name, ctx.options = name, options
         ctx.set_materialize_grads(False)
         unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
-        ctx.mark_non_differentiable(*unwanted)
-        return spikes, final, trace
+        ctx.mark_non_differentiable(*unwanted, *saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_spikes, grad_mem, grad_trace = grads
+        grad_spikes, grad_mem, grad_trace = grads[:3]
         current, mem, beta, threshold, *saved = ctx.saved_tensors
         _, need_current, need_mem, need_beta, need_threshold, *_ = ctx.needs_input_grad
         backward = getattr(torch.ops.neurospike, f"{ctx.name}_lif_backward")
@@ -206,6 +211,16 @@ class _Fused(torch.autograd.Function):
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)
+
+
+class _Split(_Fused):
+    """The same in two parts, which the transforms of `torch.func` ask for."""
+
+    @staticmethod
+    def forward(name: str, *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return getattr(torch.ops.neurospike, f"{name}_lif")(*arguments, True)
+
+    setup_context = staticmethod(_Fused.keep)
 
 
 def fused_lif(
@@ -231,6 +246,7 @@ def fused_lif(
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return _Fused.apply(name, *arguments, want_spikes, want_trace)
+        function = _Split if torch._C._are_functorch_transforms_active() else _Fused
+        return function.apply(name, *arguments, want_spikes, want_trace)[:3]
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
     return operator(*arguments, want_spikes, want_trace, False)[:3]
