@@ -11,25 +11,33 @@ class GateError(AssertionError):
     """A candidate does not compute what its oracle computes."""
 
 
-def gate(name: str, candidate: Layer, oracle: Layer, current: Tensor, grad: Tensor) -> float:
+def gate(
+    name: str,
+    candidate: Layer,
+    oracle: Layer,
+    current: Tensor,
+    grad: Tensor,
+    budget: float = BUDGET,
+) -> float:
     """Compare spikes bit for bit and the current's gradient; return the gradient's distance.
 
     Raises:
-        GateError: a spike differs, or the gradient by more than `BUDGET` in relative norm.
+        GateError: a spike differs, or the gradient by more than `budget` in relative norm.
     """
     spikes, gradient = _run(candidate, current, grad)
     wanted, wanted_gradient = _run(oracle, current, grad)
     flipped = int((spikes != wanted).sum())
     if flipped or spikes.isnan().any():
         raise GateError(f"{name}: {flipped} of {wanted.numel()} spikes differ from the oracle's")
-    return check_close(name, gradient, wanted_gradient)
+    return check_close(name, gradient, wanted_gradient, budget)
 
 
-def check_close(name: str, found: Tensor, wanted: Tensor) -> float:
-    """Return the distance in relative norm. Raises `GateError` if it exceeds `BUDGET`."""
+def check_close(name: str, found: Tensor, wanted: Tensor, budget: float = BUDGET) -> float:
+    """Return the distance in relative norm. Raises `GateError` if it exceeds `budget`."""
+    found, wanted = found.double(), wanted.double()
     distance = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
-    if not distance <= BUDGET:
-        raise GateError(f"{name}: gradient differs by {distance:.1e}, at most {BUDGET:.0e} allowed")
+    if not distance <= budget:
+        raise GateError(f"{name}: gradient differs by {distance:.1e}, at most {budget:.0e} allowed")
     return distance
 
 

@@ -162,7 +162,7 @@ def _cuda_reasons() -> list[str]:
         return ["this torch was built without CUDA"]
     if not torch.cuda.is_available():
         return ["torch finds no CUDA device"]
-    capability = torch.cuda.get_device_capability()
+    capability = _capability()
     if capability < OLDEST:
         found, wanted = (".".join(map(str, c)) for c in (capability, OLDEST))
         return [
@@ -170,3 +170,8 @@ def _cuda_reasons() -> list[str]:
             f"{wanted} and later"
         ]
     return []
+
+
+@torch.compiler.assume_constant_result  # torch.compile is not to look into it
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()

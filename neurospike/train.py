@@ -16,7 +16,7 @@ from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, load
 from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
-from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
 
@@ -30,7 +30,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
         path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
         config = load_config(path, overrides)
         buffers.keep_freed_memory()
-        tested = train(config)
+        try:
+            tested = train(config)
+        except torch.OutOfMemoryError as error:
+            raise NeuroSpikeError(
+                f"{str(error).splitlines()[0]} Train with a smaller --batch_size, --num_steps or "
+                "--hidden_size"
+            ) from error
         print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
         return 0
 

@@ -220,3 +220,17 @@ def test_other_errors_of_the_device_stay_what_they_are():
         with pytest.raises(type(error)) as caught:
             lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
         assert caught.value is error
+
+
+def test_out_of_memory_is_named_with_the_way_on(capsys, monkeypatch, tmp_path):
+    def no_room(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", no_room)
+    monkeypatch.setattr(train.buffers, "keep_freed_memory", lambda: None)
+    assert train.main([]) == 2
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB. Train with a smaller --batch_size, "
+        "--num_steps or --hidden_size\n"
+    )
