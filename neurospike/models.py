@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from . import encoding as codes
 from .layers import LI, LIF
+from .losses import READOUTS, SPIKING_READOUTS
 from .surrogate import Surrogate
 
 ENCODINGS = ("constant", "rate", "latency")
-READOUTS = ("membrane", "spikes")
 
 
 class SNNModel(nn.Module):
@@ -31,7 +31,8 @@ class SNNModel(nn.Module):
         threshold, surrogate, reset, reset_delay, detach_reset, learn_beta, learn_threshold: of the
             hidden layers, see `LIF`.
         readout: the scores are the output neurons' `"membrane"`, leaky integrators that never
-            fire, averaged over time; or the number of their `"spikes"`.
+            fire, averaged over time; the highest they reach, `"max_membrane"`; the number of the
+            output neurons' `"spikes"`; or how early their `"first_spike"` is (`neurospike.losses`).
 
     Raises:
         ValueError: an unknown encoding or readout, a size below 1.
@@ -60,7 +61,7 @@ class SNNModel(nn.Module):
         hidden = [hidden_size] if isinstance(hidden_size, int) else list(hidden_size)
         sizes = [input_size, *hidden, output_size]
         _check_one_of("encoding", encoding, ENCODINGS)
-        _check_one_of("readout", readout, READOUTS)
+        _check_one_of("readout", readout, tuple(READOUTS))
         if min(sizes) < 1 or num_steps < 1 or not hidden:
             raise ValueError(
                 "sizes and num_steps must be at least 1 and there must be a hidden layer, got "
@@ -85,15 +86,20 @@ class SNNModel(nn.Module):
         pairs = zip(sizes, sizes[1:])
         self.linears = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairs)
         self.neurons = nn.ModuleList(neurons() for _ in hidden)
-        self.output = LI(beta, learn_beta) if readout == "membrane" else neurons()
+        fires = readout in SPIKING_READOUTS
+        self.output = neurons() if fires else LI(beta, learn_beta)
 
-    def forward(self, images: Tensor, return_activity: bool = False) -> Any:
+    def forward(
+        self, images: Tensor, return_activity: bool = False, return_output: bool = False
+    ) -> Any:
         """Return scores `[B, output_size]`; with `return_activity` also the spikes of each layer.
 
         Args:
             images: `[B, *]` with `input_size` values a picture, floating point in [0, 1].
             return_activity: also return `{"hidden1": spikes [T, B, N], ..., "output": ...}`; a
                 membrane readout has no spikes and is left out.
+            return_output: return as the last the output neurons' membranes or spikes at every
+                step, `[T, B, output_size]`, of which the readout makes the scores.
         """
         flat = images.flatten(1)
         if flat.shape[1] != self.input_size:
@@ -115,13 +121,12 @@ class SNNModel(nn.Module):
             spikes, _ = neuron(linear(spikes))
             activity[f"hidden{k}"] = spikes
         last = self.linears[-1](spikes)
-        if self.readout == "membrane":
-            trace, _ = self.output(last)
-            scores = trace.mean(0)
-        else:
-            activity["output"], _ = self.output(last)
-            scores = activity["output"].sum(0)
-        return (scores, activity) if return_activity else scores
+        output, _ = self.output(last)
+        if self.readout in SPIKING_READOUTS:
+            activity["output"] = output
+        scores = READOUTS[self.readout](output)
+        extras = [activity] * return_activity + [output] * return_output
+        return (scores, *extras) if extras else scores
 
 
 def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from neurospike.cli import guarded, parse
+from neurospike.cli import guarded, parse, stopping_whole
 from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, load
 from neurospike.devices import check_backend, choose_device
@@ -88,10 +88,11 @@ def _train_and_test(config: Config, data: DigitData, device: torch.device, run: 
     trainer = SNNTrainer(
         model, optimizer, nn.CrossEntropyLoss(), device=device, scheduler=scheduler
     )
-    try:
-        trainer.fit(train_batches, held_out_batches, training.epochs, run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_kept(run)) from None
+    with stopping_whole(trainer.interrupt):
+        try:
+            trainer.fit(train_batches, held_out_batches, training.epochs, run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept(run)) from None
 
     model.load_state_dict(load_checkpoint(run.best, device)["model"])
     tested = trainer.evaluate(test_batches, "test")
@@ -138,8 +139,11 @@ def _check_sizes(config: Config, data: DigitData) -> None:
 
 
 def _kept(run: Run) -> str:
+    whole = f"the last whole epoch in {run.last.name}" if run.last.exists() else ""
+    if not run.interrupted.exists():
+        return whole and f"{whole} of {run.last.parent}"
     kept = f"the state so far is in {run.interrupted}"
-    return kept + (f", the last whole epoch in {run.last.name}" if run.last.exists() else "")
+    return kept + (f", {whole}" if whole else "")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,12 @@ class Run:
 
     def log(self, kind: str, **values: Any) -> None:
         """Append a line to `metrics.jsonl`: `{"kind": kind, ...}`."""
+        self.write({"kind": kind, **values})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
         """Write a checkpoint: `state`, config, record and versions. Raises CheckpointError."""
