@@ -21,18 +21,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from neurospike.kernels.numba_memory import array_at, fence, prefetch, stream, take
+from numba import cfunc, njit, types
 from numba.core.compiler import Compiler
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from neurospike import formulas, parallel, rule
+from neurospike import buffers, formulas, parallel, rule
 from neurospike.binding import bind, digest
 from neurospike.formulas import step, step_vjp
+from neurospike.kernels import numba_memory
 
-BLOCK = 1024  # neurons whose state stays in the first-level cache
+BLOCK = 512  # neurons whose state stays in the first-level cache
+AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
+STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
+INNER: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for
-LINE = 16  # a thread's range begins at a cache line, so that no two write to the same
+
+# A job is a row of integers: counters that threads take from (the next block, the next scratch),
+# steps, neurons a block, strides over time, then address and size of each array.
+NEXT, SLOT, STEPS, WIDTH, STRIDES, HEAD = 0, 1, 2, 3, 4, 7
 
 # What a kernel is compiled for; rebound for each variant.
 DELAYED = True
@@ -40,6 +53,9 @@ SPIKES = True
 TRACE = False
 CONSTANT = False
 PARAMETERS = False
+STREAM = False
+COUNT = 1
+NUMBER = np.float32(0)
 surrogate = formulas.atan
 
 
@@ -61,14 +77,34 @@ def where(condition, a, b):
     return a if condition else b
 
 
+def _array(job, k):
+    """Return the `k`-th array of a job; one of size 0 is not there."""
+    at = HEAD + 2 * k
+    return array_at(job[at], job[at + 1], NUMBER)
+
+
 def _fill(out, values, start):
     """Write one value a neuron, from neuron `start` on; `values` repeats with its own length."""
+    if values.size == 1:
+        for i in range(out.size):
+            out[i] = values[0]
+        return
     k = start % values.size
     for i in range(out.size):
         out[i] = values[k]
         k += 1
         if k == values.size:
             k = 0
+
+
+def _row(array, start, size):
+    return array[start : start + size]
+
+
+def _start(out, values, low):
+    """Begin a block: a row of `values` from neuron `low` on, or zeros if there are none."""
+    for i in range(out.size):
+        out[i] = values[low + i] if values.size > 0 else 0.0
 
 
 def _forward_row(current, mem, beta, threshold, spikes, trace):
@@ -81,26 +117,36 @@ def _forward_row(current, mem, beta, threshold, spikes, trace):
             trace[i] = new
 
 
-def _forward(
-    current, mem, beta, threshold, spikes, trace, final, scratch, stride, steps, start, stop
-):
+def _forward(job_at):
+    job = array_at(job_at, HEAD + 2 * 8, 0)
+    current, mem, beta, threshold = _array(job, 0), _array(job, 1), _array(job, 2), _array(job, 3)
+    spikes, trace, final = _array(job, 4), _array(job, 5), _array(job, 6)
+    steps, block, stride = job[STEPS], job[WIDTH], job[STRIDES]
     size = final.size
-    block = scratch.shape[1]
-    for low in range(start, stop, block):
-        n = min(block, stop - low)
-        state, b, th = scratch[0, :n], scratch[1, :n], scratch[2, :n]
-        state[:] = 0.0
-        if mem.size > 0:
-            state[:] = mem[low : low + n]
+    scratch = _array(job, 7)
+    own = take(job, SLOT) * 4 * block
+    part = take(job, NEXT)
+    while part * block < size:
+        low = part * block
+        n = min(block, size - low)
+        state = _row(scratch, own, n)
+        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
+        _start(state, mem, low)
         _fill(b, beta, low)
         _fill(th, threshold, low)
         for t in range(steps):
             x = t * stride + low
             out = t * size + low
-            _forward_row(
-                current[x : x + n], state, b, th, spikes[out : out + n], trace[out : out + n]
-            )
-        final[low : low + n] = state
+            if t + AHEAD < steps:
+                prefetch(current, x + AHEAD * stride, n)
+            row = _row(scratch, own + 3 * block, n) if STREAM else _row(spikes, out, n)
+            _forward_row(_row(current, x, n), state, b, th, row, _row(trace, out, n))
+            if STREAM:
+                stream(spikes, out, row)
+        _start(_row(final, low, n), state, 0)
+        part = take(job, NEXT)
+    if STREAM:
+        fence()
 
 
 def _recompute_row(current, mem, beta, threshold, v, after):
@@ -136,126 +182,142 @@ def _backward_row(
             out_th[i] += d_th
 
 
-def _backward(
-    grad_spikes,
-    grad_trace,
-    grad_final,
-    current,
-    mem,
-    beta,
-    threshold,
-    parameters,
-    out,
-    out_mem,
-    out_beta,
-    out_threshold,
-    scratch,
-    strides,
-    steps,
-    start,
-    stop,
-):
-    size = out_mem.size
-    block = scratch.shape[1]
-    # Rows of the scratch: state, beta, threshold; the membrane before the first step, then the
-    # charged one of each step; with an immediate reset also the membrane after each step.
-    first = 3
-    later = first if DELAYED else first + 1 + steps
-    for low in range(start, stop, block):
-        n = min(block, stop - low)
-        state, b, th = scratch[0, :n], scratch[1, :n], scratch[2, :n]
-        state[:] = 0.0
-        if mem.size > 0:
-            state[:] = mem[low : low + n]
-        scratch[first, :n] = state
-        scratch[later, :n] = state
+def _backward(job_at):
+    job = array_at(job_at, HEAD + 2 * 13, 0)
+    grad_spikes, grad_trace, grad_final = _array(job, 0), _array(job, 1), _array(job, 2)
+    current, mem, beta, threshold = _array(job, 3), _array(job, 4), _array(job, 5), _array(job, 6)
+    out, out_mem, out_beta, out_th = _array(job, 7), _array(job, 8), _array(job, 9), _array(job, 10)
+    parameters = to_fixed_tuple(_array(job, 11), COUNT)
+    nothing = _row(out, 0, 0)
+    steps, block, size = job[STEPS], job[WIDTH], out_mem.size
+    # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
+    # step, then the charged one of each; with an immediate reset also the membrane after each.
+    scratch = _array(job, 12)
+    own = take(job, SLOT) * (5 + steps if DELAYED else 6 + 2 * steps) * block
+    first = own + 4 * block
+    later = first if DELAYED else first + (1 + steps) * block
+    part = take(job, NEXT)
+    while part * block < size:
+        low = part * block
+        n = min(block, size - low)
+        state = _row(scratch, own, n)
+        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
+        _start(state, mem, low)
+        _start(_row(scratch, first, n), state, 0)
+        _start(_row(scratch, later, n), state, 0)
         _fill(b, beta, low)
         _fill(th, threshold, low)
         for t in range(steps):
-            x = t * strides[0] + low
+            x = t * job[STRIDES] + low
+            if t + AHEAD < steps:
+                prefetch(current, x + AHEAD * job[STRIDES], n)
             _recompute_row(
-                current[x : x + n],
+                _row(current, x, n),
                 state,
                 b,
                 th,
-                scratch[first + 1 + t, :n],
-                scratch[later + 1 + t, :n] if not DELAYED else scratch[0, :0],
+                _row(scratch, first + (1 + t) * block, n),
+                _row(scratch, later + (1 + t) * block, 0 if DELAYED else n),
             )
-        state[:] = 0.0
-        if grad_final.size > 0:
-            state[:] = grad_final[low : low + n]
+        _start(state, grad_final, low)
         if CONSTANT:
-            out[low : low + n] = 0.0
+            _start(_row(out, low, n), nothing, 0)
         p = n if PARAMETERS else 0
-        d_beta, d_th = out_beta[low : low + p], out_threshold[low : low + p]
-        d_beta[:] = 0.0
-        d_th[:] = 0.0
+        d_beta, d_th = _row(out_beta, low, p), _row(out_th, low, p)
+        _start(d_beta, nothing, 0)
+        _start(d_th, nothing, 0)
         for t in range(steps - 1, -1, -1):
-            gs = t * strides[1] + low
-            gt = t * strides[2] + low
+            gs = t * job[STRIDES + 1] + low
+            gt = t * job[STRIDES + 2] + low
             o = low if CONSTANT else t * size + low
+            if SPIKES and t >= AHEAD:
+                prefetch(grad_spikes, gs - AHEAD * job[STRIDES + 1], n)
+            row = _row(scratch, own + 3 * block, n) if STREAM else _row(out, o, n)
             _backward_row(
-                grad_spikes[gs : gs + n],
-                grad_trace[gt : gt + n],
-                scratch[later + t, :n],
-                scratch[first + 1 + t, :n],
+                _row(grad_spikes, gs, n),
+                _row(grad_trace, gt, n),
+                _row(scratch, later + t * block, n),
+                _row(scratch, first + (1 + t) * block, n),
                 b,
                 th,
                 parameters,
                 state,
-                out[o : o + n],
+                row,
                 d_beta,
                 d_th,
             )
-        out_mem[low : low + n] = state
+            if STREAM:
+                stream(out, o, row)
+        _start(_row(out_mem, low, n), state, 0)
+        part = take(job, NEXT)
+    if STREAM:
+        fence()
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], key: str, single: bool, **flags: bool) -> Any:
+def _compiled(function: Callable[..., Any], key: str, double: bool, **flags: int) -> Any:
     """Return `function` compiled for a rule, a number format and what is asked for."""
-    literal = np.float32 if single else np.float64
+    literal = np.float64 if double else np.float32
     names: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
-    names |= rule.from_key(key).names | flags
+    names |= {"to_fixed_tuple": to_fixed_tuple, "NUMBER": literal(0)}
+    names |= rule.from_key(key).names | flags | numba_memory.INTRINSICS
     label = f"{function.__name__}-{digest(function, names, literal.__name__)}"
+    entry = functools.partial(cfunc, types.void(types.intp))
 
     def jit(bound: Any) -> Any:
-        options: dict[str, Any] = {
-            "nogil": True,
-            "error_model": "numpy",
-            "pipeline_class": _NoAlias,
-        }
         if bound.__name__ != function.__name__:
-            return njit(**options)(bound)
+            return njit(pipeline_class=_NoAlias, **INNER)(bound)
         # Numba names its files on disk by the function and would run stale code where a callee
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label
         try:
-            return njit(cache=True, **options)(bound)
+            return entry(cache=True, error_model="numpy")(bound)
         except RuntimeError:  # no folder to keep code in
-            return njit(**options)(bound)
+            return entry(error_model="numpy")(bound)
 
     return bind(function, names, jit, literal)
 
 
-def _flat(tensor: Tensor | None, state: torch.dtype) -> np.ndarray:
-    """Return a view (a converted copy, where it must be) as one row of the state's format."""
-    if tensor is None:
-        return np.empty(0, np.float32 if state == torch.float32 else np.float64)
-    return tensor.detach().to(state).reshape(-1).numpy()
+def _flat(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
+    """Return a contiguous tensor of the state's format with the same numbers."""
+    return None if tensor is None else tensor.to(state).contiguous()
 
 
-def _rows(tensor: Tensor | None, state: torch.dtype) -> tuple[np.ndarray, int]:
-    """Return a sequence `[T, ...]` as one row with its stride over time; 0 if no step differs."""
+def _rows(tensor: Tensor | None, state: torch.dtype) -> tuple[Tensor | None, int]:
+    """Return a sequence `[T, ...]` contiguous, with its stride over time; 0 if no step differs."""
     if tensor is None or tensor.numel() == 0:
-        return _flat(None, state), 0
+        return None, 0
     if tensor.stride(0) == 0:
         return _flat(tensor[0], state), 0
     return _flat(tensor, state), tensor[0].numel()
 
 
+@functools.lru_cache
+def _numbers(values: tuple[float, ...], state: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=state)
+
+
 def _block(rows: int) -> int:
     """Return how many neurons to take at once when each needs `rows` numbers of scratch."""
     return min(BLOCK, max(64, SCRATCH // rows // 64 * 64))
+
+
+def _run(
+    kernel: Any,
+    arrays: Sequence[Tensor | None],
+    rows: int,
+    block: int,
+    size: int,
+    steps: int,
+    state: torch.dtype,
+    strides: tuple[int, int, int],
+) -> None:
+    """Hand `kernel` a job: `arrays`, and last a scratch of `rows` a thread, blocks to share out."""
+    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
+    scratch = buffers.empty((threads * rows * block,), state)
+    places = [(0, 0) if a is None else (a.data_ptr(), a.numel()) for a in (*arrays, scratch)]
+    job = [0, 0, steps, block, *strides, *(number for place in places for number in place)]
+    parallel.run(kernel.address, job, threads)
 
 
 def forward(
@@ -278,25 +340,17 @@ def forward(
     """
     state = final.dtype
     x, stride = (_flat(current, state), 0) if constant else _rows(current, state)
-    wide = spikes if spikes.dtype == state else torch.empty(spikes.shape, dtype=state)
-    arrays = (
-        x,
-        _flat(mem, state),
-        _flat(beta, state),
-        _flat(threshold, state),
-        _flat(wide, state),
-        _flat(trace, state),
-        _flat(final, state),
+    wide = spikes if spikes.dtype == state else buffers.empty(spikes.shape, state)
+    kernel = _compiled(
+        _forward,
+        key,
+        state == torch.float64,
+        SPIKES=spikes.numel() > 0,
+        TRACE=trace.numel() > 0,
+        STREAM=wide.nbytes >= STREAMED,
     )
-    flags = {"SPIKES": spikes.numel() > 0, "TRACE": trace.numel() > 0}
-    kernel = _compiled(_forward, key, state == torch.float32, **flags)
-    scalar = arrays[0].dtype.type
-
-    def work(start: int, stop: int) -> None:
-        scratch = np.empty((3, BLOCK), scalar)
-        kernel(*arrays, scratch, stride, steps, start, stop)
-
-    parallel.run(work, final.numel(), final.numel() * steps, GRAIN, LINE)
+    arrays = (x, _flat(mem, state), beta.contiguous(), threshold.contiguous(), wide, trace, final)
+    _run(kernel, arrays, 4, BLOCK, final.numel(), steps, state, (stride, 0, 0))
     if wide is not spikes:
         spikes.copy_(wide)
 
@@ -326,43 +380,42 @@ def backward(
     x, x_stride = (_flat(current, state), 0) if constant else _rows(current, state)
     (gs, gs_stride), (gt, gt_stride) = _rows(grad_spikes, state), _rows(grad_trace, state)
     size = math.prod(current.shape if constant else current.shape[1:])
-    wide = out if out.dtype == state else torch.empty(out.shape, dtype=state)
+    wide = out if out.dtype == state else buffers.empty(out.shape, state)
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
-    flags = {
-        "SPIKES": gs.size > 0,
-        "TRACE": gt.size > 0,
-        "CONSTANT": constant,
-        "PARAMETERS": wants_parameters,
-        "DELAYED": rule.from_key(key).delayed,
-    }
-    kernel = _compiled(_backward, key, state == torch.float32, **flags)
-    scalar = x.dtype.type
-    each = np.empty((2, size if wants_parameters else 0), scalar)
-    mems = out_mem if out_mem.numel() == size else torch.empty(size, dtype=state)
+    delayed = rule.from_key(key).delayed
+    kernel = _compiled(
+        _backward,
+        key,
+        state == torch.float64,
+        SPIKES=gs is not None,
+        TRACE=gt is not None,
+        CONSTANT=constant,
+        PARAMETERS=wants_parameters,
+        DELAYED=delayed,
+        STREAM=not constant and wide.nbytes >= STREAMED,
+        COUNT=len(parameters),
+    )
+    d_beta = d_threshold = None
+    if wants_parameters:
+        d_beta, d_threshold = torch.empty((2, size), dtype=state)
     arrays = (
         gs,
         gt,
         _flat(grad_final, state),
         x,
         _flat(mem, state),
-        _flat(beta, state),
-        _flat(threshold, state),
-        tuple(scalar(p) for p in parameters),
-        _flat(wide, state),
-        _flat(mems, state),
-        each[0],
-        each[1],
+        beta.contiguous(),
+        threshold.contiguous(),
+        wide,
+        out_mem if out_mem.numel() == size else buffers.empty((size,), state),
+        d_beta,
+        d_threshold,
+        _numbers(tuple(parameters), state),
     )
-    rows = 4 + steps * (1 if flags["DELAYED"] else 2) + 1
-    block = _block(rows)
-
-    def work(start: int, stop: int) -> None:
-        scratch = np.empty((rows, block), scalar)
-        kernel(*arrays, scratch, (x_stride, gs_stride, gt_stride), steps, start, stop)
-
-    parallel.run(work, size, 2 * size * steps, GRAIN, LINE)
+    rows = 5 + steps * (1 if delayed else 2) + (0 if delayed else 1)
+    _run(kernel, arrays, rows, _block(rows), size, steps, state, (x_stride, gs_stride, gt_stride))
     if wide is not out:
         out.copy_(wide)
-    for target, found in zip((out_beta, out_threshold), each):
-        if target.numel() > 0:
-            target.copy_(torch.from_numpy(found).view(-1, target.numel()).sum(0))
+    for target, found in ((out_beta, d_beta), (out_threshold, d_threshold)):
+        if found is not None and target.numel() > 0:
+            target.copy_(found.view(-1, target.numel()).sum(0))

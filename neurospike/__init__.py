@@ -1,11 +1,13 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
-from . import encoding, surrogate
+from . import decoding, encoding, surrogate
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .loading import load_model
 from .models import SNNModel
+from .sequential import Sequential
 from .training import SNNTrainer
+from .visualization import SpikeVisualizer
 
 __version__ = "0.1.0"
 
@@ -14,7 +16,10 @@ __all__ = [
     "LIF",
     "SNNModel",
     "SNNTrainer",
+    "Sequential",
+    "SpikeVisualizer",
     "backends",
+    "decoding",
     "encoding",
     "lif",
     "load_model",

@@ -44,7 +44,7 @@ def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str
     it. It names compiled code kept on disk.
     """
     seen = hashlib.sha256(extra.encode())
-    for part in _parts(_plain(function), names, set()):
+    for part in _parts(_plain(function), names, {}):
         seen.update(part.encode())
         seen.update(b"\0")
     return seen.hexdigest()[:16]
@@ -116,10 +116,13 @@ def _allowed(function: FunctionType, name: str, value: object) -> object:
     return value
 
 
-def _parts(function: FunctionType, names: Mapping[str, object], seen: set[object]) -> Iterator[str]:
+def _parts(
+    function: FunctionType, names: Mapping[str, object], seen: dict[FunctionType, int]
+) -> Iterator[str]:
     if function in seen:
+        yield f"function {seen[function]}"
         return
-    seen.add(function)
+    seen[function] = len(seen)
     code = function.__code__
     yield f"{code.co_code!r} {code.co_consts!r} {code.co_names!r} {function.__defaults__!r}"
     for name, value in (*_free(function, names), *_captured(function, names)):
@@ -127,4 +130,4 @@ def _parts(function: FunctionType, names: Mapping[str, object], seen: set[object
             yield name
             yield from _parts(value, names, seen)
         else:
-            yield f"{name}={value!r}"
+            yield f"{name}={getattr(value, '__qualname__', None) or repr(value)}"

@@ -121,6 +121,11 @@ def _training_parser(prog: str, description: str) -> Parser:
         metavar="FILE",
         help="YAML file with any of the keys below (default: config.yaml, if there is one)",
     )
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in this folder, which ends as if it had never stopped",
+    )
     groups = {"": parser.add_argument_group("run")}
     for key, text, allowed, default in fields():
         section, _, leaf = key.rpartition(".")

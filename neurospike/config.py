@@ -18,11 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
 from neurospike.errors import ConfigError
+from neurospike.steps import NAMES as STEP_NAMES
+from neurospike.steps import Step, parse_steps
 
 DEFAULT_FILE = Path("config.yaml")
 
@@ -64,6 +67,10 @@ Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+# Dumped as what each step is, not as what all steps have in common.
+Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 
 class Section(BaseModel):
@@ -109,17 +116,20 @@ class ModelConfig(Section):
     )
     learn_beta: Switch = Field(default=False, description="train beta")
     learn_threshold: Switch = Field(default=False, description="train the threshold")
-    readout: Literal["membrane", "spikes"] = Field(
+    readout: Literal["membrane", "max_membrane", "spikes", "first_spike"] = Field(
         default="membrane",
-        description="score classes by the output's membrane or by its spike counts",
+        description="score classes by the output's mean or highest membrane, its spike counts, or "
+        "how early it fires",
     )
 
 
 class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
-    kind: Literal["constant", "rate", "latency"] = Field(
-        default="constant", description="same current every step, random spikes, or one timed spike"
+    kind: Literal["constant", "rate", "latency", "delta", "phase", "burst"] = Field(
+        default="constant",
+        description="same current every step, random spikes, one timed spike, spikes of change as "
+        "the picture fades in, binary digits, or a burst",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -141,6 +151,13 @@ class EncodingConfig(Section):
         default=None,
         description="latency, logarithmic: time constant in steps; null: num_steps - 1",
     )
+    delta_threshold: PositiveNumber = Field(
+        default=0.1, description="delta: change of brightness between two spikes"
+    )
+    period: Integer = Field(
+        default=8, ge=1, le=16, description="phase: steps of a period, one a binary digit"
+    )
+    max_spikes: Size = Field(default=5, description="burst: spikes of a white pixel")
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -152,18 +169,24 @@ class EncodingConfig(Section):
 
     def options(self) -> dict[str, object]:
         """The arguments of the chosen encoder, by name."""
-        names: dict[str, tuple[str, ...]] = {
-            "constant": (),
-            "rate": ("gain", "offset"),
-            "latency": ("curve", "threshold", "subthreshold", "tau"),
+        keys: dict[str, dict[str, str]] = {
+            "constant": {},
+            "rate": {"gain": "gain", "offset": "offset"},
+            "latency": {name: name for name in ("curve", "threshold", "subthreshold", "tau")},
+            "delta": {"threshold": "delta_threshold"},
+            "phase": {"period": "period"},
+            "burst": {"max_spikes": "max_spikes"},
         }
-        return {name: getattr(self, name) for name in names[self.kind]}
+        return {name: getattr(self, key) for name, key in keys[self.kind].items()}
 
 
 class TrainingConfig(Section):
     """How the network is trained (Adam on cross-entropy)."""
 
-    epochs: Size = Field(default=10, description="passes over the training pictures")
+    epochs: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="passes over the training pictures; null: 10, or as many as make 1000 steps",
+    )
     batch_size: Size = Field(default=128, description="pictures a step")
     learning_rate: Number = Field(default=1e-3, gt=0, description="step size of Adam at the start")
     beta1: Number = Field(default=0.9, ge=0, lt=1, description="Adam: decay of the gradient's mean")
@@ -176,9 +199,59 @@ class TrainingConfig(Section):
         description="share of the training pictures held out to choose the best model; "
         "0: the last model is taken",
     )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="learning rate: kept, or falling to zero over the run"
+    loss: Literal[
+        "cross_entropy",
+        "cross_entropy_membrane",
+        "cross_entropy_max_membrane",
+        "cross_entropy_count",
+        "cross_entropy_rate",
+        "mse_count",
+        "cross_entropy_first_spike",
+    ] = Field(
+        default="cross_entropy",
+        description="of the readout's scores, or of the output's membranes (readout membrane) or "
+        "spikes (readout spikes, first_spike) as neurospike.losses says",
     )
+    rate_penalty: Number = Field(
+        default=0.0, ge=0, description="weight of the penalty on firing rates beyond the bounds"
+    )
+    rate_low: Number = Field(default=0.01, ge=0, le=1, description="spikes a step, lower bound")
+    rate_high: Number = Field(default=0.3, ge=0, le=1, description="spikes a step, upper bound")
+    clip: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="largest norm of the gradient; null: not clipped"
+    )
+    schedule: Literal["constant", "cosine", "step", "plateau"] = Field(
+        default="cosine",
+        description="learning rate: kept, falling to zero over the run, times gamma after every "
+        "step_epochs, or times gamma on a plateau of the validation loss",
+    )
+    warmup: Annotated[Integer, Field(ge=0)] = Field(
+        default=0, description="steps over which the learning rate rises first"
+    )
+    gamma: Number = Field(default=0.1, gt=0, lt=1, description="schedule step, plateau: factor")
+    step_epochs: Size = Field(default=3, description="schedule step: epochs between two drops")
+    plateau_patience: Size = Field(
+        default=3, description="schedule plateau: validations without a better loss before a drop"
+    )
+    patience: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="stop after so many validations without a better one; null: never"
+    )
+    check_every: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="also validate and save after so many steps; null: each epoch"
+    )
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "TrainingConfig":
+        if self.rate_low > self.rate_high:
+            raise ValueError("rate_low must not be above rate_high")
+        watches = self.patience is not None or self.schedule == "plateau"
+        if watches and not self.validation:
+            raise ValueError("patience and schedule: plateau need a validation share above 0")
+        return self
+
+    def epochs_of(self, steps: int) -> int:
+        """The epochs to train for when one has so many steps: 1000 steps in all on few pictures."""
+        return max(10, -(-1000 // steps)) if self.epochs is None else self.epochs
 
 
 class Config(Section):
@@ -187,6 +260,12 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
+    preprocessing: Steps = Field(
+        default=[],
+        description="what is done to the pictures first, in order: [deskew, {kind: affine, "
+        "degrees: 10}]",
+        json_schema_extra={"allowed": f"a list of {', '.join(STEP_NAMES)}"},
+    )
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
         default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
     )
@@ -207,6 +286,14 @@ class Config(Section):
         le=2**32 - 1,
         description="of weights, shuffling and spikes: same seed, same run",
     )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="number format; mixed: products in 16 bits, weights in 32"
+    )
+    devices: Size = Field(default=1, description="processes a machine, each with a device (DDP)")
+    num_nodes: Size = Field(default=1, description="machines")
+    deterministic: Switch = Field(
+        default=False, description="only algorithms of torch that give the same bits every time"
+    )
     threads: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
         default=None, description="CPU threads; null: as many as torch takes"
     )
@@ -214,10 +301,20 @@ class Config(Section):
         default=None, description="folder for the run's results; null: runs/<time>"
     )
 
+    @model_validator(mode="after")
+    def _loss_fits_readout(self) -> "Config":
+        loss, readout = self.training.loss, self.model.readout
+        spiking = readout in ("spikes", "first_spike")
+        if loss != "cross_entropy" and spiking != ("membrane" not in loss):
+            kind = "spikes or first_spike" if not spiking else "membrane or max_membrane"
+            raise ValueError(f"training.loss {loss} needs model.readout {kind}, got {readout}")
+        return self
+
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of `SNNModel`, by name."""
         return {
             **self.model.model_dump(),
+            "preprocessing": self.preprocessing,
             "encoding": self.encoding.kind,
             "encoding_options": self.encoding.options(),
         }
@@ -338,7 +435,8 @@ def _explain(
         sections = {name.partition(".")[0] for name in allowed if "." in name}
         near = nearest_key(key, [*allowed, *sorted(sections)])
         text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
-    elif isinstance(value, dict) and first["type"] == "value_error":  # keys that do not agree
+    elif first["type"] == "value_error" and (isinstance(value, dict) or key == "preprocessing"):
+        # Keys that do not agree, or a step among several.
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {allowed.get(key, 'a mapping of keys')}"

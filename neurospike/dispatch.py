@@ -6,6 +6,7 @@ turns into torch operators. Nothing here imports a backend before it is used.
 """
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -119,6 +120,7 @@ def choose(name: str, device_type: str) -> Backend:
     raise BackendError(f"no backend can run on {device_type} tensors here: {reasons}")
 
 
+@functools.cache
 def load(row: Backend):  # noqa: ANN201 (a module with the functions the row promises)
     """Import and return the module of a row."""
     return importlib.import_module(row.module, __package__)

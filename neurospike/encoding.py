@@ -13,7 +13,10 @@ Sources: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lesson
 Learning", Proc. IEEE 111(9), 2023, section III (rate and latency codes, the RC time); S. Thorpe,
 A. Delorme, R. van Rullen, "Spike-based strategies for rapid processing", Neural Networks 14,
 2001 (one spike, the stronger the earlier); B. Rueckauer et al., Front. Neurosci. 11:682, 2017
-(a constant analog current in place of input spikes).
+(a constant analog current in place of input spikes); P. Lichtsteiner, C. Posch, T. Delbruck, IEEE
+J. Solid-State Circuits 43(2), 2008 (events of change); J. Kim et al., "Deep neural networks with
+weighted spikes", Neurocomputing 311, 2018 (phase); W. Guo et al., "Neural coding in spiking
+neural networks: a comparative study", Front. Neurosci. 15:638474, 2021 (burst).
 """
 
 import math
@@ -117,11 +120,7 @@ def latency(
     """
     _check(data, num_steps)
     _check_latency(curve, threshold, subthreshold, tau)
-    if not bool(((data >= 0) & (data <= 1)).all()):
-        raise ValueError(
-            f"latency got intensities from {float(data.min())} to {float(data.max())}; they must "
-            "lie in [0, 1]: scale the data, or use data.clamp(0, 1)"
-        )
+    _check_range("latency", data)
     intensity = _working(data).contiguous()
     edges = torch.tensor(
         _edges(num_steps, curve, threshold, tau), dtype=intensity.dtype, device=data.device
@@ -135,6 +134,117 @@ def latency(
         fires = torch.ones_like(fires)
     spikes = data.new_zeros((num_steps, *data.shape))
     return spikes.scatter_(0, step.unsqueeze(0), fires.unsqueeze(0).to(data.dtype))
+
+
+def delta(
+    data: Tensor, num_steps: int | None = None, *, threshold: float = 0.1, off_spikes: bool = True
+) -> Tensor:
+    """Fire when the intensity has changed by `threshold`: 1 for brighter, -1 for darker.
+
+    Shapes: a sequence `data [T, B, *F]` (any values) to spikes `[T, B, *F]`, comparing each step
+    with the one before, and the first with 0; as snnTorch's `spikegen.delta(off_spike=True)`.
+    Without `off_spikes` what gets darker is silent.
+
+    With `num_steps`, `data [B, *F]` is a still picture, in which nothing changes; it is faded in
+    from black, `x * (t + 1) / T` at step t, and fires whenever that has risen by another
+    `threshold` since the last spike, as the pixels of an event camera do, but once a step at most.
+    So intensity x fires `floor(x / threshold)` times, evenly spread, where T allows.
+
+    Within a millionth of a threshold counts as reached. No gradient flows.
+
+    Errors: `TypeError`, `ValueError` as for `constant`; `ValueError` for a threshold that is not
+    positive and finite.
+    """
+    _check(data, 1 if num_steps is None else num_steps)
+    if not 0 < threshold < math.inf:
+        raise ValueError(
+            f"delta got threshold={threshold}; it must be positive and finite: 0.1 is the default"
+        )
+    near = threshold * (1 - 1e-6)
+    if num_steps is None:
+        values = _working(data)
+        change = torch.diff(values, dim=0, prepend=torch.zeros_like(values[:1]))
+        spikes = (change >= near).to(data.dtype)
+        return spikes - (change <= -near).to(data.dtype) if off_spikes else spikes
+    # Levels passed by each step; in float64, so that every device counts the same ones.
+    fade = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps / near
+    shape = (num_steps + 1,) + (1,) * data.ndim
+    levels = (data.detach() * fade.to(data.device).view(shape)).trunc_()
+    change = torch.diff(levels, dim=0).clamp_(-1.0 if off_spikes else 0.0, 1.0)
+    return change.to(data.dtype)
+
+
+def phase(data: Tensor, num_steps: int, *, period: int = 8, weighted: bool = False) -> Tensor:
+    """Fire the intensity's binary digits, the highest first, again and again.
+
+    Shapes: `data [B, *F]` in [0, 1] to spikes `[T, B, *F]`. At phase k of every `period` (in steps;
+    also the number of digits) a pixel fires if its digit of worth `2^-(k + 1)` is 1, so an early
+    spike says more than a late one. The digits are those of `floor(x * 2^period)`, at most
+    `2^period - 1`. `weighted` sends each spike with its worth instead of 1; a whole period then
+    sums to the intensity, rounded down. No gradient flows.
+
+    Errors: `TypeError`, `ValueError` as for `latency`; `ValueError` for a period that is not a
+    whole number from 1 to 16.
+    """
+    _check(data, num_steps)
+    if isinstance(period, bool) or not isinstance(period, int) or not 1 <= period <= 16:
+        raise ValueError(
+            f"phase got period={period!r}; it must be a whole number of steps from 1 to 16: 8 is "
+            "the default, a step a binary digit"
+        )
+    _check_range("phase", data)
+    top = 2**period - 1
+    digits = (_working(data) * 2**period).floor_().clamp_(max=top).to(torch.int32)
+    phases = torch.arange(num_steps, device=data.device) % period
+    places = (period - 1 - phases).to(torch.int32).view((-1,) + (1,) * data.ndim)
+    spikes = (digits >> places & 1).to(data.dtype)
+    if weighted:
+        worth = torch.exp2(-(phases + 1.0)).to(data.dtype)
+        spikes *= worth.view(places.shape)
+    return spikes
+
+
+def burst(
+    data: Tensor,
+    num_steps: int,
+    *,
+    max_spikes: int = 5,
+    min_interval: int = 1,
+    max_interval: int | None = None,
+) -> Tensor:
+    """Fire a burst from step 0 on: the brighter, the more spikes and the closer together.
+
+    Shapes: `data [B, *F]` in [0, 1] to spikes (0 or 1) `[T, B, *F]`. Intensity x fires
+    `ceil(max_spikes * x)` spikes, `ceil(max_interval - (max_interval - min_interval) * x)` steps
+    apart; 0 fires none. By default `max_interval` is the largest with which a burst of
+    `max_spikes` still fits into T (at least `min_interval`); spikes beyond T are lost. Up to a
+    millionth above a whole number is rounded down to it. No gradient flows.
+
+    Errors: `TypeError`, `ValueError` as for `latency`; `ValueError` for a `max_spikes` or interval
+    that is not a whole number of at least 1, or a `max_interval` below `min_interval`.
+    """
+    _check(data, num_steps)
+    longest = max(min_interval, (num_steps - 1) // max(1, max_spikes - 1))
+    longest = longest if max_interval is None else max_interval
+    for name, value in (
+        ("max_spikes", max_spikes),
+        ("min_interval", min_interval),
+        ("max_interval", longest),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"burst got {name}={value!r}; it must be a whole number, 1 or more")
+    if longest < min_interval:
+        raise ValueError(
+            f"burst got max_interval={longest} below min_interval={min_interval}: swap them"
+        )
+    _check_range("burst", data)
+    intensity = _working(data).double()
+    count = (intensity * max_spikes - 1e-6).ceil_().to(torch.int32)
+    apart = longest - (longest - min_interval) * intensity
+    interval = (apart - 1e-6).ceil_().to(torch.int32)
+    step = torch.arange(num_steps, dtype=torch.int32, device=data.device)
+    step = step.view((-1,) + (1,) * data.ndim)
+    return ((step % interval == 0) & (step // interval < count)).to(data.dtype)
 
 
 def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) -> list[float]:
@@ -174,6 +284,14 @@ def _check(data: Tensor, num_steps: int) -> None:
         raise TypeError(f"num_steps must be an int, got {num_steps!r}: use int(...)")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}: ask for 1 or more steps")
+
+
+def _check_range(name: str, data: Tensor) -> None:
+    if not bool(((data >= 0) & (data <= 1)).all()):
+        raise ValueError(
+            f"{name} got intensities from {float(data.min())} to {float(data.max())}; they must "
+            "lie in [0, 1]: scale the data, or use data.clamp(0, 1)"
+        )
 
 
 def _check_latency(curve: str, threshold: float, subthreshold: str, tau: float | None) -> None:

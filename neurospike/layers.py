@@ -5,6 +5,7 @@ no backend: which code runs the time loop changes the speed and nothing else.
 """
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -67,10 +68,19 @@ def lif(
         ValueError: a wrong shape, device or option.
         BackendError: the backend named cannot run here; every reason is listed.
     """
-    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), resolve(surrogate).function)
-    parameters = resolve(surrogate).parameters
+    chosen = resolve(surrogate)
+    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), chosen.function)
     out = _run(
-        current, mem, beta, threshold, key, parameters, num_steps, True, return_trace, backend
+        current,
+        mem,
+        beta,
+        threshold,
+        key,
+        chosen.parameters,
+        num_steps,
+        True,
+        return_trace,
+        backend,
     )
     return tuple(out) if return_trace else (out.spikes, out.mem)
 
@@ -78,13 +88,20 @@ def lif(
 class _Neuron(nn.Module):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
 
+    carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
     beta: Tensor
 
     def _keep(self, name: str, value: float | Tensor, learn: bool) -> None:
-        tensor = torch.as_tensor(value)
+        try:
+            tensor = torch.as_tensor(value).detach().clone()
+            if tensor.is_complex() or tensor.dtype == torch.bool:
+                raise TypeError
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"{name} must be a number or a tensor of numbers, got {value!r}"
+            ) from None
         if not tensor.is_floating_point():
             tensor = tensor.to(torch.get_default_dtype())
-        tensor = tensor.detach().clone()
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
@@ -126,6 +143,13 @@ class LIF(_Neuron):
         )
         dispatch.check_name(backend)
         self.backend = backend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A process that unpickles the layer has not seen a surrogate of the user's own.
+        self.rule = rule.key_of(
+            self.reset, bool(self.reset_delay), bool(self.detach_reset), self.surrogate.function
+        )
 
     def forward(
         self,
@@ -209,7 +233,8 @@ def _run(
     state = ops.state_dtype(current.dtype)
     if mem is not None:
         _check_mem(mem, current, shape, state)
-    beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+    beta = beta.clamp(0.0, 1.0) if isinstance(beta, Tensor) else min(max(beta, 0.0), 1.0)
+    beta = _parameter("beta", beta, current, shape, state)
     threshold = _parameter("threshold", threshold, current, shape, state)
     row = dispatch.choose(backend, current.device.type)
     if row.fused:
@@ -237,6 +262,8 @@ def _check_current(current: Tensor, num_steps: int | None) -> int:
             f"current must be float16, bfloat16, float32 or float64, got {current.dtype}; "
             "convert it with .float()"
         )
+    if current.layout != torch.strided:
+        raise TypeError(f"current must be dense, got {current.layout}; convert it with .to_dense()")
     if num_steps is None:
         if current.dim() < 2:
             raise ValueError(
@@ -244,13 +271,13 @@ def _check_current(current: Tensor, num_steps: int | None) -> int:
                 "or no batch axis; for a constant current [B, *F] pass num_steps="
             )
         return -1
-    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, torch.SymInt)):
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (Integral, torch.SymInt)):
         raise TypeError(f"num_steps must be an integer, got {num_steps!r}")
     if num_steps < 0:
         raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
     if current.dim() < 1:
         raise ValueError("a constant current must be [B, *F], got a tensor without axes")
-    return num_steps
+    return num_steps if isinstance(num_steps, torch.SymInt) else int(num_steps)
 
 
 def _check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
@@ -274,6 +301,8 @@ def _parameter(
 ) -> Tensor:
     """Return beta or threshold as a tensor in the state's format, once it is found to fit."""
     if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat)):
+            raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
         return torch.full((), value, dtype=state, device=current.device)
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")

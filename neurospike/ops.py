@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import dispatch
+from . import buffers, dispatch
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 
@@ -48,15 +49,21 @@ def _steps(current: Tensor, num_steps: int) -> int:
     return num_steps if num_steps >= 0 else current.shape[0]
 
 
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if type(like) is Tensor and like.device.type == "cpu":
+        return buffers.empty(shape, dtype)
+    return like.new_empty(shape, dtype=dtype)  # on a GPU, or a fake one of torch.compile
+
+
 def _allocate(
     current: Tensor, num_steps: int, want_spikes: bool, want_trace: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     state = state_dtype(current.dtype)
     shape = step_shape(current, num_steps)
     whole = (_steps(current, num_steps), *shape)
-    spikes = current.new_empty(whole if want_spikes else 0)
-    final = current.new_empty(shape, dtype=state)
-    trace = current.new_empty(whole if want_trace else 0, dtype=state)
+    spikes = _empty(current, whole if want_spikes else (0,), current.dtype)
+    final = _empty(current, shape, state)
+    trace = _empty(current, whole if want_trace else (0,), state)
     return spikes, final, trace
 
 
@@ -72,8 +79,8 @@ def _allocate_gradients(
     state = state_dtype(current.dtype)
     shape = step_shape(current, num_steps)
     return (
-        torch.empty_like(current, memory_format=torch.contiguous_format),
-        current.new_empty(shape if want_mem else 0, dtype=state),
+        _empty(current, current.shape, current.dtype),
+        _empty(current, shape if want_mem else (0,), state),
         beta.new_empty(beta.shape if want_beta else 0),
         threshold.new_empty(threshold.shape if want_threshold else 0),
     )
@@ -118,22 +125,40 @@ for _row in dispatch.TABLE.values():
         _define(_row)
 
 
+class _Once(torch.autograd.Function):
+    """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
+
+    @staticmethod
+    def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep nothing: there is no second derivative to compute."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "a fused LIF backend has first derivatives only, and a second one was asked for "
+            "(create_graph=True); use backend='reference', which has both"
+        )
+
+
 class _Fused(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
 
+    # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return getattr(torch.ops.neurospike, f"{name}_lif")(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        name, current, mem, beta, threshold, *options, want_spikes, want_trace = inputs
+    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = getattr(torch.ops.neurospike, f"{name}_lif")(*arguments)
+        current, mem, beta, threshold, *options, want_spikes, want_trace = arguments
         ctx.save_for_backward(current, mem, beta, threshold)
         ctx.name, ctx.options = name, options
         ctx.set_materialize_grads(False)
         spikes, _, trace = output
         unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
         ctx.mark_non_differentiable(*unwanted)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -154,6 +179,8 @@ class _Fused(torch.autograd.Function):
             need_beta,
             need_threshold,
         )
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(*found, current, mem, beta, threshold, *grads)[:4]
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)
@@ -179,7 +206,9 @@ def fused_lif(
     """
     arguments = (current, mem, beta, threshold, rule, parameters, num_steps)
     tensors = (t for t in (current, mem, beta, threshold) if t is not None)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    # In forward mode the Function refuses; the bare operator would give tangents of zero.
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return _Fused.apply(name, *arguments, want_spikes, want_trace)
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
     return operator(*arguments, want_spikes, want_trace)

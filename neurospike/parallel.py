@@ -1,68 +1,81 @@
-"""Run a compiled loop over ranges on as many threads as torch uses.
+"""Run a compiled loop on the threads that torch computes with.
 
-Compiled kernels release Python's lock, so plain threads drive them; numba's own threading layers
-abort the process after a fork or when called from several threads at once. The pool is made at
-first use, grows to what is asked for, and a forked child makes its own.
+The loop is a C function that is handed a row of integers, its job, takes part after part from it
+until none is left, and touches no Python. On Linux and wherever else torch brings an OpenMP runtime
+that speaks GNU's interface, torch's own threads run it: they are awake just after torch has
+computed something, where threads of ours would have to share the cores with them. A forked child,
+where that runtime would wait for threads that do not exist, and any other torch use plain threads.
 """
 
+import ctypes
+import functools
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
+_LOOP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
 
 class _Pool:
-    """Threads that outlive a call; thrown away in a forked child, where they do not exist."""
+    """Plain threads that outlive a call; thrown away in a forked child, where they do not exist."""
 
-    def __init__(self) -> None:
+    def __init__(self, forked: bool = False) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
         self.size = 0
-        self.process = 0
+        self.forked = forked
 
     def get(self, size: int) -> ThreadPoolExecutor:
         with self.lock:
-            if self.executor is None or self.size < size or self.process != os.getpid():
+            if self.executor is None or self.size < size:
                 self.executor = ThreadPoolExecutor(size, thread_name_prefix="neurospike")
-                self.size, self.process = size, os.getpid()
+                self.size = size
             return self.executor
 
 
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
     # A fork may copy the lock while another thread holds it.
-    os.register_at_fork(after_in_child=_pool.__init__)  # type: ignore[misc]
+    os.register_at_fork(after_in_child=lambda: _pool.__init__(forked=True))  # type: ignore[misc]
 
 
-def split(size: int, parts: int, align: int) -> list[tuple[int, int]]:
-    """Return at most `parts` ranges that cover `0..size`, each start a multiple of `align`."""
-    blocks = -(-size // align)
-    parts = max(1, min(parts, blocks))
-    edges = [min(size, blocks * k // parts * align) for k in range(parts + 1)]
-    return list(zip(edges, edges[1:]))
+def threads(grains: int, parts: int) -> int:
+    """Return how many threads to use: at most torch's, one a grain of work and one a part."""
+    return max(1, min(torch.get_num_threads(), grains, parts))
 
 
-def run(work: Callable[[int, int], None], size: int, cost: int, grain: int, align: int) -> None:
-    """Call `work(start, stop)` over ranges that cover `0..size`, in parallel.
-
-    Args:
-        work: releases Python's lock while it computes; ranges do not overlap.
-        size: what is divided.
-        cost: the whole of the work, in units of which one thread should get at least `grain`.
-        grain: below twice this, everything is done in the calling thread.
-        align: where ranges may begin.
-    """
-    threads = min(torch.get_num_threads(), cost // grain)
-    if threads <= 1:
-        work(0, size)
+def run(loop: int, job: Sequence[int], count: int) -> None:
+    """Call the C function at address `loop` with `job` in `count` threads, and wait for all."""
+    row = (ctypes.c_int64 * len(job))(*job)
+    place = ctypes.addressof(row)
+    if count == 1:
+        _LOOP(loop)(place)
         return
-    first, *others = split(size, threads, align)
-    executor = _pool.get(len(others)) if others else None
-    futures: list[Future[None]] = [executor.submit(work, *r) for r in others] if executor else []
-    try:
-        work(*first)
-    finally:
-        for future in futures:
-            future.result()
+    team = None if _pool.forked else _team()
+    if team is not None:
+        team(loop, place, count, 0)
+        return
+    call = _LOOP(loop)
+    futures = [_pool.get(count - 1).submit(call, place) for _ in range(count - 1)]
+    call(place)
+    for future in futures:
+        future.result()
+
+
+@functools.cache
+def _team() -> Callable[..., None] | None:
+    """Return `GOMP_parallel(function, data, threads, flags)` of the runtime torch itself uses."""
+    libraries = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            team = ctypes.CDLL(str(libraries / name)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        team.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        team.restype = None
+        return team
+    return None

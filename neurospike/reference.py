@@ -25,11 +25,16 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class _Spike(torch.autograd.Function):
     """H(u) forward, the surrogate backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, rule: Rule, parameters: tuple[float, ...]) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.rule, ctx.parameters = rule, parameters
+    def forward(u: Tensor, rule: Rule, parameters: tuple[float, ...]) -> Tensor:
         return formulas.heaviside(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, ctx.rule, ctx.parameters = inputs
+        ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import formulas
-from .binding import digest
+from .binding import bind, digest
 from .surrogate import BUILT_IN
 
 RESETS = ("subtract", "zero", "none")
 
-# Functions that users brought as surrogates, by their name in a key.
+# Functions that users brought as surrogates, by their name in a key, with the numbers they read
+# from outside as these were: compiled backends fix them, so all do.
 _own_surrogates: dict[str, Callable[..., Any]] = {}
 
 
@@ -41,7 +42,6 @@ class Rule:
         }
 
 
-@functools.cache
 def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., Any]) -> str:
     """Return the key under which `from_key` finds the rule.
 
@@ -52,8 +52,9 @@ def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., A
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")
     name = surrogate.__name__
     if getattr(formulas, name, None) is not surrogate:
-        name += "-" + digest(surrogate, dict.fromkeys(formulas.FREE_NAMES))
-        _own_surrogates[name] = surrogate
+        names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
+        name += "-" + digest(surrogate, dict.fromkeys(names))
+        _own_surrogates.setdefault(name, bind(surrogate, names))
     # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
     timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
     return f"{reset} {timing} {name}"
@@ -64,8 +65,14 @@ def from_key(key: str) -> Rule:
     """Return the rule of a key that `key_of` made.
 
     Raises:
-        KeyError: it names a surrogate of the user's that this process has not seen.
+        LookupError: it names a surrogate of the user's that this process has not seen.
     """
     reset, timing, name = key.split(" ")
+    if name not in BUILT_IN and name not in _own_surrogates:
+        raise LookupError(
+            f"the surrogate {name!r} is a function that this process has not seen; before you run "
+            "a graph that was made elsewhere, make a layer with that function, as in "
+            "ns.LIF(0.9, surrogate=...)"
+        )
     function = getattr(formulas, name) if name in BUILT_IN else _own_surrogates[name]
     return Rule(reset, timing == "delayed", timing == "detached", function)

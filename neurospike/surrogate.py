@@ -98,7 +98,7 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
 
     Raises:
         ValueError: an unknown name.
-        TypeError: neither of the three, or a function no backend can compile.
+        TypeError: neither of the three, or a function that not every backend can run.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
@@ -111,8 +111,32 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
         raise TypeError(
             f"surrogate must be a name, a Surrogate or a function of u, got {surrogate!r}"
         )
+    if surrogate in BUILT_IN.values():
+        raise TypeError(
+            f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
+            f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
+        )
     digest(surrogate, dict.fromkeys(formulas.FREE_NAMES))
+    _check_own(surrogate)
     return Surrogate(surrogate)
+
+
+def _check_own(function: Callable[..., Any]) -> None:
+    """Raise `TypeError` for what a compiler would only tell of in pages, at the first backward."""
+    code = function.__code__
+    required = code.co_argcount - len(function.__defaults__ or ())
+    if code.co_argcount < 1 or required > 1 or code.co_kwonlyargcount:
+        raise TypeError(
+            f"the surrogate {function.__name__!r} takes {code.co_varnames[: code.co_argcount]}; it "
+            "must be callable with one argument, u; give its other arguments defaults"
+        )
+    for name in code.co_names:
+        if name not in formulas.FREE_NAMES and name not in function.__globals__:
+            raise TypeError(
+                f"the surrogate {function.__name__!r} uses {name!r}, which is no number or "
+                "function known where it is written; it may use arithmetic, comparison, and exp, "
+                "abs and where of neurospike.formulas"
+            )
 
 
 def _positive(name: str, value: float) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import neurospike as ns
+from neurospike import dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -29,4 +30,15 @@ def usable_backends() -> list[str]:
 @pytest.fixture(params=usable_backends())
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that runs here, in turn."""
+    return request.param
+
+
+def fused_backends() -> list[str]:
+    """Return those of them that are one operator over the whole sequence."""
+    return [name for name in usable_backends() if dispatch.TABLE[name].fused]
+
+
+@pytest.fixture(params=fused_backends())
+def fused(request: pytest.FixtureRequest) -> str:
+    """Each fused backend that runs here, in turn."""
     return request.param

@@ -239,6 +239,8 @@ def test_learned_parameters_get_no_weight_decay(folder):
         (["--backend=numpy"], "--backend: got 'numpy', allowed: auto, reference, numba, triton"),
         (["--model.input_size=100"], "model.input_size: got 100, but the pictures of auto have"),
         (["--model.output_size=1"], "model.output_size: got 1, but auto has 2 classes"),
+        (["--preprocessing={kind: resize, size: 14}"], "input_size: got 784, but the pictures of"),
+        (["--preprocessing={kind: crop, size: 30}"], "preprocessing: cannot crop 30 x 30 out of"),
         (["--run_dir=file/run"], "Not a directory"),
         (["--run_dir=taken"], "the run folder taken holds a metrics.jsonl already"),
         (["--learning_rate=1e38"], "the loss became"),

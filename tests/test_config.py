@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from neurospike import SNNModel, data, surrogate
 from neurospike import backends as table_of_backends
-from neurospike import data, surrogate
 from neurospike.config import Config, fields, load_config
 from neurospike.errors import ConfigError
 
@@ -179,6 +180,13 @@ def test_network_arguments_hold_only_the_chosen_encoders_options(config_file):
     assert rate["encoding"] == "rate"
     assert rate["encoding_options"] == {"gain": 0.5, "offset": 0.0}
     assert config_file("").network_arguments()["encoding_options"] == {}
+
+
+@pytest.mark.parametrize("kind", ["constant", "rate", "latency", "delta", "phase", "burst"])
+def test_every_encoding_takes_the_options_it_is_given(config_file, kind):
+    arguments = config_file(f"encoding: {{kind: {kind}}}\nmodel: {{input_size: 4}}")
+    model = SNNModel(**arguments.network_arguments())
+    assert model.record(torch.rand(3, 1, 2, 2)).current.shape == (25, 3, 4)
 
 
 def test_every_key_says_what_it_means_and_takes():

@@ -1,4 +1,4 @@
-"""Loading the digit sets, what goes wrong with files and networks, and batches.
+"""Loading the digit sets, and what goes wrong with files and networks.
 
 No test uses the network: `no_network` is in force for all of them.
 """
@@ -10,7 +10,6 @@ import io
 import os
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -23,7 +22,7 @@ import torchvision
 from mnist import mnist_root
 
 from neurospike import data
-from neurospike.data import Batches, Split, datasets
+from neurospike.data import Split, datasets
 from neurospike.errors import DataError, MissingDependencyError
 
 FILES = [
@@ -412,171 +411,3 @@ def test_torchvision_that_does_not_fit_torch(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.importlib, "import_module", import_module)
     with pytest.raises(MissingDependencyError, match=r"nms does not exist.*pip install"):
         data.load("mnist", tmp_path)
-
-
-def test_import_loads_neither_torchvision_nor_sklearn():
-    program = (
-        "import sys, neurospike.data\n"
-        "print([name for name in ('torchvision', 'sklearn') if name in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(data.__file__).parents[2],
-    )
-    assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("fraction", [0, 0.1, 1 / 3, 0.999])
-@pytest.mark.parametrize("count", [0, 1, 100])
-def test_split(fraction, count):
-    # The number of the sample is written into its picture, so that parts can be traced.
-    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
-    images[:, 0, 0] = torch.arange(count)
-    whole = Split(images, torch.arange(count) % 10)
-    rest, held_out = whole.split(fraction, seed=4)
-    assert len(held_out) == round(fraction * count)
-    numbers = [part.images[:, 0, 0].tolist() for part in (rest, held_out)]
-    assert sorted(numbers[0] + numbers[1]) == list(range(count))
-    for part, part_numbers in zip((rest, held_out), numbers, strict=True):
-        assert part.labels.tolist() == [number % 10 for number in part_numbers]
-    assert_same(whole.split(fraction, seed=4)[1], held_out)
-
-
-def test_split_depends_on_the_seed():
-    whole = digits(100)
-    one, other = (whole.split(0.5, seed)[1] for seed in (0, 1))
-    assert not torch.equal(one.images, other.images)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
-def test_split_refuses_other_fractions(fraction):
-    with pytest.raises(ValueError, match="at least 0 and below 1"):
-        digits(10).split(fraction, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (torch.zeros(2, 28, 28), torch.zeros(2).long(), "uint8"),
-        (torch.zeros(2, 28, 27).byte(), torch.zeros(2).long(), r"\[2, 28, 27\]"),
-        (torch.zeros(2, 28, 28).byte(), torch.zeros(2), "int64"),
-        (torch.zeros(2, 28, 28).byte(), torch.zeros(3).long(), "2 images but 3 labels"),
-        (torch.zeros(2, 28, 28).byte(), torch.tensor([0, -1]), "got -1 to 0"),
-    ],
-)
-def test_split_refuses_other_tensors(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        Split(images, labels)
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "drop_last", "sizes"),
-    [
-        (10, 4, False, [4, 4, 2]),
-        (10, 4, True, [4, 4]),
-        (8, 4, True, [4, 4]),
-        (3, 4, False, [3]),
-        (3, 4, True, []),
-        (0, 4, False, []),
-    ],
-)
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_batch_sizes(count, size, drop_last, sizes, shuffle):
-    batches = Batches(digits(count), size, drop_last=drop_last, shuffle=shuffle)
-    assert len(batches) == len(sizes)
-    assert [len(labels) for _, labels in batches] == sizes
-
-
-def test_batches_hold_every_sample_in_order():
-    split = digits(50)
-    images, labels = (torch.cat(parts) for parts in zip(*Batches(split, 16), strict=True))
-    assert images.dtype == torch.float32
-    assert images.shape == (50, 1, 28, 28)
-    assert torch.equal(images, split.images.unsqueeze(1) / 255)
-    assert (images.min(), images.max()) == (0, 1)
-    assert torch.equal(labels, split.labels)
-
-
-def test_shuffled_batches():
-    split = digits(50)
-
-    def epochs(seed):
-        generator = torch.Generator().manual_seed(seed)
-        batches = Batches(split, 16, shuffle=True, generator=generator)
-        return [torch.cat([images for images, _ in batches]) for _ in range(2)]
-
-    first, second = epochs(0)
-    assert not torch.equal(first, second)
-    assert all(torch.equal(*pair) for pair in zip(epochs(0), (first, second), strict=True))
-    order = torch.cdist(first.flatten(1), split.images.flatten(1) / 255).argmin(1)
-    assert sorted(order.tolist()) == list(range(50))
-    batches = Batches(split, 16, shuffle=True, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels[order])
-
-
-def test_writing_into_a_batch_leaves_the_split_alone():
-    split = digits(10)
-    kept = split.labels.clone()
-    for images, labels in Batches(split, 10):
-        images.zero_()
-        labels.fill_(77)
-    assert torch.equal(split.labels, kept)
-    assert split.images.max() == 255
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
-def test_batches_refuse_other_sizes(size):
-    with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
-        Batches(digits(2), size)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fits", [True, False])
-def test_batches_on_cuda(fits):
-    split = digits(60_000)
-    torch.cuda.empty_cache()
-    free_share = 1.0 if fits else 20e6 / torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(free_share)
-    try:
-        batches = Batches(split, 128, device="cuda")
-        assert batches.resident == fits
-        for number, (images, labels) in enumerate(batches):
-            assert images.is_cuda
-            assert labels.is_cuda
-            part = slice(128 * number, 128 * (number + 1))
-            assert torch.equal(images.cpu(), split.images[part].unsqueeze(1) / 255)
-            assert torch.equal(labels.cpu(), split.labels[part])
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    with pytest.raises(ValueError, match=r"generator on cuda.*torch.Generator\(\)"):
-        Batches(split, 128, generator=torch.Generator(device="cuda"))
-
-
-def test_batches_without_room_on_the_device(monkeypatch):
-    split = digits(50)
-    pinned = []
-    real_to = torch.Tensor.to
-
-    def to(tensor, *args, **kwargs):
-        if torch.device("cuda") not in args:
-            return real_to(tensor, *args, **kwargs)
-        if tensor is split.images:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        assert any(tensor is one for one in pinned)
-        return tensor
-
-    def pin_memory(tensor):
-        pinned.append(tensor)
-        return tensor
-
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    batches = Batches(split, 16, device="cuda")
-    assert not batches.resident
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert torch.equal(images, split.images.unsqueeze(1) / 255)
-    assert torch.equal(labels, split.labels)
-    assert {tensor.dtype for tensor in pinned} == {torch.uint8, torch.int64}

@@ -11,7 +11,14 @@ from neurospike import encoding
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1,), (3,), (0,), (2, 5), (2, 0), (3, 1, 4, 7)]
-ENCODERS = [encoding.constant, encoding.rate, encoding.latency]
+ENCODERS = [
+    encoding.constant,
+    encoding.rate,
+    encoding.latency,
+    encoding.delta,
+    encoding.phase,
+    encoding.burst,
+]
 
 
 def intensities(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -170,8 +177,9 @@ def test_latency_tells_256_grey_levels_apart_in_float16():
 
 def test_spikes_carry_no_gradient():
     data = intensities(2, 3).requires_grad_()
-    assert not encoding.rate(data, 4).requires_grad
-    assert not encoding.latency(data, 4).requires_grad
+    for encode in ENCODERS:
+        if encode is not encoding.constant:
+            assert not encode(data, 4).requires_grad
 
 
 @pytest.mark.parametrize("encode", ENCODERS)
@@ -185,7 +193,8 @@ def test_errors_at_the_door_of_every_encoder(encode):
         encode([0.5], 5)
     with pytest.raises(ValueError, match=r"\[B, \*F\]"):
         encode(torch.tensor(0.5), 5)
-    for steps in (True, 5.0, "5", None):
+    # For delta no number of steps means a sequence.
+    for steps in (True, 5.0, "5", *([] if encode is encoding.delta else [None])):
         with pytest.raises(TypeError, match="num_steps must be an int"):
             encode(data, steps)
     for steps in (0, -1):
@@ -205,9 +214,10 @@ def test_errors_of_rate():
 
 
 @pytest.mark.parametrize("wrong", [-0.01, 1.01, math.nan, math.inf])
-def test_latency_refuses_intensities_out_of_range(wrong):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\].*clamp"):
-        encoding.latency(torch.tensor([0.5, wrong]), 5)
+@pytest.mark.parametrize("encode", [encoding.latency, encoding.phase, encoding.burst])
+def test_intensities_out_of_range_are_refused(encode, wrong):
+    with pytest.raises(ValueError, match=rf"{encode.__name__} got .* lie in \[0, 1\].*clamp"):
+        encode(torch.tensor([0.5, wrong]), 5)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,8 @@ def test_on_cuda():
         on_device = encoding.latency(data.cuda(), 30, curve=curve)
         assert on_device.is_cuda
         assert torch.equal(on_device.cpu(), encoding.latency(data, 30, curve=curve))
+    for encode in (encoding.delta, encoding.phase, encoding.burst):
+        assert torch.equal(encode(data.cuda(), 30).cpu(), encode(data, 30))
     generator = torch.Generator(device="cuda").manual_seed(0)
     spikes = encoding.rate(data.cuda(), 2000, generator=generator)
     assert spikes.is_cuda

@@ -1,10 +1,11 @@
 """Digit data sets as plain tensors, and batches of them that stay on the device.
 
-Importing this package loads neither torchvision nor scikit-learn; `load` imports the one it
-needs.
+Importing this package loads neither torchvision nor scikit-learn; `load` and
+`Preprocessing` import what they need.
 """
 
 from neurospike.data.batches import Batches, Split
 from neurospike.data.datasets import NAMES, DigitData, load
+from neurospike.data.preprocessing import Preprocessing
 
-__all__ = ["NAMES", "Batches", "DigitData", "Split", "load"]
+__all__ = ["NAMES", "Batches", "DigitData", "Preprocessing", "Split", "load"]

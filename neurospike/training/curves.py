@@ -2,14 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from neurospike.errors import MissingDependencyError
-
-# Two of Okabe and Ito's colours, told apart under every colour blindness; the markers differ
-# too, so that the picture can be read in grey.
-TRAINING = {"color": "#0072B2", "marker": "o", "label": "training"}
-VALIDATION = {"color": "#D55E00", "marker": "s", "label": "validation"}
+from neurospike.visualization import SpikeVisualizer
 
 
 def draw_curves(folder: str | Path) -> Path:
@@ -17,45 +11,12 @@ def draw_curves(folder: str | Path) -> Path:
 
     Raises MissingDependencyError without matplotlib, OSError for a file that cannot be written.
     """
-    try:
-        # Not pyplot, which would choose a window system and keep state for the whole process.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no training_curves.png: it needs matplotlib ({error}): pip install matplotlib"
-        ) from error
-
     folder = Path(folder)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
-    tests = [row for row in map(json.loads, lines) if row["kind"] == "test"]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, name, unit, scale in (
-        (loss, "loss", "cross-entropy", 1),
-        (accuracy, "accuracy", "accuracy (%)", 100),
-    ):
-        _draw(axes, rows, name, scale)
-        if name == "accuracy" and tests:
-            value = scale * tests[-1][name]
-            axes.axhline(value, color="#555555", linestyle=":", label=f"test {value:.2f}%")
-        axes.set(xlabel="epoch", ylabel=unit, title=name.capitalize())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(True, color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    records = [json.loads(line) for line in lines]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    tests = [record for record in records if record["kind"] == "test"]
+    figure, _ = SpikeVisualizer().plot_training_history(epochs, test=tests[-1] if tests else None)
     path = folder / "training_curves.png"
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     return path
-
-
-def _draw(axes: Any, rows: list[dict[str, Any]], name: str, scale: float) -> None:
-    for part, style in (("train", TRAINING), ("validation", VALIDATION)):
-        key = f"{part}_{name}"
-        points = [(row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), markersize=4, linewidth=1.8, **style)

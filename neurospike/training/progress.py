@@ -47,6 +47,22 @@ def measured(trained: Metrics, checked: Metrics | None) -> dict[str, Any]:
     }
 
 
+def summary(tested: Metrics) -> dict[str, Any]:
+    """What the record of a test says."""
+    layers = tested.activity
+    return {
+        "loss": tested.loss,
+        "accuracy": tested.accuracy,
+        "class_accuracy": tested.class_accuracy,
+        "confusion": tested.confusion,
+        "spike_rates": tested.spike_rates,
+        "dead_neurons": {name: layer.dead for name, layer in layers.items()},
+        "saturated_neurons": {name: layer.saturated for name, layer in layers.items()},
+        "seconds": tested.seconds,
+        "samples_per_second": tested.samples_per_second,
+    }
+
+
 def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
     """The line of a record of `metrics.jsonl`."""
     parts = [

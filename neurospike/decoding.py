@@ -1,0 +1,74 @@
+"""Read an answer out of spikes or membranes over time.
+
+The inverse of `neurospike.encoding`: every function takes what the output neurons did, `[T, B, C]`,
+and returns scores `[B, C]` of which the greatest is the answer. Gradients flow back to every one
+of them, so each can be trained through.
+
+Sources: S. Thorpe, A. Delorme, R. van Rullen, "Spike-based strategies for rapid processing", Neural
+Networks 14, 2001 (the first spike decides); A. P. Georgopoulos et al., Science 233, 1986 (many
+neurons vote for one thing); J. K. Eshraghian et al., Proc. IEEE 111(9), 2023 (counts, membranes).
+"""
+
+import torch
+from torch import Tensor
+
+
+def counts(spikes: Tensor) -> Tensor:
+    """Return the number of spikes over time: `[T, B, C]` to `[B, C]`."""
+    _check("spikes", spikes)
+    return spikes.sum(0)
+
+
+def first_spike(spikes: Tensor) -> Tensor:
+    """Return how many steps were left at the first spike: the earlier, the greater.
+
+    Shapes: spikes (0 or 1) `[T, B, C]` to `[B, C]`: `T - t` for a first spike at step t (counted
+    from 0), and 0 for a neuron that stays silent. The gradient of a step is `T - t` up to and with
+    the first spike, 0 after it: a spike there would have changed the score by so much.
+    """
+    _check("spikes", spikes)
+    steps = len(spikes)
+    left = torch.arange(steps, 0, -1, dtype=spikes.dtype, device=spikes.device)
+    fired = spikes.detach().ne(0).to(torch.int32)
+    none_before = fired.cumsum(0).sub_(fired) == 0
+    return (spikes * none_before * left.view(-1, 1, 1)).sum(0)
+
+
+def membrane(trace: Tensor, how: str = "mean") -> Tensor:
+    """Return the membranes' `"mean"` over time, their `"max"`, or the `"last"`.
+
+    Shapes: trace `[T, B, C]` to `[B, C]`. Raises ValueError for another `how`.
+    """
+    _check("trace", trace)
+    if how == "mean":
+        return trace.mean(0)
+    if how == "max":
+        return trace.amax(0)
+    if how == "last":
+        return trace[-1]
+    raise ValueError(f"membrane got how={how!r}; use 'mean', 'max' or 'last'")
+
+
+def population(spikes: Tensor, classes: int) -> Tensor:
+    """Return the mean spike count of the neurons that stand for each class.
+
+    Shapes: spikes `[T, B, classes * K]` to `[B, classes]`; neurons `c * K` to `c * K + K - 1` stand
+    for class c. Raises ValueError if they cannot be shared out evenly.
+    """
+    _check("spikes", spikes)
+    if classes < 1 or spikes.shape[2] % classes:
+        raise ValueError(
+            f"population cannot share {spikes.shape[2]} neurons out among {classes} classes: make "
+            "their number a multiple of the classes"
+        )
+    return spikes.sum(0).unflatten(1, (classes, -1)).mean(2)
+
+
+def _check(name: str, data: Tensor) -> None:
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        found = data.dtype if isinstance(data, Tensor) else type(data).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {found}: use .float()")
+    if data.ndim != 3 or not len(data):
+        raise ValueError(
+            f"{name} must be [T, B, C] with at least one step, got shape {tuple(data.shape)}"
+        )

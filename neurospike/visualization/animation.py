@@ -1,0 +1,188 @@
+"""A moving picture of a whole network answering one picture, step by step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from neurospike.errors import MissingDependencyError
+
+from .arrays import Array, evenly, over_time, to_numpy
+from .canvas import BLUE, GREY, RED, Canvas, bare, names, tidy, whole_numbers
+
+
+class Recorded(Protocol):
+    """What `SNNModel.record` returns; see `neurospike.models.Recording`."""
+
+    current: Any
+    spikes: dict[str, Any]
+    output: Any
+    votes: Any
+
+
+class Animation(Canvas):
+    """Draws the network while it answers."""
+
+    def animate(
+        self,
+        model: Any,
+        image: Any,
+        path: str | Path,
+        *,
+        label: int | None = None,
+        classes: Sequence[Any] | None = None,
+        frames_per_second: float = 6.0,
+        hold: float = 1.5,
+    ) -> Path:
+        """Write a GIF or MP4 of the model answering a picture, a frame a time step; its path.
+
+        Shown are the picture, the encoded input of the step, each layer's raster as it grows, the
+        output layer's membranes (or spikes), and the scores the network would give if it were
+        stopped now, the leader in another colour.
+
+        model: with `record(images)` as `SNNModel` has it; or what that returned. image: the picture
+        as the model takes it, `[H, W]`, `[1, H, W]` or `[1, 1, H, W]`. path: ends in `.gif`, or in
+        `.mp4` where the program ffmpeg is installed. label: its true class, for the title.
+        classes: their names. frames_per_second: more than 0. hold: seconds the last frame stays.
+
+        Raises ValueError for another ending, picture or speed, MissingDependencyError without
+        matplotlib, or without ffmpeg for MP4.
+        """
+        if not frames_per_second > 0 or hold < 0:
+            raise ValueError(
+                "frames_per_second must be above 0 and hold 0 or more, got "
+                f"{frames_per_second!r} and {hold!r}"
+            )
+        picture = image[(0,) * (image.ndim - 2)] if image.ndim > 2 else image
+        if picture.ndim != 2:
+            raise ValueError(f"image must be [H, W], got shape {tuple(image.shape)}")
+        recorded = model.record(picture[None, None]) if hasattr(model, "record") else model
+        film = _Film(self, recorded, to_numpy("image", picture), label, classes)
+        writer = _writer(Path(path), frames_per_second)
+        with writer.saving(film.figure, str(path), film.figure.dpi):
+            for step in range(film.steps):
+                film.show(step)
+                writer.grab_frame()
+            for _ in range(round(hold * frames_per_second)):
+                writer.grab_frame()
+        return Path(path)
+
+
+class _Film:
+    """The figure of the animation; `show` puts it to a time step."""
+
+    def __init__(
+        self,
+        canvas: Canvas,
+        recorded: Recorded,
+        picture: Array,
+        label: int | None,
+        classes: Sequence[Any] | None,
+    ) -> None:
+        self.current = over_time("current", recorded.current, 0)
+        self.output = over_time("output", recorded.output, 0)
+        self.votes = over_time("votes", recorded.votes, 0)
+        self.layers = {name: over_time(name, spikes, 0) for name, spikes in recorded.spikes.items()}
+        self.steps, self.classes = self.votes.shape[0], names(self.votes.shape[1], classes)
+        self.label = None if label is None else self.classes[label]
+        # A film is seen on a screen: half the dots of a printed figure are enough.
+        self.figure = canvas._figure(9, 5)
+        self.figure.set_dpi(max(1, canvas.dpi // 2))
+        rows = max(2, len(self.layers))
+        grid = self.figure.add_gridspec(2 * rows, 3, width_ratios=[1, 2, 1.6])
+        self._draw_input(grid, rows, picture)
+        self._draw_layers(grid, rows)
+        self._draw_output(grid, rows)
+
+    def show(self, step: int) -> None:
+        """Draw what has happened up to and with `step`."""
+        self.input.set_data(self.current[step].reshape(self.input_shape))
+        for marks, (when, which) in self.marks:
+            seen = when <= step
+            marks.set_data(when[seen], which[seen])
+        for line in self.cursors:
+            line.set_xdata([step, step])
+        for neuron, curve in enumerate(self.curves):
+            curve.set_data(np.arange(step + 1), self.output[: step + 1, neuron])
+        leader = int(self.votes[step].argmax())
+        for place, bar in enumerate(self.bars):
+            bar.set_width(self.votes[step, place])
+            bar.set_color(RED if place == leader else BLUE)
+            self.curves[place].set(
+                color=RED if place == leader else GREY,
+                linewidth=2.0 if place == leader else 0.8,
+                zorder=3 if place == leader else 2,
+            )
+        truth = "" if self.label is None else f", true class {self.label}"
+        self.figure.suptitle(
+            f"step {step + 1} of {self.steps}: answer {self.classes[leader]}{truth}", fontsize=11
+        )
+
+    def _draw_input(self, grid: Any, rows: int, picture: Array) -> None:
+        still = self.figure.add_subplot(grid[:rows, 0])
+        still.imshow(picture, cmap="gray", interpolation="nearest")
+        bare(still, "picture")
+        moving = self.figure.add_subplot(grid[rows:, 0])
+        low, high = min(0.0, self.current.min()), max(self.current.max(), 1e-9)
+        square = self.current.shape[1] == picture.size
+        self.input_shape = picture.shape if square else (1, -1)
+        self.input = moving.imshow(
+            self.current[0].reshape(self.input_shape),
+            cmap="gray",
+            vmin=low,
+            vmax=high,
+            interpolation="nearest",
+            aspect="equal" if square else "auto",
+        )
+        bare(moving, "input of this step")
+
+    def _draw_layers(self, grid: Any, rows: int) -> None:
+        self.marks: list[tuple[Any, tuple[Array, Array]]] = []
+        self.cursors = []
+        share = 2 * rows // max(1, len(self.layers))
+        for place, (name, train) in enumerate(self.layers.items()):
+            axes = self.figure.add_subplot(grid[place * share : (place + 1) * share, 1])
+            shown = evenly(train.shape[1], 150)
+            when, which = np.nonzero(train[:, shown])
+            size = float(np.clip(120 / len(shown), 1.5, 6))
+            marks = axes.plot([], [], "|", color=BLUE, markersize=size)[0]
+            self.marks.append((marks, (when, shown[which])))
+            self.cursors.append(axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":"))
+            axes.set(xlim=(-0.5, self.steps - 0.5), ylim=(-0.5, train.shape[1] - 0.5))
+            last = place == len(self.layers) - 1
+            tidy(axes, f"{name}", "time step" if last else "", "neuron")
+            whole_numbers(axes, "x", "y")
+
+    def _draw_output(self, grid: Any, rows: int) -> None:
+        above = self.figure.add_subplot(grid[:rows, 2])
+        self.curves = [above.plot([], [])[0] for _ in self.classes]
+        margin = 0.05 * float(np.ptp(self.output)) or 1.0
+        above.set(
+            xlim=(-0.5, self.steps - 0.5),
+            ylim=(self.output.min() - margin, self.output.max() + margin),
+        )
+        tidy(above, "output neurons", "time step", "")
+        whole_numbers(above, "x")
+        below = self.figure.add_subplot(grid[rows:, 2])
+        self.bars = below.barh(range(len(self.classes)), self.votes[0], color=BLUE)
+        below.set_yticks(range(len(self.classes)), self.classes)
+        below.invert_yaxis()
+        below.set_xlim(min(0.0, self.votes.min()), max(self.votes.max(), 1e-9))
+        below.axvline(0, color=GREY, linewidth=0.8)
+        tidy(below, "score so far", "", "class")
+
+
+def _writer(path: Path, frames_per_second: float) -> Any:
+    ending = path.suffix.lower()
+    if ending not in (".gif", ".mp4"):
+        raise ValueError(f"path must end in .gif or .mp4, got {str(path)!r}")
+    from matplotlib import animation
+
+    name = "pillow" if ending == ".gif" else "ffmpeg"
+    if not animation.writers.is_available(name):
+        package = "the Python package pillow" if name == "pillow" else "the program ffmpeg"
+        instead = "" if name == "pillow" else ", or write a .gif, which needs neither"
+        raise MissingDependencyError(f"{ending} needs {package}: install it{instead}")
+    # Its stubs ask for whole numbers; its writers divide by them.
+    return animation.writers[name](fps=frames_per_second)  # type: ignore[arg-type]

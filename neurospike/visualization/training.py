@@ -1,0 +1,253 @@
+"""Plots of what training leaves behind: curves, mistakes, weights; and the surrogates it used."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from neurospike.surrogate import BUILT_IN, Surrogate, resolve
+
+from .arrays import evenly, to_numpy
+from .canvas import (
+    BLUE,
+    DIVERGING,
+    GREY,
+    RED,
+    SEQUENTIAL,
+    Canvas,
+    bare,
+    legend,
+    names,
+    style,
+    tidy,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .arrays import Array
+
+TRAINING = {"color": BLUE, "marker": "o", "label": "training"}
+VALIDATION = {"color": RED, "marker": "s", "linestyle": "--", "label": "validation"}
+
+
+class TrainingPlots(Canvas):
+    """Plots of a training run and of the weights it found."""
+
+    def plot_training_history(
+        self,
+        history: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+        *,
+        test: Mapping[str, float] | None = None,
+        title: str = "",
+        ax: Any = None,
+    ) -> tuple["Figure", Any]:
+        """Draw loss and accuracy by epoch, of training and of validation.
+
+        history: the records `SNNTrainer.fit` returns, or `{name: values by epoch}`, with the names
+        `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy` and, if the epochs
+        are not 1, 2, ..., `epoch`; any may be missing, and values may be None. Accuracies are
+        shares, 0 to 1, drawn in percent. test: `{"accuracy": ..., "loss": ...}` of the test,
+        drawn as lines. ax: two Axes.
+
+        Returns `(figure, axes)` with axes `[loss, accuracy]`.
+        """
+        rows = _rows(history)
+        figure, axes = self._axes(ax, (9, 3.6), columns=2)
+        for panel, name, unit, scale in (
+            (axes[0], "loss", "cross-entropy", 1),
+            (axes[1], "accuracy", "accuracy (%)", 100),
+        ):
+            for part, look in (("train", TRAINING), ("validation", VALIDATION)):
+                key = f"{part}_{name}"
+                points = [
+                    (row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None
+                ]
+                if points:
+                    panel.plot(*zip(*points, strict=True), markersize=4, linewidth=1.6, **look)
+            value = (test or {}).get(name)
+            if value is not None:
+                label = f"test {value:.2%}" if name == "accuracy" else f"test {value:.4f}"
+                panel.axhline(scale * value, color=GREY, linestyle=":", label=label)
+            tidy(panel, name.capitalize(), "epoch", unit)
+            whole_numbers(panel, "x")
+            panel.grid(True, color="#dddddd", linewidth=0.8)
+            panel.set_axisbelow(True)
+            legend(panel)
+        if title:
+            figure.suptitle(title, fontsize=10)
+        return figure, axes
+
+    def plot_confusion_matrix(
+        self,
+        labels: Any,
+        predictions: Any = None,
+        *,
+        classes: Sequence[Any] | None = None,
+        title: str = "",
+        ax: Any = None,
+    ) -> tuple["Figure", "Axes"]:
+        """Draw how often each class (row) was taken for each (column): counts as numbers.
+
+        labels: classes `[N]`, with predictions `[N]` of classes or `[N, C]` of scores; or alone, a
+        matrix `[C, C]` of counts, rows the true classes. classes: their names. Colour is the share
+        of the row, on a scale on which single mistakes can be seen. ax: one Axes.
+        """
+        matrix = _confusion(labels, predictions)
+        count = len(matrix)
+        labelled = names(count, classes)
+        figure, axes = self._axes(ax, (1.5 + 0.45 * count, 1.2 + 0.42 * count))
+        shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        # The square root spreads small shares: 1 % of mistakes is a tenth of the scale.
+        axes.imshow(np.sqrt(shares), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
+        for row, column in np.argwhere(matrix):
+            dark = shares[row, column] > 0.3
+            axes.text(
+                column,
+                row,
+                f"{matrix[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=7 if matrix.max() > 999 else 8,
+                color="white" if dark else "black",
+            )
+        axes.set_xticks(range(count), labelled)
+        axes.set_yticks(range(count), labelled)
+        right = matrix.trace() / max(1, matrix.sum())
+        tidy(axes, title or f"accuracy {right:.2%}", "answered", "true class")
+        return figure, axes
+
+    def plot_weights(
+        self,
+        weights: Any,
+        *,
+        shape: tuple[int, int] | None = None,
+        max_fields: int = 64,
+        title: str = "",
+        ax: Any = None,
+    ) -> tuple["Figure", "Axes"]:
+        """Draw receptive fields: what input each neuron likes (dark orange minus, purple plus).
+
+        weights: a linear or convolutional layer, or its weights: `[N, H*W]`, or `[O, I, h, w]`, of
+        which every kernel is a field. shape: `(H, W)` of the input; None for square ones. Of more
+        than `max_fields`, evenly spaced ones are drawn. ax: one Axes, the fields side by side.
+        """
+        fields = _fields(getattr(weights, "weight", weights), shape)
+        shown = evenly(len(fields), max_fields)
+        columns = int(np.ceil(np.sqrt(len(shown))))
+        rows = -(-len(shown) // columns)
+        height, width = fields.shape[1:]
+        gap = max(1, height // 14)
+        # NaN between the fields is drawn as nothing, and so is what is left of the last row.
+        mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+        for place, field in enumerate(fields[shown]):
+            top = (place // columns) * (height + gap)
+            left = (place % columns) * (width + gap)
+            mosaic[top : top + height, left : left + width] = field
+        figure, axes = self._axes(ax, (6, 5.5 * mosaic.shape[0] / mosaic.shape[1] + 0.3))
+        limit = float(np.nanmax(np.abs(mosaic))) or 1.0
+        image = axes.imshow(
+            mosaic, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+        )
+        some = "" if len(shown) == len(fields) else f" ({len(shown)} of {len(fields)})"
+        bare(axes, (title or "receptive fields") + some)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="weight").ax.tick_params(labelsize=8)
+        return figure, axes
+
+    def plot_surrogates(
+        self,
+        surrogates: Iterable[Any] | None = None,
+        *,
+        reach: float = 2.0,
+        title: str = "",
+        ax: Any = None,
+    ) -> tuple["Figure", "Axes"]:
+        """Draw surrogate derivatives by the distance `u` of the membrane from the threshold.
+
+        surrogates: names, `ns.surrogate` objects or functions of u; None draws all built-in ones
+        with their defaults. reach: from -reach to reach. The scale is logarithmic above 0.1 and
+        linear below, so that peaks of 1 and of 6, the tails, and 0 can all be read. ax: one Axes.
+        """
+        if not reach > 0:
+            raise ValueError(f"reach must be above 0, got {reach!r}: it is the largest |u| drawn")
+        u = torch.linspace(-reach, reach, 801, dtype=torch.float64)
+        chosen = list(BUILT_IN if surrogates is None else surrogates)
+        figure, axes = self._axes(ax, (7, 4))
+        for order, one in enumerate(chosen):
+            surrogate = resolve(one)
+            # A constant function of the user's need not return a tensor.
+            values = torch.as_tensor(surrogate(u), dtype=u.dtype).expand(u.shape)
+            axes.plot(u, values, linewidth=1.8, label=_described(surrogate), **style(order))
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
+        axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5], minor=False)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.grid(True, color="#e5e5e5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        tidy(axes, title, "u = membrane - threshold", "derivative (log above 0.1)")
+        legend(axes, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3.5)
+        return figure, axes
+
+
+def _rows(history: Any) -> list[dict[str, Any]]:
+    """Return one record an epoch, with its number."""
+    if isinstance(history, Mapping):
+        lengths = {name: len(values) for name, values in history.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"history must have one value an epoch under every name: {lengths}")
+        count = max(lengths.values(), default=0)
+        history = [{name: history[name][k] for name in history} for k in range(count)]
+    return [{"epoch": number, **record} for number, record in enumerate(history, start=1)]
+
+
+def _confusion(labels: Any, predictions: Any) -> "Array":
+    """Return counts `[C, C]`."""
+    truth = to_numpy("labels", labels)
+    if predictions is None:
+        if truth.ndim != 2 or truth.shape[0] != truth.shape[1] or not truth.size:
+            raise ValueError(
+                f"labels alone must be a matrix [C, C] of counts, got shape {truth.shape}; with "
+                "labels [N] hand in predictions"
+            )
+        return truth.astype(np.int64)
+    answers = to_numpy("predictions", predictions)
+    if answers.ndim == 2:
+        count, answers = answers.shape[1], answers.argmax(1)
+    else:
+        count = 0
+    if truth.ndim != 1 or truth.shape != answers.shape or not len(truth):
+        raise ValueError(
+            f"labels must be [N] and predictions [N] or [N, C], got {truth.shape} and "
+            f"{tuple(np.shape(predictions))}"
+        )
+    truth, answers = truth.astype(np.int64), answers.astype(np.int64)
+    if min(truth.min(), answers.min()) < 0:
+        raise ValueError("classes must be 0 or more, got a negative one")
+    count = max(count, int(truth.max()) + 1, int(answers.max()) + 1)
+    return np.bincount(truth * count + answers, minlength=count * count).reshape(count, count)
+
+
+def _fields(weights: Any, shape: tuple[int, int] | None) -> "Array":
+    """Return `[fields, H, W]` of weights `[N, P]` or `[O, I, h, w]`."""
+    values = to_numpy("weights", weights)
+    if values.ndim == 4 and values.size:
+        return values.reshape(-1, *values.shape[2:])
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"weights must be [N, H*W] or [O, I, h, w], got shape {values.shape}")
+    side = round(values.shape[1] ** 0.5)
+    height, width = shape or (side, side)
+    if height * width != values.shape[1]:
+        raise ValueError(
+            f"weights have {values.shape[1]} inputs a neuron, which is not {height} x {width}: "
+            "give their shape=(H, W)"
+        )
+    return values.reshape(-1, height, width)
+
+
+def _described(surrogate: Surrogate) -> str:
+    values = ", ".join(f"{value:g}" for value in surrogate.parameters)
+    return f"{surrogate.name}({values})" if values else surrogate.name

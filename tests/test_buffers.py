@@ -1,0 +1,125 @@
+"""Large outputs live in memory that is used again: never while somebody still looks at it."""
+
+import gc
+import os
+
+import pytest
+import torch
+
+import neurospike as ns
+from neurospike import buffers, parallel
+
+LARGE = (buffers.LEAST_BYTES,)  # float32: four times the least size
+
+
+@pytest.fixture(autouse=True)
+def _nothing_idle():
+    buffers.release()
+    yield
+    buffers.release()
+
+
+def idle_bytes() -> int:
+    buffers._pool.collect()
+    return sum(block.size for _, block in buffers._pool.idle)
+
+
+def test_freed_memory_is_lent_again():
+    first = buffers.empty(LARGE, torch.float32)
+    place = first.data_ptr()
+    del first
+    assert buffers.empty(LARGE, torch.float32).data_ptr() == place
+
+
+@pytest.mark.parametrize("keep", [lambda t: t[5:9], lambda t: t.detach(), lambda t: t.numpy()])
+def test_memory_is_not_lent_while_a_view_of_it_lives(keep):
+    first = buffers.empty(LARGE, torch.float32)
+    view, place = keep(first), first.data_ptr()
+    del first
+    gc.collect()
+    assert buffers.empty(LARGE, torch.float32).data_ptr() != place
+    del view
+
+
+def test_a_buffer_begins_at_a_cache_line_and_has_the_shape_asked_for():
+    found = buffers.empty((3, 123_457, 2), torch.float64)
+    assert found.shape == (3, 123_457, 2)
+    assert found.dtype == torch.float64
+    assert found.is_contiguous()
+    assert found.data_ptr() % buffers.ALIGNMENT == 0
+
+
+def test_idle_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(buffers, "IDLE_BYTES", 10 << 20)
+    held = [buffers.empty(LARGE, torch.float32) for _ in range(5)]
+    held.clear()
+    assert 0 < idle_bytes() <= 10 << 20
+
+
+def test_memory_that_nobody_wants_any_more_is_given_back():
+    del_me = buffers.empty((4 * LARGE[0],), torch.float32)
+    del del_me
+    assert idle_bytes() > 0
+    for _ in range(buffers.PATIENCE + 2):
+        buffers.empty(LARGE, torch.float32)
+    assert idle_bytes() < 4 * 4 * LARGE[0]
+
+
+def test_release_gives_everything_back():
+    del_me = buffers.empty(LARGE, torch.float32)
+    del del_me
+    buffers.release()
+    assert idle_bytes() == 0
+
+
+def test_results_of_one_call_survive_the_next_ones():
+    current = torch.randn(4, 3, 100_000, requires_grad=True)
+    spikes, _ = ns.lif(current, beta=0.9, backend="numba")
+    kept = spikes.detach().clone()
+    for _ in range(3):
+        ns.lif(torch.randn_like(current), beta=0.5, backend="numba")[0].sum().backward()
+    assert torch.equal(spikes, kept)
+    weight = torch.randn_like(spikes)
+    (first,) = torch.autograd.grad(spikes, current, weight, retain_graph=True)
+    (second,) = torch.autograd.grad(spikes, current, weight)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("neurons", [700_001, 699_999, 1_048_576])
+def test_outputs_streamed_past_the_caches_are_complete(neurons):
+    torch.manual_seed(1)
+    current = torch.randn(3, 1, neurons)
+    grad = torch.randn_like(current)
+    found = []
+    for backend in ("reference", "numba"):
+        leaf = current.clone().requires_grad_()
+        spikes, _ = ns.lif(leaf, beta=0.9, backend=backend)
+        spikes.backward(grad)
+        found.append((spikes, leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_computes_without_torchs_threads():
+    current = torch.randn(10, 4, 40_000)
+    wanted = ns.lif(current, beta=0.9, backend="numba")[0].sum().item()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        result = ns.lif(current, beta=0.9, backend="numba")[0].numpy().sum()
+        os.write(writer, f"{result} {parallel._pool.forked}".encode())
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    total, forked = os.read(reader, 100).decode().split()
+    assert float(total) == wanted
+    assert forked == "True"
+
+
+def test_a_runtime_without_gnu_openmp_uses_plain_threads(monkeypatch):
+    current = torch.randn(10, 4, 40_000)
+    wanted = ns.lif(current, beta=0.9, backend="numba")[0]
+    monkeypatch.setattr(parallel, "_team", lambda: None)
+    assert torch.equal(ns.lif(current, beta=0.9, backend="numba")[0], wanted)

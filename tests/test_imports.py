@@ -1,0 +1,119 @@
+"""What `import neurospike` loads, and what works where a package is missing.
+
+One process loads torch, then forks for every package to be missing: each child imports neurospike
+for the first time, and torch is not loaded again and again.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAZY = (
+    "numba",
+    "triton",
+    "snntorch",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "lightning_fabric",
+    "torchmetrics",
+    "tensorboard",
+)
+
+PREAMBLE = """
+import importlib.abc, os, sys, traceback
+import torch
+
+class Missing(importlib.abc.MetaPathFinder):
+    def __init__(self, *names):
+        self.names = names
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def child(job):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            job()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0, job
+
+def error(of, call):
+    try:
+        call()
+    except of as raised:
+        return str(raised)
+    raise AssertionError(f"no {of.__name__}")
+"""
+
+NOTHING_LOADED = f"""
+def loads_nothing():
+    import neurospike, neurospike.train
+    neurospike.backends()
+    loaded = [name for name in {LAZY} if name in sys.modules]
+    assert not loaded, loaded
+
+before = [name for name in {LAZY} if name in sys.modules]
+assert not before, before
+child(loads_nothing)
+"""
+
+WORKS_WITHOUT = f"""
+import pathlib, tempfile
+empty = pathlib.Path(tempfile.mkdtemp(dir=sys.argv[1]))
+
+def without(*names):
+    def job():
+        sys.meta_path.insert(0, Missing(*names))
+        import neurospike as ns
+        from neurospike import data, train
+        from neurospike.errors import BackendError, MissingDependencyError
+        from neurospike.training import draw_curves
+        works = {{name for name, why_not in ns.backends().items() if why_not is None}}
+        current = torch.randn(3, 2, 4, requires_grad=True)
+        for package, backend in (("numba", "numba"), ("snntorch", "reference")):
+            if package in names:
+                assert backend not in works
+                assert f"pip install {{package}}" in ns.backends()[backend]
+                told = error(BackendError, lambda: ns.lif(current, beta=0.9, backend=backend))
+                assert f"pip install {{package}}" in told, told
+            else:
+                ns.lif(current, beta=0.9, backend=backend)[0].sum().backward()
+        if works:
+            ns.lif(current, beta=0.9)[0].sum().backward()
+            ns.SNNModel(64, 5, 3, num_steps=4)(torch.rand(2, 64)).sum().backward()
+        missing = MissingDependencyError
+        if "sklearn" in names:
+            assert "pip install scikit-learn" in error(missing, lambda: data.load("digits", empty))
+        if "torchvision" in names:
+            assert "pip install torchvision" in error(missing, lambda: data.load("mnist", empty))
+        if "matplotlib" in names:
+            assert "pip install matplotlib" in error(missing, lambda: draw_curves(empty))
+    return job
+
+for name in {LAZY}:
+    child(without(name))
+child(without(*{LAZY}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    "program", [NOTHING_LOADED, WORKS_WITHOUT], ids=["loads nothing", "works without"]
+)
+def test_in_a_fresh_process(program, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,101 @@
+"""Code kept on disk: used again while it fits, never once a formula has changed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+
+ROOT = Path(__file__).parents[1]
+# An immediate reset: there the reference steps the very formulas that are changed below.
+PROGRAM = """
+import sys
+import torch
+import neurospike as ns
+
+def run(backend):
+    torch.manual_seed(0)
+    current = torch.randn(5, 2, 70, requires_grad=True)
+    if len(sys.argv) > 1:
+        with torch.no_grad():
+            return ns.lif(current, beta=0.9, reset_delay=False, backend=backend)
+    spikes, mem = ns.lif(current, beta=0.9, reset_delay=False, backend=backend)
+    (mem.sum() + spikes.sum()).backward()
+    return mem.detach(), current.grad
+
+(mem, grad), (true_mem, true_grad) = run("numba"), run("reference")
+assert torch.equal(mem, true_mem)
+assert torch.allclose(grad, true_grad, rtol=1e-5, atol=1e-6), (grad - true_grad).abs().max()
+print("RESULT", mem.double().sum().item(), grad.double().sum().item())
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package, to be changed."""
+    for name in ("neurospike", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def run(package: Path, *flags: str, **environment: str) -> tuple[list[float], str]:
+    """The two sums that the copy computes, and numba's log of its cache."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *flags],
+        capture_output=True,
+        text=True,
+        cwd=package,
+        env={**os.environ, "NUMBA_DEBUG_CACHE": "1", **environment},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    log, result = done.stdout.split("RESULT")
+    return [float(number) for number in result.split()], log
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{file} no longer holds {old!r}: change another formula here"
+    stamp = file.stat()
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    # As old as before: the time of a file must not be what tells.
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    cold, log = run(package, **cache)
+    assert "data saved to" in log
+    assert "data loaded from" not in log
+    warm, log = run(package, **cache)
+    assert warm == cold
+    assert "data loaded from" in log
+    assert "data saved to" not in log
+
+    formulas = package / "neurospike" / "formulas.py"
+    change(
+        formulas, "    return beta * mem + current\n", "    return beta * mem + current + 0.25\n"
+    )
+    change(formulas, "return 0.5 * alpha / (1.0 + z * z)", "return 5.0 * alpha / (1.0 + z * z)")
+    changed, log = run(package, **cache)  # and equal to the reference, as PROGRAM asserts
+    assert "data saved to" in log
+    assert "data loaded from" not in log
+    assert changed[0] != cold[0]
+    assert changed[1] != cold[1]
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    (package / "kernels" / "__pycache__").write_text("")
+    nowhere = {
+        "NUMBA_CACHE_DIR": str(blocked),
+        "HOME": str(blocked),
+        "XDG_CACHE_HOME": str(blocked / "cache"),
+    }
+    _, log = run(package, "forward only", **nowhere)
+    assert "[cache]" not in log

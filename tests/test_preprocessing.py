@@ -1,0 +1,263 @@
+"""Preprocessing: each step against what it means, and how it refuses."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from neurospike import SNNModel
+from neurospike.config import load_config
+from neurospike.data import Preprocessing
+from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.steps import NAMES, parse_steps
+
+RANDOM = ["affine", "elastic", "noise", {"kind": "crop", "size": 9}]
+
+
+def pictures(count=4, height=12, width=12):
+    return torch.rand(count, 1, height, width)
+
+
+def blob(row, column, size=21):
+    """A soft spot, so that where it is can be measured to a fraction of a pixel."""
+    y, x = torch.arange(size)[:, None], torch.arange(size)
+    return (-((y - row) ** 2 + (x - column) ** 2) / 8.0).exp().view(1, 1, size, size)
+
+
+def centre(image):
+    """Row and column of the centre of mass."""
+    weight = image / image.sum()
+    y, x = torch.arange(image.shape[0])[:, None], torch.arange(image.shape[1])
+    return float((weight * y).sum()), float((weight * x).sum())
+
+
+def slant(image):
+    """Columns a row that the picture leans by."""
+    row, column = centre(image)
+    y, x = torch.arange(image.shape[0])[:, None] - row, torch.arange(image.shape[1]) - column
+    return float((image * y * x).sum() / (image * y * y).sum())
+
+
+def test_no_steps_change_nothing():
+    images = pictures()
+    assert Preprocessing()(images) is images
+
+
+def test_fixed_steps_are_torchvisions_and_come_in_order():
+    images = pictures()
+    prepared = Preprocessing([{"kind": "resize", "size": [6, 8]}, "invert", "normalize"])(images)
+    wanted = v2.functional.resize(images, [6, 8], antialias=True)
+    wanted = v2.functional.normalize(1 - wanted, [0.1307], [0.3081])
+    assert torch.allclose(prepared, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", RANDOM)
+def test_random_steps_are_off_in_evaluation(step):
+    images = pictures()
+    prepared = Preprocessing([step]).eval()(images)
+    wanted = images[..., 1:10, 1:10] if isinstance(step, dict) else images
+    assert torch.equal(prepared, wanted)
+
+
+@pytest.mark.parametrize("step", RANDOM)
+def test_random_steps_follow_the_seed_and_differ_between_pictures(step):
+    images, prepare = pictures(1).expand(6, 1, 12, 12), Preprocessing([step])
+    torch.manual_seed(5)
+    first = prepare(images)
+    second = prepare(images)
+    torch.manual_seed(5)
+    assert torch.equal(first, prepare(images))
+    assert not torch.equal(first, second)
+    assert len({tuple(picture.flatten().tolist()) for picture in first}) > 1
+
+
+@pytest.mark.parametrize("step", [*NAMES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_keep_format_range_and_empty_batches(step, dtype):
+    options = {"size": 8} if step in ("resize", "crop") else {}
+    prepare = Preprocessing([{"kind": step, **options}])
+    prepared = prepare(pictures().to(dtype))
+    assert prepared.dtype == dtype
+    assert prepare.size(12, 12) == tuple(prepared.shape[2:])
+    if step != "normalize":
+        assert float(prepared.min()) >= 0
+        assert float(prepared.max()) <= 1
+    assert prepare(pictures(0).to(dtype)).shape == (0, *prepared.shape[1:])
+
+
+def test_random_crops_are_windows_of_the_padded_picture():
+    images = pictures(40, 5, 6)
+    crops = Preprocessing([{"kind": "crop", "size": [4, 3], "padding": 1}])(images)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    places = set()
+    for picture, crop in zip(padded, crops):
+        fits = [
+            (top, left)
+            for top in range(4)
+            for left in range(6)
+            if torch.equal(picture[:, top : top + 4, left : left + 3], crop)
+        ]
+        assert fits
+        places.add(fits[0])
+    assert len(places) > 10
+
+
+def test_affine_draws_lie_within_its_limits():
+    prepare = Preprocessing(
+        [{"kind": "affine", "degrees": 0, "translate": 0.2, "scale": 0, "shear": 0}]
+    )
+    moved = [centre(image[0]) for image in prepare(blob(10, 10).expand(200, 1, 21, 21))]
+    for axis in (0, 1):
+        offsets = [place[axis] - 10 for place in moved]
+        assert max(map(abs, offsets)) < 0.2 * 21 + 0.05
+        assert min(offsets) < -3 < 3 < max(offsets)
+
+
+def test_affine_turns_about_the_middle_by_an_angle_within_its_limit():
+    prepare = Preprocessing(
+        [{"kind": "affine", "degrees": 30, "translate": 0, "scale": 0, "shear": 0}]
+    )
+    for height, width in ((21, 21), (21, 33)):
+        image = torch.zeros(1, 1, height, width)
+        image[..., :21, 6:27] = blob(10, 15) if width == 33 else 0
+        if width == 21:
+            image = blob(10, 15)
+        middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+        start_row, start_column = centre(image[0, 0])
+        radius = math.hypot(start_row - middle_row, start_column - middle_column)
+        angles = []
+        for turned in prepare(image.expand(100, 1, height, width)):
+            row, column = centre(turned[0])
+            assert math.hypot(row - middle_row, column - middle_column) == pytest.approx(
+                radius, abs=0.15
+            )
+            angles.append(math.degrees(math.atan2(row - middle_row, column - middle_column)))
+        assert max(map(abs, angles)) < 31
+        assert min(angles) < -20 < 20 < max(angles)
+
+
+def test_affine_scales_and_shears():
+    torch.manual_seed(0)
+    square = torch.zeros(1, 1, 41, 41)
+    square[..., 13:28, 13:28] = 1
+    zoom = Preprocessing(
+        [{"kind": "affine", "degrees": 0, "translate": 0, "scale": 0.2, "shear": 0}]
+    )
+    areas = zoom(square.expand(200, 1, 41, 41)).sum((1, 2, 3)) / square.sum()
+    assert 0.8**2 - 0.02 < areas.min() < 0.7
+    assert 1.35 < areas.max() < 1.2**2 + 0.02
+    shear = Preprocessing(
+        [{"kind": "affine", "degrees": 0, "translate": 0, "scale": 0, "shear": 20}]
+    )
+    slants = [slant(image[0]) for image in shear(square.expand(100, 1, 41, 41))]
+    assert 0.25 < max(map(abs, slants)) < math.tan(math.radians(20)) + 0.01
+
+
+def test_elastic_moves_each_place_by_about_alpha_pixels():
+    torch.manual_seed(0)
+    spots = blob(16, 16, 33).expand(300, 1, 33, 33)
+    moved = Preprocessing([{"kind": "elastic", "alpha": 1.5, "sigma": 8}])(spots)
+    offsets = torch.tensor([centre(image[0]) for image in moved]) - 16
+    assert 0.9 < float(offsets.std()) < 2.0
+    still = Preprocessing([{"kind": "elastic", "alpha": 0}])(spots[:2])
+    assert torch.allclose(still, spots[:2], atol=1e-5)
+
+
+def test_noise_has_its_deviation_and_is_clamped():
+    grey = torch.full((10, 1, 50, 50), 0.5)
+    noisy = Preprocessing([{"kind": "noise", "std": 0.1}])(grey)
+    assert float(noisy.std()) == pytest.approx(0.1, rel=0.05)
+    assert float(noisy.mean()) == pytest.approx(0.5, abs=0.005)
+    loud = Preprocessing([{"kind": "noise", "std": 5.0}])(grey)
+    assert (float(loud.min()), float(loud.max())) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("lean", [-0.4, 0.0, 0.3])
+def test_deskew_sets_a_leaning_stroke_upright(lean):
+    y, x = torch.arange(28)[:, None], torch.arange(28)
+    image = (-((x - 14 - lean * (y - 14)) ** 2) / 4.0).exp() * ((y > 5) & (y < 23))
+    upright = Preprocessing(["deskew"])(image.view(1, 1, 28, 28))[0, 0]
+    assert slant(image) == pytest.approx(lean, abs=0.02)
+    assert slant(upright) == pytest.approx(0, abs=0.02)
+    assert centre(upright) == pytest.approx(centre(image), abs=0.1)
+
+
+def test_deskew_leaves_empty_and_flat_pictures_alone():
+    images = torch.zeros(2, 1, 10, 10)
+    images[1, 0, 5] = 1
+    assert torch.allclose(Preprocessing(["deskew"])(images), images, atol=1e-5)
+
+
+# Configuration
+
+
+def test_steps_from_yaml_reach_the_network(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "preprocessing:\n  - deskew\n  - {kind: affine, degrees: 12}\n"
+        "  - {kind: resize, size: 14}\nmodel: {input_size: 196}\n",
+        encoding="utf-8",
+    )
+    config = load_config(path)
+    model = SNNModel(**config.network_arguments())
+    assert [step.kind for step in model.preprocessing.steps] == ["deskew", "affine", "resize"]
+    assert model.preprocessing.steps[1].degrees == 12
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    dumped = config.model_dump(mode="json")["preprocessing"]
+    assert dumped[1] == {
+        "kind": "affine",
+        "degrees": 12.0,
+        "translate": 0.08,
+        "scale": 0.1,
+        "shear": 5.0,
+    }
+    assert parse_steps(dumped) == config.preprocessing
+
+
+def test_steps_from_the_command_line():
+    config = load_config("config.yaml", {"preprocessing": "[deskew, {kind: noise, std: 0.2}]"})
+    assert [step.kind for step in config.preprocessing] == ["deskew", "noise"]
+    assert load_config("config.yaml", {"preprocessing": "deskew"}).preprocessing[0].kind == "deskew"
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("[", "got '[', which is not YAML"),
+        ("3", "got 3, wanted a list of steps: normalize"),
+        ("[rotate]", "step 1: got 'rotate', wanted a kind of normalize"),
+        ("[deskew, {degrees: 3}]", "step 2: got {'degrees': 3}, wanted a kind"),
+        (
+            "[{kind: affine, degrees: -1}]",
+            "step 1, affine.degrees: got -1, input should be greater",
+        ),
+        ("[{kind: affine, degrees: yes}]", "step 1, affine.degrees: got True, input should be a"),
+        ("[{kind: affine, angle: 3}]", "step 1, affine.angle: got 3, extra inputs"),
+        ("[{kind: resize}]", "step 1, resize.size: got None, field required"),
+        ("[{kind: normalize, std: 0}]", "step 1, normalize.std: got 0, input should be greater"),
+        ("[{kind: noise, std: .inf}]", "step 1, noise.std: got inf, input should be a finite"),
+    ],
+)
+def test_wrong_steps_are_named(steps, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config("config.yaml", {"preprocessing": steps})
+    assert str(caught.value).startswith("--preprocessing: ")
+    assert message in str(caught.value)
+    with pytest.raises(ValueError, match="got"):
+        Preprocessing(steps)
+
+
+def test_wrong_pictures_are_refused():
+    with pytest.raises(ValueError, match=r"must be \[B, C, H, W\], got \(28, 28\): use"):
+        Preprocessing(["deskew"])(torch.rand(28, 28))
+    with pytest.raises(ValueError, match="cannot crop 30 x 30 out of 12 x 12 pixels"):
+        Preprocessing([{"kind": "crop", "size": 30}])(pictures())
+
+
+def test_without_torchvision_the_steps_that_need_it_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with pytest.raises(MissingDependencyError, match="pip install torchvision"):
+        Preprocessing(["normalize"])
+    assert Preprocessing(["deskew"])(pictures()).shape == (4, 1, 12, 12)

@@ -1,0 +1,244 @@
+"""Torch citizenship: which kernel ran, graphs made of it, and derivatives it does not have."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import neurospike as ns
+from neurospike import dispatch
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def device_of(backend: str) -> str:
+    """A device that the backend runs on."""
+    types = dispatch.TABLE[backend].device_types
+    return "cpu" if not types or "cpu" in types else types[0]
+
+
+class Calls(TorchDispatchMode):
+    """Records every operator that reaches a kernel, with its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def ours(self) -> list[str]:
+        names = [func.name() for func, *_ in self.calls]
+        return [name.split("::")[1] for name in names if name.startswith("neurospike::")]
+
+
+MODES = {
+    "training": lambda device: contextlib.nullcontext(),
+    "no_grad": lambda device: torch.no_grad(),
+    "inference": lambda device: torch.inference_mode(),
+    "autocast": lambda device: torch.autocast(device, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("trained", [True, False], ids=["train", "eval"])
+def test_the_fused_operator_runs_and_nothing_loops_over_time(dtype, mode, trained, fused):
+    device = device_of(fused)
+    layer = ns.LIF(0.9, learn_beta=True, backend=fused).to(device).train(trained)
+
+    def calls(num_steps):
+        x = torch.randn(num_steps, 2, 9).to(device, dtype).requires_grad_()
+        with Calls() as recorded:
+            with MODES[mode](device):
+                spikes, mem = layer(x)
+            if spikes.requires_grad:
+                (spikes.sum() + mem.sum()).backward()
+        assert spikes.dtype == dtype
+        return recorded
+
+    short, long = calls(3), calls(40)
+    backward = [f"{fused}_lif_backward"] if mode in ("training", "autocast") else []
+    assert long.ours() == [f"{fused}_lif", *backward]
+    assert len(long.calls) == len(short.calls)
+
+
+def test_autocast_between_layers_keeps_the_state_in_float32(fused):
+    device = device_of(fused)
+    net = ns.LIF(0.9, backend=fused).to(device)
+    linear = nn.Linear(6, 9).to(device)
+    x = torch.randn(5, 2, 6, device=device)
+    with torch.autocast(device, torch.bfloat16), Calls() as recorded:
+        current = linear(x)
+        spikes, mem = net(current)
+    assert current.dtype == spikes.dtype == torch.bfloat16
+    assert mem.dtype == torch.float32
+    assert f"{fused}_lif" in recorded.ours()
+    assert torch.equal(spikes, net(current)[0])
+
+
+def test_auto_takes_a_fused_backend_where_one_runs(fused):
+    device = device_of(fused)
+    with Calls() as recorded:
+        ns.lif(torch.randn(3, 2, 4, device=device), beta=0.9)
+    assert len(recorded.ours()) == 1
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["sequence", "constant"])
+def test_the_operators_keep_torchs_rules(held, fused):
+    """opcheck: schema, fake tensors and tracing of the calls that a layer really makes."""
+    device = device_of(fused)
+    current = torch.randn(*(() if held else (4,)), 2, 9, device=device, requires_grad=True)
+    mem = torch.randn(2, 9, device=device, requires_grad=True)
+    beta = torch.rand(9, device=device, requires_grad=True)
+    threshold = torch.ones((), device=device, requires_grad=True)
+    with Calls() as recorded:
+        out = ns.lif(
+            current,
+            mem,
+            beta=beta,
+            threshold=threshold,
+            return_trace=True,
+            backend=fused,
+            num_steps=4 if held else None,
+        )
+        sum(o.sum() for o in out).backward()
+        with torch.no_grad():
+            ns.lif(current, beta=beta, num_steps=4 if held else None, backend=fused)
+    checked = set()
+    for func, args, kwargs in recorded.calls:
+        if func.name().startswith("neurospike::"):
+            args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+            torch.library.opcheck(func, tuple(args), kwargs)
+            checked.add(func.name())
+    assert checked == {f"neurospike::{fused}_lif", f"neurospike::{fused}_lif_backward"}
+
+
+class Network(nn.Module):
+    def __init__(self, backend):
+        super().__init__()
+        self.linear = nn.Linear(6, 9)
+        self.lif = ns.LIF(torch.full((9,), 0.9), learn_beta=True, backend=backend)
+        self.readout = ns.LI(0.8, backend=backend)
+
+    def forward(self, x, mem=None):
+        spikes, mem = self.lif(self.linear(x), mem)
+        trace, _ = self.readout(spikes)
+        return trace, mem
+
+
+def step(function, net, x):
+    net.zero_grad()
+    x = x.clone().requires_grad_()
+    trace, mem = function(x)
+    (trace.pow(2).sum() + mem.sum()).backward()
+    return [trace.detach(), mem.detach(), x.grad, *(p.grad.clone() for p in net.parameters())]
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_whole_it_gives_the_same(dynamic, fused):
+    """`aot_eager` runs everything of torch.compile but the code generator of other operators."""
+    device = device_of(fused)
+    net = Network(fused).to(device)
+    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    shapes = [(5, 2, 6), (11, 2, 6), (7, 3, 6), (13, 4, 6)]
+    for number, shape in enumerate(shapes if dynamic else shapes[:1]):
+        x = torch.randn(shape, device=device)
+        stance = "fail_on_recompile" if number >= 1 else "default"
+        with torch.compiler.set_stance(stance):
+            found = step(compiled, net, x)
+        for got, want in zip(found, step(net, net, x)):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_functional_form_and_constant_current(fused):
+    device = device_of(fused)
+    current, mem = torch.randn(3, 8, device=device), torch.randn(3, 8, device=device)
+
+    def run(x, state, decay):
+        return ns.lif(x, state, beta=decay, surrogate="fast_sigmoid", num_steps=6, backend=fused)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for decay in (0.9, 0.5, 0.25):
+        for got, want in zip(compiled(current, mem, decay), run(current, mem, decay)):
+            assert torch.equal(got, want)
+
+
+def test_exported_programs_run_and_hold_the_operator(fused):
+    device = device_of(fused)
+    net = Network(fused).to(device).eval()
+    example = torch.randn(5, 2, 6, device=device)
+    steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
+    program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: steps, 1: batch}})
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum(f"{fused}_lif" in target for target in targets) == 2
+    for shape in ((5, 2, 6), (9, 4, 6)):
+        x = torch.randn(shape, device=device)
+        for got, want in zip(program.module()(x), net(x)):
+            assert torch.equal(got, want)
+
+
+def test_a_second_derivative_is_refused_or_right(backend):
+    device = device_of(backend)
+    x = torch.randn(4, 2, 5, device=device, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, device=device, dtype=torch.float64, requires_grad=True)
+
+    def first(w):
+        spikes, _ = ns.lif(x.detach() * w, beta=0.9, reset="none", backend=backend)
+        return torch.autograd.grad(spikes.sum(), w, create_graph=True)[0]
+
+    plain = torch.autograd.grad(
+        ns.lif(x.detach() * weight, beta=0.9, reset="none", backend=backend)[0].sum(), weight
+    )[0]
+    assert torch.equal(first(weight), plain)
+    if dispatch.TABLE[backend].fused:
+        with pytest.raises(RuntimeError, match=r"first derivatives only.*backend='reference'"):
+            first(weight).sum().backward()
+    else:
+        second = torch.autograd.grad(first(weight).sum(), weight)[0]
+        epsilon = 1e-6
+        with torch.no_grad():
+            moved = weight + epsilon, weight - epsilon
+        up, down = (first(w.requires_grad_()) for w in moved)
+        # Each weight reaches its own neurons only, so the sum's derivative is that of its part.
+        assert torch.allclose(second, (up - down) / (2 * epsilon), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+def test_forward_mode_is_refused_and_not_zero(backend):
+    x = torch.randn(4, 2, 5, device=device_of(backend))
+
+    def mem(x):
+        return ns.lif(x, beta=0.9, backend=backend)[1]
+
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(mem, (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_function_transforms(backend):
+    device = device_of(backend)
+    batches = torch.randn(3, 4, 2, 5, device=device)
+
+    def total(x):
+        return ns.lif(x, beta=0.9, backend=backend)[0].sum()
+
+    for x in batches:
+        leaf = x.clone().requires_grad_()
+        total(leaf).backward()
+        assert torch.equal(torch.func.grad(total)(x), leaf.grad)
+    spikes = torch.vmap(lambda x: ns.lif(x, beta=0.9, backend=backend)[0])(batches)
+    each = torch.stack([ns.lif(x, beta=0.9, backend=backend)[0] for x in batches])
+    assert torch.equal(spikes, each)
