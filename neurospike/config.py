@@ -430,7 +430,7 @@ def _explain(
         parts.append(str(part))
         value = value.get(part)
     key = ".".join(parts)
-    where = f"--{key}" if key in overrides else f"{file}: {key}"
+    where = f"--{key}" if key in overrides else f"{file}: {key}" if key else file
     if first["type"] in ("extra_forbidden", "invalid_key"):
         sections = {name.partition(".")[0] for name in allowed if "." in name}
         near = nearest_key(key, [*allowed, *sorted(sections)])
