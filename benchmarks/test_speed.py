@@ -1,4 +1,4 @@
-"""The suite `pytest benchmarks --benchmark-only`; with `--benchmark-disable` it runs the gates alone.
+"""`pytest benchmarks --benchmark-only`; with `--benchmark-disable` it runs the gates alone.
 
 Each candidate is timed only after it was shown to compute what the group's oracle computes. Every
 backend that runs here and every rival that is installed stands in each group; for ratios between

@@ -58,7 +58,7 @@ def interleave(
     seconds: float = 4.0,
     least: int = 7,
     most: int = 400,
-    finest: float = 1e-3,
+    finest: float = 20e-3,
 ) -> dict[str, Timing]:
     """Time each rival in turn, round after round.
 
@@ -67,7 +67,8 @@ def interleave(
         seconds: how long to go on, once there are `least` rounds.
         least: at least so many rounds.
         most: at most so many rounds.
-        finest: a sample lasts at least about this many seconds; a faster call is repeated in it.
+        finest: a sample lasts at least about this many seconds; a faster call is repeated in it,
+            so that it is timed as it runs in a training loop and not as the first after a rival.
     """
     repeats = {}
     for name, call in rivals.items():

@@ -41,7 +41,7 @@ INNER: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
-GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for
+GRAIN = 1 << 18  # neuron-steps that are worth waking a thread for
 
 # A job is a row of integers: counters that threads take from (the next block, the next scratch),
 # steps, neurons a block, strides over time, then address and size of each array.

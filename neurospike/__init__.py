@@ -1,10 +1,12 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
 from . import decoding, encoding, surrogate
+from .conversion import convert
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
+from .learned_encoding import ConvEncoder
 from .loading import load_model
-from .models import SNNModel
+from .models import ConvSNN, ResidualSNN, SNNModel
 from .sequential import Sequential
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
@@ -14,11 +16,15 @@ __version__ = "0.1.0"
 __all__ = [
     "LI",
     "LIF",
+    "ConvEncoder",
+    "ConvSNN",
+    "ResidualSNN",
     "SNNModel",
     "SNNTrainer",
     "Sequential",
     "SpikeVisualizer",
     "backends",
+    "convert",
     "decoding",
     "encoding",
     "lif",

@@ -8,6 +8,7 @@ the checks cost nothing to run first.
 
 import difflib
 from collections.abc import Iterator, Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,12 @@ def _split_sizes(value: object) -> object:
     return _refuse_bool(value)
 
 
+def _as_sizes(value: object) -> object:
+    """Read a list of sizes, of which there may be one: `16`."""
+    sizes = _split_sizes(value)
+    return sizes if isinstance(sizes, list) else [sizes]
+
+
 def _none_word(value: object) -> object:
     """Read YAML's words for nothing, which the command line hands over as text, as None."""
     if isinstance(value, str) and value.strip().lower() in ("", "null", "none", "~"):
@@ -80,8 +87,11 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The network: arguments of `SNNModel` by the same names."""
+    """The network: arguments of the class that `kind` stands for; the others are not used."""
 
+    kind: Literal["mlp", "conv", "resnet"] = Field(
+        default="mlp", description="fully connected, convolutional or residual network"
+    )
     input_size: Size = Field(
         default=784, description="inputs of the network; 28x28 pictures have 784"
     )
@@ -91,6 +101,34 @@ class ModelConfig(Section):
         json_schema_extra={"allowed": "a whole number >= 1, or a list of them"},
     )
     output_size: Size = Field(default=10, description="outputs, one a class")
+    channels: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
+        default=[16, 32],
+        description="conv, resnet: channels of each stage; stages halve the picture",
+        json_schema_extra={"allowed": "a list of whole numbers >= 1"},
+    )
+    kernel_size: Size = Field(default=5, description="conv: side of the kernels, odd")
+    pooling: Literal["max", "average"] = Field(
+        default="max", description="conv: what halves the picture"
+    )
+    blocks: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
+        default=[2, 2],
+        description="resnet: blocks of each stage",
+        json_schema_extra={"allowed": "a list of whole numbers >= 1"},
+    )
+    shortcut: Literal["add", "and", "iand", "membrane"] = Field(
+        default="add",
+        description="resnet: how a block is joined with its input: spikes element by element, or "
+        "currents added",
+    )
+    normalization: Literal["none", "batch", "threshold_batch", "layer"] = Field(
+        default="none", description="of the hidden layers' currents"
+    )
+    dropout: Number = Field(
+        default=0.0, ge=0, lt=1, description="share of neurons silenced while training"
+    )
+    init: Literal["torch", "kaiming", "fluctuation"] = Field(
+        default="torch", description="first weights: torch's own, or suited to rectifiers, neurons"
+    )
     num_steps: Size = Field(default=25, description="time steps a picture is shown for")
     beta: Number = Field(default=0.95, ge=0, le=1, description="membrane decay a time step")
     threshold: Number = Field(default=1.0, gt=0, description="membrane above which a neuron fires")
@@ -121,6 +159,30 @@ class ModelConfig(Section):
         description="score classes by the output's mean or highest membrane, its spike counts, or "
         "how early it fires",
     )
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "ModelConfig":
+        if self.kind == "resnet" and len(self.channels) != len(self.blocks):
+            raise ValueError(
+                f"channels {self.channels} and blocks {self.blocks} must have one number a stage"
+            )
+        if self.kind == "conv" and self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        if self.kind != "mlp" and isqrt(self.input_size) ** 2 != self.input_size:
+            raise ValueError(
+                f"kind {self.kind} needs square pictures, got an input_size of {self.input_size}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the kind's class, by name."""
+        only = {
+            "mlp": ("hidden_size",),
+            "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
+            "resnet": ("channels", "blocks", "shortcut"),
+        }
+        others = {name for names in only.values() for name in names} - set(only[self.kind])
+        return self.model_dump(exclude={"kind", *others})
 
 
 class EncodingConfig(Section):
@@ -311,9 +373,9 @@ class Config(Section):
         return self
 
     def network_arguments(self) -> dict[str, Any]:
-        """The arguments of `SNNModel`, by name."""
+        """The arguments of the network's class, by name."""
         return {
-            **self.model.model_dump(),
+            **self.model.arguments(),
             "preprocessing": self.preprocessing,
             "encoding": self.encoding.kind,
             "encoding_options": self.encoding.options(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neurospike.errors import CheckpointError, ConfigError
-from neurospike.models import SNNModel
+from neurospike.models import MODELS, SpikingNetwork
 from neurospike.training.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ class Trained:
     of the command line; `checkpoint` is the whole file's content.
     """
 
-    model: SNNModel
+    model: SpikingNetwork
     config: "Config"
     dataset: str
     checkpoint: dict[str, Any]
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> SNNModel:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> SpikingNetwork:
     """Read a trained network from a checkpoint, ready to predict.
 
         model = ns.load_model("checkpoints/best_model.pth")
@@ -67,9 +67,9 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     return Trained(model.to(device).eval(), config, dataset or _dataset_of(config), checkpoint)
 
 
-def build_model(config: "Config") -> SNNModel:
+def build_model(config: "Config") -> SpikingNetwork:
     """The untrained network that a configuration describes."""
-    return SNNModel(**config.network_arguments())
+    return MODELS[config.model.kind](**config.network_arguments())
 
 
 def _dataset_of(config: "Config") -> str:

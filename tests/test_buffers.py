@@ -77,7 +77,8 @@ def test_results_of_one_call_survive_the_next_ones():
     spikes, _ = ns.lif(current, beta=0.9, backend="numba")
     kept = spikes.detach().clone()
     for _ in range(3):
-        ns.lif(torch.randn_like(current), beta=0.5, backend="numba")[0].sum().backward()
+        other = torch.randn_like(current).requires_grad_()
+        ns.lif(other, beta=0.5, backend="numba")[0].sum().backward()
     assert torch.equal(spikes, kept)
     weight = torch.randn_like(spikes)
     (first,) = torch.autograd.grad(spikes, current, weight, retain_graph=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from snntorch import spikegen
 
+import neurospike as ns
 from neurospike import decoding, encoding
 
 GREYS = torch.arange(256) / 255
@@ -145,6 +146,29 @@ def test_brighter_bursts_have_more_spikes_and_end_as_they_fit():
 def test_burst_refuses_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         encoding.burst(torch.rand(2, 3), 5, **options)
+
+
+# Learnt
+
+
+def test_learnt_code_is_the_convolution_held_for_every_step_and_learns():
+    encode = ns.ConvEncoder(3, 6, beta=0.8, threshold=0.2)
+    images = torch.rand(4, 1, 7, 9)
+    spikes = encode(images)
+    assert spikes.shape == (6, 4, 3, 7, 9)
+    mem = torch.zeros(4, 3, 7, 9)
+    current = encode.norm(encode.conv(images))
+    for step in spikes:
+        mem = 0.8 * mem + current - (mem > 0.2) * 0.2
+        assert torch.equal(step, (mem > 0.2).float())
+    spikes.sum().backward()
+    assert bool(encode.conv.weight.grad.any())
+
+
+@pytest.mark.parametrize("options", [{"channels": 0}, {"num_steps": 0}, {"kernel_size": 4}])
+def test_learnt_code_refuses_impossible_sizes(options):
+    with pytest.raises(ValueError, match="at least 1, and the kernel odd"):
+        ns.ConvEncoder(**options)
 
 
 # Decoding

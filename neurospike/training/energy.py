@@ -38,21 +38,24 @@ class Operations:
 
 @torch.no_grad()
 def count_operations(model: nn.Module, images: Tensor) -> Operations:
-    """Run the model on pictures `[B, ...]` and count what its linear layers do.
+    """Run the model on pictures `[B, ...]` and count what its layers do.
 
-    A product that the model takes once for all time steps, as of a constant current, counts once.
+    Linear and convolutional layers are counted; a product that the model takes once for all time
+    steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
 
-    def look(layer: nn.Linear, inputs: tuple[Any, ...], _output: Any) -> None:
+    def look(layer: nn.Linear | nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
         (given,) = inputs
         nonzero = given != 0
-        spiking = bool((given[nonzero] == 1).all()) and given.ndim > 2  # with a time axis
-        used = float(nonzero.sum()) if spiking else float(given.numel())
-        dense = len(images) * layer.in_features * layer.out_features
-        found.append((spiking, used * layer.out_features, dense))
+        spiking = bool((given[nonzero] == 1).all())
+        products = float(output.numel() * layer.weight[0].numel())
+        used = products * float(nonzero.float().mean()) if spiking else products
+        linear = isinstance(layer, nn.Linear)
+        times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
+        found.append((spiking, used, products * len(images) / times))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     handles = [layer.register_forward_hook(look) for layer in layers]
     try:
         model(images)

@@ -1,0 +1,90 @@
+"""The fully connected network."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from . import parts
+from .network import SpikingNetwork
+from .parts import NeuronOptions, SpikeDropout, over_steps
+
+
+class SNNModel(SpikingNetwork):
+    """A fully connected spiking network: linear and LIF layers, then a readout.
+
+        model = SNNModel(input_size=784, hidden_size=256, output_size=10)
+        scores = model(images)                     # [B, *] in [0, 1] -> [B, output_size]
+
+    Args:
+        input_size: pixels a picture, after preprocessing.
+        hidden_size: neurons of the hidden layer, or a list of them, one a layer.
+        output_size: classes.
+        normalization: of the hidden layers' currents, see `parts.normalization`.
+        dropout: share of the hidden neurons silenced while training.
+        num_steps, preprocessing, encoding, encoding_options, readout, init, neuron: see
+            `SpikingNetwork`.
+
+    Raises:
+        ValueError: an unknown choice, a size below 1 or a dropout outside 0 to below 1; pictures
+            without `input_size` values each.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 784,
+        hidden_size: int | Sequence[int] = 256,
+        output_size: int = 10,
+        *,
+        num_steps: int = 25,
+        preprocessing: Any = (),
+        encoding: str = "constant",
+        encoding_options: Mapping[str, Any] | None = None,
+        readout: str = "membrane",
+        normalization: str = "none",
+        dropout: float = 0.0,
+        init: str = "torch",
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        super().__init__(
+            num_steps, preprocessing, encoding, encoding_options, readout, init, neuron
+        )
+        hidden = [hidden_size] if isinstance(hidden_size, int) else list(hidden_size)
+        sizes = [input_size, *hidden, output_size]
+        if min(sizes) < 1 or not hidden:
+            raise ValueError(
+                f"sizes must be at least 1 and there must be a hidden layer, got sizes {sizes}"
+            )
+        self.input_size = input_size
+        self.linears = nn.ModuleList(
+            self._initialized(nn.Linear(fan_in, fan_out), first=k == 0)
+            for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]))
+        )
+        threshold = self._neuron.get("threshold", 1.0)
+        self.norms = nn.ModuleList(
+            parts.normalization(normalization, size, 1, threshold) for size in hidden
+        )
+        self.neurons = nn.ModuleList(self._neurons() for _ in hidden)
+        self.dropout = SpikeDropout(dropout)
+        self.output = self._output_neurons()
+
+    def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        flat = images.flatten(1)
+        if flat.shape[1] != self.input_size:
+            raise ValueError(
+                f"pictures must have input_size = {self.input_size} values each, got a batch of "
+                f"shape {tuple(images.shape)} with {flat.shape[1]} each after preprocessing"
+            )
+        activity: dict[str, Tensor] = {}
+
+        def layer(k: int) -> Callable[[Tensor], Tensor]:
+            return lambda incoming: self.norms[k](self.linears[k](incoming))
+
+        encoded, first = self._enter(flat, layer(0))
+        spikes, _ = self.neurons[0](**first)
+        activity["hidden1"] = spikes
+        for k in range(1, len(self.neurons)):
+            spikes, _ = self.neurons[k](over_steps(layer(k), self.dropout(spikes)))
+            activity[f"hidden{k + 1}"] = spikes
+        return encoded, activity, self.linears[-1](self.dropout(spikes))

@@ -1,0 +1,131 @@
+"""What every network does: prepare and encode pictures, and read scores out of its last layer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurospike import encoding as codes
+from neurospike.data.preprocessing import Preprocessing
+from neurospike.layers import LI, LIF
+from neurospike.losses import READOUTS, SPIKING_READOUTS
+
+from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, over_steps
+from .recording import Recording
+
+ENCODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
+
+
+class SpikingNetwork(nn.Module):
+    """Base of the networks; a network is its layers, among them `output`, and `_answer`.
+
+        scores = model(images)                     # [B, *] in [0, 1] -> [B, output_size]
+
+    Args:
+        num_steps: time steps a picture is shown.
+        preprocessing: steps that `neurospike.data.Preprocessing` takes, done to the pictures first;
+            random ones in training mode only.
+        encoding: `"constant"` current, `"rate"` (Poisson-like spike trains, drawn from torch's
+            global generator), `"latency"` (one spike a pixel, brighter first), `"delta"`, `"phase"`
+            or `"burst"`: a function of `neurospike.encoding`.
+        encoding_options: further arguments of that function.
+        readout: the scores are the output neurons' `"membrane"`, leaky integrators that never
+            fire, averaged over time; the highest they reach, `"max_membrane"`; the number of the
+            output neurons' `"spikes"`; or how early their `"first_spike"` is (`neurospike.losses`).
+        init: first weights, `"torch"`, `"kaiming"` or `"fluctuation"`; see `parts.initialize`.
+        neuron: options of the hidden layers, see `neurospike.LIF`: `beta` (default 0.95),
+            `threshold`, `surrogate`, `reset`, `reset_delay`, `detach_reset`, `learn_beta` and
+            `learn_threshold`.
+
+    Raises:
+        ValueError: an unknown encoding, readout or `init`, or a number of steps below 1.
+    """
+
+    output: LI | LIF
+
+    def __init__(
+        self,
+        num_steps: int,
+        preprocessing: Any,
+        encoding: str,
+        encoding_options: Mapping[str, Any] | None,
+        readout: str,
+        init: str,
+        neuron: NeuronOptions,
+    ) -> None:
+        super().__init__()
+        check_one_of("encoding", encoding, ENCODINGS)
+        check_one_of("readout", readout, tuple(READOUTS))
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps, self.readout = num_steps, readout
+        self.preprocessing = Preprocessing(preprocessing)
+        self.encoding = encoding
+        self.encoding_options = dict(encoding_options or {})
+        check_one_of("init", init, INITIALIZATIONS)
+        self._init = init
+        self._neuron: NeuronOptions = {"beta": 0.95, **neuron}
+
+    def forward(
+        self, images: Tensor, return_activity: bool = False, return_output: bool = False
+    ) -> Any:
+        """Return scores `[B, output_size]`; with `return_activity` also the spikes of each layer.
+
+        Args:
+            images: `[B, 1, H, W]` or `[B, H, W]`, floating point in [0, 1]; `SNNModel` takes
+                `[B, *]` too, if it has no preprocessing.
+            return_activity: also return `{layer: spikes [T, B, *F]}`; a membrane readout has no
+                spikes and is left out.
+            return_output: return as the last the output neurons' membranes or spikes at every
+                step, `[T, B, output_size]`, of which the readout makes the scores.
+        """
+        answer = self._run(images)
+        extras = [answer.spikes] * return_activity + [answer.output] * return_output
+        return (answer.scores, *extras) if extras else answer.scores
+
+    @torch.no_grad()
+    def record(self, images: Tensor) -> Recording:
+        """Answer pictures as `forward` does, and keep all that happened on the way."""
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> Recording:
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        encoded, activity, last = self._answer(self.preprocessing(images))
+        output, _ = self.output(last)
+        if self.readout in SPIKING_READOUTS:
+            activity["output"] = output
+        return Recording(encoded, activity, output, READOUTS[self.readout](output), self.readout)
+
+    def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the encoded input, the spikes of each layer, and the output's current."""
+        raise NotImplementedError("a network needs _answer; see neurospike/models/mlp.py")
+
+    def _neurons(self) -> LIF:
+        return LIF(**self._neuron)
+
+    def _output_neurons(self) -> LI | LIF:
+        if self.readout in SPIKING_READOUTS:
+            return self._neurons()
+        return LI(self._neuron["beta"], self._neuron.get("learn_beta", False))
+
+    def _initialized(self, layer: Any, first: bool = False) -> Any:
+        """Return a linear or convolutional layer with its first weights drawn."""
+        constant = first and self.encoding == "constant"
+        beta, threshold = self._neuron["beta"], self._neuron.get("threshold", 1.0)
+        initialize(layer, self._init, beta, threshold, constant)
+        return layer
+
+    def _enter(
+        self, images: Tensor, layer: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the encoded pictures, and what the first neurons are called with.
+
+        A constant input passes the first layer once, not once a step.
+        """
+        encode = getattr(codes, self.encoding)
+        encoded = encode(images, self.num_steps, **self.encoding_options)
+        if self.encoding == "constant":
+            return encoded, {"current": layer(images), "num_steps": self.num_steps}
+        return encoded, {"current": over_steps(layer, encoded)}
