@@ -42,6 +42,8 @@ setup(
         "pillow>=10.1",
         "tqdm>=4.66",
         "pydantic>=2.7",
+        "lightning-fabric>=2.4",
+        "torchmetrics>=1.4",
     ],
     extras_require={
         "dev": DEV,

@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from neurospike.config import fields, nearest_key
@@ -46,6 +50,27 @@ def guarded(job: Callable[[], int]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def stopping_whole(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at Ctrl-C or SIGTERM, and raise KeyboardInterrupt at the second Ctrl-C only."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    # Only the main thread may; a run in another one is stopped as its program sees fit.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +120,11 @@ def _training_parser(prog: str, description: str) -> Parser:
         "--config",
         metavar="FILE",
         help="YAML file with any of the keys below (default: config.yaml, if there is one)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in this folder, which ends as if it had never stopped",
     )
     groups = {"": parser.add_argument_group("run")}
     for key, text, allowed, default in fields():

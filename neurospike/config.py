@@ -154,9 +154,10 @@ class ModelConfig(Section):
     )
     learn_beta: Switch = Field(default=False, description="train beta")
     learn_threshold: Switch = Field(default=False, description="train the threshold")
-    readout: Literal["membrane", "spikes"] = Field(
+    readout: Literal["membrane", "max_membrane", "spikes", "first_spike"] = Field(
         default="membrane",
-        description="score classes by the output's membrane or by its spike counts",
+        description="score classes by the output's mean or highest membrane, its spike counts, or "
+        "how early it fires",
     )
 
     @model_validator(mode="after")
@@ -244,7 +245,10 @@ class EncodingConfig(Section):
 class TrainingConfig(Section):
     """How the network is trained (Adam on cross-entropy)."""
 
-    epochs: Size = Field(default=10, description="passes over the training pictures")
+    epochs: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="passes over the training pictures; null: 10, or as many as make 1000 steps",
+    )
     batch_size: Size = Field(default=128, description="pictures a step")
     learning_rate: Number = Field(default=1e-3, gt=0, description="step size of Adam at the start")
     beta1: Number = Field(default=0.9, ge=0, lt=1, description="Adam: decay of the gradient's mean")
@@ -257,9 +261,59 @@ class TrainingConfig(Section):
         description="share of the training pictures held out to choose the best model; "
         "0: the last model is taken",
     )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="learning rate: kept, or falling to zero over the run"
+    loss: Literal[
+        "cross_entropy",
+        "cross_entropy_membrane",
+        "cross_entropy_max_membrane",
+        "cross_entropy_count",
+        "cross_entropy_rate",
+        "mse_count",
+        "cross_entropy_first_spike",
+    ] = Field(
+        default="cross_entropy",
+        description="of the readout's scores, or of the output's membranes (readout membrane) or "
+        "spikes (readout spikes, first_spike) as neurospike.losses says",
     )
+    rate_penalty: Number = Field(
+        default=0.0, ge=0, description="weight of the penalty on firing rates beyond the bounds"
+    )
+    rate_low: Number = Field(default=0.01, ge=0, le=1, description="spikes a step, lower bound")
+    rate_high: Number = Field(default=0.3, ge=0, le=1, description="spikes a step, upper bound")
+    clip: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="largest norm of the gradient; null: not clipped"
+    )
+    schedule: Literal["constant", "cosine", "step", "plateau"] = Field(
+        default="cosine",
+        description="learning rate: kept, falling to zero over the run, times gamma after every "
+        "step_epochs, or times gamma on a plateau of the validation loss",
+    )
+    warmup: Annotated[Integer, Field(ge=0)] = Field(
+        default=0, description="steps over which the learning rate rises first"
+    )
+    gamma: Number = Field(default=0.1, gt=0, lt=1, description="schedule step, plateau: factor")
+    step_epochs: Size = Field(default=3, description="schedule step: epochs between two drops")
+    plateau_patience: Size = Field(
+        default=3, description="schedule plateau: validations without a better loss before a drop"
+    )
+    patience: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="stop after so many validations without a better one; null: never"
+    )
+    check_every: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None, description="also validate and save after so many steps; null: each epoch"
+    )
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "TrainingConfig":
+        if self.rate_low > self.rate_high:
+            raise ValueError("rate_low must not be above rate_high")
+        watches = self.patience is not None or self.schedule == "plateau"
+        if watches and not self.validation:
+            raise ValueError("patience and schedule: plateau need a validation share above 0")
+        return self
+
+    def epochs_of(self, steps: int) -> int:
+        """The epochs to train for when one has so many steps: 1000 steps in all on few pictures."""
+        return max(10, -(-1000 // steps)) if self.epochs is None else self.epochs
 
 
 class Config(Section):
@@ -294,12 +348,29 @@ class Config(Section):
         le=2**32 - 1,
         description="of weights, shuffling and spikes: same seed, same run",
     )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="number format; mixed: products in 16 bits, weights in 32"
+    )
+    devices: Size = Field(default=1, description="processes a machine, each with a device (DDP)")
+    num_nodes: Size = Field(default=1, description="machines")
+    deterministic: Switch = Field(
+        default=False, description="only algorithms of torch that give the same bits every time"
+    )
     threads: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
         default=None, description="CPU threads; null: as many as torch takes"
     )
     run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(
         default=None, description="folder for the run's results; null: runs/<time>"
     )
+
+    @model_validator(mode="after")
+    def _loss_fits_readout(self) -> "Config":
+        loss, readout = self.training.loss, self.model.readout
+        spiking = readout in ("spikes", "first_spike")
+        if loss != "cross_entropy" and spiking != ("membrane" not in loss):
+            kind = "spikes or first_spike" if not spiking else "membrane or max_membrane"
+            raise ValueError(f"training.loss {loss} needs model.readout {kind}, got {readout}")
+        return self
 
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of the network's class, by name."""
@@ -421,7 +492,7 @@ def _explain(
         parts.append(str(part))
         value = value.get(part)
     key = ".".join(parts)
-    where = f"--{key}" if key in overrides else f"{file}: {key}"
+    where = f"--{key}" if key in overrides else f"{file}: {key}" if key else file
     if first["type"] in ("extra_forbidden", "invalid_key"):
         sections = {name.partition(".")[0] for name in allowed if "." in name}
         near = nearest_key(key, [*allowed, *sorted(sections)])

@@ -148,7 +148,7 @@ def predict(
     """
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
         torch.manual_seed(trained.config.seed)
-        scores, activity = trained.model(picture[None], return_activity=True)
+        scores, activity = trained.model(picture[None, None], return_activity=True)
     scores = scores[0].float()
     spikes = {name: layer[:, 0].flatten(1) for name, layer in activity.items()}
     output = spikes.get("output")

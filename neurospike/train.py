@@ -4,21 +4,27 @@ Reads from top to bottom: what was asked for, the data, the network, the trainin
 This is also the one place that chooses a backend; model and trainer know none.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from neurospike import buffers
-from neurospike.cli import guarded, parse
+from neurospike import buffers, losses
+from neurospike.cli import guarded, parse, stopping_whole
 from neurospike.config import Config, load_config
-from neurospike.data import Batches, DigitData, Preprocessing, load
+from neurospike.data import Batches, DigitData, Preprocessing, Split, load
 from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
+from neurospike.training.progress import summary
+from neurospike.training.resume import newest_state, resumable
+from neurospike.training.scale import make_fabric
+from neurospike.training.schedule import Schedule
 
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
 
@@ -28,83 +34,120 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
 
     def job() -> int:
         path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
+        resumed = overrides.pop("resume", None)
+        if resumed is not None:
+            path = resumable(resumed, path, overrides)
         config = load_config(path, overrides)
         buffers.keep_freed_memory()
         try:
-            tested = train(config)
+            tested = train(config, resumed)
         except torch.OutOfMemoryError as error:
             raise NeuroSpikeError(
                 f"{str(error).splitlines()[0]} Train with a smaller --batch_size, --num_steps or "
                 "--hidden_size"
             ) from error
-        print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
+        if tested is not None:
+            print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
         return 0
 
     return guarded(job)
 
 
-def train(config: Config) -> Metrics:
+def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
     """Do one training run as configured; the metrics of its best model on the test pictures.
 
+    resumed: the folder of a run to go on with, which must have been made with this config.
     Writes a run folder (see `Run`), and a copy of the best model as `checkpoints/best_model.pth`
-    of the working folder. Raises NeuroSpikeError and OSError for what the user can put right.
+    of the working folder. Of several processes the first does so, and None comes back from the
+    others. Raises NeuroSpikeError and OSError for what the user can put right.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS asks for it, and reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     with use_backend(check_backend(config.backend)):
         device = choose_device(config.device, config.backend)
         backend = choose("auto", device.type).name  # also: can it run on this device?
+        fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
+        fabric.launch()
         data = load(config.dataset, config.data_path)
-        print(data.note, flush=True)
         _check_sizes(config, data)
-        run = Run(
-            config.run_dir,
-            config=config.model_dump(mode="json"),
-            record={
+        run = None
+        if fabric.is_global_zero:
+            print(data.note, flush=True)
+            record = {
                 "dataset": data.name,
                 "note": data.note,
                 "backend": backend,
                 "device": str(device),
+                "processes": fabric.world_size,
                 "seed": config.seed,
-            },
-            published=PUBLISHED,
-        )
-        print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
-        return _train_and_test(config, data, device, run)
+            }
+            settings = {"config": config.model_dump(mode="json"), "record": record}
+            run = Run(
+                config.run_dir if resumed is None else resumed,
+                published=PUBLISHED,
+                resumed=resumed is not None,
+                **settings,
+            )
+            print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
+        return _train_and_test(config, data, fabric, run, resumed)
 
 
-def _train_and_test(config: Config, data: DigitData, device: torch.device, run: Run) -> Metrics:
+def _train_and_test(
+    config: Config, data: DigitData, fabric: Any, run: Run | None, resumed: str | Path | None
+) -> Metrics | None:
     training = config.training
     torch.manual_seed(config.seed)
-    shuffle = torch.Generator().manual_seed(config.seed)
     rest, held_out = data.train, None
     if training.validation > 0:
         rest, held_out = data.train.split(training.validation, config.seed)
-    train_batches = Batches(
-        rest, training.batch_size, shuffle=True, generator=shuffle, device=device
-    )
-    held_out_batches = (
-        None if held_out is None else Batches(held_out, training.batch_size, device=device)
-    )
-    test_batches = Batches(data.test, training.batch_size, device=device)
 
-    model = build_model(config).to(device)
-    optimizer = _optimizer(config, model)
-    scheduler = None
-    if training.schedule == "cosine":
-        steps = training.epochs * len(train_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    trainer = SNNTrainer(
-        model, optimizer, nn.CrossEntropyLoss(), device=device, scheduler=scheduler
-    )
-    try:
-        trainer.fit(train_batches, held_out_batches, training.epochs, run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_kept(run)) from None
+    def batches(split: Split, generator: torch.Generator | None = None) -> Batches:
+        return Batches(
+            split,
+            training.batch_size,
+            shuffle=generator is not None,
+            generator=generator,
+            device=fabric.device,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
 
-    model.load_state_dict(load_checkpoint(run.best, device)["model"])
-    tested = trainer.evaluate(test_batches, "test")
-    run.log("test", loss=tested.loss, accuracy=tested.accuracy, spike_rates=tested.spike_rates)
+    train_batches = batches(rest, torch.Generator().manual_seed(config.seed))
+    epochs = training.epochs_of(len(train_batches))
+    model = build_model(config)
+    trainer = _trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
+    # What is drawn from here on, spikes of a random encoding, is each process's own.
+    torch.manual_seed(config.seed + fabric.global_rank)
+    if resumed is not None:
+        state = newest_state(Path(resumed))
+        if state is not None:
+            trainer.load_state_dict(state, train_batches)
+        if run is not None:
+            run.go_on(trainer.history, trainer.step)
+    with stopping_whole(trainer.interrupt):
+        try:
+            trainer.fit(
+                train_batches,
+                None if held_out is None else batches(held_out),
+                epochs,
+                run,
+                check_every=training.check_every,
+                patience=training.patience,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("" if run is None else _kept(run)) from None
+    fabric.barrier()
+    best = run.best if run is not None else None
+    best = fabric.broadcast(best)
+    model.load_state_dict(load_checkpoint(best, fabric.device)["model"])
+    tested = trainer.evaluate(batches(data.test), "test")
+    if run is None:
+        return None
+    run.log("test", **summary(tested))
     for layer, rate in tested.spike_rates.items():
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     try:
@@ -114,7 +157,40 @@ def _train_and_test(config: Config, data: DigitData, device: torch.device, run: 
     return tested
 
 
-def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+def _trainer(config: Config, model: nn.Module, fabric: Any, steps: int, epochs: int) -> SNNTrainer:
+    """The trainer that the configuration asks for; `steps` an epoch."""
+    training = config.training
+    # A gradient that is scaled and clipped cannot be left to a fused optimiser.
+    fused = not (config.precision == "16-mixed" and training.clip is not None)
+    optimizer = _optimizer(config, model, fused=fused)
+    penalty = None
+    if training.rate_penalty:
+
+        def penalty(activity: Mapping[str, Tensor]) -> Tensor:
+            beyond = losses.rate_penalty(activity, training.rate_low, training.rate_high)
+            return training.rate_penalty * beyond
+
+    return SNNTrainer(
+        model,
+        optimizer,
+        losses.LOSSES.get(training.loss, nn.CrossEntropyLoss()),
+        fabric=fabric,
+        scheduler=Schedule(
+            optimizer,
+            training.schedule,
+            total_steps=epochs * steps,
+            warmup=training.warmup,
+            every=training.step_epochs * steps,
+            gamma=training.gamma,
+            patience=training.plateau_patience,
+        ),
+        on_output=training.loss in losses.LOSSES,
+        penalty=penalty,
+        clip=training.clip,
+    )
+
+
+def _optimizer(config: Config, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
     # Decay is for weight matrices: it would pull biases, and learned beta and threshold, to 0.
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -126,7 +202,7 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         ],
         lr=training.learning_rate,
         betas=(training.beta1, training.beta2),
-        fused=True,
+        fused=fused,
     )
 
 
@@ -150,8 +226,11 @@ def _check_sizes(config: Config, data: DigitData) -> None:
 
 
 def _kept(run: Run) -> str:
+    whole = f"the last whole epoch in {run.last.name}" if run.last.exists() else ""
+    if not run.interrupted.exists():
+        return whole and f"{whole} of {run.last.parent}"
     kept = f"the state so far is in {run.interrupted}"
-    return kept + (f", the last whole epoch in {run.last.name}" if run.last.exists() else "")
+    return kept + (f", {whole}" if whole else "")
 
 
 if __name__ == "__main__":

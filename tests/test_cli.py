@@ -168,7 +168,7 @@ def test_a_run_learns_and_leaves_its_folder(folder, capsys):
     assert config.model.hidden_size == 16
     best = folder / "out" / "checkpoints" / "best_model.pth"
     assert (folder / "checkpoints" / "best_model.pth").read_bytes() == best.read_bytes()
-    assert load_checkpoint(best)["random"]["shuffle"] is not None
+    assert load_checkpoint(best)["order"]["generator"] is not None
     assert load_checkpoint(best)["config"] == config.model_dump(mode="json")
     assert yaml.safe_load(Path("out/config.yaml").read_text(encoding="utf-8"))["run_dir"] == "out"
 
@@ -201,8 +201,8 @@ def test_first_step_is_bit_equal_on_both_cpu_backends(folder):
 
 def test_test_uses_the_best_model_not_the_last(folder, monkeypatch, capsys):
     class Trainer(train.SNNTrainer):
-        def fit(self, batches, validation, epochs, run):
-            super().fit(batches, validation, epochs, run)
+        def fit(self, *arguments, **options):
+            super().fit(*arguments, **options)
             with torch.no_grad():
                 for parameter in self.model.parameters():
                     parameter.zero_()

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAZY = ("numba", "triton", "snntorch", "torchvision", "sklearn", "matplotlib")
+LAZY = (
+    "numba",
+    "triton",
+    "snntorch",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "lightning_fabric",
+    "torchmetrics",
+    "tensorboard",
+)
 
 PREAMBLE = """
 import importlib.abc, os, sys, traceback

@@ -21,6 +21,7 @@ from neurospike.training import (
     load_checkpoint,
     save_checkpoint,
 )
+from neurospike.training.evaluation import Evaluation
 from neurospike.training.metrics import Meter
 
 CONFIG = {"seed": 0, "training": {"epochs": 2}}
@@ -93,16 +94,35 @@ def test_evaluate_measures_what_a_plain_loop_measures():
 
 
 def test_averages_weigh_a_short_last_batch_by_its_pictures():
-    meter = Meter("test")
     right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     ones, zeros = torch.ones(2, 3, 4), torch.zeros(2, 1, 4)
-    meter.add(torch.tensor(1.0), right.repeat(3, 1), torch.zeros(3).long(), {"hidden1": ones})
-    first = meter.read()
-    meter.add(torch.tensor(5.0), wrong, torch.zeros(1).long(), {"hidden1": zeros})
-    assert (first.loss, first.accuracy, first.spike_rates) == (1.0, 1.0, {"hidden1": 1.0})
-    metrics = meter.read()
-    assert (metrics.loss, metrics.accuracy, metrics.samples) == (2.0, 0.75, 4)
+    first = (torch.tensor(1.0), right.repeat(3, 1), torch.zeros(3).long())
+    last = (torch.tensor(5.0), wrong, torch.zeros(1).long())
+    for meter, extra in ((Meter("test"), []), (Evaluation("test"), [ones, zeros])):
+        meter.add(*first, *[{"hidden1": spikes} for spikes in extra[:1]])
+        so_far = meter.read()
+        assert (so_far.loss, so_far.accuracy) == (1.0, 1.0)
+        meter.add(*last, *[{"hidden1": spikes} for spikes in extra[1:]])
+        metrics = meter.read()
+        assert (metrics.loss, metrics.accuracy, metrics.samples) == (2.0, 0.75, 4)
+    assert so_far.spike_rates == {"hidden1": 1.0}
     assert metrics.spike_rates == {"hidden1": 0.75}
+    assert metrics.confusion == [[3, 1], [0, 0]]
+    assert metrics.class_accuracy == [0.75, None]
+
+
+def test_dead_and_saturated_neurons_are_counted():
+    spikes = torch.zeros(20, 2, 4)
+    spikes[:, :, 0] = 1
+    spikes[:10, 0, 1] = 1
+    spikes[:, :, 2] = 1
+    spikes[0, :, 2] = 0  # 95% is not above 95%
+    evaluation = Evaluation("test")
+    scores, labels = torch.eye(2), torch.tensor([0, 1])
+    evaluation.add(torch.tensor(0.0), scores, labels, {"hidden1": spikes})
+    layer = evaluation.read().activity["hidden1"]
+    assert (layer.dead, layer.saturated) == (0.25, 0.25)
+    assert layer.rate == pytest.approx((40 + 10 + 38) / 160)
 
 
 def test_evaluate_changes_nothing():
@@ -326,20 +346,16 @@ def test_checkpoint_holds_all_a_continued_run_needs(run):
     trainer.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, T_max=8)
     trainer.fit(data, Data(), 1, run)
     state = load_checkpoint(run.last)
-    expected = {"model", "optimizer", "scheduler", "epoch", "step", "best", "random"}
-    assert set(state) == expected | {"config", "versions"}
+    expected = {"model", "optimizer", "scheduler", "precision", "epoch", "step", "best", "waited"}
+    expected |= {"history", "order", "random", "config", "record", "versions"}
+    assert set(state) == expected | {"epoch_step", "epoch_sums", "epoch_learning_rate"}
     assert state["config"] == CONFIG
     assert state["versions"]["python"]
 
-    torch.set_rng_state(state["random"]["torch"])
-    data.generator.set_state(state["random"]["shuffle"])
     trainer.train_epoch(data)
     again = make_trainer(seed=9)
     again.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(again.optimizer, T_max=8)
-    again.model.load_state_dict(state["model"])
-    again.optimizer.load_state_dict(state["optimizer"])
-    again.scheduler.load_state_dict(state["scheduler"])
-    data.generator.set_state(state["random"]["shuffle"])
+    again.load_state_dict(state, data)
     again.train_epoch(data)
     for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -7,6 +7,7 @@ whole set moves once and a batch is one gather and one conversion.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,21 @@ class Batches:
     With `shuffle`, every epoch draws a new permutation from `generator`, a CPU generator so that
     the order is the same on every device (default: torch's global one).
 
+    Of `world` processes that train together each one takes its part of every batch, `rank`: every
+    `world`-th sample. `batch_size` and `len()` are of all together, and so is the order, if the
+    generators are in the same state. `share` is then what this process's part of the batch in hand
+    counts for against an equal part, so that `share * mean loss`, averaged over the processes, is
+    the mean loss of the batch.
+
+    `state_dict()` within an epoch or between two, given to `load_state_dict()`, makes the next
+    iteration go on with the batch that would have come.
+
     The uint8 images are moved to `device` once and kept there, and `resident` is True. If a CUDA
     device has no room for them, they stay where they are and each batch goes over by itself, as
     uint8 through pinned memory; `resident` is then False.
 
-    Errors: `ValueError` for a `batch_size` below 1 or a generator that is not on the CPU.
+    Errors: `ValueError` for a `batch_size` below 1, a generator that is not on the CPU or a
+    `rank` that is not one of `world`.
     """
 
     def __init__(
@@ -87,6 +98,8 @@ class Batches:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
@@ -95,6 +108,13 @@ class Batches:
                 f"the order of the batches is drawn on the CPU, got a generator on "
                 f"{generator.device}: use torch.Generator()"
             )
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of world {world}")
+        self.rank, self.world = rank, world
+        self.share = 1.0
+        self._position = 0  # batches given out of the epoch under way
+        self._skip = 0
+        self._order_state: Tensor | None = None
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.generator = generator
@@ -112,13 +132,37 @@ class Batches:
         full, left_over = divmod(len(self._labels), self.batch_size)
         return full + (left_over > 0 and not self.drop_last)
 
+    def state_dict(self, done: int | None = None) -> dict[str, Any]:
+        """Where the epoch under way stands: its order, and the batches given out of it.
+
+        done: to go on after so many, not after the last one given out.
+        """
+        state = None if self.generator is None else self.generator.get_state()
+        return {
+            "generator": self._order_state if self._position else state,
+            "position": self._position if done is None else done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on where `state_dict` was taken."""
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+        self._skip = state["position"]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self._labels)
+        # Kept for `state_dict`: an epoch that is gone on with needs the order it began with.
+        self._order_state = None if self.generator is None else self.generator.get_state()
         order = (
             torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
         ).to(self._images.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        first, self._skip = self._skip, 0
+        for index in range(first, len(self)):
+            self._position = index + 1
+            start = index * self.batch_size
+            whole = order[start : start + self.batch_size]
+            chosen = whole[self.rank :: self.world]
+            self.share = len(chosen) * self.world / len(whole)
             images = self._images.index_select(0, chosen)
             labels = self._labels.index_select(0, chosen)
             if not self.resident:
@@ -127,3 +171,4 @@ class Batches:
                 images = images.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
             yield images.unsqueeze(1).to(torch.float32).div_(255), labels
+        self._position = 0

@@ -6,19 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurospike import decoding
 from neurospike import encoding as codes
 from neurospike.data.preprocessing import Preprocessing
 from neurospike.layers import LI, LIF
+from neurospike.losses import READOUTS, SPIKING_READOUTS
 
 from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, over_steps
 from .recording import Recording
 
 ENCODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
-READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "membrane": decoding.membrane,
-    "spikes": decoding.counts,
-}
 
 
 class SpikingNetwork(nn.Module):
@@ -35,7 +31,8 @@ class SpikingNetwork(nn.Module):
             or `"burst"`: a function of `neurospike.encoding`.
         encoding_options: further arguments of that function.
         readout: the scores are the output neurons' `"membrane"`, leaky integrators that never
-            fire, averaged over time; or the number of their `"spikes"`.
+            fire, averaged over time; the highest they reach, `"max_membrane"`; the number of the
+            output neurons' `"spikes"`; or how early their `"first_spike"` is (`neurospike.losses`).
         init: first weights, `"torch"`, `"kaiming"` or `"fluctuation"`; see `parts.initialize`.
         neuron: options of the hidden layers, see `neurospike.LIF`: `beta` (default 0.95),
             `threshold`, `surrogate`, `reset`, `reset_delay`, `detach_reset`, `learn_beta` and
@@ -97,7 +94,7 @@ class SpikingNetwork(nn.Module):
             images = images.unsqueeze(1)
         encoded, activity, last = self._answer(self.preprocessing(images))
         output, _ = self.output(last)
-        if self.readout == "spikes":
+        if self.readout in SPIKING_READOUTS:
             activity["output"] = output
         return Recording(encoded, activity, output, READOUTS[self.readout](output), self.readout)
 
@@ -109,7 +106,7 @@ class SpikingNetwork(nn.Module):
         return LIF(**self._neuron)
 
     def _output_neurons(self) -> LI | LIF:
-        if self.readout == "spikes":
+        if self.readout in SPIKING_READOUTS:
             return self._neurons()
         return LI(self._neuron["beta"], self._neuron.get("learn_beta", False))
 

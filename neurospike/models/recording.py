@@ -11,7 +11,7 @@ class Recording:
     """What happens inside a network, step by step, while it answers a batch of pictures.
 
     Shapes: `current` `[T, B, *F]`, the encoded input; `spikes` `{layer: [T, B, *F]}`; `output`
-    `[T, B, C]`, the output neurons' membranes or, of a readout that counts them, spikes; `scores`
+    `[T, B, C]`, the output neurons' membranes or, of a readout that looks at them, spikes; `scores`
     `[B, C]`.
     """
 
@@ -24,6 +24,10 @@ class Recording:
     @property
     def votes(self) -> Tensor:
         """The scores `[T, B, C]` if the network had been stopped after each step."""
+        if self.readout == "max_membrane":
+            return self.output.cummax(0).values
+        if self.readout == "first_spike":
+            return -(1 - self.output).cumprod(0).cumsum(0)
         total = self.output.cumsum(0)
         if self.readout == "spikes":
             return total

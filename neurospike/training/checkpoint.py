@@ -31,6 +31,11 @@ def copy_checkpoint(source: str | Path, target: str | Path) -> None:
     _replace(Path(target), write)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file with the same guarantee. Raises CheckpointError."""
+    _replace(path, lambda file: file.write(content))
+
+
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint; code hidden in the file is refused, not run (`weights_only=True`).
 

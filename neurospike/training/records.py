@@ -9,15 +9,25 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from neurospike.errors import NeuroSpikeError
-from neurospike.training.checkpoint import copy_checkpoint, save_checkpoint
+from neurospike.errors import CheckpointError, NeuroSpikeError
+from neurospike.training.checkpoint import (
+    copy_checkpoint,
+    load_checkpoint,
+    replace_file,
+    save_checkpoint,
+)
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; runs are then not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("neurospike", "torch", "torchvision", "snntorch", "numba", "triton", "numpy")
 
@@ -30,6 +40,7 @@ class Run:
     config: plain dict, kept as `config.yaml` and in each checkpoint. record: facts to put
     beside the versions in the first line of `metrics.jsonl` and in each checkpoint. published:
     where to keep a copy of this run's best model, None for nowhere.
+    resumed: the folder holds this run already, and `go_on` is called before anything is written.
     Raises NeuroSpikeError for a folder that is in use or cannot be written.
     """
 
@@ -40,20 +51,50 @@ class Run:
         config: Mapping[str, Any],
         record: Mapping[str, Any] | None = None,
         published: str | Path | None = None,
+        resumed: bool = False,
     ) -> None:
         self.config = dict(config)
         self.record = dict(record or {})
         self.published = None if published is None else Path(published)
         text = yaml.safe_dump(self.config, sort_keys=False)
         try:
-            self.folder = _default_folder(Path("runs")) if folder is None else _claim(Path(folder))
-            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            if resumed:
+                self.folder = Path(str(folder))
+            else:
+                self.folder = (
+                    _default_folder(Path("runs")) if folder is None else _claim(Path(folder))
+                )
+            self._lock = _lock(self.folder)
+            if not resumed:
+                (self.folder / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise NeuroSpikeError(
                 f"cannot write the run folder {folder or 'runs'}: {error.strerror}; give another "
                 "--run_dir"
             ) from error
-        self.log("run", **environment(), **self.record)
+        if not resumed:
+            self.log("run", **environment(), **self.record)
+
+    def go_on(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Make the folder what it was after `step`, whatever was written or half written since.
+
+        history: the records up to then. Where the best model was not yet copied it is now.
+        """
+        for left in (self.folder / "checkpoints").glob(".*.pth.*"):
+            left.unlink(missing_ok=True)  # of a save that was cut off
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        starts = [line for line in lines if _kind(line) in ("run", "resume")]
+        resumed = {"kind": "resume", "step": step, **environment(), **self.record}
+        rows = [*starts, *map(json.dumps, history), json.dumps(resumed)]
+        replace_file(path, ("\n".join(rows) + "\n").encode())
+        if self.last.exists():
+            try:
+                state = load_checkpoint(self.last)
+            except CheckpointError:
+                return  # told of already
+            if state.get("waited") == 0:
+                self._keep_best()
 
     @property
     def best(self) -> Path:
@@ -72,8 +113,12 @@ class Run:
 
     def log(self, kind: str, **values: Any) -> None:
         """Append a line to `metrics.jsonl`: `{"kind": kind, ...}`."""
+        self.write({"kind": kind, **values})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
         """Write a checkpoint: `state`, config, record and versions. Raises CheckpointError."""
@@ -84,9 +129,35 @@ class Run:
         """Write `last`, and if it is the best so far, `best` and its published copy."""
         self.save(state, self.last)
         if is_best:
-            copy_checkpoint(self.last, self.best)
-            if self.published is not None and self.published.resolve() != self.best.resolve():
-                copy_checkpoint(self.best, self.published)
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        copy_checkpoint(self.last, self.best)
+        if self.published is not None and self.published.resolve() != self.best.resolve():
+            copy_checkpoint(self.best, self.published)
+
+
+def _kind(line: str) -> str | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:  # the process was killed while it wrote
+        return None
+    return row.get("kind") if isinstance(row, dict) else None
+
+
+def _lock(folder: Path) -> Any:
+    """Hold the folder until this process ends, however it does; NeuroSpikeError if another does."""
+    if fcntl is None:
+        return None
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise NeuroSpikeError(
+            f"another process is training in {folder} now; wait for it, or give another --run_dir"
+        ) from None
+    return file
 
 
 def versions() -> dict[str, str]:

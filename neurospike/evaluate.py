@@ -1,0 +1,106 @@
+"""Test a trained network on a data set: `python -m neurospike.evaluate`."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from neurospike.cli import Parser, guarded
+from neurospike.data import Batches, load
+from neurospike.devices import check_backend, choose_device
+from neurospike.dispatch import use_backend
+from neurospike.loading import load_trained
+from neurospike.predict import MODEL
+from neurospike.training.energy import count_operations
+from neurospike.training.metrics import Metrics
+from neurospike.training.progress import summary
+
+BATCH = 500  # pictures; the result does not depend on it
+COUNTED = 500  # pictures on which operations are counted
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.evaluate") -> int:
+    """Run the command with these arguments (default: the process's own); its exit code."""
+
+    def job() -> int:
+        flags = _parser(prog).read(argv)
+        with use_backend(check_backend(flags.backend)):
+            device = choose_device(flags.device, flags.backend)
+            result, metrics = evaluate(flags.model_path, flags.dataset, flags.data_path, device)
+        print(json.dumps(result) if flags.json else _text(result, metrics))
+        return 0
+
+    return guarded(job)
+
+
+def evaluate(
+    model_path: str, dataset: str | None, data_path: str | None, device: torch.device
+) -> tuple[dict[str, Any], Metrics]:
+    """Test a checkpoint; what is printed, and the metrics. None: as the model was trained."""
+    from neurospike.training.evaluation import Evaluation  # takes a second to import
+
+    trained = load_trained(model_path, device)
+    data = load(dataset or trained.dataset, data_path or trained.config.data_path)
+    torch.manual_seed(trained.config.seed)
+    evaluation = Evaluation("test", device)
+    with torch.inference_mode():
+        for images, labels in Batches(data.test, BATCH, device=device):
+            scores, activity = trained.model(images, return_activity=True)
+            loss = torch.nn.functional.cross_entropy(scores, labels)
+            evaluation.add(loss, scores, labels, activity)
+        first, _ = next(iter(Batches(data.test, COUNTED, device=device)))
+        operations = count_operations(trained.model, first)
+    metrics = evaluation.read()
+    energy = {
+        "macs": operations.macs,
+        "acs": operations.acs,
+        "nanojoules": operations.nanojoules,
+        "dense_nanojoules": operations.dense_nanojoules,
+    }
+    result = {"model": model_path, "data": data.note, **summary(metrics), "a_picture": energy}
+    return result, metrics
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(prog, "Test a trained network on the test pictures of a data set.")
+    parser.add_argument(
+        "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="default: the one it was trained on")
+    parser.add_argument("--data_path", metavar="DIR", help="default: as it was trained")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--backend", metavar="NAME", default="auto", help="auto, reference, numba or triton"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda or cuda:N"
+    )
+    return parser
+
+
+def _text(result: dict[str, Any], metrics: Metrics) -> str:
+    lines = [result["data"], "label  accuracy  answers"]
+    width = len(str(max(map(max, metrics.confusion))))
+    for label, (row, share) in enumerate(
+        zip(metrics.confusion, metrics.class_accuracy, strict=True)
+    ):
+        shown = "      -" if share is None else f"{share:7.2%}"
+        lines.append(f"{label:5}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
+    for name, layer in metrics.activity.items():
+        lines.append(
+            f"{name}: {layer.rate:.4f} spikes a neuron and time step, {layer.dead:.1%} of the "
+            f"neurons dead, {layer.saturated:.1%} saturated"
+        )
+    energy = result["a_picture"]
+    lines.append(
+        f"a picture: {energy['macs']:,.0f} MAC and {energy['acs']:,.0f} AC, about "
+        f"{energy['nanojoules']:,.0f} nJ (without spikes {energy['dense_nanojoules']:,.0f} nJ)"
+    )
+    lines.append(f"loss {metrics.loss:.4f}, {metrics.samples_per_second:,.0f} samples/s")
+    lines.append(f"test accuracy: {metrics.accuracy:.2%}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

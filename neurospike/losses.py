@@ -1,0 +1,127 @@
+"""Readouts and losses of the field, as plain functions of what the output neurons did.
+
+A readout makes scores `[B, C]` of the output over time `[T, B, C]`: membranes of neurons that never
+fire, or spikes. A loss is the mean over a batch, of the output over time or of scores. All are
+computed for every step at once; none loops over T.
+
+Sources: J. K. Eshraghian et al., Proc. IEEE 111(9), 2023, section IV (rate, count, membrane and
+latency objectives); H. Mostafa, IEEE TNNLS 29(7), 2018 (cross-entropy on spike times); F. Zenke and
+T. P. Vogels, Neural Computation 33(4), 2021 (bounds on firing rates, max-over-time readout).
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Readouts: output over time [T, B, C] -> scores [B, C]
+
+
+def mean_membrane(trace: Tensor) -> Tensor:
+    """The membrane `[T, B, C]` averaged over time."""
+    return trace.mean(0)
+
+
+def max_membrane(trace: Tensor) -> Tensor:
+    """The highest membrane that each neuron reached."""
+    return trace.amax(0)
+
+
+def spike_count(spikes: Tensor) -> Tensor:
+    """The number of spikes (0 or 1) `[T, B, C]` over time."""
+    return spikes.sum(0)
+
+
+def first_spike(spikes: Tensor) -> Tensor:
+    """Minus the step of the first spike, counted from 0; minus T if there is none.
+
+    The first step is the number of steps up to which no spike was, `sum_t prod_{k<=t} (1 - s_k)`,
+    so a gradient reaches every spike that decides it.
+    """
+    return -(1 - spikes).cumprod(0).sum(0)
+
+
+READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "membrane": mean_membrane,
+    "max_membrane": max_membrane,
+    "spikes": spike_count,
+    "first_spike": first_spike,
+}
+SPIKING_READOUTS = ("spikes", "first_spike")  # the others read neurons that never fire
+
+
+# Losses on the output over time [T, B, C] and labels int64 [B]; a scalar
+
+
+def cross_entropy_membrane(trace: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the membranes at every step, summed over steps."""
+    return _every_step(trace, labels)
+
+
+def cross_entropy_max_membrane(trace: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each neuron's highest membrane."""
+    return F.cross_entropy(max_membrane(trace), labels)
+
+
+def cross_entropy_count(spikes: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the spike counts."""
+    return F.cross_entropy(spike_count(spikes), labels)
+
+
+def cross_entropy_rate(spikes: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the spikes at every step, averaged over steps: fire at each, or never."""
+    return _every_step(spikes, labels) / len(spikes)
+
+
+def mse_count(spikes: Tensor, labels: Tensor, right: float = 0.8, wrong: float = 0.2) -> Tensor:
+    """Mean squared error of the firing rates from their targets.
+
+    right, wrong: spikes a step wanted of the label's neuron, and of the others, 0 to 1.
+    """
+    rates = spikes.mean(0)
+    wanted = torch.where(F.one_hot(labels, rates.shape[1]).bool(), right, wrong)
+    return F.mse_loss(rates, wanted.to(rates.dtype))
+
+
+def cross_entropy_first_spike(spikes: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of minus the first spikes' steps: the label's neuron fires first."""
+    return F.cross_entropy(first_spike(spikes), labels)
+
+
+MEMBRANE_LOSSES: dict[str, Loss] = {
+    "cross_entropy_membrane": cross_entropy_membrane,
+    "cross_entropy_max_membrane": cross_entropy_max_membrane,
+}
+SPIKE_LOSSES: dict[str, Loss] = {
+    "cross_entropy_count": cross_entropy_count,
+    "cross_entropy_rate": cross_entropy_rate,
+    "mse_count": mse_count,
+    "cross_entropy_first_spike": cross_entropy_first_spike,
+}
+LOSSES: dict[str, Loss] = MEMBRANE_LOSSES | SPIKE_LOSSES
+
+
+def rate_penalty(activity: Mapping[str, Tensor], low: float = 0.01, high: float = 0.3) -> Tensor:
+    """How far neurons are from firing at a rate between two bounds: 0 if all are within.
+
+    activity: spikes `[T, B, *F]` by layer. low, high: spikes a step. Each neuron's rate is its
+    mean over time and batch; the penalty is the squared distance from the bounds, averaged over
+    neurons and summed over layers.
+    """
+    penalties = []
+    for spikes in activity.values():
+        rates = spikes.mean((0, 1))
+        penalties.append(((low - rates).relu() ** 2 + (rates - high).relu() ** 2).mean())
+    if not penalties:
+        raise ValueError("rate_penalty needs the spikes of at least one layer, got none")
+    return torch.stack(penalties).sum()
+
+
+def _every_step(output: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy averaged over the batch and summed over steps."""
+    steps = output.shape[0]
+    flat = output.flatten(0, 1)
+    return steps * F.cross_entropy(flat, labels.expand(steps, -1).reshape(-1))

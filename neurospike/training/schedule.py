@@ -1,0 +1,86 @@
+"""How the learning rate goes up and down in a run."""
+
+import math
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+Kind = Literal["constant", "cosine", "step", "plateau"]
+
+
+class Schedule:
+    """Scales the learning rates of an optimiser's groups; call `step` after every step.
+
+    kind: `"constant"`; `"cosine"`, falling to zero over `total_steps` (Loshchilov and Hutter 2017,
+    arXiv:1608.03983); `"step"`, times `gamma` after every `every` steps; `"plateau"`, times `gamma`
+    when `report` was told `patience` times in a row of a loss not better than the best.
+    warmup: steps over which the rate rises linearly from near zero first, whatever the kind.
+
+    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        kind: Kind = "constant",
+        *,
+        total_steps: int = 1,
+        warmup: int = 0,
+        every: int = 1,
+        gamma: float = 0.1,
+        patience: int = 3,
+    ) -> None:
+        self.optimizer, self.kind = optimizer, kind
+        self.total_steps, self.warmup = total_steps, warmup
+        self.every, self.gamma, self.patience = every, gamma, patience
+        self.base = [group["lr"] for group in optimizer.param_groups]
+        self.taken = 0  # steps
+        self.drops = 0  # of a plateau schedule
+        self.waited = 0
+        self.best = math.inf
+        self._apply()
+
+    def factor(self) -> float:
+        """What the learning rate is multiplied by now."""
+        rise = min(1.0, (self.taken + 1) / self.warmup) if self.warmup else 1.0
+        if self.kind == "cosine":
+            # The warm-up's steps are not part of the fall.
+            whole = max(1, self.total_steps - self.warmup)
+            done = min(1.0, max(0, self.taken - self.warmup) / whole)
+            return rise * 0.5 * (1 + math.cos(math.pi * done))
+        if self.kind == "step":
+            return rise * self.gamma ** (self.taken // self.every)
+        if self.kind == "plateau":
+            return rise * self.gamma**self.drops
+        return rise
+
+    def step(self) -> None:
+        """Count a step of the optimiser and set the rates of the next."""
+        self.taken += 1
+        self._apply()
+
+    def report(self, loss: float) -> None:
+        """Tell the validation loss; only a plateau schedule minds."""
+        if loss < self.best:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self.waited >= self.patience:
+            self.drops, self.waited = self.drops + 1, 0
+            self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes during a run; the rest is given by the configuration."""
+        names = ("taken", "drops", "waited", "best", "base")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Carry on from `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._apply()
+
+    def _apply(self) -> None:
+        factor = self.factor()
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor

@@ -1,0 +1,45 @@
+"""The test of a trained network, and the count of its operations."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from neurospike import evaluate, train
+from neurospike.training.energy import count_operations
+
+
+def test_operations_are_counted_by_what_each_layer_is_given():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, images):
+            spikes = torch.zeros(5, len(images), 3)
+            spikes[0, 0, 0] = spikes[2, 1, 1] = spikes[4, 0, 2] = 1
+            return self.first(images).sum(1, keepdim=True) + self.second(spikes).sum(0)
+
+    counted = count_operations(Network(), torch.rand(2, 4) / 2 + 0.1)
+    assert counted.macs == 4 * 3
+    assert counted.acs == pytest.approx(3 * 2 / 2)
+    assert counted.dense_macs == 4 * 3 + 3 * 2
+    assert counted.nanojoules == pytest.approx((12 * 4.6 + 3 * 0.9) / 1000)
+    assert counted.dense_nanojoules == pytest.approx(18 * 4.6 / 1000)
+
+
+def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--dataset=digits", "--epochs=2", "--model.hidden_size=32", "--run_dir=out"]
+    assert train.main(argv) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert evaluate.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == told
+    assert evaluate.main(["--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert f"test accuracy: {result['accuracy']:.2%}" == told
+    assert sum(map(sum, result["confusion"])) == 360
+    assert 0 < result["a_picture"]["acs"] < 25 * 32 * 10
+    assert result["a_picture"]["macs"] == 784 * 32

@@ -1,0 +1,134 @@
+"""Losses, readouts and schedules against plain loops over time."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from neurospike import losses
+from neurospike.config import load_config
+from neurospike.errors import ConfigError
+from neurospike.training.schedule import Schedule
+
+T, B, C = 7, 5, 4
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(C, (B,))
+
+
+@pytest.fixture
+def trace():
+    return torch.randn(T, B, C, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def spikes():
+    return (torch.rand(T, B, C) < 0.2).double().requires_grad_()
+
+
+def test_losses_are_what_a_loop_over_time_gives(trace, spikes, labels):
+    summed = sum(F.cross_entropy(step, labels) for step in trace)
+    torch.testing.assert_close(losses.cross_entropy_membrane(trace, labels), summed)
+    highest = torch.stack(list(trace)).max(0).values
+    expected = F.cross_entropy(highest, labels)
+    torch.testing.assert_close(losses.cross_entropy_max_membrane(trace, labels), expected)
+    count = sum(spikes)
+    torch.testing.assert_close(
+        losses.cross_entropy_count(spikes, labels), F.cross_entropy(count, labels)
+    )
+    rate = sum(F.cross_entropy(step, labels) for step in spikes) / T
+    torch.testing.assert_close(losses.cross_entropy_rate(spikes, labels), rate)
+    wanted = torch.full((B, C), 0.2, dtype=torch.float64)
+    wanted[range(B), labels] = 0.8
+    expected = ((count / T - wanted) ** 2).mean()
+    torch.testing.assert_close(losses.mse_count(spikes, labels), expected)
+
+
+def test_first_spike_is_the_first_and_every_earlier_step_has_a_gradient(spikes, labels):
+    first = losses.first_spike(spikes)
+    for b in range(B):
+        for c in range(C):
+            when = spikes[:, b, c].nonzero()
+            assert -first[b, c] == (int(when[0]) if len(when) else T)
+    silent = torch.zeros(T, 1, 1, requires_grad=True)
+    losses.first_spike(silent).sum().backward()
+    # A spike at step t would save the T - t silent steps from t on.
+    assert silent.grad.flatten().tolist() == [T - t for t in range(T)]
+    losses.cross_entropy_first_spike(spikes, labels).backward()
+    assert spikes.grad.isfinite().all()
+
+
+def test_rate_penalty_is_zero_within_the_bounds_and_pulls_towards_them():
+    spikes = torch.zeros(10, 1, 3)
+    spikes[:2, 0, 1] = 1
+    spikes[:, 0, 2] = 1
+    spikes.requires_grad_()
+    penalty = losses.rate_penalty({"hidden1": spikes}, 0.1, 0.5)
+    assert penalty.item() == pytest.approx((0.1**2 + 0 + 0.5**2) / 3)
+    penalty.backward()
+    pull = spikes.grad[0, 0].sign().tolist()
+    assert pull == [-1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="at least one layer, got none"):
+        losses.rate_penalty({})
+
+
+def rates(kind, steps, **options):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = Schedule(optimizer, kind, **options)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    return found
+
+
+def test_schedules():
+    assert rates("constant", 3) == [2, 2, 2]
+    cosine = [1 + math.cos(math.pi * k / 4) for k in range(4)]
+    assert rates("cosine", 5, total_steps=4) == pytest.approx([*cosine, 0])
+    assert rates("step", 5, every=2, gamma=0.5) == [2, 2, 1, 1, 0.5]
+    assert rates("constant", 5, warmup=4) == [0.5, 1, 1.5, 2, 2]
+    warm = [0.5, 1, 1.5, 2]
+    assert rates("cosine", 8, total_steps=8, warmup=4) == pytest.approx([*warm, *cosine])
+
+
+def test_plateau_drops_after_as_many_worse_losses_and_is_resumed():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = Schedule(optimizer, "plateau", gamma=0.5, patience=2)
+    seen = []
+    for loss in (3.0, 2.0, 2.0, 2.5, 1.0, 1.5):
+        schedule.report(loss)
+        schedule.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == [1, 1, 1, 0.5, 0.5, 0.5]
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    again = Schedule(other, "plateau", gamma=0.5, patience=2)
+    again.load_state_dict(schedule.state_dict())
+    again.report(1.5)
+    assert other.param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"training.loss": "mse_count"}, "training.loss mse_count needs model.readout spikes"),
+        (
+            {"training.loss": "cross_entropy_membrane", "model.readout": "spikes"},
+            "cross_entropy_membrane needs model.readout membrane",
+        ),
+        ({"training.rate_low": 0.5}, "rate_low must not be above rate_high"),
+        (
+            {"training.patience": 1, "training.validation": 0},
+            "patience and schedule: plateau need a validation share above 0",
+        ),
+    ],
+)
+def test_keys_that_do_not_agree_are_refused(tmp_path, monkeypatch, overrides, expected):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)

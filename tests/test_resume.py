@@ -1,0 +1,142 @@
+"""A run that was killed goes on and ends as if it had never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurospike import train
+from neurospike.errors import NeuroSpikeError
+from neurospike.training import Run, load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--dataset=digits",
+    "--model.hidden_size=32",
+    "--model.num_steps=4",
+    "--threads=1",
+    "--epochs=8",
+    "--training.check_every=4",
+    "--encoding.kind=rate",
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, *SMALL, "--run_dir=out")
+    return folder / "out"
+
+
+def start(folder, *argv):
+    return subprocess.Popen(
+        [sys.executable, "-m", "neurospike.train", *argv],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *argv):
+    process = start(folder, *argv)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def rows(folder):
+    timed = ("seconds", "samples_per_second")
+    found = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    kept = [row for row in found if row["kind"] not in ("run", "resume")]
+    return [{key: value for key, value in row.items() if key not in timed} for row in kept]
+
+
+def same_end(one, other):
+    for name in ("last.pth", "best_model.pth"):
+        first, second = (load_checkpoint(run / "checkpoints" / name) for run in (one, other))
+        assert first["step"] == second["step"]
+        for part, value in first["model"].items():
+            assert torch.equal(value, second["model"][part]), (name, part)
+    assert rows(one) == rows(other)
+
+
+def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(tmp_path, undisturbed):
+    drawn = random.Random(0)
+    process = start(tmp_path, *SMALL, "--run_dir=out")
+    for line in process.stdout:
+        if "run is kept" in line:
+            break
+    for _ in range(3):
+        time.sleep(drawn.uniform(0.0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        process = start(tmp_path, "--resume=out")
+        for line in process.stdout:
+            if "run is kept" in line:
+                break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].startswith("test accuracy: ")
+    same_end(tmp_path / "out", undisturbed)
+
+
+def test_damaged_newest_checkpoint_is_told_of_and_another_is_taken(
+    tmp_path, undisturbed, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/best_model.pth"):
+        (folder / name).write_bytes((undisturbed / name).read_bytes())
+    whole = (undisturbed / "checkpoints" / "last.pth").read_bytes()
+    (folder / "checkpoints" / "last.pth").write_bytes(whole[:-500])
+    threads = torch.get_num_threads()
+    assert train.main(["--resume=out"]) == 0
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().err
+    assert "last.pth: damaged, or not a NeuroSpike checkpoint" in said
+    assert said.endswith("; going on from another\n")
+    same_end(folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--resume=nothing"], "--resume: nothing holds no run: it has no config.yaml"),
+        (["--resume=out", "--epochs=9"], "--training.epochs: a resumed run keeps its config"),
+        (["--resume=out", "--config=x.yaml"], "--config: a resumed run keeps its config"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(tmp_path, monkeypatch, capsys, argv, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/config.yaml").touch()
+    assert train.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {expected}")
+    assert len(said.splitlines()) == 1
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    first = Run(tmp_path / "run", config={})
+    with pytest.raises(NeuroSpikeError, match=r"another process is training in .*/run now"):
+        Run(first.folder, config={}, resumed=True)
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    small = [*SMALL[:-2], "--training.validation=0.1"]
+    run(tmp_path, *small, "--run_dir=one", "--epochs=2")
+    run(tmp_path, *small, "--run_dir=two", "--epochs=2", "--devices=2")
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        if one["kind"] == "epoch":
+            assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
+            assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
