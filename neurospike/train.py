@@ -18,7 +18,14 @@ from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
 from neurospike.errors import ConfigError, MissingDependencyError
 from neurospike.loading import build_model
-from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
+from neurospike.training import (
+    Metrics,
+    Run,
+    SNNTrainer,
+    draw_curves,
+    draw_network,
+    load_checkpoint,
+)
 
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
 
@@ -103,6 +110,7 @@ def _train_and_test(config: Config, data: DigitData, device: torch.device, run: 
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     try:
         draw_curves(run.folder)
+        draw_network(run.folder, model, test_batches)
     except MissingDependencyError as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested
