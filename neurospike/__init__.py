@@ -1,6 +1,7 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
 from . import decoding, encoding, surrogate
+from .conversion import convert
 from .dispatch import backends, use_backend
 from .layers import LI, LIF, lif
 from .learned_encoding import ConvEncoder
@@ -23,6 +24,7 @@ __all__ = [
     "Sequential",
     "SpikeVisualizer",
     "backends",
+    "convert",
     "decoding",
     "encoding",
     "lif",

@@ -27,6 +27,8 @@ class Backend:
         packages: what must be installed, as import names.
         device_types: the kinds of torch device its tensors may be on; empty means any.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
+        checkpoint_every: `K > 0` if its backward pass needs the membrane before every K-th step,
+            which its forward pass then saves; 0 if it needs nothing but the inputs.
         instead: what to use where it cannot run.
     """
 
@@ -35,17 +37,31 @@ class Backend:
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
+    checkpoint_every: int = 0
     instead: str = "reference"
+
+    def serves(self, device_type: str) -> bool:
+        """Whether its tensors may be on such a device."""
+        return not self.device_types or device_type in self.device_types
 
 
 # In the order in which "auto" tries them.
 TABLE: dict[str, Backend] = {
     row.name: row
     for row in (
+        Backend(
+            "triton",
+            ".kernels.lif_triton",
+            ("triton",),
+            ("cuda",),
+            checkpoint_every=8,
+            instead="numba",
+        ),
         Backend("numba", ".kernels.lif_numba", ("numba",), ("cpu",)),
         Backend("reference", ".reference", ("snntorch",), (), fused=False, instead="numba"),
     )
 }
+OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
 
 _scoped: ContextVar[str] = ContextVar("neurospike_backend", default="auto")
 
@@ -60,7 +76,7 @@ def unsupported_reasons(name: str, device_type: str | None = None) -> list[str]:
     ]
     if "cuda" in row.device_types and "cpu" not in row.device_types:
         reasons += _cuda_reasons()
-    if device_type is not None and row.device_types and device_type not in row.device_types:
+    if device_type is not None and not row.serves(device_type):
         wanted = " or ".join(row.device_types)
         reasons.append(f"it runs on {wanted} tensors, these are on {device_type}")
     return reasons
@@ -111,11 +127,10 @@ def choose(name: str, device_type: str) -> Backend:
         check_name(name)
         _refuse(name, unsupported_reasons(name, device_type), device_type)
         return TABLE[name]
-    every = {}
     for row in TABLE.values():
-        every[row.name] = unsupported_reasons(row.name, device_type)
-        if not every[row.name]:
+        if row.serves(device_type) and not unsupported_reasons(row.name, device_type):
             return row
+    every = {name: unsupported_reasons(name, device_type) for name in TABLE}
     reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in every.items())
     raise BackendError(f"no backend can run on {device_type} tensors here: {reasons}")
 
@@ -147,4 +162,11 @@ def _cuda_reasons() -> list[str]:
         return ["this torch was built without CUDA"]
     if not torch.cuda.is_available():
         return ["torch finds no CUDA device"]
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        found, wanted = (".".join(map(str, c)) for c in (capability, OLDEST))
+        return [
+            f"{torch.cuda.get_device_name()} has compute capability {found}, Triton supports "
+            f"{wanted} and later"
+        ]
     return []

@@ -144,6 +144,31 @@ class LIF(_Neuron):
         dispatch.check_name(backend)
         self.backend = backend
 
+    @classmethod
+    def from_snntorch(
+        cls,
+        leaky: nn.Module,
+        surrogate: str | Surrogate | Callable[..., Any] | None = None,
+        backend: str = "auto",
+    ) -> "LIF":
+        """Return a layer that computes over a whole sequence what a `snntorch.Leaky` steps.
+
+        Args:
+            leaky: its decay, threshold, reset and surrogate are taken; parameters that it learns
+                are shared, not copied. `init_hidden` and `output` only say how it is called.
+            surrogate: in place of its own.
+            backend: see `LIF`.
+
+        Raises:
+            TypeError: no `snntorch.Leaky`.
+            ValueError: an option that this layer does not have, which is named: inhibition,
+                quantised state, graded spikes, a spike_grad that is not snnTorch's, or an immediate
+                reset by subtraction, which differs above the threshold.
+        """
+        from .conversion import from_leaky
+
+        return from_leaky(cls, leaky, surrogate, backend)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # A process that unpickles the layer has not seen a surrogate of the user's own.
@@ -233,8 +258,10 @@ def _run(
     state = ops.state_dtype(current.dtype)
     if mem is not None:
         _check_mem(mem, current, shape, state)
-    beta = beta.clamp(0.0, 1.0) if isinstance(beta, Tensor) else min(max(beta, 0.0), 1.0)
-    beta = _parameter("beta", beta, current, shape, state)
+    if isinstance(beta, Tensor):
+        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+    else:  # a number is clamped as one, an operator less at each call
+        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
     threshold = _parameter("threshold", threshold, current, shape, state)
     row = dispatch.choose(backend, current.device.type)
     if row.fused:
@@ -296,14 +323,18 @@ def _check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dty
         raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
 
 
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
+    return value
+
+
 def _parameter(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
     """Return beta or threshold as a tensor in the state's format, once it is found to fit."""
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat)):
-            raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
-        return torch.full((), value, dtype=state, device=current.device)
+        return torch.full((), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
     if value.device != current.device:

@@ -8,9 +8,13 @@ torch.compile traces through it.
 
 An output nobody asked for is an empty tensor, and costs nothing. What a backend must provide:
 
-    forward(current [R, N], mem [N] | None, beta [P], threshold [P], rule, parameters, num_steps,
-            spikes [T, N] | None, trace [T, N] | None, final [N]) -> None     fills the outputs
+    forward(current [T, B, *F], mem [B, *F] | None, beta [P], threshold [P], rule, parameters,
+            num_steps, constant, spikes, final, trace) -> None                fills the outputs
     backward(...)  likewise; see the docstrings of kernels/lif_numba.py
+
+A row with `checkpoint_every = K > 0` has one more output, `saved [ceil(T/K), B, *F]`: the membrane
+before every K-th step, in the state's format. It is asked for only where a gradient will be
+needed, and its backward function is given it after `threshold`.
 """
 
 from collections.abc import Sequence
@@ -26,11 +30,11 @@ _LIBRARY = torch.library.Library("neurospike", "DEF")
 
 _FORWARD = (
     "(Tensor current, Tensor? mem, Tensor beta, Tensor threshold, str rule, float[] parameters, "
-    "int num_steps, bool want_spikes, bool want_trace) -> (Tensor, Tensor, Tensor)"
+    "int num_steps, bool want_spikes, bool want_trace, bool want_saved) -> (Tensor, Tensor, Tensor"
 )
 _BACKWARD = (
     "(Tensor? grad_spikes, Tensor? grad_mem, Tensor? grad_trace, Tensor current, Tensor? mem, "
-    "Tensor beta, Tensor threshold, str rule, float[] parameters, int num_steps, "
+    "Tensor beta, Tensor threshold, Tensor? saved, str rule, float[] parameters, int num_steps, "
     "bool want_mem, bool want_beta, bool want_threshold) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -56,15 +60,23 @@ def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _allocate(
-    current: Tensor, num_steps: int, want_spikes: bool, want_trace: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    every: int,
+    current: Tensor,
+    num_steps: int,
+    want_spikes: bool,
+    want_trace: bool,
+    want_saved: bool,
+) -> tuple[Tensor, ...]:
     state = state_dtype(current.dtype)
     shape = step_shape(current, num_steps)
-    whole = (_steps(current, num_steps), *shape)
-    spikes = _empty(current, whole if want_spikes else (0,), current.dtype)
+    steps = _steps(current, num_steps)
+    spikes = _empty(current, (steps, *shape) if want_spikes else (0,), current.dtype)
     final = _empty(current, shape, state)
-    trace = _empty(current, whole if want_trace else (0,), state)
-    return spikes, final, trace
+    trace = _empty(current, (steps, *shape) if want_trace else (0,), state)
+    if not every:
+        return spikes, final, trace
+    saved = _empty(current, (-(-steps // every), *shape) if want_saved else (0,), state)
+    return spikes, final, trace, saved
 
 
 def _allocate_gradients(
@@ -87,37 +99,46 @@ def _allocate_gradients(
 
 
 def _define(row: dispatch.Backend) -> None:
+    every = row.checkpoint_every
     name = f"{row.name}_lif"
-    _LIBRARY.define(name + _FORWARD)
+    _LIBRARY.define(name + _FORWARD + (", Tensor)" if every else ")"))
     _LIBRARY.define(name + "_backward" + _BACKWARD)
 
-    def forward(current: Tensor, *rest: Any) -> Any:
-        num_steps, want_spikes, want_trace = rest[-3:]
-        outputs = _allocate(current, num_steps, want_spikes, want_trace)
-        steps = _steps(current, num_steps)
-        dispatch.load(row).forward(current, *rest[:-3], steps, num_steps >= 0, *outputs)
-        return outputs
-
-    def backward(*arguments: Any) -> Any:
-        current, _, beta, threshold = arguments[3:7]
-        num_steps, *wants = arguments[-4:]
-        outputs = _allocate_gradients(current, beta, threshold, num_steps, *wants)
-        steps = _steps(current, num_steps)
-        dispatch.load(row).backward(*arguments[:-4], steps, num_steps >= 0, *outputs)
-        return outputs
-
     def fake_forward(current: Tensor, *rest: Any) -> Any:
-        return _allocate(current, *rest[-3:])
+        return _allocate(every, current, *rest[-4:])
 
     def fake_backward(*arguments: Any) -> Any:
         current, _, beta, threshold = arguments[3:7]
         return _allocate_gradients(current, beta, threshold, *arguments[-4:])
 
     for device in row.device_types:
-        _LIBRARY.impl(name, forward, device.upper())
-        _LIBRARY.impl(name + "_backward", backward, device.upper())
+        implement(row, device)
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+
+
+def implement(row: dispatch.Backend, device_type: str) -> None:
+    """Make the operators of `row` work on tensors of `device_type`."""
+    every = row.checkpoint_every
+
+    def forward(current: Tensor, *rest: Any) -> Any:
+        num_steps = rest[-4]
+        outputs = _allocate(every, current, *rest[-4:])
+        steps = _steps(current, num_steps)
+        dispatch.load(row).forward(current, *rest[:-4], steps, num_steps >= 0, *outputs)
+        return outputs
+
+    def backward(*arguments: Any) -> Any:
+        current, _, beta, threshold, saved = arguments[3:8]
+        num_steps, *wants = arguments[-4:]
+        outputs = _allocate_gradients(current, beta, threshold, num_steps, *wants)
+        given = (*arguments[:7], *((saved,) if every else ()), *arguments[8:-4])
+        steps = _steps(current, num_steps)
+        dispatch.load(row).backward(*given, steps, num_steps >= 0, *outputs)
+        return outputs
+
+    _LIBRARY.impl(f"{row.name}_lif", forward, device_type.upper())
+    _LIBRARY.impl(f"{row.name}_lif_backward", backward, device_type.upper())
 
 
 for _row in dispatch.TABLE.values():
@@ -149,21 +170,26 @@ class _Fused(torch.autograd.Function):
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = getattr(torch.ops.neurospike, f"{name}_lif")(*arguments)
-        current, mem, beta, threshold, *options, want_spikes, want_trace = arguments
-        ctx.save_for_backward(current, mem, beta, threshold)
-        ctx.name, ctx.options = name, options
-        ctx.set_materialize_grads(False)
-        spikes, _, trace = output
-        unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
-        ctx.mark_non_differentiable(*unwanted)
+    def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, ...]:
+        output = getattr(torch.ops.neurospike, f"{name}_lif")(*arguments, True)
+        _Fused.keep(ctx, (name, *arguments), output)
         return output
 
     @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what backward needs."""
+        name, current, mem, beta, threshold, *options, want_spikes, want_trace = inputs
+        spikes, _, trace, *saved = output
+        ctx.save_for_backward(current, mem, beta, threshold, *saved)
+        ctx.name, ctx.options = name, options
+        ctx.set_materialize_grads(False)
+        unwanted = [t for t, want in ((spikes, want_spikes), (trace, want_trace)) if not want]
+        ctx.mark_non_differentiable(*unwanted, *saved)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_spikes, grad_mem, grad_trace = grads
-        current, mem, beta, threshold = ctx.saved_tensors
+        grad_spikes, grad_mem, grad_trace = grads[:3]
+        current, mem, beta, threshold, *saved = ctx.saved_tensors
         _, need_current, need_mem, need_beta, need_threshold, *_ = ctx.needs_input_grad
         backward = getattr(torch.ops.neurospike, f"{ctx.name}_lif_backward")
         found = backward(
@@ -174,6 +200,7 @@ class _Fused(torch.autograd.Function):
             mem,
             beta,
             threshold,
+            saved[0] if saved else None,
             *ctx.options,
             need_mem,
             need_beta,
@@ -184,6 +211,16 @@ class _Fused(torch.autograd.Function):
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)
+
+
+class _Split(_Fused):
+    """The same in two parts, which the transforms of `torch.func` ask for."""
+
+    @staticmethod
+    def forward(name: str, *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return getattr(torch.ops.neurospike, f"{name}_lif")(*arguments, True)
+
+    setup_context = staticmethod(_Fused.keep)
 
 
 def fused_lif(
@@ -209,6 +246,7 @@ def fused_lif(
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return _Fused.apply(name, *arguments, want_spikes, want_trace)
+        function = _Split if torch._C._are_functorch_transforms_active() else _Fused
+        return function.apply(name, *arguments, want_spikes, want_trace)[:3]
     operator = getattr(torch.ops.neurospike, f"{name}_lif")
-    return operator(*arguments, want_spikes, want_trace)
+    return operator(*arguments, want_spikes, want_trace, False)[:3]

@@ -51,7 +51,7 @@ def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., A
     if reset not in RESETS:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")
     name = surrogate.__name__
-    if getattr(formulas, name, None) is not surrogate:
+    if name not in BUILT_IN or getattr(formulas, name) is not surrogate:
         names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
         name += "-" + digest(surrogate, dict.fromkeys(names))
         _own_surrogates.setdefault(name, bind(surrogate, names))

@@ -1,0 +1,51 @@
+"""Plugin for pytest: lets the Triton backend run on the CPU, through Triton's interpreter.
+
+Used in a process of its own, `TRITON_INTERPRET=1 python -m pytest -p interpreted ...`, so that the
+switch does not leak into other tests. The tests are those that every backend passes; here the row
+of the table serves CPU tensors, and the only other backend left is the reference.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from neurospike import dispatch, ops
+from neurospike.kernels import lif_triton
+
+ROW = dataclasses.replace(dispatch.TABLE["triton"], device_types=("cpu",))
+REFERENCE = dispatch.TABLE["reference"]
+dispatch.TABLE.clear()
+dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
+ops.implement(ROW, "cpu")
+
+# Fewer and larger programs: the interpreter takes as long for a small one.
+lif_triton._geometry = lambda size, state: (1024, 1)
+
+_convert = interpreter._convert_float
+
+
+def _to_nearest(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+    """Round float32 to the nearest bfloat16, as compiled code does; the interpreter cuts off."""
+    if (source, target) != (tl.float32, tl.bfloat16):
+        return _convert(data, source, target, rounding)
+    nearest = torch.from_numpy(np.ascontiguousarray(data)).to(torch.bfloat16)
+    return nearest.view(torch.int16).numpy().view(np.uint16)
+
+
+interpreter._convert_float = _to_nearest
+
+_call = interpreter.InterpretedFunction.__call__
+
+
+def _call_ours(self: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a device function without patching `triton.language` again: half of the time."""
+    if self.fn.__module__.startswith("triton."):
+        return _call(self, *arguments, **options)
+    return self.rewrite()(*arguments, **options)
+
+
+interpreter.InterpretedFunction.__call__ = _call_ours

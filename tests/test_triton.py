@@ -1,0 +1,222 @@
+"""The Triton backend without a GPU: its errors, its results interpreted, its machine code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import neurospike as ns
+from neurospike import dispatch, train
+from neurospike.errors import BackendError
+
+pytest.importorskip("triton")
+
+from benchmarks import triton_code
+from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect
+from neurospike.kernels import lif_triton
+
+ROOT = Path(__file__).parents[1]
+NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+# Through the interpreter
+
+
+def test_every_backend_test_passes_in_the_interpreter():
+    """The whole of test_lif.py; in a process of its own, so that the switch does not leak."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "interpreted", "-p", "no:cacheprovider"]
+    which = ["tests/test_lif.py", "-k", "triton or all_backends"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    run = subprocess.run(
+        [*command, *which], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
+    assert int(run.stdout.rsplit(" passed", 1)[0].split()[-1]) > 150
+    assert "TRITON_INTERPRET" not in os.environ
+
+
+# As machine code
+
+BUDGET = {  # kind: loads and stores a step; a chunk's membrane is saved, and loaded, once
+    "inference": (1.0, 1.0),
+    "training forward": (1.0, 1.0 + 1 / lif_triton.EVERY),
+    "backward": (2.0 + 1 / lif_triton.EVERY, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", BUDGET)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_the_machine_code_moves(kind, dtype, architecture):
+    code = inspect(Kernel(kind, dtype), architecture)
+    assert (code.loads_a_step, code.stores_a_step) == BUDGET[kind]
+    wide = {torch.bfloat16: 8}.get(dtype, 16)
+    assert min(code.widths) == wide
+    assert max(code.widths) == 16 if kind != "inference" else wide
+    assert code.spills == code.local_bytes == 0
+    # Of double precision only a division may have some, and only the surrogate divides.
+    assert code.fused_multiply_adds == 0 or (dtype == torch.float64 and kind == "backward")
+
+
+RULES = [("subtract", True), ("zero", True), ("none", True), ("subtract", False), ("zero", False)]
+
+
+@pytest.mark.parametrize(("reset", "delayed"), RULES)
+def test_every_rule_compiles_without_fused_multiply_add(reset, delayed):
+    for kind in ("training forward", "backward"):
+        code = inspect(Kernel(kind, reset=reset, delayed=delayed, trace=True), 90)
+        assert code.fused_multiply_adds == code.spills == code.local_bytes == 0
+
+
+@pytest.mark.parametrize("name", list(ns.surrogate.BUILT_IN))
+def test_every_surrogate_compiles(name):
+    code = inspect(Kernel("backward", surrogate=name, learned=True), 90)
+    assert code.fused_multiply_adds == code.spills == 0
+    if name != "straight_through":
+        assert code.loads_a_step == BUDGET["backward"][0]
+
+
+def test_a_constant_current_is_not_loaded_in_the_loop():
+    forward = inspect(Kernel("training forward", constant=True), 90)
+    backward = inspect(Kernel("backward", constant=True), 90)
+    assert (forward.loads_a_step, backward.stores_a_step) == (0, 0)
+    assert backward.loads_a_step == BUDGET["backward"][0] - 1
+
+
+def test_a_16_bit_gradient_is_rounded_to_the_nearest():
+    text = build(Kernel("backward", torch.bfloat16), 90).asm["ptx"]
+    assert "cvt.rn.bf16" in text
+
+
+@pytest.mark.parametrize("kind", BUDGET)
+def test_no_number_of_steps_compiles_anew(kind):
+    compiled = {id(build(Kernel(kind), 90, steps)) for steps in (1, 7, 16, 25, 1000)}
+    assert len(compiled) == 1
+    assert id(build(Kernel(kind), 90, neurons=triton_code.NEURONS + 1)) not in compiled
+
+
+def test_offsets_take_64_bits():
+    """A step's offset is a product of 64-bit numbers, or 2^31 numbers would be the end."""
+    text = build(Kernel("inference"), 90).asm["ttgir"]
+    products = [line for line in text.splitlines() if "arith.muli" in line]
+    assert products
+    assert all("i64" in line or "%c" in line for line in products)
+
+
+def test_a_surrogate_of_the_users_compiles():
+    from neurospike.formulas import exp
+
+    sharpness, count = 3.0, 2
+
+    def laplace(u):
+        """Documented, with captured numbers."""
+        return sharpness / count * exp(-sharpness * abs(u))
+
+    code = inspect(Kernel("backward", surrogate=laplace), 90)
+    assert code.loads_a_step == BUDGET["backward"][0]
+
+
+def test_a_surrogate_that_cannot_be_compiled_is_refused():
+    made = {}
+    exec("def typed(u): return 1.0 / (1.0 + u * u)", made)
+    for surrogate in (made["typed"], lambda u: 1.0 / (1.0 + u * u)):
+        with pytest.raises(BackendError, match=r"finds none for .*write the surrogate as a `def`"):
+            build(Kernel("backward", surrogate=surrogate), 90)
+
+    def annotated(u: torch.Tensor) -> torch.Tensor:
+        return 1.0 / (1.0 + u * u)
+
+    with pytest.raises(BackendError, match=r"cannot compile this layer: .*no type annotations"):
+        build(Kernel("backward", surrogate=annotated), 90)
+
+
+def test_the_table_of_the_machine_code(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(triton_code, "kernels", lambda: [Kernel("inference")])
+    monkeypatch.setattr(triton_code, "ARCHITECTURES", (90,))
+    assert triton_code.main(["--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert (tmp_path / "triton_code.txt").read_text() == shown
+    assert "inference (subtract)" in shown.splitlines()[2]
+    assert '"bytes_a_neuron_step": 8.0' in (tmp_path / "triton_code.json").read_text()
+
+
+# Where it cannot run
+
+
+@NO_DEVICE
+def test_without_a_device_the_command_ends_with_2_and_the_way_on(capsys):
+    assert train.main(["--backend", "triton"]) == 2
+    error = capsys.readouterr().err
+    assert "backend 'triton' cannot run here: torch finds no CUDA device" in error
+    assert "--backend numba" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_every_reason_is_told(monkeypatch):
+    monkeypatch.setattr(dispatch, "_installed", lambda package: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(BackendError) as caught:
+        ns.lif(torch.zeros(1, 1, 1), beta=0.9, backend="triton")
+    for reason in ("pip install triton", "built without CUDA", "runs on cuda tensors, these are"):
+        assert reason in str(caught.value)
+
+
+def test_cpu_tensors_are_refused_where_there_is_a_device(monkeypatch):
+    monkeypatch.setattr(dispatch, "_cuda_reasons", list)
+    with pytest.raises(BackendError, match="it runs on cuda tensors, these are on cpu"):
+        ns.lif(torch.zeros(1, 1, 1), beta=0.9, backend="triton")
+
+
+def test_auto_takes_it_for_cuda_tensors_alone(monkeypatch):
+    monkeypatch.setattr(dispatch, "_cuda_reasons", list)
+    assert dispatch.choose("auto", "cuda").name == "triton"
+    assert dispatch.choose("auto", "cpu").name == "numba"
+    assert ns.backends()["triton"] is None
+
+
+def test_a_device_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    told = "Tesla T4 has compute capability 7.5, Triton supports 8.0 and later"
+    assert ns.backends()["triton"] == told
+    assert dispatch.choose("auto", "cuda").name == "reference"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert ns.backends()["triton"] is None
+
+
+class _Failing:
+    """A kernel whose start fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *arguments, **options):
+        raise self.error
+
+
+COMPILER_ERRORS = [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+    subprocess.CalledProcessError(1, ["gcc", "launcher.c"]),
+    FileNotFoundError(2, "No such file or directory", "/no/cc"),
+]
+
+
+@pytest.mark.parametrize("error", COMPILER_ERRORS, ids=lambda e: type(e).__name__)
+def test_no_c_compiler_is_named(error):
+    with pytest.raises(BackendError, match=r"needs a C compiler .*gcc python3-dev.*CC"):
+        lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+
+
+def test_other_errors_of_the_device_stay_what_they_are():
+    for error in (RuntimeError("Triton Error [CUDA]: x"), torch.OutOfMemoryError("2 GiB")):
+        with pytest.raises(type(error)) as caught:
+            lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+        assert caught.value is error
