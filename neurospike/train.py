@@ -20,7 +20,14 @@ from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
-from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, load_checkpoint
+from neurospike.training import (
+    Metrics,
+    Run,
+    SNNTrainer,
+    draw_curves,
+    draw_network,
+    load_checkpoint,
+)
 from neurospike.training.progress import summary
 from neurospike.training.resume import newest_state, resumable
 from neurospike.training.scale import make_fabric
@@ -152,6 +159,7 @@ def _train_and_test(
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     try:
         draw_curves(run.folder)
+        draw_network(run.folder, model, batches(data.test))
     except MissingDependencyError as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested

@@ -163,7 +163,9 @@ def test_a_run_learns_and_leaves_its_folder(folder, capsys):
     assert [row["epoch"] for row in epochs] == [1, 2]
     assert (last["kind"], last["accuracy"]) == ("test", 1.0)
     assert 0 < last["spike_rates"]["hidden1"] < 1
-    assert (folder / "out" / "training_curves.png").stat().st_size > 10_000
+    for name in ("training_curves", "confusion_matrix", "firing_rates", "weights"):
+        assert (folder / "out" / f"{name}.png").stat().st_size > 10_000
+    assert (folder / "out" / "input_encoding.png").exists()
     config = load_config("out/config.yaml")
     assert config.model.hidden_size == 16
     best = folder / "out" / "checkpoints" / "best_model.pth"

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from neurospike.data import Preprocessing
 from neurospike.errors import ConfigError, MissingDependencyError
 from neurospike.steps import NAMES, parse_steps
 
+ROOT = Path(__file__).parents[1]
 RANDOM = ["affine", "elastic", "noise", {"kind": "crop", "size": 9}]
 
 
@@ -217,9 +219,14 @@ def test_steps_from_yaml_reach_the_network(tmp_path):
 
 
 def test_steps_from_the_command_line():
-    config = load_config("config.yaml", {"preprocessing": "[deskew, {kind: noise, std: 0.2}]"})
+    config = load_config(
+        ROOT / "config.yaml", {"preprocessing": "[deskew, {kind: noise, std: 0.2}]"}
+    )
     assert [step.kind for step in config.preprocessing] == ["deskew", "noise"]
-    assert load_config("config.yaml", {"preprocessing": "deskew"}).preprocessing[0].kind == "deskew"
+    assert (
+        load_config(ROOT / "config.yaml", {"preprocessing": "deskew"}).preprocessing[0].kind
+        == "deskew"
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_steps_from_the_command_line():
 )
 def test_wrong_steps_are_named(steps, message):
     with pytest.raises(ConfigError) as caught:
-        load_config("config.yaml", {"preprocessing": steps})
+        load_config(ROOT / "config.yaml", {"preprocessing": steps})
     assert str(caught.value).startswith("--preprocessing: ")
     assert message in str(caught.value)
     with pytest.raises(ValueError, match="got"):

@@ -1,7 +1,8 @@
 """The run folder: all that is needed to judge a training run, and to repeat it.
 
 `config.yaml` what was asked for; `metrics.jsonl` first what it ran on, then a line an epoch,
-last the test; `checkpoints/best_model.pth` and `checkpoints/last.pth`; `training_curves.png`.
+last the test; `checkpoints/best_model.pth` and `checkpoints/last.pth`; `training_curves.png` and
+the pictures of `neurospike.training.pictures`.
 """
 
 import importlib.metadata

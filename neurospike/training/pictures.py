@@ -1,0 +1,43 @@
+"""The pictures a finished run keeps of its network, beside the curves of its training."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from neurospike.models import SpikingNetwork
+from neurospike.training.trainer import BatchSource
+from neurospike.visualization import SpikeVisualizer
+
+
+@torch.no_grad()
+def draw_network(folder: str | Path, model: SpikingNetwork, batches: BatchSource) -> list[Path]:
+    """Draw what a network makes of some batches into a run folder; the paths.
+
+    `confusion_matrix.png` of all of them; `firing_rates.png` of every layer, over the first batch;
+    `input_encoding.png` of its first picture; `weights.png`, the first layer's receptive fields.
+    Raises MissingDependencyError without matplotlib, OSError for a file that cannot be written.
+    """
+    model.eval()
+    answers, truth, first = [], [], None
+    for images, labels in batches:
+        first = images if first is None else first
+        answers.append(model(images).argmax(1))
+        truth.append(labels)
+    if first is None:
+        return []
+    visualizer = SpikeVisualizer()
+    recorded, prepared = model.record(first), model.preprocessing(first)
+    layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
+    shape = (prepared.shape[-2], prepared.shape[-1])
+    figures = {
+        "confusion_matrix": visualizer.plot_confusion_matrix(torch.cat(truth), torch.cat(answers)),
+        "firing_rates": visualizer.plot_firing_rates(recorded.spikes),
+        "input_encoding": visualizer.plot_input_encoding(prepared, recorded.current),
+        "weights": visualizer.plot_weights(layer, shape=shape),
+    }
+    paths = []
+    for name, (figure, _) in figures.items():
+        paths.append(Path(folder) / f"{name}.png")
+        figure.savefig(paths[-1])
+    return paths
