@@ -17,6 +17,7 @@ if the current is; 16-bit currents are converted before, their spikes and gradie
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,13 +256,19 @@ def _backward(job_at):
 
 
 @functools.cache
+def _memory() -> str:
+    """Return the text of what is compiled in but stands in a file that Numba does not watch."""
+    return Path(numba_memory.__file__).read_text(encoding="utf-8")
+
+
+@functools.cache
 def _compiled(function: Callable[..., Any], key: str, double: bool, **flags: int) -> Any:
     """Return `function` compiled for a rule, a number format and what is asked for."""
     literal = np.float64 if double else np.float32
     names: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
     names |= {"to_fixed_tuple": to_fixed_tuple, "NUMBER": literal(0)}
     names |= rule.from_key(key).names | flags | numba_memory.INTRINSICS
-    label = f"{function.__name__}-{digest(function, names, literal.__name__)}"
+    label = f"{function.__name__}-{digest(function, names, literal.__name__ + _memory())}"
     entry = functools.partial(cfunc, types.void(types.intp))
 
     def jit(bound: Any) -> Any:

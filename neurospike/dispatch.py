@@ -172,6 +172,10 @@ def _cuda_reasons() -> list[str]:
     return []
 
 
-@torch.compiler.assume_constant_result  # torch.compile is not to look into it
 def _capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
+
+
+# torch.compile is not to look into it. This is all that `torch.compiler.assume_constant_result`
+# does, which would load the compiler, and Triton with it, at our import.
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

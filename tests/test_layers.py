@@ -333,7 +333,10 @@ def test_the_reference_leaves_no_layer_in_snntorchs_list():
     ("options", "message"),
     [
         ({"encoding": "poisson"}, "unknown encoding 'poisson'; choose one of constant, rate"),
-        ({"readout": "votes"}, "unknown readout 'votes'; choose one of membrane, spikes"),
+        (
+            {"readout": "votes"},
+            "unknown readout 'votes'; choose one of membrane, max_membrane, spikes",
+        ),
         ({"hidden_size": []}, "there must be a hidden layer"),
         ({"hidden_size": [8, 0]}, r"at least 1 .* sizes \[784, 8, 0, 10\]"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),

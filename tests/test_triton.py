@@ -223,7 +223,7 @@ def test_other_errors_of_the_device_stay_what_they_are():
 
 
 def test_out_of_memory_is_named_with_the_way_on(capsys, monkeypatch, tmp_path):
-    def no_room(config):
+    def no_room(config, resumed):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
     monkeypatch.chdir(tmp_path)
