@@ -12,6 +12,7 @@ from neurospike.cli import Parser, guarded
 from neurospike.devices import choose_device
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import load_trained
+from neurospike.pictures import suffixes
 from neurospike.predict import MODEL
 
 from .answering import Answerer, TestPictures
@@ -122,8 +123,10 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
 
     from .page import add_page
 
+    # What is slow only once is done before the first visitor would have to wait for it.
+    suffixes()
     if live.answerer is not None:
-        _ = live.answerer.layers  # compiles, so that the first visitor need not wait
+        live.answerer.warm()
     address = f"http://{HOST}:{port}"
     add_page(live)
     app.on_startup(lambda: print(f"open {address} (Ctrl-C stops it)", flush=True))

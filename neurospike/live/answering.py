@@ -60,9 +60,13 @@ class Answerer:
             f"coding, {learnt.num_steps} steps"
         )
 
+    def warm(self) -> None:
+        """Run the network once: what it is computed with is compiled then."""
+        _ = self.layers
+
     @cached_property
     def layers(self) -> list[str]:
-        """Names of the layers that fire; runs the network once, which also compiles it."""
+        """Names of the layers that fire."""
         film = self.answer(torch.zeros(PICTURE, PICTURE), self.default)
         return [layer["name"] for layer in film["layers"]]
 

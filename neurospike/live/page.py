@@ -1,15 +1,16 @@
 """The page: what a visitor sees and does. Each has a choice and a picture of his own."""
 
+import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nicegui import events, run, ui
+from nicegui import events, ui
 from torch import Tensor
 
 from neurospike.dispatch import backends
-from neurospike.errors import DataError, NeuroSpikeError, PictureError
+from neurospike.errors import NeuroSpikeError, PictureError
 from neurospike.models.network import ENCODINGS
 from neurospike.pictures import Ink, read_picture
 
@@ -111,7 +112,7 @@ class Visitor:
 
     def _options(self) -> None:
         usable = backends()
-        with ui.element("section").classes("card side"):
+        with ui.element("section").classes("card side options"):
             self.coding = ui.select(list(ENCODINGS), label="Coding", on_change=self._chosen)
             self.steps = ui.number(
                 "Time steps", min=1, max=MOST_STEPS, step=1, precision=0, on_change=self._chosen
@@ -172,7 +173,7 @@ class Visitor:
         dataset = self.live.pictures.dataset
         self.asked += 1  # an answer under way is to another picture
         try:
-            picture, note = await run.io_bound(read_picture, name, ink, dataset, content=content)
+            picture, note = await asyncio.to_thread(read_picture, name, ink, dataset, content=content)
         except PictureError as error:
             self.picture = None
             self.stage.clear()
@@ -188,8 +189,8 @@ class Visitor:
 
     async def _test_picture(self, onwards: int) -> None:
         try:
-            found = await run.io_bound(self.live.pictures.picture, self.place + onwards)
-        except (DataError, NeuroSpikeError) as error:
+            found = await asyncio.to_thread(self.live.pictures.picture, self.place + onwards)
+        except NeuroSpikeError as error:
             self._say(str(error))
             return
         self.place, self.picture, self.label = found
@@ -219,7 +220,7 @@ class Visitor:
         self.asked += 1
         asked = self.asked
         try:
-            film = await run.io_bound(self.answerer.answer, self.picture, self.choice)
+            film = await asyncio.to_thread(self.answerer.answer, self.picture, self.choice)
         except (NeuroSpikeError, ValueError) as error:
             self._say(str(error))
             return
@@ -235,7 +236,7 @@ class Visitor:
         """Show what the run has written since the last look."""
         watched = self.live.run
         assert watched is not None
-        await run.io_bound(watched.look)
+        await asyncio.to_thread(watched.look)
         self.curves.show_state()
         if watched.records != self.seen[0]:
             self.curves.draw()

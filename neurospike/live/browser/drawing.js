@@ -43,7 +43,7 @@ export function drawRaster(canvas, layer, step, steps, ink) {
   const { pen, width, height } = sheet(canvas);
   const across = width / steps;
   const down = height / layer.rows;
-  const wide = Math.max(1.5, Math.min(across * 0.62, 9));
+  const wide = Math.max(1.5, Math.min(across * 0.6, 7));
   const high = Math.max(1, Math.min(down * 0.85, 5));
   pen.fillStyle = ink.faint;
   pen.fillRect((step - 1) * across, 0, across, height);

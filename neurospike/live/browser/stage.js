@@ -33,7 +33,7 @@ export default {
       <h2>Confidence, were it stopped now</h2>
       <div class="bars">
         <div v-for="k in classes" :key="k" class="bar" :class="{leads: k - 1 === leader}">
-          <span class="share">{{ film ? percent(votes[k - 1]) : "" }}</span>
+          <span class="share">{{ film && votes[k - 1] >= 0.005 ? Math.round(100 * votes[k - 1]) + "%" : "" }}</span>
           <div class="track"><div :style="{height: 100 * (votes[k - 1] || 0) + '%'}"></div></div>
           <b>{{ k - 1 }}</b>
         </div>
@@ -42,14 +42,14 @@ export default {
 
     <section class="card transport">
       <button class="round" @click="toggle" :disabled="!film" :aria-label="playing ? 'Pause' : 'Play'">
-        <i class="material-icons">{{ playing ? "pause" : atEnd ? "replay" : "play_arrow" }}</i></button>
+        <i class="material-icons">{{ playing ? "pause" : film && atEnd ? "replay" : "play_arrow" }}</i></button>
       <button @click="go(step - 1)" :disabled="!film || step <= 1" aria-label="One step back">
         <i class="material-icons">skip_previous</i></button>
       <button @click="go(step + 1)" :disabled="!film || atEnd" aria-label="One step on">
         <i class="material-icons">skip_next</i></button>
       <input type="range" min="1" :max="steps" :value="step" :disabled="!film" aria-label="Time step"
         @input="go(+$event.target.value)">
-      <span class="clock">step <b>{{ step }}</b> of {{ steps }}</span>
+      <span class="clock"><template v-if="film">step <b>{{ step }}</b> of {{ steps }}</template></span>
       <label class="speed">speed
         <select v-model.number="speed" aria-label="Speed">
           <option v-for="s in speeds" :value="s">{{ s }}×</option>
@@ -67,15 +67,17 @@ export default {
 
     <section class="card output">
       <h2>Output {{ spiking ? "spikes, counted" : "membranes" }}
-        <small v-if="film">leader now: <b>{{ leader }}</b></small></h2>
-      <canvas ref="output"></canvas>
+        <small v-if="film">in the lead: <b>{{ leader }}</b></small>
+        <small v-else>a curve a digit</small></h2>
+      <div class="room"><canvas ref="output"></canvas></div>
     </section>
 
     <section v-for="(layer, k) in layers" :key="layer.name" class="card layer"
         :class="{alone: layers.length === 1}">
       <h2>{{ layer.name }}
         <small v-if="film">{{ layer.counts[step - 1] }} of {{ layer.neurons }} neurons fire now ·
-          {{ percent(layer.rate) }} a step on average</small></h2>
+          {{ percent(layer.rate) }} a step on average</small>
+        <small v-else>a row a neuron, a mark a spike; below, how many fire</small></h2>
       <canvas ref="rasters" class="raster"></canvas>
       <canvas ref="rates" class="rate"></canvas>
     </section>
@@ -119,8 +121,7 @@ export default {
 
   methods: {
     percent(share) {
-      const value = 100 * share;
-      return value > 99.95 ? "100%" : value >= 9.95 ? value.toFixed(1) + "%" : value.toFixed(1) + "%";
+      return share > 0.9995 ? "> 99.9%" : (100 * share).toFixed(1) + "%";
     },
 
     show(film) {
