@@ -15,7 +15,7 @@ from neurospike.loading import load_trained
 from neurospike.pictures import suffixes
 from neurospike.predict import MODEL
 
-from .answering import Answerer, TestPictures
+from .answering import Answerer
 from .watching import WatchedRun
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
         if flags.watch is None:
             device = choose_device(flags.device, "auto")
             trained = load_trained(flags.model_path or MODEL, device)
-            data_path = flags.data_path or trained.config.data_path
-            live = Live(Answerer(trained, device), TestPictures(trained.dataset, data_path))
+            live = Live(Answerer(trained, device), flags.data_path)
         else:
             if flags.model_path is not None:
                 raise ConfigError("give --model_path or --watch, not both: a run has its own model")
-            live = Live(None, TestPictures("mnist", flags.data_path or "data/"), _watched(flags.watch))
+            live = Live(None, flags.data_path, _watched(flags.watch))
         port = _free_port(flags.port)
         _serve(live, port, flags.no_browser)
         return 0
@@ -114,12 +113,13 @@ def _watched(folder: str) -> WatchedRun:
     # The training comes first: the page takes the time and the core that it leaves.
     torch.set_num_threads(1)
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
+        os.nice(5)
     return run
 
 
 def _serve(live: "Live", port: int, no_browser: bool) -> None:
     from nicegui import app, ui
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from .page import add_page
 
@@ -129,6 +129,8 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
         live.answerer.warm()
     address = f"http://{HOST}:{port}"
     add_page(live)
+    # Else another site's page could point its own name at this machine, and come in.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.on_startup(lambda: print(f"open {address} (Ctrl-C stops it)", flush=True))
     ui.run(
         host=HOST,

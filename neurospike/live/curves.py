@@ -24,7 +24,7 @@ class Curves:
         with ui.element("div").classes("curves"):
             for name in run.curves():
                 with ui.element("section").classes("card"):
-                    ui.html(f"<h2>{name}</h2>", sanitize=False)
+                    ui.html(f"<h2>{name.capitalize()}</h2>", sanitize=False)
                     self.charts[name] = ui.echart(_options(name)).classes("chart")
         self.show_state()
 
@@ -39,7 +39,8 @@ class Curves:
         for name, curves in self.run.curves().items():
             chart = self.charts[name]
             chart.options["series"] = [
-                _series(curve, points, place) for place, (curve, points) in enumerate(curves.items())
+                _series(curve, points, place)
+                for place, (curve, points) in enumerate(curves.items())
             ]
             chart.options["legend"]["data"] = list(curves) if len(curves) > 1 else []
             chart.update()
@@ -48,6 +49,7 @@ class Curves:
 def _options(name: str) -> dict[str, Any]:
     text = {"color": GREY, "fontSize": 11}
     lines = {"lineStyle": {"color": GREY, "opacity": 0.25}}
+    axis = {"axisLabel": text, "axisLine": {"lineStyle": {"color": GREY}}}
     return {
         "animationDuration": 300,
         "color": [COLORS[4], COLORS[1], COLORS[2], COLORS[3], COLORS[5]],
@@ -59,10 +61,10 @@ def _options(name: str) -> dict[str, Any]:
             "name": "",
             "min": 0,
             "minInterval": 1,
-            "axisLabel": text,
             "splitLine": {"show": False},
+            **axis,
         },
-        "yAxis": {"type": "value", "scale": name == "accuracy", "axisLabel": text, "splitLine": lines},
+        "yAxis": {"type": "value", "scale": name == "accuracy", "splitLine": lines, **axis},
         "series": [],
     }
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nicegui import events, ui
@@ -25,11 +26,24 @@ LOOK = 1.0  # seconds between two looks of a page at a run
 
 @dataclass
 class Live:
-    """What all visitors share. answerer: None while a run that is watched has saved no network."""
+    """What all visitors share: a trained network, or a run that is watched.
+
+    data_path: where the test pictures are; None: where the training found them.
+    """
 
     answerer: Answerer | None
-    pictures: TestPictures
+    data_path: str | None = None
     run: WatchedRun | None = None
+
+    @cached_property
+    def pictures(self) -> TestPictures:
+        """Those of the network's data set, once there is a network."""
+        trained = self.answerer.trained if self.answerer else None
+        if self.run is not None:
+            trained = self.run.trained
+        if trained is None:
+            raise NeuroSpikeError("the data set is known once the first epoch is done")
+        return TestPictures(trained.dataset, self.data_path or trained.config.data_path)
 
 
 def add_page(live: Live) -> None:
@@ -61,8 +75,7 @@ class Visitor:
                 with ui.element("div").classes("side"):
                     self._drawing()
                     self._options()
-                layers, outputs = _shape(live.answerer)
-                self.stage = Stage(layers, outputs)
+                self.stage = _stage(live.answerer)
         if live.run is not None:
             ui.timer(LOOK, self._watch, immediate=True)
 
@@ -91,9 +104,7 @@ class Visitor:
             ).classes("hidden-upload")
             self.upload = upload
             uploader = f"getElement({upload.id}).$refs.qRef"
-            self.pad.on(
-                "dropped", js_handler=f"(e) => {uploader}.addFiles(e.dataTransfer.files)"
-            )
+            self.pad.on("dropped", js_handler=f"(e) => {uploader}.addFiles(e.dataTransfer.files)")
             with ui.element("div").classes("row grow"):
                 _button("backspace", "Clear", self._clear)
                 _button("upload", "Upload", lambda: None).on(
@@ -170,28 +181,38 @@ class Visitor:
         self, name: str, content: bytes, lifted: float | None, ink: Ink = "auto"
     ) -> bool:
         """Take a picture file for the picture, and answer it; False if it cannot be read."""
-        dataset = self.live.pictures.dataset
+        dataset = self.answerer.trained.dataset if self.answerer else "mnist"
         self.asked += 1  # an answer under way is to another picture
+        asked = self.asked
         try:
-            picture, note = await asyncio.to_thread(read_picture, name, ink, dataset, content=content)
+            picture, note = await asyncio.to_thread(
+                read_picture, name, ink, dataset, content=content
+            )
         except PictureError as error:
             self.picture = None
-            self.stage.clear()
+            self.stage.wipe()
             if lifted is None:
-                self.pad.clear()
+                self.pad.wipe()
             self._say(str(error))
             return False
+        if asked != self.asked:
+            return False
         self.picture = picture
-        await self._answer(lifted)
         if note:
-            self._say(f"{name}: {note}")
+            self.which.text = f"{name}, {note}"
+        await self._answer(lifted)
         return True
 
     async def _test_picture(self, onwards: int) -> None:
+        self.place += onwards
+        self.asked += 1
+        asked = self.asked
         try:
-            found = await asyncio.to_thread(self.live.pictures.picture, self.place + onwards)
+            found = await asyncio.to_thread(self.live.pictures.picture, self.place)
         except NeuroSpikeError as error:
             self._say(str(error))
+            return
+        if asked != self.asked:
             return
         self.place, self.picture, self.label = found
         self.which.text = f"test picture {self.place}, a {self.label}"
@@ -207,8 +228,8 @@ class Visitor:
         self.picture = self.label = None
         self.which.text = "test pictures"
         self.message.visible = False
-        self.pad.clear()
-        self.stage.clear()
+        self.pad.wipe()
+        self.stage.wipe()
 
     async def _answer(self, lifted: float | None, quiet: bool = False) -> None:
         """Answer the picture. lifted: when the pen was, by the browser's clock."""
@@ -232,6 +253,12 @@ class Visitor:
         self.message.text = text
         self.message.visible = True
 
+    async def _probe(self) -> None:
+        """Take a first picture for each new network of a run to answer."""
+        await self._test_picture(1)
+        if self.picture is None:
+            self._say("no test pictures are at hand: draw a digit, each new network answers it")
+
     async def _watch(self) -> None:
         """Show what the run has written since the last look."""
         watched = self.live.run
@@ -247,8 +274,8 @@ class Visitor:
             if first:
                 self.choice = self.answerer.default
                 self._show_choice()
-            if self.picture is None and first:
-                await self._test_picture(1)
+            if first and self.picture is None:
+                await self._probe()
             else:
                 await self._answer(None, quiet=True)
         self.seen = watched.records, watched.models
@@ -262,8 +289,9 @@ def _button(icon: str, text: str, on_click: Callable[[], Any]) -> ui.element:
     return button.on("click", on_click)
 
 
-def _shape(answerer: Answerer | None) -> tuple[list[str], int]:
-    """Names of the layers and number of classes, for the empty stage."""
+def _stage(answerer: Answerer | None) -> Stage:
+    """The stage before there is an answer."""
     if answerer is None:
-        return ["hidden layers"], 10
-    return answerer.layers, answerer.classes
+        return Stage(["hidden layers"], 10, "The network answers once its first epoch is done.")
+    hint = "Draw a digit, upload a picture, or take a test picture."
+    return Stage(answerer.layers, answerer.classes, hint)

@@ -11,7 +11,7 @@ BROWSER = Path(__file__).parent / "browser"
 class Pad(Element, component="browser/pad.js"):
     """A pad to draw on; emits `drawn` with a PNG and the moment at which the pen was lifted."""
 
-    def clear(self) -> None:
+    def wipe(self) -> None:
         """Wipe it."""
         self.run_method("clear")
 
@@ -20,20 +20,19 @@ class Pad(Element, component="browser/pad.js"):
         self.run_method("show", picture)
 
 
-class Stage(
-    Element, component="browser/stage.js", dependencies=["browser/drawing.js"]
-):
+class Stage(Element, component="browser/stage.js", dependencies=["browser/drawing.js"]):
     """Shows an answer, step by step."""
 
-    def __init__(self, layers: list[str], outputs: int) -> None:
+    def __init__(self, layers: list[str], outputs: int, hint: str) -> None:
         super().__init__()
         self._props["names"] = layers
         self._props["outputs"] = outputs
+        self._props["hint"] = hint
 
     def show(self, film: dict[str, Any]) -> None:
         """Play an answer of `Answerer.answer`."""
         self.run_method("show", film)
 
-    def clear(self) -> None:
+    def wipe(self) -> None:
         """Show none."""
         self.run_method("clear")

@@ -43,7 +43,7 @@ export function drawRaster(canvas, layer, step, steps, ink) {
   const { pen, width, height } = sheet(canvas);
   const across = width / steps;
   const down = height / layer.rows;
-  const wide = Math.max(1.5, Math.min(across * 0.6, 7));
+  const wide = Math.max(1.5, Math.min(across * 0.6, 30));
   const high = Math.max(1, Math.min(down * 0.85, 5));
   pen.fillStyle = ink.faint;
   pen.fillRect((step - 1) * across, 0, across, height);
@@ -58,7 +58,7 @@ export function drawRaster(canvas, layer, step, steps, ink) {
 export function drawRate(canvas, layer, step, steps, ink) {
   const { pen, width, height } = sheet(canvas);
   const across = width / steps;
-  const most = Math.max(1, ...layer.counts);
+  const most = Math.max(0.05 * layer.neurons, ...layer.counts);
   pen.fillStyle = ink.line;
   pen.fillRect(0, height - 1, width, 1);
   layer.counts.slice(0, step).forEach((count, t) => {

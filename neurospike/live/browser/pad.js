@@ -6,7 +6,7 @@ const PEN = 22; // of them: MNIST's strokes are about a tenth of a digit's heigh
 export default {
   template: `
     <div class="pad" :class="{used}">
-      <canvas ref="canvas" width="${SIDE}" height="${SIDE}" tabindex="0"
+      <canvas ref="canvas" width="${SIDE}" height="${SIDE}" role="img"
         aria-label="Pad: draw a digit with mouse or finger"
         @pointerdown.prevent="down" @pointermove.prevent="move"
         @pointerup.prevent="up" @pointercancel.prevent="up"

@@ -20,13 +20,14 @@ export default {
           </div>
           <dl>
             <dt>network</dt><dd class="network">{{ film.milliseconds.toFixed(1) }} ms</dd>
-            <dt>{{ film.lifted === null ? "answered" : "pen to screen" }}</dt>
-            <dd class="whole" :data-ms="whole">{{ whole === null ? "–" : whole.toFixed(0) + " ms" }}</dd>
+            <template v-if="film.lifted !== null"><dt>pen to screen</dt>
+              <dd class="whole" :data-ms="whole">{{ whole === null ? "" : whole.toFixed(0) + " ms" }}</dd>
+            </template>
             <dt>backend</dt><dd>{{ film.backend }}</dd>
           </dl>
         </div>
       </template>
-      <div v-else class="empty">Draw a digit, upload a picture, or take a test picture.</div>
+      <div v-else class="empty">{{ hint }}</div>
     </section>
 
     <section class="card race">
@@ -59,7 +60,7 @@ export default {
     <section class="card input">
       <h2>Input <small v-if="film">{{ inputNote }}</small></h2>
       <div class="pair">
-        <figure><canvas ref="picture"></canvas><figcaption>what the network sees</figcaption></figure>
+        <figure><canvas ref="picture"></canvas><figcaption>picture</figcaption></figure>
         <figure><canvas ref="encoded"></canvas>
           <figcaption>{{ film ? film.coding + " coding" : "encoded" }}</figcaption></figure>
       </div>
@@ -73,17 +74,19 @@ export default {
     </section>
 
     <section v-for="(layer, k) in layers" :key="layer.name" class="card layer"
-        :class="{alone: layers.length === 1}">
-      <h2>{{ layer.name }}
-        <small v-if="film">{{ layer.counts[step - 1] }} of {{ layer.neurons }} neurons fire now ·
-          {{ percent(layer.rate) }} a step on average</small>
+        :class="layers.length === 1 ? 'alone' : [2, 4].includes(layers.length) ? 'half' : 'third'">
+      <h2><span>{{ layer.name }}
+        <small v-if="layer.rows < layer.neurons">every {{ ordinal(layer) }} neuron</small></span>
+        <small v-if="film">{{ layer.counts[step - 1] }} of {{ layer.neurons }} fire now,
+          {{ percent(layer.rate) }} on average</small>
         <small v-else>a row a neuron, a mark a spike; below, how many fire</small></h2>
       <canvas ref="rasters" class="raster"></canvas>
       <canvas ref="rates" class="rate"></canvas>
     </section>
   </div>`,
 
-  props: { names: { type: Array, default: () => ["hidden"] }, outputs: { type: Number, default: 10 } },
+  props: { names: { type: Array, default: () => ["hidden"] }, outputs: { type: Number, default: 10 },
+    hint: String },
 
   data: () => ({
     film: null, step: 0, playing: false, speed: 1, speeds: SPEEDS, answers: 0, whole: null,
@@ -122,6 +125,11 @@ export default {
   methods: {
     percent(share) {
       return share > 0.9995 ? "> 99.9%" : (100 * share).toFixed(1) + "%";
+    },
+
+    ordinal({ rows, neurons }) {
+      const every = Math.ceil(neurons / rows);
+      return every === 2 ? "2nd" : every === 3 ? "3rd" : every + "th";
     },
 
     show(film) {
