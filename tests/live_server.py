@@ -53,7 +53,8 @@ def serving(*flags: object) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, *map(str, flags)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # NiceGUI looks for pytest's variable, and behaves otherwise then.
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
             if flags.model_path is not None:
                 raise ConfigError("give --model_path or --watch, not both: a run has its own model")
             live = Live(None, flags.data_path, _watched(flags.watch))
-        port = _free_port(flags.port)
+        port = _free_port(_port(flags.port))
         _serve(live, port, flags.no_browser)
         return 0
 
@@ -79,7 +79,7 @@ def _parser(prog: str) -> Parser:
         "the training found them)",
     )
     parser.add_argument(
-        "--port", metavar="N", type=_port, default=PORT, help="default: %(default)s; 0: a free one"
+        "--port", metavar="N", default=str(PORT), help="default: %(default)s; 0: a free one"
     )
     parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
     parser.add_argument(
