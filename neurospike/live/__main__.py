@@ -1,5 +1,6 @@
 """Serve the live page: `python -m neurospike.live`."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -118,7 +119,7 @@ def _watched(folder: str) -> WatchedRun:
 
 
 def _serve(live: "Live", port: int, no_browser: bool) -> None:
-    from nicegui import app, ui
+    from nicegui import app, background_tasks, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from .page import add_page
@@ -127,11 +128,10 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
     suffixes()
     if live.answerer is not None:
         live.answerer.warm()
-    address = f"http://{HOST}:{port}"
     add_page(live)
     # Else another site's page could point its own name at this machine, and come in.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    app.on_startup(lambda: print(f"open {address} (Ctrl-C stops it)", flush=True))
+    app.on_startup(lambda: background_tasks.create(_announce(port)))
     ui.run(
         host=HOST,
         port=port,
@@ -142,6 +142,19 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
         tailwind=False,
         show_welcome_message=False,
     )
+
+
+async def _announce(port: int) -> None:
+    """Say where the page is, once it is."""
+    while True:
+        try:
+            _, connection = await asyncio.open_connection(HOST, port)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        connection.close()
+        break
+    print(f"open http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
 
 
 if __name__ == "__main__":
