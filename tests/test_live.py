@@ -196,6 +196,10 @@ def hasty(monkeypatch):
     monkeypatch.setattr(watching, "INTERVAL", 0.0)
 
 
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
 def test_a_run_from_before_its_start_to_after_its_end(tmp_path, hasty):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -214,8 +218,9 @@ def test_a_run_from_before_its_start_to_after_its_end(tmp_path, hasty):
     watched.look()
     assert watched.state == "epoch 1 of 3 done, accuracy 90.00%"
     assert (watched.models, watched.trained.dataset, watched.problem) == (1, "digits", None)
-    seen = watched.records
+    seen, before = watched.records, files(folder)
     watched.look()
+    assert files(folder) == before  # looking writes nothing
     assert (watched.models, watched.records) == (1, seen)  # nothing new, nothing loaded
 
     run.write({**EPOCH, "kind": "step", "epoch": 2, "step": 60, "validation_accuracy": 0.95})

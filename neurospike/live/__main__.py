@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
             raise MissingDependencyError(
                 f"the live page needs nicegui ({error}): pip install 'neurospike[live]'"
             ) from error
+        port = _port(flags.port)
         if flags.watch is None:
             device = choose_device(flags.device, "auto")
             trained = load_trained(flags.model_path or MODEL, device)
@@ -50,8 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
             if flags.model_path is not None:
                 raise ConfigError("give --model_path or --watch, not both: a run has its own model")
             live = Live(None, flags.data_path, _watched(flags.watch))
-        port = _free_port(_port(flags.port))
-        _serve(live, port, flags.no_browser)
+        _serve(live, _free_port(port), flags.no_browser)
         return 0
 
     return guarded(job)

@@ -54,7 +54,14 @@ def _options(name: str) -> dict[str, Any]:
         "animationDuration": 300,
         "color": [COLORS[4], COLORS[1], COLORS[2], COLORS[3], COLORS[5]],
         "grid": {"left": 4, "right": 12, "top": 26, "bottom": 4, "containLabel": True},
-        "legend": {"top": 0, "left": "left", "textStyle": text, "itemWidth": 16, "data": []},
+        "legend": {
+            "type": "scroll",
+            "top": 0,
+            "left": "left",
+            "textStyle": text,
+            "itemWidth": 16,
+            "data": [],
+        },
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {
             "type": "value",

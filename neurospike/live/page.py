@@ -272,6 +272,7 @@ class Visitor:
             self.answerer = Answerer(watched.trained)
             self._describe()
             if first:
+                await asyncio.to_thread(self.answerer.warm)
                 self.choice = self.answerer.default
                 self._show_choice()
             if first and self.picture is None:
