@@ -83,7 +83,7 @@ class Visitor:
         with ui.element("header").classes("top"):
             ui.html("NeuroSpike <span>live</span>", sanitize=False).classes("logo")
             self.about = ui.label().classes("about")
-            with _button("contrast", "", lambda: None) as theme:
+            with _button("contrast", "") as theme:
                 theme.on("click", js_handler="() => Quasar.Dark.set(!Quasar.Dark.isActive)")
                 theme.props('aria-label="Light or dark"')
         self._describe()
@@ -107,9 +107,7 @@ class Visitor:
             self.pad.on("dropped", js_handler=f"(e) => {uploader}.addFiles(e.dataTransfer.files)")
             with ui.element("div").classes("row grow"):
                 _button("backspace", "Clear", self._clear)
-                _button("upload", "Upload", lambda: None).on(
-                    "click", js_handler=f"() => {uploader}.pickFiles()"
-                )
+                _button("upload", "Upload").on("click", js_handler=f"() => {uploader}.pickFiles()")
             with ui.element("div").classes("row"):
                 _button("chevron_left", "", lambda: self._test_picture(-1)).props(
                     'aria-label="Test picture before"'
@@ -189,11 +187,12 @@ class Visitor:
                 read_picture, name, ink, dataset, content=content
             )
         except PictureError as error:
-            self.picture = None
-            self.stage.wipe()
-            if lifted is None:
-                self.pad.wipe()
-            self._say(str(error))
+            if asked == self.asked:
+                self.picture = None
+                self.stage.wipe()
+                if lifted is None:
+                    self.pad.wipe()
+                self._say(str(error))
             return False
         if asked != self.asked:
             return False
@@ -264,10 +263,11 @@ class Visitor:
         watched = self.live.run
         assert watched is not None
         await asyncio.to_thread(watched.look)
+        seen, self.seen = self.seen, (watched.records, watched.models)
         self.curves.show_state()
-        if watched.records != self.seen[0]:
+        if self.seen[0] != seen[0]:
             self.curves.draw()
-        if watched.models != self.seen[1] and watched.trained is not None:
+        if self.seen[1] != seen[1] and watched.trained is not None:
             first = self.answerer is None
             self.answerer = Answerer(watched.trained)
             self._describe()
@@ -279,15 +279,14 @@ class Visitor:
                 await self._probe()
             else:
                 await self._answer(None, quiet=True)
-        self.seen = watched.records, watched.models
 
 
-def _button(icon: str, text: str, on_click: Callable[[], Any]) -> ui.element:
+def _button(icon: str, text: str, on_click: Callable[[], Any] | None = None) -> ui.element:
     with ui.element("button").classes("plain").props('type="button"') as button:
         ui.html(icon, sanitize=False, tag="i").classes("material-icons").props('aria-hidden="true"')
         if text:
             ui.html(text, sanitize=False, tag="span")
-    return button.on("click", on_click)
+    return button if on_click is None else button.on("click", on_click)
 
 
 def _stage(answerer: Answerer | None) -> Stage:

@@ -20,15 +20,13 @@ function sheet(canvas) {
 // Draws one of the pictures that the server packed: levels of K x height x width bytes.
 export function framesOf({ count, height, width, levels }) {
   const bytes = Uint8Array.from(atob(levels), (c) => c.charCodeAt(0));
-  const small = document.createElement("canvas");
-  small.width = width;
-  small.height = height;
+  const small = Object.assign(document.createElement("canvas"), { width, height });
   const image = new ImageData(width, height);
-  return (canvas, frame, spiking, ink) => {
+  return (canvas, frame, spiking) => {
     const from = Math.max(0, Math.min(frame, count - 1)) * width * height;
     for (let k = 0; k < width * height; k += 1) {
       const share = bytes[from + k] / 255;
-      const [r, g, b] = spiking === true ? [230, 159, 0] : [255, 255, 255];
+      const [r, g, b] = spiking ? [230, 159, 0] : [255, 255, 255];
       image.data.set([11 + (r - 11) * share, 16 + (g - 16) * share, 32 + (b - 32) * share, 255], 4 * k);
     }
     small.getContext("2d").putImageData(image, 0, 0);

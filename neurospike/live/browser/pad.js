@@ -41,7 +41,7 @@ export default {
         const share = level / 255;
         image.data.set([11 + 244 * share, 16 + 239 * share, 32 + 223 * share, 255], 4 * k);
       });
-      const small = new OffscreenCanvas(width, height);
+      const small = Object.assign(document.createElement("canvas"), { width, height });
       small.getContext("2d").putImageData(image, 0, 0);
       this.pen.imageSmoothingEnabled = false;
       this.pen.drawImage(small, 0, 0, SIDE, SIDE);

@@ -197,8 +197,8 @@ export default {
         });
         return;
       }
-      this.pictures.picture(picture, 0, "grey", ink);
-      this.pictures.encoded(encoded, Math.min(this.step, film.input.count) - 1, film.input.spiking, ink);
+      this.pictures.picture(picture, 0, false);
+      this.pictures.encoded(encoded, Math.min(this.step, film.input.count) - 1, film.input.spiking);
       drawTraces(output, this.counted, this.step, this.leader, ink);
       film.layers.forEach((layer, k) => {
         drawRaster(rasters[k], layer, this.step, this.steps, ink);
