@@ -1,6 +1,7 @@
 """What the live page computes and reads, and its command; no browser. That is in test_live_page."""
 
 import base64
+import itertools
 import json
 import os
 import socket
@@ -194,6 +195,7 @@ def test_a_tail_reads_each_line_once_and_whole(tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     monkeypatch.setattr(watching, "INTERVAL", 0.0)
+    monkeypatch.setattr(watching, "REST", 0.0)
 
 
 def files(folder):
@@ -245,6 +247,25 @@ def test_a_run_from_before_its_start_to_after_its_end(tmp_path, hasty):
     watched.look()
     assert "is gone; what was read of it is shown" in watched.problem
     assert watched.state == "finished: test accuracy 91.25%"
+
+
+def test_loading_networks_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
+    network = trained(model={"hidden_size": 8, "num_steps": 3})
+    run = Run(tmp_path / "run", config=network.config.model_dump(mode="json"))
+    watched = WatchedRun(run.folder)
+    monkeypatch.setattr(watching, "INTERVAL", 0.0)
+    monkeypatch.setattr(watching, "REST", 1e6)
+    for seconds, loaded in ((100, 1), (105, 1), (111, 2)):
+        monkeypatch.setattr(watching.time, "monotonic", clock(seconds))
+        run.save_epoch({"model": network.model.state_dict()}, is_best=True)
+        watched.look()
+        assert watched.models == loaded
+
+
+def clock(seconds):
+    """A clock that goes on by a millisecond whenever it is read."""
+    ticks = itertools.count()
+    return lambda: seconds + next(ticks) / 1000
 
 
 def test_many_visitors_look_at_the_disk_as_one(tmp_path):

@@ -59,7 +59,7 @@ def visit(browser):
 
     def open_page(address, **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # machines are shared
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))

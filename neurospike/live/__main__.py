@@ -114,7 +114,7 @@ def _watched(folder: str) -> WatchedRun:
     # The training comes first: the page takes the time and the core that it leaves.
     torch.set_num_threads(1)
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)
+        os.nice(10)
     return run
 
 

@@ -13,6 +13,10 @@ from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.loading import Trained, load_trained
 
 INTERVAL = 0.8  # seconds between two looks at the files, however many visitors watch
+REST = (
+    40  # times as long as a network took to load until the next one is, at most MOST_REST seconds
+)
+MOST_REST = 10.0
 
 
 class Tail:
@@ -60,6 +64,7 @@ class WatchedRun:
         self._tail = Tail(self.folder / "metrics.jsonl")
         self._stamp: tuple[int, int] | None = None
         self._looked = -INTERVAL
+        self._rested = 0.0
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -86,10 +91,13 @@ class WatchedRun:
         path = self.folder / "checkpoints" / "last.pth"
         status = path.stat()
         stamp = status.st_ino, status.st_mtime_ns
-        if stamp != self._stamp:
+        start = time.monotonic()
+        if stamp != self._stamp and start >= self._rested:
             self.trained = load_trained(path)
             self._stamp = stamp
             self.models += 1
+            now = time.monotonic()
+            self._rested = now + min(MOST_REST, REST * (now - start))
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
