@@ -51,7 +51,7 @@ def _options(name: str) -> dict[str, Any]:
     lines = {"lineStyle": {"color": GREY, "opacity": 0.25}}
     axis = {"axisLabel": text, "axisLine": {"lineStyle": {"color": GREY}}}
     return {
-        "animationDuration": 300,
+        "animation": False,  # would take the processor from the training that is watched
         "color": [COLORS[4], COLORS[1], COLORS[2], COLORS[3], COLORS[5]],
         "grid": {"left": 4, "right": 12, "top": 26, "bottom": 4, "containLabel": True},
         "legend": {
