@@ -21,7 +21,7 @@ from .parts import BROWSER, Pad, Stage
 from .watching import WatchedRun
 
 MOST_BYTES = 20_000_000  # of an upload
-LOOK = 1.0  # seconds between two looks of a page at a run
+LOOK = 2.0  # seconds between two looks of a page at a run: its browser too takes time from it
 
 
 @dataclass
