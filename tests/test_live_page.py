@@ -125,9 +125,11 @@ def test_over_http(address):
 
 
 def test_twenty_digits_of_two_hands(visit, address, capsys):
-    start = time.perf_counter()
-    page = visit(address)
-    ready = time.perf_counter() - start
+    waits = []
+    for _ in range(3):  # a context each, so nothing is in its cache
+        start = time.perf_counter()
+        page = visit(address)
+        waits.append(time.perf_counter() - start)
     right, times, wrong = 0, [], []
     for hand, digits in HANDS.items():
         for digit, strokes in digits.items():
@@ -138,17 +140,18 @@ def test_twenty_digits_of_two_hands(visit, address, capsys):
             assert re.fullmatch(r"(> 99.9|\d+\.\d)% sure", page.locator(".sure").inner_text())
             right += shown(page) == digit
             wrong += [] if shown(page) == digit else [f"{hand} {digit} read as {shown(page)}"]
+    opened = ", ".join(f"{wait:.2f}" for wait in waits)
     with capsys.disabled():
         print(  # noqa: T201 (asked for: the score and the times)
-            f"\nlive page: ready in {ready:.2f} s; {len(times)} of 20 digits answered, {right} "
-            f"right{', '.join(['', *wrong])}; pen up to answer shown: median "
+            f"\nlive page: ready in {opened} s; {len(times)} of 20 digits answered, {right} right"
+            f"{', '.join(['', *wrong])}; pen up to answer shown: median "
             f"{statistics.median(times):.0f} ms, slowest {max(times):.0f} ms"
         )
     assert len(times) == 20
     if mnist_root() is not None:
         assert right >= 17, wrong
-    # The requirement is 2 s and 200 ms on two cores of one's own. These are often shared.
-    assert ready < 10 and statistics.median(times) < 1000
+    # Not the slowest: the machine's cores are often shared.
+    assert min(waits) < 2 and statistics.median(times) < 200
 
 
 def test_playing_pausing_and_stepping(visit, address):
