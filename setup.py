@@ -44,6 +44,7 @@ setup(
         "pydantic>=2.7",
         "lightning-fabric>=2.4",
         "torchmetrics>=1.4",
+        "typing-extensions>=4.6",
     ],
     extras_require={
         "dev": DEV,
