@@ -178,5 +178,5 @@ def _capability() -> tuple[int, int]:
 
 # torch.compile is not to look into them. This is all that `torch.compiler.assume_constant_result`
 # does, which would load the compiler, and Triton with it, at our import.
-for _function in (_installed, _capability):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_installed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
