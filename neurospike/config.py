@@ -282,6 +282,10 @@ class TrainingConfig(Section):
     clip: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
         default=None, description="largest norm of the gradient; null: not clipped"
     )
+    segment: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="steps through which a gradient flows back, truncated there; null: all",
+    )
     schedule: Literal["constant", "cosine", "step", "plateau"] = Field(
         default="cosine",
         description="learning rate: kept, falling to zero over the run, times gamma after every "
@@ -358,6 +362,10 @@ class Config(Section):
     )
     threads: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
         default=None, description="CPU threads; null: as many as torch takes"
+    )
+    tensorboard: Switch = Field(
+        default=False,
+        description="also keep curves and pictures for TensorBoard, in the run folder's tensorboard",
     )
     run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(
         default=None, description="folder for the run's results; null: runs/<time>"

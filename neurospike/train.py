@@ -126,6 +126,7 @@ def _train_and_test(
     train_batches = batches(rest, torch.Generator().manual_seed(config.seed))
     epochs = training.epochs_of(len(train_batches))
     model = build_model(config)
+    model.truncate(training.segment)
     trainer = _trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
     # What is drawn from here on, spikes of a random encoding, is each process's own.
     torch.manual_seed(config.seed + fabric.global_rank)
