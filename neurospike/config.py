@@ -365,7 +365,7 @@ class Config(Section):
     )
     tensorboard: Switch = Field(
         default=False,
-        description="also keep curves and pictures for TensorBoard, in the run folder's tensorboard",
+        description="also keep curves and pictures for TensorBoard, in the run's folder",
     )
     run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(
         default=None, description="folder for the run's results; null: runs/<time>"

@@ -28,6 +28,7 @@ from neurospike.training import (
     draw_network,
     load_checkpoint,
 )
+from neurospike.training.board import Board
 from neurospike.training.progress import summary
 from neurospike.training.resume import newest_state, resumable
 from neurospike.training.scale import make_fabric
@@ -136,6 +137,10 @@ def _train_and_test(
             trainer.load_state_dict(state, train_batches)
         if run is not None:
             run.go_on(trainer.history, trainer.step)
+    board = None
+    if config.tensorboard and run is not None:
+        picture = data.test.images[:1, None].to(fabric.device).float() / 255
+        board = Board(run.folder, model, picture, trainer.step)
     with stopping_whole(trainer.interrupt):
         try:
             trainer.fit(
@@ -145,9 +150,13 @@ def _train_and_test(
                 run,
                 check_every=training.check_every,
                 patience=training.patience,
+                on_record=None if board is None else board.add,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("" if run is None else _kept(run)) from None
+        finally:
+            if board is not None:
+                board.close()
     fabric.barrier()
     best = run.best if run is not None else None
     best = fabric.broadcast(best)

@@ -93,7 +93,8 @@ class SpikingNetwork(nn.Module):
         """Let gradients flow back through `segment` steps at most; None, as at first: through all.
 
         Answers stay the same: membranes are carried from segment to segment, only their gradient
-        is not. Neither does it need less memory: the loss is of the whole answer. Raises ValueError for a segment below 1.
+        is not. Nor is less memory needed: the loss is of the whole answer. Raises ValueError for a
+        segment below 1.
         """
         if segment is not None and segment < 1:
             raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
