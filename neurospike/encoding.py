@@ -20,7 +20,7 @@ neural networks: a comparative study", Front. Neurosci. 15:638474, 2021 (burst).
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def rate(
             f"rate got NaN from data with gain={gain}, offset={offset}; a firing probability must "
             "be a number: remove NaN and infinity from the data"
         )
-    drawn_by = {} if generator is None else {"generator": generator}  # torch.export takes no None
+    drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
         (num_steps, *data.shape), dtype=probability.dtype, device=data.device, **drawn_by
     )

@@ -90,9 +90,12 @@ def test_every_network_can_be_looked_at_and_is_left_as_it_was(tmp_path, model):
 @needs_tensorboard
 def test_pictures_wait_for_nobody_and_numbers_are_never_left_out(tmp_path, monkeypatch):
     go_on = threading.Event()
-    monkeypatch.setattr(
-        "neurospike.training.board._images", lambda seen: {} if go_on.wait(60) else {}
-    )
+
+    def slow(seen):
+        go_on.wait(60)
+        return {}
+
+    monkeypatch.setattr("neurospike.training.board._images", slow)
     looks = []
     monkeypatch.setattr("neurospike.training.board._look", lambda *_: looks.append(1) or {})
     board = Board(tmp_path, ns.SNNModel(), torch.rand(1, 1, 28, 28))
