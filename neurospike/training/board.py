@@ -21,7 +21,7 @@ from neurospike.layers import LI, LIF
 from neurospike.models import SpikingNetwork
 from neurospike.training.tiles import draw_membranes, draw_raster, draw_weights
 
-TRACES = 6  # neurons of a layer whose membranes are drawn: those that fire most
+TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
 GROUPS = ("spike_rates", "dead_neurons", "saturated_neurons")
 NAMES = {
     "train_loss": "loss/train",
@@ -128,8 +128,9 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
             trace, _ = layer(*given, **options)
             fired, threshold = torch.zeros_like(trace), None
         fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
-        most = fired.sum(0).topk(min(TRACES, fired.shape[1])).indices
-        membranes[name] = (_host(trace[:, most]), _host(fired[:, most]), threshold)
+        rate = fired.float().mean(0)
+        chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
+        membranes[name] = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold)
     first = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     rasters = {name: _host(layer[:, 0].flatten(1)) for name, layer in spikes.items()}
     return {"spikes": rasters, "membranes": membranes, "weights": _host(first.weight, copy=True)}
