@@ -114,10 +114,14 @@ def main(argv: list[str] | None = None) -> int:
     }
     speeds: dict[str, list[float]] = {name: [] for name in rivals}
     for name, trainer in trainers.items():  # compile, and touch the memory
-        trainer.train_epoch(Batches(Split(data.images[: 5 * BATCH], data.labels[: 5 * BATCH]), BATCH))
+        trainer.train_epoch(
+            Batches(Split(data.images[: 5 * BATCH], data.labels[: 5 * BATCH]), BATCH)
+        )
     for _ in range(options.rounds):
         for name, trainer in trainers.items():
-            shuffled = Batches(split, BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
+            shuffled = Batches(
+                split, BATCH, shuffle=True, generator=torch.Generator().manual_seed(0)
+            )
             metrics = trainer.train_epoch(shuffled)
             speeds[name].append(metrics.samples_per_second)
             print(
