@@ -1,4 +1,4 @@
-"""One epoch of MNIST, ours against the same network stepped by snnTorch: `python -m benchmarks.epoch`.
+"""One epoch of MNIST, ours and the same network stepped by snnTorch: `python -m benchmarks.epoch`.
 
 784-256-10, 25 steps of a constant current, the default configuration's loss, Adam, batches of 128;
 the same data, the same trainer and the same first weights, in turns in one process. Before anything

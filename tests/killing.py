@@ -32,7 +32,8 @@ def half_a_file(number):
 
     def write(state, file):
         if next(left, None) is not None:
-            return save(state, file)
+            save(state, file)
+            return
         whole = io.BytesIO()
         save(state, whole)
         file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
@@ -54,7 +55,8 @@ def not_copied(number):
 
     def cut(run, state, *, is_best):
         if next(left, None) is not None:
-            return save(run, state, is_best=is_best)
+            save(run, state, is_best=is_best)
+            return
         run.save(state, run.last)
         die()
 
@@ -67,7 +69,8 @@ def half_a_line(number):
 
     def cut(run, row):
         if next(left, None) is not None:
-            return write(run, row)
+            write(run, row)
+            return
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write('{"kind": "ste')
         die()
@@ -83,8 +86,8 @@ def fork(argv, prepare=lambda: None):
     if pid == 0:
         code = 9
         try:
-            sys.stdout = Path("out.log").open("a")
-            sys.stderr = Path("err.log").open("a")
+            for number, name in ((1, "out.log"), (2, "err.log")):
+                os.dup2(os.open(name, os.O_CREAT | os.O_APPEND | os.O_WRONLY), number)
             prepare()
             code = train.main(argv)
             sys.stderr.flush()
@@ -126,7 +129,8 @@ def main(folder, *flags):
             name = kind.__name__
         if status != signal.SIGKILL:
             raise SystemExit(f"{name}: the run was not killed, but ended with {status}")
-        print(name, flush=True)
+        sys.stdout.write(f"{name}\n")
+        sys.stdout.flush()
         if Path("killed/config.yaml").exists():
             argv = ["--resume=killed"]
     assert os.waitpid(fork(argv), 0)[1] == 0
