@@ -113,10 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         for name, network in rivals.items()
     }
     speeds: dict[str, list[float]] = {name: [] for name in rivals}
-    for name, trainer in trainers.items():  # compile, and touch the memory
-        trainer.train_epoch(
-            Batches(Split(data.images[: 5 * BATCH], data.labels[: 5 * BATCH]), BATCH)
-        )
+    few = Split(data.images[: 5 * BATCH], data.labels[: 5 * BATCH])
+    for trainer in trainers.values():  # compile, and touch the memory
+        trainer.train_epoch(Batches(few, BATCH))
     for _ in range(options.rounds):
         for name, trainer in trainers.items():
             shuffled = Batches(
