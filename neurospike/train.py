@@ -18,7 +18,7 @@ from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, Split, load
 from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
-from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import CheckpointError, ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
 from neurospike.training import (
     Metrics,
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
         buffers.keep_freed_memory()
         try:
             tested = train(config, resumed)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             raise NeuroSpikeError(
                 f"{str(error).splitlines()[0]} Train with a smaller --batch_size, --num_steps or "
                 "--hidden_size"
@@ -59,6 +61,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
         return 0
 
     return guarded(job)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # Of a CPU's memory torch tells by no error of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
@@ -134,7 +141,7 @@ def _train_and_test(
     if resumed is not None:
         state = newest_state(Path(resumed))
         if state is not None:
-            trainer.load_state_dict(state, train_batches)
+            _go_on(trainer, state, train_batches, resumed)
         if run is not None:
             run.go_on(trainer.history, trainer.step)
     board = None
@@ -170,9 +177,22 @@ def _train_and_test(
     try:
         draw_curves(run.folder)
         draw_network(run.folder, model, batches(data.test))
-    except MissingDependencyError as error:
+    except (MissingDependencyError, OSError) as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested
+
+
+def _go_on(
+    trainer: SNNTrainer, state: dict[str, Any], batches: Batches, folder: str | Path
+) -> None:
+    try:
+        trainer.load_state_dict(state, batches)
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{folder}/checkpoints/last.pth: its weights are not those of the configuration beside "
+            f"it, {folder}/config.yaml: was that changed? {first}"
+        ) from None
 
 
 def _trainer(config: Config, model: nn.Module, fabric: Any, steps: int, epochs: int) -> SNNTrainer:

@@ -24,14 +24,14 @@ SMALL = {
 
 def make(kind, **options):
     torch.manual_seed(0)
-    return MODELS[kind](num_steps=3, threshold=0.3, **{**SMALL[kind], **options}).eval()
+    return MODELS[kind](num_steps=2, threshold=0.3, **{**SMALL[kind], **options}).eval()
 
 
 def targets(program):
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
 def test_torch_export_keeps_the_fused_operators(fused, kind, tmp_path):
     model, pictures = make(kind, readout="spikes"), torch.rand(5, 1, 28, 28)
     with ns.use_backend(fused):
@@ -58,7 +58,7 @@ def test_torch_export_through_the_reference_is_all_torchs_own(tmp_path, encoding
 
 @pytest.mark.parametrize(
     ("kind", "encoding"),
-    [("mlp", "constant"), ("conv", "latency"), ("mlp", "phase")],
+    [("mlp", "constant"), ("conv", "latency")],
 )
 def test_onnxruntime_gives_the_same_classes(tmp_path, kind, encoding):
     for package in ("onnx", "onnxscript", "onnxruntime"):
