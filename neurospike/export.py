@@ -213,7 +213,10 @@ def _parser(prog: str) -> Parser:
         "auto (default), reference, numba or triton",
     )
     parser.add_argument(
-        "--device", metavar="NAME", default="cpu", help="cpu (default), auto, cuda or cuda:N"
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="where to do it: cpu (default), auto, cuda or cuda:N",
     )
     return parser
 

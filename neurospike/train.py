@@ -34,6 +34,10 @@ from neurospike.training.resume import newest_state, resumable
 from neurospike.training.scale import make_fabric
 from neurospike.training.schedule import Schedule
 
+ABOUT = (
+    "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
+    "Exit code 0: done; 2: an error, told in a line; 130: interrupted, go on with --resume."
+)
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
 
 
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
     """Run the command with these arguments (default: the process's own); its exit code."""
 
     def job() -> int:
-        path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
+        path, overrides = parse(argv, prog, ABOUT)
         resumed = overrides.pop("resume", None)
         if resumed is not None:
             path = resumable(resumed, path, overrides)
