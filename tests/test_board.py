@@ -68,6 +68,7 @@ def test_a_run_leaves_curves_and_pictures_and_is_the_same_run(folder):
         "membranes/output",
         "weights/first",
     }
+
     assert found.Images("spikes/hidden1")[0].encoded_image_string.startswith(b"\x89PNG")
 
 
@@ -97,7 +98,7 @@ def test_pictures_wait_for_nobody_and_numbers_are_never_left_out(tmp_path, monke
 
     monkeypatch.setattr("neurospike.training.board._images", slow)
     looks = []
-    monkeypatch.setattr("neurospike.training.board._look", lambda *_: looks.append(1) or {})
+    monkeypatch.setattr("neurospike.training.board._look", lambda *_: looks.append(1) or {"a": 1})
     board = Board(tmp_path, ns.SNNModel(), torch.rand(1, 1, 28, 28))
     for step in range(20):
         board.add({"kind": "step", "step": step, "train_loss": float(step)})
@@ -145,6 +146,7 @@ def test_membranes_show_level_threshold_and_spikes():
     line = (image == LOW).all(-1)
     across = image.shape[1] // 4
     heights = [line[:, step * across + 5].argmax() for step in range(4)]
+    assert image.shape[0] < 60
     assert heights[0] > heights[1] > heights[2] == heights[3]
     ticks = (image == HIGH).all(-1).any(0)
     assert [bool(ticks[step * across]) for step in range(4)] == [False, False, True, True]

@@ -1,13 +1,15 @@
 """What TensorBoard shows of a run: curves, and pictures of what one picture does in the network.
 
 A training step knows nothing of it. When a record is written, this looks at the network once and
-leaves drawing and writing to a thread of its own; while that is busy, pictures are left out and
-numbers are not. `metrics.jsonl` holds all the numbers in any case.
+leaves drawing and writing to a thread of its own. Where records come so fast that pictures would
+take more than 2% of a processor's time, some are left out; numbers never are, and `metrics.jsonl`
+holds them in any case.
 """
 
 import queue
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,13 @@ from neurospike.models import SpikingNetwork
 from neurospike.training.tiles import draw_membranes, draw_raster, draw_weights
 
 TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
+SHARE = 0.02  # of a processor's time that pictures may take
 GROUPS = ("spike_rates", "dead_neurons", "saturated_neurons")
 NAMES = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
     "validation_loss": "loss/validation",
     "validation_accuracy": "accuracy/validation",
-    "loss": "loss/test",
-    "accuracy": "accuracy/test",
     "learning_rate": "learning_rate",
     "gradient_norm": "gradient_norm",
     "samples_per_second": "samples_per_second",
@@ -59,13 +60,14 @@ class Board:
         self._open = lambda: SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         self._todo: queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any], int] | None]
         self._todo = queue.SimpleQueue()
+        self._pictures_from = 0.0  # no sooner than that, by the clock
         self._thread = threading.Thread(target=self._work, name="tensorboard", daemon=True)
         self._thread.start()
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Note a record of `metrics.jsonl`, and what the network makes of the picture now."""
-        idle = self._todo.empty()
-        seen = _look(self._model, self._picture) if idle and record["kind"] != "test" else {}
+        idle = self._todo.empty() and time.perf_counter() >= self._pictures_from
+        seen = _look(self._model, self._picture) if idle else {}
         self._todo.put((dict(record), seen, int(record["step"])))
 
     def close(self) -> None:
@@ -80,8 +82,12 @@ class Board:
                 record, seen, step = item
                 for tag, value in _scalars(record).items():
                     writer.add_scalar(tag, value, step)
-                for tag, image in _images(seen).items():
-                    writer.add_image(tag, image, step, dataformats="HWC")
+                if seen:
+                    start = time.thread_time()
+                    for tag, image in _images(seen).items():
+                        writer.add_image(tag, image, step, dataformats="HWC")
+                    took = time.thread_time() - start
+                    self._pictures_from = time.perf_counter() + took / SHARE
                 writer.flush()
             writer.close()
         except Exception as error:  # noqa: BLE001 (of a thread, where none may be lost)
@@ -142,8 +148,6 @@ def _host(tensor: Tensor, *, copy: bool = False) -> np.ndarray:
 
 
 def _images(seen: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not seen:
-        return {}
     images = {f"spikes/{name}": draw_raster(layer) for name, layer in seen["spikes"].items()}
     for name, (trace, fired, threshold) in seen["membranes"].items():
         images[f"membranes/{name}"] = draw_membranes(trace, fired, threshold)

@@ -28,18 +28,18 @@ def draw_raster(spikes: np.ndarray) -> np.ndarray:
 
 
 def draw_membranes(
-    trace: np.ndarray, spikes: np.ndarray, threshold: float | None, height: int = 60
+    trace: np.ndarray, spikes: np.ndarray, threshold: float | None, height: int = 34
 ) -> np.ndarray:
     """Draw membranes `[T, N]` below one another, the threshold grey, spikes `[T, N]` on top."""
     steps, neurons = trace.shape
-    across = max(2, WIDTH // steps)
+    across = max(2, WIDTH // 2 // steps)
     low = min(float(trace.min(initial=0.0)), 0.0)
     high = max(float(trace.max(initial=0.0)), threshold or 0.0) + 1e-6
 
     def row(value: np.ndarray | float) -> np.ndarray:
         return np.round((height - 5) * (1 - (np.asarray(value) - low) / (high - low))).astype(int)
 
-    tick = 8
+    tick = 6
     strips = []
     for neuron in range(neurons):
         strip = np.full((tick + height, steps * across, 3), PAPER, dtype=np.uint8)
@@ -54,7 +54,7 @@ def draw_membranes(
             top, bottom = sorted((before[step], line[step]))
             strip[top : bottom + 2, left : left + 2] = LOW
             if spikes[step, neuron] > 0:
-                strip[: tick - 2, left : left + 2] = HIGH
+                strip[: tick - 1, left : left + 2] = HIGH
         strips.append(strip)
     return np.concatenate(strips) if strips else np.zeros((1, 1, 3), dtype=np.uint8)
 
