@@ -31,7 +31,7 @@ from neurospike.training import (
 from neurospike.training.board import Board
 from neurospike.training.progress import summary
 from neurospike.training.resume import newest_state, resumable
-from neurospike.training.scale import make_fabric
+from neurospike.training.scale import launch, make_fabric
 from neurospike.training.schedule import Schedule
 
 ABOUT = (
@@ -90,7 +90,7 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
         device = choose_device(config.device, config.backend)
         backend = choose("auto", device.type).name  # also: can it run on this device?
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
-        fabric.launch()
+        launch(fabric)
         data = load(config.dataset, config.data_path)
         _check_sizes(config, data)
         run = None

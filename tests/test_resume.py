@@ -46,19 +46,6 @@ def undisturbed(killed):
     return killed[0] / "whole"
 
 
-def run(folder, *argv):
-    done = subprocess.run(
-        [sys.executable, "-m", "neurospike.train", *argv],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def every_row(folder):
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
@@ -134,11 +121,45 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         Run(first.folder, config={}, resumed=True)
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    small = [*SMALL[:-2], "--training.validation=0.1"]
-    run(tmp_path, *small, "--run_dir=one", "--epochs=2")
-    run(tmp_path, *small, "--run_dir=two", "--epochs=2", "--devices=2")
-    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train.main([*TWO, "--run_dir=run"]) == 0
+    torch.set_num_threads(threads)
+    return folder / "run"
+
+
+TWO = [*SMALL[:-2], "--training.validation=0.1", "--epochs=2"]
+LAUNCHED = {
+    "by itself": ["-m", "neurospike.train", "--devices=2"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "neurospike.train"],
+    "fabric run": [
+        *("-m", "lightning_fabric.cli"),
+        *("--accelerator=cpu", "--devices=2", "--strategy=ddp"),
+        str(ROOT / "neurospike" / "train.py"),
+    ],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_two_processes_train_as_one_does(tmp_path, alone, launcher):
+    if launcher == "fabric run":
+        pytest.importorskip("click", reason="fabric run needs click")
+    done = subprocess.run(
+        [sys.executable, *LAUNCHED[launcher], *TWO, "--run_dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    start, *_ = every_row(tmp_path / "run")
+    assert start["processes"] == 2
+    for one, two in zip(rows(alone), rows(tmp_path / "run"), strict=True):
         if one["kind"] == "epoch":
             assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
             assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
