@@ -204,9 +204,9 @@ def test_mixed_precision_learns_too(folder, capsys):
 
 def test_truncated_gradients_from_the_configuration(folder):
     def losses(segment):
-        argv = [*SMALL, f"--run_dir={segment}", f"--training.segment={segment}"]
+        argv = [*SMALL, f"--run_dir=s{segment}", f"--training.segment={segment}"]
         assert train.main(argv) == 0
-        return [row["train_loss"] for row in run_lines(folder / segment)[1:-1]]
+        return [row["train_loss"] for row in run_lines(folder / f"s{segment}")[1:-1]]
 
     whole = losses("null")
     assert losses("4") == whole
