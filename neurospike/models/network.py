@@ -105,6 +105,19 @@ class SpikingNetwork(nn.Module):
         other.encoding_options = dict(encoding_options or {})
         return other
 
+    def truncate(self, segment: int | None) -> None:
+        """Let gradients flow back through `segment` steps at most; None, as at first: through all.
+
+        Answers stay the same: membranes are carried from segment to segment, only their gradient
+        is not. Nor is less memory needed: the loss is of the whole answer. Raises ValueError for a
+        segment below 1.
+        """
+        if segment is not None and segment < 1:
+            raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
+        for layer in self.modules():
+            if isinstance(layer, (LIF, LI)):
+                layer.segment = segment
+
     def _run(self, images: Tensor) -> Recording:
         if images.ndim == 3:
             images = images.unsqueeze(1)
