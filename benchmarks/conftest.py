@@ -18,11 +18,9 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Show a median, its spread and how often it was timed; the other columns on request."""
-    if config.getoption("benchmark_columns", None) is not None:
-        wanted = any(word.startswith("--benchmark-columns") for word in config.invocation_params.args)
-        if not wanted:
-            config.option.benchmark_columns = ["median", "iqr", "rounds"]
-            config.option.benchmark_sort = "median"
+    if getattr(config.option, "benchmark_columns", "") is None:
+        config.option.benchmark_columns = ["median", "iqr", "rounds"]
+        config.option.benchmark_sort = "median"
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -35,5 +33,5 @@ def pytest_generate_tests(metafunc):
     if "contender" in metafunc.fixturenames:
         from .test_speed import contenders
 
-        names = contenders(metafunc.config.getoption("compiled"))
-        metafunc.parametrize("contender", names, ids=str)
+        slow = metafunc.config.getoption("compiled")
+        metafunc.parametrize("contender", contenders(slow), ids=str)

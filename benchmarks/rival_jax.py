@@ -18,6 +18,7 @@ class Spyx:
 
     def __init__(self) -> None:
         """Make a layer whose surrogate is that of atan(2)."""
+
         def atan(u: Any) -> Any:
             return 1.0 / (1.0 + (jax.numpy.pi * u) ** 2)
 

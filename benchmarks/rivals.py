@@ -158,7 +158,6 @@ def layer_step(layer: Layer, current: Tensor, grad: Tensor) -> Callable[[], obje
 
     The current's gradient is freed within the step: else the next rival would pay for it.
     """
-
     if hasattr(layer, "step"):  # of a library with arrays of its own
         return layer.step(current, grad)
 
@@ -171,7 +170,6 @@ def layer_step(layer: Layer, current: Tensor, grad: Tensor) -> Callable[[], obje
 
 def inference(layer: Layer, current: Tensor) -> Callable[[], object]:
     """Return forward alone, under no_grad."""
-
     if hasattr(layer, "inference"):
         return layer.inference(current)
 

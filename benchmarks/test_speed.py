@@ -8,7 +8,7 @@ is one, on the GPU; for ratios between rivals, which need runs that alternate, s
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -26,7 +26,10 @@ from .workload import Workload
 
 CASES = ("25x32x256", "100x128x1000")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-BACKENDS = {d: [n for n in ns.backends() if not dispatch.unsupported_reasons(n, d)] for d in DEVICES}
+BACKENDS = {
+    device: [name for name in ns.backends() if not dispatch.unsupported_reasons(name, device)]
+    for device in DEVICES
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Contender:
     make: Callable[[], rivals.Layer]
     wanted: Callable[[], rivals.Layer]
     rounding: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}-{self.device}"
@@ -47,12 +50,6 @@ class Contender:
     def group(self) -> str:
         """What is said of it in the title of a group."""
         return "" if self.device == "cpu" else ", GPU"
-
-    def prove(self, current: torch.Tensor, grad: torch.Tensor) -> rivals.Layer:
-        """Return the layer once it passed its gate."""
-        layer = self.make()
-        gate(str(self), layer, self.wanted(), current, grad, rounding=self.rounding)
-        return layer
 
 
 def contenders(slow: bool) -> list[Contender]:
@@ -63,7 +60,7 @@ def contenders(slow: bool) -> list[Contender]:
             for title, options in ((name, {}), (f"{name}, immediate", {"reset_delay": False})):
                 make = functools.partial(rivals.ours, name, **options)
                 wanted = functools.partial(rivals.ours, "reference", **options)
-                found.append(Contender(title, device, make, wanted, options=options))
+                found.append(Contender(title, device, make, wanted, options=tuple(options.items())))
         for rival in rivals.here(slow=slow):
             if device == "cpu" or rival.package != "spyx":
                 one = Contender(rival.name, device, rival.make, rival.wanted, rival.rounding)
@@ -77,13 +74,17 @@ def _seed():
     torch.set_num_threads(2)
 
 
-def given(case, contender):
-    """Return current and gradient; a case that is too long for a compiler that unrolls is left out."""
+@functools.cache
+def proved(case: str, contender: Contender) -> tuple[rivals.Layer, torch.Tensor, torch.Tensor]:
+    """Return a layer that passed its gate, the current and the gradient that it is timed on."""
     if contender.name == "snntorch compiled" and not case.startswith("25x"):
         pytest.skip("unrolled over 100 steps it compiles for many minutes")
     current, grad = tensors(case)
     current = current.detach().to(contender.device).requires_grad_()
-    return current, grad.to(contender.device)
+    grad = grad.to(contender.device)
+    layer = contender.make()
+    gate(str(contender), layer, contender.wanted(), current, grad, rounding=contender.rounding)
+    return layer, current, grad
 
 
 def waiting(call):
@@ -98,8 +99,7 @@ def waiting(call):
 
 @pytest.mark.parametrize("case", CASES)
 def test_layer_training_step(benchmark, contender, case):
-    current, grad = given(case, contender)
-    layer = contender.prove(current, grad)
+    layer, current, grad = proved(case, contender)
     benchmark.group = f"layer, training step, {case} (T x B x N){contender.group}"
     benchmark.name = contender.name
     benchmark(waiting(rivals.layer_step(layer, current, grad)))
@@ -107,8 +107,7 @@ def test_layer_training_step(benchmark, contender, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_layer_inference(benchmark, contender, case):
-    current, grad = given(case, contender)
-    layer = contender.prove(current, grad)
+    layer, current, _ = proved(case, contender)
     benchmark.group = f"layer, inference, {case} (T x B x N){contender.group}"
     benchmark.name = contender.name
     benchmark(waiting(rivals.inference(layer, current)))

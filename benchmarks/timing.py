@@ -20,7 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PACKAGES = ("neurospike torch numba triton snntorch spikingjelly norse spyx jax").split()
+PACKAGES = (
+    "neurospike",
+    "torch",
+    "numba",
+    "triton",
+    "snntorch",
+    "spikingjelly",
+    "norse",
+    "spyx",
+    "jax",
+)
 
 
 @dataclass(frozen=True)
