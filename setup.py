@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").r
 DEV = [
     "hypothesis>=6.100",
     "mypy>=1.11",
+    "pytest-cov>=5",
     "pytest>=8",
     "pytest-benchmark>=4",
     "ruff>=0.9",
@@ -47,6 +48,12 @@ setup(
     ],
     extras_require={
         "dev": DEV,
-        "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
+        "bench": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "spikingjelly>=2.0",
+            "norse>=1.1",
+            "spyx>=1.0; python_version >= '3.11'",
+        ],
     },
 )
