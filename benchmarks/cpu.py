@@ -247,7 +247,8 @@ def _peak_of(name: str) -> float:
 
 
 def _in_new_process(*arguments: str) -> float:
-    return _output([sys.executable, "-m", "benchmarks.cpu", *arguments])
+    threads = ("--threads", str(torch.get_num_threads()))
+    return _output([sys.executable, "-m", "benchmarks.cpu", *threads, *arguments])
 
 
 def _output(command: list[str], environment: dict[str, str] | None = None) -> float:

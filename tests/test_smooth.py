@@ -1,7 +1,7 @@
-"""Everything smooth against finite differences: membranes, the readout, the surrogates' primitives.
+"""Everything smooth against finite differences: membranes, readout, the surrogates' primitives.
 
-With a reset that lets no gradient through its spikes the membrane is a polynomial of current, state,
-decay and threshold as long as no neuron fires otherwise, so that `gradcheck` holds for it as it is.
+With a reset that lets no gradient through its spikes the membrane is a polynomial of current,
+state, decay and threshold as long as no neuron fires otherwise: `gradcheck` holds as it is.
 """
 
 import math
