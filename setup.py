@@ -15,6 +15,7 @@ DEV = [
     "pytest>=8",
     "pytest-benchmark>=4",
     "ruff>=0.9",
+    "snntorch==1.0.0",  # whose spikes the tests want bit for bit
     "types-PyYAML",
     "types-tqdm",
 ]
