@@ -56,14 +56,16 @@ def speedup(cpu: Mapping[str, Any]) -> Figure:
         for name in present:
             if name not in ratios:
                 continue
-            axes.barh(place, ratios[name], 0.9, color=COLOR[name], hatch=HATCH.get(name))
-            axes.text(ratios[name] * 1.03, place, f"{ratios[name]:.1f}", va="center", fontsize=7)
+            slower = ratios[name]
+            axes.barh(place, slower - 1, 0.9, left=1, color=COLOR[name], hatch=HATCH.get(name))
+            axes.text(max(slower, 1) * 1.03, place, f"{slower:.1f}", va="center", fontsize=7)
             place += 1
         ticks.append(((first + place - 1) / 2, title))
         place += 1.2
     axes.axvline(1.0, color=BLACK, linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlim(right=1.6 * max(max(ratios.values(), default=1.0) for _, ratios in rows))
+    every = [1.0, *(ratio for _, ratios in rows for ratio in ratios.values())]
+    axes.set_xlim(min(every) / 1.3, 1.6 * max(every))
     axes.set_yticks([at for at, _ in ticks], [title for _, title in ticks], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of the rival / time of NeuroSpike (line: as fast)")
