@@ -43,12 +43,9 @@ class Workload:
         if hasattr(layer, "workload"):  # of a library with arrays of its own
             return layer.workload(self.linear, self.x)
 
-        def step() -> None:
-            layer(self.linear(self.x)).sum().backward()
-            self.linear.zero_grad()
-            self.x.grad = None
-
-        return step
+        leaves = [*self.linear.parameters(), self.x]
+        # `backward()` would copy the gradient of the input, which has the shape of a view.
+        return lambda: torch.autograd.grad(layer(self.linear(self.x)).sum(), leaves)
 
     def floor(self) -> Callable[[], object]:
         """Return the products of a step alone, into memory that is there."""
