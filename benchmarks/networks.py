@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import neurospike as ns
+from neurospike import losses
 
 from . import rivals
 
@@ -75,9 +76,7 @@ class FusedTutorial5(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy of each step's membrane, summed over steps."""
         _, mems = self(images)
-        every = mems.flatten(0, 1)
-        targets = labels.repeat(self.steps)
-        return nn.functional.cross_entropy(every, targets) * self.steps
+        return losses.cross_entropy_membrane(mems, labels)
 
 
 def training_step(
