@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     measure = {
         "layer": lambda: [layer(c, options.seconds, options.compiled) for c in LAYERS],
         "saved": lambda: [saved(SAVED)],
-        "workload": lambda: [workload(n, 2 * options.seconds, options.compiled) for n in WORKLOADS],
+        "workload": lambda: [workload(n, 2 * options.seconds) for n in WORKLOADS],
         "network": lambda: [network(options.seconds)],
         "sweep": lambda: [sweep(name, options.seconds / 3) for name in SWEEPS],
         "sizes": lambda: [size(case) for case in SIZES],
@@ -144,10 +144,10 @@ def saved(case: str) -> Row:
     return _tell(f"saved for backward, {case}", {}, {}, bytes_a_neuron_step=kept)
 
 
-def workload(neurons: int, seconds: float, slow: bool = False) -> Row:
+def workload(neurons: int, seconds: float) -> Row:
     """The workload of open-neuromorphic, beside the products of matrices in it."""
     work = Workload(neurons)
-    found = interleave(contenders(work, ["numba"], slow), seconds=seconds, least=5)
+    found = interleave(contenders(work, ["numba"]), seconds=seconds, least=5)
     ours, floor = found["numba"], found["products alone"]
     ratios = {"numba / products alone": ours.over(floor)}
     for name, timing in found.items():

@@ -117,7 +117,7 @@ def test_layer_inference(benchmark, contender, case):
 @pytest.mark.parametrize("neurons", [512, 2048])
 def test_linear_and_lif(benchmark, contender, neurons):
     """The workload of open-neuromorphic: see `workload.py`."""
-    if contender.options or contender.name == "snntorch compiled":
+    if contender.options or contender.name.endswith("compiled"):
         pytest.skip("one of ours is enough, and 500 steps are not unrolled")
     if neurons > 512 and contender.name not in ("numba", "triton", "snntorch"):
         pytest.skip("python -m benchmarks.cpu has every rival at this size")

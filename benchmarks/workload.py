@@ -62,16 +62,17 @@ class Workload:
         return products
 
 
-def contenders(work: Workload, backends: list[str], slow: bool = False) -> dict[str, Any]:
-    """Return what to time, by name, the floor last; each passed its gate."""
+def contenders(work: Workload, backends: list[str]) -> dict[str, Any]:
+    """Return what to time, by name, the floor last; each passed its gate.
+
+    Without compiled rivals: unrolled 500 times they compile for an hour.
+    """
     steps: dict[str, Any] = {}
     for name in backends:
         layer = rivals.ours(name)
         work.prove(name, layer, rivals.snntorch_loop(), rounding=False)
         steps[name] = work.step(layer)
-    for rival in rivals.here(slow=slow):
-        if rival.name == "snntorch compiled":
-            continue  # unrolled 500 times it compiles for hours
+    for rival in rivals.here():
         layer = rival.make()
         work.prove(rival.name, layer, rival.wanted(), rival.rounding)
         steps[rival.name] = work.step(layer)
