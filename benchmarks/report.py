@@ -117,6 +117,9 @@ def how_fast(stored: Mapping[str, Results]) -> str:
     cpu = stored.get("cpu")
     if cpu is None:
         return NOT_MEASURED.format("cpu")
+    command = "python -m benchmarks.cpu" + (
+        " --compiled" if " compiled |" in cpu_table(cpu) else ""
+    )
     lines = [
         "Times are medians of runs that take turns in one process, each after its result was shown "
         "equal; beside them, how many times as long each rival takes for the same kind of neuron "
@@ -125,7 +128,7 @@ def how_fast(stored: Mapping[str, Results]) -> str:
         "",
         cpu_table(cpu),
         "",
-        f"Measured on {machine_line(cpu['machine'])} `python -m benchmarks.cpu --compiled`",
+        f"Measured on {machine_line(cpu['machine'])} `{command}`",
     ]
     for name, needed, caption in PICTURES:
         if needed in cpu:
