@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").r
 DEV = [
     "hypothesis>=6.100",
     "mypy>=1.11",
-    "pytest-cov>=5",
+    "pytest-cov>=7",
     "pytest>=8",
     "pytest-benchmark>=4",
     "ruff>=0.9",
