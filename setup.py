@@ -8,12 +8,15 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
+LIVE = ["nicegui>=3"]
 DEV = [
+    *LIVE,
     "hypothesis>=6.100",
     "mypy>=1.11",
-    "pytest-cov>=7",
+    "playwright>=1.45",  # drives a Chromium that is on the machine, and downloads none
     "pytest>=8",
     "pytest-benchmark>=4",
+    "pytest-cov>=7",
     "ruff>=0.9",
     "snntorch==1.0.0",  # whose spikes the tests want bit for bit
     "types-PyYAML",
@@ -30,7 +33,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["neurospike", "neurospike.*"]), "neurospike.kernels"],
     package_dir={"neurospike.kernels": "kernels"},
-    package_data={"neurospike": ["py.typed"]},
+    package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
@@ -51,6 +54,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "live": LIVE,
         "bench": [
             "pytest>=8",
             "pytest-benchmark>=4",
