@@ -21,7 +21,9 @@ DEV = [
     "playwright>=1.45",  # drives a Chromium that is on the machine, and downloads none
     "pytest>=8",
     "pytest-benchmark>=4",
+    "pytest-cov>=7",
     "ruff>=0.9",
+    "snntorch==1.0.0",  # whose spikes the tests want bit for bit
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -60,6 +62,12 @@ setup(
         "live": LIVE,
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,
-        "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
+        "bench": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "spikingjelly>=2.0",
+            "norse>=1.1",
+            "spyx>=1.0; python_version >= '3.11'",
+        ],
     },
 )

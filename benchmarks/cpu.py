@@ -1,11 +1,11 @@
 """Measure the CPU backend: `python -m benchmarks.cpu [--out DIR] [--compiled]`.
 
-Prints each table and writes all figures to `DIR/cpu.json` (default `benchmarks/results`). Every
-case passes the equivalence gate before it is timed.
+Prints each table and writes all figures to `DIR/cpu.json` (default `benchmarks/results`), which
+`python -m benchmarks.report` turns into tables and pictures. Every case passes the equivalence gate
+before it is timed.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -23,7 +23,10 @@ from neurospike import buffers
 
 from . import rivals
 from .gate import check_close, gate
-from .timing import copy_bandwidth, interleave, machine
+from .networks import NETWORKS, training_step, tutorial
+from .saved import bytes_saved, peak_memory
+from .timing import Timing, copy_bandwidth, interleave, machine, tensors
+from .workload import Workload, contenders
 
 LAYERS = ("25x32x256", "25x128x1000", "100x128x1000")
 SIZES = (
@@ -36,7 +39,16 @@ SIZES = (
     "1000x1x1000",
     "1000x1x100000",
 )
+SWEEPS = {
+    "time against T": tuple(f"{steps}x32x256" for steps in (1, 5, 25, 100, 400, 1600)),
+    "time against N": tuple(f"25x1x{4**k}" for k in range(3, 11)),
+}
+SAVED = "25x32x256"
+WORKLOADS = (512, 2048)
+COMPILED_STEPS = 25  # snnTorch's loop is unrolled: more of them compile for minutes
+FLOOR = "copy of 20 B a neuron-step"
 Row = dict[str, Any]
+PARTS = ("layer", "saved", "workload", "network", "sweep", "sizes", "start")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,107 +60,100 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="also against SpikingJelly under torch.compile, whose first call takes minutes",
+        help="also against rivals under torch.compile, whose first calls take minutes",
     )
     parser.add_argument(
         "--keep-freed-memory",
         action="store_true",
         help="have the C library keep what every rival frees, as our own commands do",
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="measure these parts alone"
+    )
     parser.add_argument("--memory", choices=NETWORKS, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.memory:
-        print(peak_memory(options.memory))
+        print(_peak_of(options.memory))
         return 0
     results: Row = {"machine": machine()}
     if options.keep_freed_memory:
         buffers.keep_freed_memory()
         results["machine"]["allocator"] += ", keeping what is freed"
     print(json.dumps(results["machine"], indent=2))
-    results["layer"] = [layer(case, options.seconds) for case in LAYERS]
-    if options.compiled and rivals.installed("spikingjelly"):
-        results["compiled"] = [spikingjelly_compiled("100x128x1000", options.seconds)]
-    results["network"] = [network(options.seconds)]
-    if not options.keep_freed_memory:
-        results["sizes"] = [size(case) for case in SIZES]
-        results["start"] = [start()]
+    measure = {
+        "layer": lambda: [layer(c, options.seconds, options.compiled) for c in LAYERS],
+        "saved": lambda: [saved(SAVED)],
+        "workload": lambda: [workload(n, 2 * options.seconds) for n in WORKLOADS],
+        "network": lambda: [network(options.seconds)],
+        "sweep": lambda: [sweep(name, options.seconds / 3) for name in SWEEPS],
+        "sizes": lambda: [size(case) for case in SIZES],
+        "start": lambda: [start()],
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / ("cpu-kept.json" if options.keep_freed_memory else "cpu.json")
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    for part in options.only:
+        results[part] = measure[part]()
+        path.write_text(json.dumps(results, indent=1) + "\n")  # a run that is cut short leaves some
     print(f"written to {path}")
     return 0
 
 
-def tensors(case: str) -> tuple[Tensor, Tensor]:
-    """Return a current `[T, B, N]` that makes some neurons fire, and its spikes' gradient."""
-    steps, batch, neurons = map(int, case.split("x"))
-    generator = torch.Generator().manual_seed(0)
-    current = 0.5 * torch.randn(steps, batch, neurons, generator=generator)
-    return current.requires_grad_(), torch.randn(current.shape, generator=generator)
-
-
-def layer(case: str, seconds: float) -> Row:
-    """Training step and inference of one layer against snnTorch's loop and the memory floor."""
+def layer(case: str, seconds: float, slow: bool = False) -> Row:
+    """Training step and inference of one layer beside every rival, and the memory floors."""
     current, grad = tensors(case)
-    ours, loop = rivals.ours("numba"), rivals.snntorch_loop()
-    distance = gate(case, ours, loop, current, grad)
-    number = current.numel()
-    found = interleave(
-        {
-            "numba": rivals.layer_step(ours, current, grad),
-            "snntorch": rivals.layer_step(loop, current, grad),
-            "numba inference": rivals.inference(ours, current),
-            "snntorch inference": rivals.inference(loop, current),
-            "copy of 20 B a neuron-step": copy_bandwidth(20 * number),
-            "copy of 8 B a neuron-step": copy_bandwidth(8 * number),
-        },
-        seconds=seconds,
-    )
-    ratios = {
-        "snntorch / numba, training": found["snntorch"].over(found["numba"]),
-        "snntorch / numba, inference": found["snntorch inference"].over(found["numba inference"]),
-        "numba / floor, training": found["numba"].over(found["copy of 20 B a neuron-step"]),
-        "numba / floor, inference": found["numba inference"].over(
-            found["copy of 8 B a neuron-step"]
-        ),
-    }
+    steps = current.shape[0]
+    ours = {True: rivals.ours("numba"), False: rivals.ours("numba", reset_delay=False)}
+    names = {True: "numba", False: "numba, immediate"}
+    distance = gate(case, ours[True], rivals.snntorch_loop(), current, grad)
+    immediate = rivals.ours("reference", reset_delay=False)
+    gate(f"{case}, immediate", ours[False], immediate, current, grad)
+    # The compiled one is a rival that is compiled once, so it is made once.
+    others = [
+        (r, r.make())
+        for r in rivals.here(slow=slow)
+        if r.name != "snntorch compiled" or steps <= COMPILED_STEPS
+    ]
+    for rival, theirs in others:
+        wanted = rival.wanted()
+        gate(f"{case}, {rival.name}", theirs, wanted, current, grad, rounding=rival.rounding)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, one in [*((names[d], ours[d]) for d in ours), *((r.name, x) for r, x in others)]:
+        calls[f"{name}, training"] = rivals.layer_step(one, current, grad)
+        calls[f"{name}, inference"] = rivals.inference(one, current)
+    floors = {"training": FLOOR, "inference": "copy of 8 B a neuron-step"}
+    calls[floors["training"]] = copy_bandwidth(20 * current.numel())
+    calls[floors["inference"]] = copy_bandwidth(8 * current.numel())
+    found = interleave(calls, seconds=3 * seconds)
+    ratios = {}
+    for use, floor in floors.items():
+        for rival, _ in others:
+            mine = found[f"{names[rival.delayed]}, {use}"]
+            ratios[f"{rival.name} / numba, {use}"] = found[f"{rival.name}, {use}"].over(mine)
+        ratios[f"numba / floor, {use}"] = found[f"numba, {use}"].over(found[floor])
     return _tell(f"layer {case}", found, ratios, gradient_distance=distance)
 
 
-def spikingjelly_compiled(case: str, seconds: float) -> Row:
-    """Training step against SpikingJelly's `lif_multi_step` under torch.compile, both immediate."""
-    current, grad = tensors(case)
-    ours = rivals.ours("numba", reset_delay=False)
-    theirs = rivals.compiled(rivals.spikingjelly_multi_step())
-    distance = gate(case, ours, rivals.spikingjelly_multi_step(), current, grad)
-    found = interleave(
-        {
-            "numba": rivals.layer_step(ours, current, grad),
-            "spikingjelly compiled": rivals.layer_step(theirs, current, grad),
-        },
-        seconds=seconds,
-    )
-    ratio = found["spikingjelly compiled"].over(found["numba"])
-    return _tell(
-        f"layer {case}, immediate reset",
-        found,
-        {"spikingjelly compiled / numba": ratio},
-        gradient_distance=distance,
-    )
+def saved(case: str) -> Row:
+    """Bytes a neuron-step that each keeps for its backward pass."""
+    current, _ = tensors(case)
+    layers = {"numba": rivals.ours("numba")}
+    layers |= {r.name: r.make() for r in rivals.here() if r.package != "spyx"}
+    number = current.numel()
+    kept = {name: bytes_saved(one, current) / number for name, one in layers.items()}
+    return _tell(f"saved for backward, {case}", {}, {}, bytes_a_neuron_step=kept)
 
 
-def tutorial(fused: bool) -> tuple[Any, Tensor, Tensor, torch.optim.Optimizer]:
-    """Return the network, a batch of 128 with labels, and the optimiser of a rival."""
-    torch.manual_seed(0)
-    net = rivals.FusedTutorial5() if fused else rivals.Tutorial5()
-    images, labels = torch.rand(128, 784), torch.randint(0, 10, (128,))
-    # The tutorial takes torch's default implementation; the fused one belongs to what we offer.
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-4, betas=(0.9, 0.999), fused=fused or None)
-    return net, images, labels, optimizer
-
-
-NETWORKS = {"snntorch": False, "numba": True}
+def workload(neurons: int, seconds: float) -> Row:
+    """The workload of open-neuromorphic, beside the products of matrices in it."""
+    work = Workload(neurons)
+    found = interleave(contenders(work, ["numba"]), seconds=seconds, least=5)
+    ours, floor = found["numba"], found["products alone"]
+    ratios = {"numba / products alone": ours.over(floor)}
+    for name, timing in found.items():
+        if name not in ("numba", "products alone"):
+            ratios[f"{name} / numba"] = timing.over(ours)
+    return _tell(work.case, found, ratios)
 
 
 def network(seconds: float) -> Row:
@@ -159,7 +164,7 @@ def network(seconds: float) -> Row:
         net, images, labels, optimizer = tutorial(fused)
         net.loss(images, labels).backward()
         gradients[name] = torch.cat([p.grad.flatten() for p in net.parameters()])
-        steps[name] = rivals.training_step(net, images, labels, optimizer)
+        steps[name] = training_step(net, images, labels, optimizer)
     distance = check_close("784-1000-10", gradients["numba"], gradients["snntorch"])
     found = interleave(steps, seconds=2 * seconds)
     peaks = {
@@ -170,31 +175,27 @@ def network(seconds: float) -> Row:
         "snntorch / numba": found["snntorch"].over(found["numba"]),
         "peak memory of a step, snntorch / numba": peaks["snntorch"] / peaks["numba"],
     }
-    return _tell("network 784-1000-10", found, ratios, peak_mb=peaks, gradient_distance=distance)
+    case = "network 784-1000-10, batch 128, T=25"
+    return _tell(case, found, ratios, peak_mb=peaks, gradient_distance=distance)
 
 
-def peak_memory(name: str) -> float:
-    """Return by how many MB training steps raise the process's memory above what it had at rest.
-
-    Linux only. At rest means: after a first step, for what the libraries keep for good, once all
-    memory that is free went back to the system; then the peak that the kernel keeps is reset.
-    """
-    net, images, labels, optimizer = tutorial(NETWORKS[name])
-    step = rivals.training_step(net, images, labels, optimizer)
-    step()
-    optimizer.zero_grad()
-    buffers.release()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    for _ in range(3):
-        step()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+def sweep(name: str, seconds: float) -> Row:
+    """Training step of a layer over sizes, beside snnTorch and SpikingJelly and the floor."""
+    others = [r for r in rivals.here() if r.name in ("snntorch", "spikingjelly")]
+    rows = []
+    for case in SWEEPS[name]:
+        current, grad = tensors(case)
+        ours = rivals.ours("numba")
+        gate(case, ours, rivals.snntorch_loop(), current, grad)
+        calls = {"numba": rivals.layer_step(ours, current, grad)}
+        for rival in others:
+            theirs = rival.make()
+            gate(case, theirs, rival.wanted(), current, grad, rounding=rival.rounding)
+            calls[rival.name] = rivals.layer_step(theirs, current, grad)
+        calls[FLOOR] = copy_bandwidth(20 * current.numel())
+        found = interleave(calls, seconds=seconds, least=5)
+        rows.append(_tell(f"{name}: {case}", found, {}))
+    return {"case": name, "rows": rows}
 
 
 def size(case: str) -> Row:
@@ -240,8 +241,14 @@ def _first_call(cache: str) -> float:
     return _output([sys.executable, "-c", FIRST_CALL], environment)
 
 
+def _peak_of(name: str) -> float:
+    net, images, labels, optimizer = tutorial(NETWORKS[name])
+    return peak_memory(training_step(net, images, labels, optimizer), optimizer.zero_grad)
+
+
 def _in_new_process(*arguments: str) -> float:
-    return _output([sys.executable, "-m", "benchmarks.cpu", *arguments])
+    threads = ("--threads", str(torch.get_num_threads()))
+    return _output([sys.executable, "-m", "benchmarks.cpu", *threads, *arguments])
 
 
 def _output(command: list[str], environment: dict[str, str] | None = None) -> float:
@@ -249,7 +256,7 @@ def _output(command: list[str], environment: dict[str, str] | None = None) -> fl
     return float(done.stdout.split()[-1])
 
 
-def _tell(title: str, found: dict[str, Any], ratios: dict[str, float], **more: Any) -> Row:
+def _tell(title: str, found: dict[str, Timing], ratios: dict[str, float], **more: Any) -> Row:
     print(title)
     for name, timing in found.items():
         low, high = 1e3 * timing.quantile(0.2), 1e3 * timing.quantile(0.8)

@@ -26,10 +26,10 @@ from torch import Tensor
 from neurospike.dispatch import TABLE, unsupported_reasons
 
 from . import rivals
-from .cpu import tensors
 from .equivalence import Check, checks
 from .gate import BUDGET, GateError, check_close, gate
-from .timing import copy_bandwidth, interleave, machine
+from .networks import FusedTutorial5, Tutorial5, training_step
+from .timing import copy_bandwidth, interleave, machine, tensors
 
 CASES = ("25x32x256", "25x128x1000", "100x128x1000", "100x128x8192", "32x64x65536")
 FORMATS = (torch.float32, torch.bfloat16)
@@ -215,7 +215,7 @@ def network(session: Session) -> Row:
         net, images, labels, optimizer = _tutorial(session, name)
         net.loss(images, labels).backward()
         gradients[name] = torch.cat([p.grad.flatten() for p in net.parameters()])
-        steps[name] = rivals.training_step(net, images, labels, optimizer)
+        steps[name] = training_step(net, images, labels, optimizer)
     # The product with the second matrix is one for all steps or one a step, summed in another
     # order; of 32,000 output neurons and steps a few fire otherwise.
     distance = check_close("784-1000-10", gradients["ours"], gradients["snntorch"], 1e-2)
@@ -234,7 +234,7 @@ def network(session: Session) -> Row:
 def _tutorial(session: Session, name: str) -> tuple[Any, Tensor, Tensor, torch.optim.Optimizer]:
     torch.manual_seed(0)
     ours = name == "ours"
-    net: Any = rivals.FusedTutorial5(backend=session.backend) if ours else rivals.Tutorial5()
+    net: Any = FusedTutorial5(backend=session.backend) if ours else Tutorial5()
     images, labels = torch.rand(128, 784), torch.randint(0, 10, (128,))
     net, images, labels = (t.to(session.device) for t in (net, images, labels))
     graph = ours and session.device == "cuda"
@@ -248,7 +248,7 @@ def _captured(
     net: Any, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
 ) -> Callable[[], object]:
     """Return a whole training step as one CUDA graph."""
-    step = rivals.training_step(net, images, labels, optimizer)
+    step = training_step(net, images, labels, optimizer)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

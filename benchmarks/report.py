@@ -1,26 +1,36 @@
-"""Turn stored results into Markdown tables: `python -m benchmarks.report [FILE]`."""
+"""Turn stored results into tables and pictures: `python -m benchmarks.report [--write]`.
+
+Nothing is measured here. With `--write` the pictures are drawn into `docs/images`, and the sections
+between the marks in `README.md` and `benchmarks/README.md` are written anew; what was not measured
+they say so of. A test holds the sections against the stored results.
+"""
 
 import argparse
 import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from . import rivals
+from .step import PARTS, REST
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = Path("docs") / "images"
+BEGIN, END = "<!-- {}: written by `python -m benchmarks.report --write` -->", "<!-- end of {} -->"
+NOT_MEASURED = "Not measured: `python -m benchmarks.{}` has left no results in benchmarks/results."
+Results = Mapping[str, Any]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "cpu.json")
-    stored = json.loads(parser.parse_args(argv).file.read_text())
-    print(machine_line(stored["machine"]))
-    for cases in (found for found in stored.values() if isinstance(found, list)):
-        for case in cases:
-            print(table(case))
-    return 0
+def load(folder: Path) -> dict[str, Results]:
+    """Return the results stored in a folder by name: cpu, cpu-kept, gpu, step; those there are."""
+    names = ("cpu", "cpu-kept", "gpu", "step")
+    files = {name: folder / f"{name}.json" for name in names}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """Return what figures must be read with, in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
@@ -29,8 +39,10 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def table(case: dict[str, Any]) -> str:
+def table(case: Mapping[str, Any]) -> str:
     """Return one case as a table: times with their spread, then ratios and what else is known."""
+    if "rows" in case:  # a sweep
+        return "\n".join(table(row) for row in case["rows"])
     lines = ["", f"| {case['case']} | median | 20% to 80% |", "|---|---|---|"]
     for name, t in case.get("times", {}).items():
         spread = f"{t['ms_p20']:.3g} to {t['ms_p80']:.3g} ms"
@@ -41,6 +53,182 @@ def table(case: dict[str, Any]) -> str:
         if name not in ("case", "times", "ratios"):
             lines.append(f"| {name} | {value} | |")
     return "\n".join(lines)
+
+
+def speedups(row: Mapping[str, Any], use: str = "training") -> dict[str, float]:
+    """Return how many times as long each rival takes in a row of the CPU's results."""
+    found = {}
+    for name, ratio in row["ratios"].items():
+        match = re.fullmatch(rf"(?!peak)(.+) / (?:numba|ours)(?:, {use})?", name)
+        if match:
+            found[match[1]] = ratio
+    return found
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def cpu_rows(cpu: Results) -> Iterator[tuple[str, float, dict[str, float], str]]:
+    """Yield what was done, our milliseconds, the rivals' ratios and ours to the floor."""
+    for use, moved in (("training", 20), ("inference", 8)):
+        for row in cpu.get("layer", ()):
+            shape = row["case"].removeprefix("layer ")
+            title = f"layer {shape}, " + ("training step" if use == "training" else use)
+            floor = f"{row['ratios'][f'numba / floor, {use}']:.2f} of a copy of {moved} B"
+            yield title, row["times"][f"numba, {use}"]["ms_median"], speedups(row, use), floor
+    for row in cpu.get("workload", ()):
+        floor = f"{row['ratios']['numba / products alone']:.2f} of its products"
+        yield row["case"], row["times"]["numba"]["ms_median"], speedups(row), floor
+    for row in cpu.get("network", ()):
+        yield row["case"], row["times"]["numba"]["ms_median"], speedups(row), ""
+
+
+def cpu_table(cpu: Results) -> str:
+    """Return the table of the README: what, how long, how many times as long each rival takes."""
+    rows = list(cpu_rows(cpu))
+    present = {name for _, _, ratios, _ in rows for name in ratios}
+    names = [rival.name for rival in rivals.RIVALS if rival.name in present]
+    lines = [f"| | NeuroSpike | {' | '.join(names)} | NeuroSpike / floor |"]
+    lines.append("|---|" + "--:|" * (len(names) + 1) + "---|")
+    for title, milliseconds, ratios, floor in rows:
+        cells = [f"{ratios[name]:.1f}x" if name in ratios else "" for name in names]
+        lines.append(f"| {title} | {_milliseconds(milliseconds)} | {' | '.join(cells)} | {floor} |")
+    return "\n".join(lines)
+
+
+def gpu_table(gpu: Results) -> str:
+    """Return the table of the GPU's results."""
+    lines = ["| | NeuroSpike | how many times as long others take | share of copy speed |"]
+    lines.append("|---|--:|---|--:|")
+    for row in gpu.get("cases", ()):
+        ours = row["times"].get("ours, training") or row["times"]["ours"]
+        others = ", ".join(f"{name} {ratio:.1f}x" for name, ratio in speedups(row).items())
+        share = row["ratios"].get("share of copy, training")
+        reached = "" if share is None else f"{share:.0%}"
+        lines.append(
+            f"| {row['case']} | {_milliseconds(ours['ms_median'])} | {others} | {reached} |"
+        )
+    return "\n".join(lines)
+
+
+def how_fast(stored: Mapping[str, Results]) -> str:
+    """Return the README's section."""
+    cpu = stored.get("cpu")
+    if cpu is None:
+        return NOT_MEASURED.format("cpu")
+    command = "python -m benchmarks.cpu" + (
+        " --compiled" if " compiled |" in cpu_table(cpu) else ""
+    )
+    lines = [
+        "Times are medians of runs that take turns in one process, each after its result was shown "
+        "equal; beside them, how many times as long each rival takes for the same kind of neuron "
+        "([what each computes](benchmarks/README.md)). T x B x N; the floor is a copy of the bytes "
+        "that must move, or the products of matrices alone.",
+        "",
+        cpu_table(cpu),
+        "",
+        f"Measured on {machine_line(cpu['machine'])} `{command}`",
+    ]
+    for name, needed, caption in PICTURES:
+        if needed in cpu:
+            lines += ["", f"![{caption}]({(IMAGES / name).as_posix()})"]
+    if kept := stored.get("cpu-kept"):
+        title = "The same where the C library keeps what is freed, as our own commands have it"
+        lines += ["", f"{title} (`--keep-freed-memory`):", "", cpu_table(kept)]
+        lines += ["", f"Measured on {machine_line(kept['machine'])}"]
+    if gpu := stored.get("gpu"):
+        lines += ["", gpu_table(gpu), "", f"Measured on {machine_line(gpu['machine'])}"]
+        lines[-1] += " `python -m benchmarks.gpu --out DIR`"
+    else:
+        lines += ["", "On a GPU: not measured."]
+    return "\n".join(lines)
+
+
+PICTURES = (
+    ("speedup.png", "layer", "How many times as long each rival takes, by case"),
+    ("sweep.png", "sweep", "Time of a training step against T and against N, with the floor"),
+    ("saved.png", "saved", "Bytes a neuron-step kept for the backward pass"),
+)
+
+
+def rivals_table(stored: Mapping[str, Results]) -> str:
+    """Return what each rival computes, and what is timed of it."""
+    lines = ["| rival | reset | fires at | surrogate | what is timed |", "|---|---|---|---|---|"]
+    for rival in rivals.RIVALS:
+        cells = (rival.name, rival.reset, rival.fires, rival.surrogate, rival.timed)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def step_table(stored: Mapping[str, Results]) -> str:
+    """Return where the time of a training step goes, before and after."""
+    step = stored.get("step")
+    if step is None:
+        return NOT_MEASURED.format("step")
+    before, after = step["networks"]["snntorch"], step["networks"]["numba"]
+    lines = [
+        "| a training step of 784-1000-10 | snnTorch, before | fused, after |",
+        "|---|--:|--:|",
+    ]
+    for part in (*PARTS, REST):
+        lines.append(f"| {part} | {before[part]:.2f} ms | {after[part]:.2f} ms |")
+    totals = (f"**{sum(network.values()):.2f} ms**" for network in (before, after))
+    lines.append(f"| **in all, as the profiler sees it** | {' | '.join(totals)} |")
+    return "\n".join([*lines, "", f"Measured on {machine_line(step['machine'])}"])
+
+
+Section = Callable[[Mapping[str, Results]], str]
+SECTIONS: tuple[tuple[str, str, Section], ...] = (
+    ("README.md", "How fast", how_fast),
+    ("benchmarks/README.md", "The rivals", rivals_table),
+    ("benchmarks/README.md", "Where the time goes", step_table),
+)
+
+
+def between(text: str, name: str, file: str) -> tuple[int, int]:
+    """Return where a section begins and ends in a text. Raises SystemExit without its marks."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if begin not in text or end not in text:
+        raise SystemExit(f"error: {file} lacks the lines {begin!r} and {end!r}; put them back")
+    return text.index(begin) + len(begin) + 1, text.index(end)
+
+
+def write(stored: Mapping[str, Results], root: Path = ROOT) -> None:
+    """Draw the pictures and write the sections."""
+    from . import pictures
+
+    for file, name, section in SECTIONS:
+        path = root / file
+        text = path.read_text(encoding="utf-8")
+        start, stop = between(text, name, file)
+        path.write_text(f"{text[:start]}\n{section(stored)}\n\n{text[stop:]}", encoding="utf-8")
+    if "cpu" in stored:
+        pictures.draw(stored["cpu"], root / IMAGES)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with these arguments; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="of *.json")
+    parser.add_argument("--write", action="store_true", help="write pictures and both READMEs")
+    options = parser.parse_args(argv)
+    stored = load(options.results)
+    if options.write:
+        write(stored)
+        return 0
+    if not stored:
+        print(f"no results in {options.results}: measure with python -m benchmarks.cpu")
+    for name, results in stored.items():
+        print(f"\n{name}: {machine_line(results['machine'])}")
+        for part in (found for found in results.values() if isinstance(found, list)):
+            for case in part:
+                print(table(case))
+    if "step" in stored:
+        print(f"\n{step_table(stored)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a layer or a network is measured against, each with what it computes.
+"""What a layer is measured against, each with what it computes.
 
 A layer here is a function `current [T, B, N] -> spikes [T, B, N]`, differentiable. The sequence is
 taken apart by `unbind` wherever a rival steps in Python: indexing `x[t]` would make torch's
@@ -6,24 +6,55 @@ backward quadratic in T and flatter us many times over.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import neurospike as ns
-from neurospike import losses
 
 Layer = Callable[[Tensor], Tensor]
 BETA = 0.95
 
 
-def ours(backend: str, *, reset_delay: bool = True) -> Layer:
-    """NeuroSpike; with `reset_delay` the semantics of snnTorch, without those of SpikingJelly."""
+@dataclass(frozen=True)
+class Rival:
+    """A layer of another library, and what one has to know to compare with it.
+
+    `options` are those of `ns.lif` that compute the same, `oracle` a plain loop where there are
+    none. `rounding`: whether it rounds in another order, so that a neuron that comes within
+    rounding of its threshold may fire otherwise.
+    """
+
+    name: str
+    package: str
+    make: Callable[[], Layer]
+    reset: str
+    fires: str
+    surrogate: str
+    timed: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    oracle: Callable[[], Layer] | None = None
+    rounding: bool = False
+    compiled: bool = False
+
+    @property
+    def delayed(self) -> bool:
+        """Whether its reset waits for the next step, as ours does by default."""
+        return self.options.get("reset_delay", True)
+
+    def wanted(self) -> Layer:
+        """Return what its gate compares it with."""
+        return self.oracle() if self.oracle else ours("reference", **self.options)
+
+
+def ours(backend: str, **options: Any) -> Layer:
+    """NeuroSpike; by default with the semantics of snnTorch."""
 
     def layer(current: Tensor) -> Tensor:
-        return ns.lif(current, beta=BETA, reset_delay=reset_delay, backend=backend)[0]
+        return ns.lif(current, beta=BETA, backend=backend, **options)[0]
 
     return layer
 
@@ -70,96 +101,65 @@ def compiled(layer: Layer) -> Layer:
     return torch.compile(layer, dynamic=False)
 
 
+def norse_loop() -> Layer:
+    """`LIFBoxCell` of Norse, stepped over `unbind`: `v += dt / tau * (i - v)`, reset at once.
+
+    With `dt / tau = 1 - beta` and a current divided by as much it is `beta * v + current`. Its
+    surrogate is named for a slope of 100, which its code does not use: it is that of slope 1.
+    """
+    import norse.torch as norse
+    from norse.torch.functional.reset import reset_subtract
+
+    share = 1.0 - BETA
+    parameters = norse.LIFBoxParameters(
+        tau_mem_inv=torch.as_tensor(share), reset_method=reset_subtract
+    )
+    cell = norse.LIFBoxCell(parameters, dt=1.0)
+
+    def layer(current: Tensor) -> Tensor:
+        state, spikes = None, []
+        for current_t in (current / share).unbind(0):
+            spike, state = cell(current_t, state)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+    return layer
+
+
+def spyx_oracle() -> Layer:
+    """What spyx computes: the spikes of the step before, and a gradient through the reset."""
+
+    def layer(current: Tensor) -> Tensor:
+        mem, spikes = torch.zeros_like(current[0]), []
+        for current_t in current.unbind(0):
+            u = mem - 1.0
+            slope = (1.0 / (1.0 + (torch.pi * u) ** 2)).detach()
+            spike = (u > 0).to(u.dtype) + slope * (u - u.detach())
+            mem = BETA * mem + current_t - spike
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+    return layer
+
+
+def _spyx() -> Layer:
+    from .rival_jax import Spyx
+
+    return Spyx()
+
+
 def installed(package: str) -> bool:
     """Return whether a rival's package is here."""
     return importlib.util.find_spec(package) is not None
 
 
-class Tutorial5(nn.Module):
-    """The network of snnTorch's fifth tutorial, stepped in Python as its authors step it."""
-
-    def __init__(self, inputs: int = 784, hidden: int = 1000, outputs: int = 10, steps: int = 25):
-        """Make the layers: `inputs`-`hidden`-`outputs`, shown for `steps`."""
-        import snntorch
-
-        super().__init__()
-        self.steps = steps
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.lif1 = snntorch.Leaky(beta=BETA)
-        self.fc2 = nn.Linear(hidden, outputs)
-        self.lif2 = snntorch.Leaky(beta=BETA)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output neurons' spikes and membranes `[T, B, outputs]`."""
-        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
-        spikes, mems = [], []
-        for _ in range(self.steps):
-            spike1, mem1 = self.lif1(self.fc1(images), mem1)
-            spike2, mem2 = self.lif2(self.fc2(spike1), mem2)
-            spikes.append(spike2)
-            mems.append(mem2)
-        return torch.stack(spikes), torch.stack(mems)
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the tutorial's loss: cross-entropy of each step's membrane, summed over steps."""
-        _, mems = self(images)
-        total = torch.zeros((1), dtype=torch.float32, device=images.device)
-        for step in range(self.steps):
-            total += nn.functional.cross_entropy(mems[step], labels)
-        return total
-
-
-class FusedTutorial5(nn.Module):
-    """The same network and loss with NeuroSpike's layers."""
-
-    def __init__(
-        self,
-        inputs: int = 784,
-        hidden: int = 1000,
-        outputs: int = 10,
-        steps: int = 25,
-        backend: str = "auto",
-    ):
-        """Make the layers: `inputs`-`hidden`-`outputs`, shown for `steps`."""
-        super().__init__()
-        self.steps = steps
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.lif1 = ns.LIF(beta=BETA, backend=backend)
-        self.fc2 = nn.Linear(hidden, outputs)
-        self.lif2 = ns.LIF(beta=BETA, backend=backend)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output neurons' spikes and membranes `[T, B, outputs]`."""
-        spikes, _ = self.lif1(self.fc1(images), num_steps=self.steps)
-        spikes, _, mems = self.lif2(self.fc2(spikes), return_trace=True)
-        return spikes, mems
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return cross-entropy of each step's membrane, summed over steps."""
-        _, mems = self(images)
-        return losses.cross_entropy_membrane(mems, labels)
-
-
-def training_step(
-    network: Any, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
-) -> Callable[[], Tensor]:
-    """Return one whole training step: forward, loss, backward, update."""
-
-    def step() -> Tensor:
-        loss = network.loss(images, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def layer_step(layer: Layer, current: Tensor, grad: Tensor) -> Callable[[], None]:
+def layer_step(layer: Layer, current: Tensor, grad: Tensor) -> Callable[[], object]:
     """Return forward and backward of a layer, given the gradient of its spikes.
 
     The current's gradient is freed within the step: else the next rival would pay for it.
     """
+    if hasattr(layer, "step"):  # of a library with arrays of its own
+        return layer.step(current, grad)
 
     def step() -> None:
         layer(current).backward(grad)
@@ -168,11 +168,85 @@ def layer_step(layer: Layer, current: Tensor, grad: Tensor) -> Callable[[], None
     return step
 
 
-def inference(layer: Layer, current: Tensor) -> Callable[[], None]:
+def inference(layer: Layer, current: Tensor) -> Callable[[], object]:
     """Return forward alone, under no_grad."""
+    if hasattr(layer, "inference"):
+        return layer.inference(current)
 
     def step() -> None:
         with torch.no_grad():
             layer(current)
 
     return step
+
+
+_SNNTORCH = {
+    "package": "snntorch",
+    "reset": "subtract, a step later",
+    "fires": "`>`",
+    "surrogate": "atan(2)",
+}
+_SPIKINGJELLY = {
+    "package": "spikingjelly",
+    "reset": "subtract, at once",
+    "fires": "`>=`",
+    "surrogate": "atan(2)",
+    "options": {"reset_delay": False},
+    "rounding": True,
+}
+RIVALS = (
+    Rival(
+        "snntorch",
+        make=snntorch_loop,
+        timed="`Leaky` stepped over `x.unbind(0)`, spikes stacked",
+        **_SNNTORCH,
+    ),
+    Rival(
+        "snntorch compiled",
+        make=lambda: compiled(snntorch_loop()),
+        timed="that loop under `torch.compile(dynamic=False)`, after its first call",
+        compiled=True,
+        rounding=True,
+        **_SNNTORCH,
+    ),
+    Rival(
+        "spyx",
+        package="spyx",
+        make=_spyx,
+        reset="subtract, a step later, with a gradient through it",
+        fires="`>`, told a step later",
+        surrogate="atan(2)",
+        timed="`spyx.nn.LIF` in `spyx.nn.run` under `jax.jit` on arrays of JAX, all cores",
+        oracle=spyx_oracle,
+        rounding=True,
+    ),
+    Rival(
+        "spikingjelly",
+        make=spikingjelly_multi_step,
+        timed="`functional.lif_multi_step`",
+        **_SPIKINGJELLY,
+    ),
+    Rival(
+        "spikingjelly compiled",
+        make=lambda: compiled(spikingjelly_multi_step()),
+        timed="that function under `torch.compile(dynamic=False)`, after its first call",
+        compiled=True,
+        **_SPIKINGJELLY,
+    ),
+    Rival(
+        "norse",
+        package="norse",
+        make=norse_loop,
+        reset="subtract, at once",
+        fires="`>`",
+        surrogate="fast_sigmoid(1)",
+        timed="`LIFBoxCell` stepped over `unbind`, current scaled once to its Euler step",
+        options={"reset_delay": False, "surrogate": ns.surrogate.fast_sigmoid(1.0)},
+        rounding=True,
+    ),
+)
+
+
+def here(*, slow: bool = False) -> list[Rival]:
+    """Return the rivals that are installed; with `slow` also those compiled for minutes."""
+    return [r for r in RIVALS if installed(r.package) and (slow or not r.compiled)]

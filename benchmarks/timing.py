@@ -18,8 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-PACKAGES = ("neurospike", "torch", "numba", "triton", "snntorch", "spikingjelly", "norse")
+PACKAGES = (
+    "neurospike",
+    "torch",
+    "numba",
+    "triton",
+    "snntorch",
+    "spikingjelly",
+    "norse",
+    "spyx",
+    "jax",
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,17 @@ def _sample(call: Callable[[], object], repeats: int) -> float:
         call()
     synchronize()
     return (time.perf_counter() - start) / repeats
+
+
+def tensors(case: str) -> tuple[Tensor, Tensor]:
+    """Return a current `[T, B, N]` that makes some neurons fire, and its spikes' gradient.
+
+    `case` is "TxBxN", as in "25x32x256".
+    """
+    steps, batch, neurons = map(int, case.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    current = 0.5 * torch.randn(steps, batch, neurons, generator=generator)
+    return current.requires_grad_(), torch.randn(current.shape, generator=generator)
 
 
 def copy_bandwidth(size_bytes: int, device: str = "cpu") -> Callable[[], object]:

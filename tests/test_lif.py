@@ -198,6 +198,26 @@ def test_16_bit_currents_keep_a_float32_state(dtype: torch.dtype, backend: str) 
     assert torch.equal(narrow[1], full[1])
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: "-".join(map(str, r.values())))
+def test_every_rule_in_16_bits_and_from_a_state_of_zeros(rule: dict, backend: str) -> None:
+    """The numbers of float32, rounded; no state is the same as one of zeros."""
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow, _, b, th = problem((7, 3, 33), dtype, (33,), ())
+        b, th = (t.detach().float().requires_grad_() for t in (b, th))
+        wide = narrow.detach().float().requires_grad_()
+        options = {"beta": b, "threshold": th, "return_trace": True, "backend": backend, **rule}
+        found = ns.lif(narrow, **options)
+        wanted = ns.lif(wide, torch.zeros(3, 33), **options)
+        assert found[0].dtype == dtype
+        assert torch.equal(found[0].float(), wanted[0])
+        assert all(torch.equal(got, want) for got, want in zip(found[1:], wanted[1:]))
+        got = torch.autograd.grad([o.float().sum() for o in found], (narrow, b, th))
+        want = torch.autograd.grad([o.sum() for o in wanted], (wide, b, th))
+        assert torch.equal(got[0], want[0].to(dtype))
+        assert torch.equal(got[1], want[1])
+        assert torch.equal(got[2], want[2])
+
+
 def test_constant_current_is_the_same_as_a_repeated_one(backend: str) -> None:
     for rule in RULES:
         current, mem, b, th = problem((1, 3, 70), torch.float64, (70,), ())

@@ -1,0 +1,142 @@
+"""What the READMEs say of speed is what is stored, and what is not stored is not said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pictures, report, rivals, timing
+
+ROOT = Path(__file__).parents[1]
+
+
+def times(**milliseconds):
+    return {
+        name.replace("_", " "): {"ms_p20": v, "ms_median": v, "ms_p80": v, "rounds": 5}
+        for name, v in milliseconds.items()
+    }
+
+
+def cpu():
+    """Results as `python -m benchmarks.cpu` leaves them."""
+    layer = {
+        "case": "layer 25x32x256",
+        "times": {**times(), "numba, training": times(x=2.0)["x"]},
+        "ratios": {"numba / floor, training": 1.5, "numba / floor, inference": 1.2},
+    }
+    layer["times"]["numba, inference"] = times(x=0.5)["x"]
+    for number, rival in enumerate(rivals.RIVALS, start=2):
+        layer["ratios"][f"{rival.name} / numba, training"] = float(number)
+        layer["ratios"][f"{rival.name} / numba, inference"] = 10.0 * number
+    rows = [
+        {"case": f"time against T: {t}x32x256", "times": times(numba=t, snntorch=9 * t, copy=t / 2)}
+        for t in (1, 5, 25)
+    ]
+    return {
+        "machine": timing.machine(),
+        "layer": [layer],
+        "saved": [{"case": "saved", "bytes_a_neuron_step": {"numba": 4.0, "snntorch": 21.5}}],
+        "workload": [
+            {
+                "case": "Linear(512, 512) + LIF, batch 16, T=500",
+                "times": times(numba=1250.0),
+                "ratios": {"numba / products alone": 1.25, "norse / numba": 3.0},
+            }
+        ],
+        "network": [
+            {
+                "case": "network 784-1000-10, batch 128, T=25",
+                "times": times(numba=15.0),
+                "ratios": {"snntorch / numba": 7.0, "peak memory of a step, snntorch / numba": 5.0},
+            }
+        ],
+        "sweep": [{"case": "time against T", "rows": rows}],
+    }
+
+
+def test_the_readmes_say_what_is_stored():
+    stored = report.load(report.RESULTS)
+    for file, name, section in report.SECTIONS:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        start, stop = report.between(text, name, file)
+        found = text[start:stop].strip()
+        assert found == section(stored).strip(), "run python -m benchmarks.report --write"
+    for name, needed, _ in report.PICTURES:
+        if needed in stored.get("cpu", ()):
+            size = (ROOT / report.IMAGES / name).stat().st_size
+            assert 0 < size <= 100_000
+
+
+def test_without_results_nothing_is_claimed(tmp_path, capsys):
+    assert report.load(tmp_path) == {}
+    assert report.how_fast({}).startswith("Not measured: `python -m benchmarks.cpu`")
+    assert report.step_table({}).startswith("Not measured: `python -m benchmarks.step`")
+    assert report.main(["--results", str(tmp_path)]) == 0
+    assert "measure with python -m benchmarks.cpu" in capsys.readouterr().out
+
+
+def test_every_figure_stands_with_its_machine():
+    stored = {"cpu": cpu()}
+    section = report.how_fast(stored)
+    assert "| layer 25x32x256, training step | 2 ms | 2.0x | 3.0x |" in section
+    assert "| layer 25x32x256, inference | 0.5 ms | 20.0x | 30.0x |" in section
+    assert "| Linear(512, 512) + LIF, batch 16, T=500 | 1.25 s |" in section
+    assert "| 1.25 of its products |" in section
+    assert "peak memory" not in section
+    assert "On a GPU: not measured." in section
+    machine = stored["cpu"]["machine"]
+    line = report.machine_line(machine)
+    assert line in section
+    for part in ("device", "threads", "allocator", "commit", "python"):
+        assert str(machine[part]) in line
+    both = report.how_fast({"cpu": cpu(), "cpu-kept": cpu(), "gpu": gpu()})
+    assert both.count(line) == 3
+    assert "| 25x32x256 float32 | 0.1 ms | snntorch loop 40.0x | 85% |" in both
+
+
+def gpu():
+    case = {
+        "case": "25x32x256 float32",
+        "times": {"ours, training": times(x=0.1)["x"]},
+        "ratios": {"share of copy, training": 0.85, "snntorch loop / ours, training": 40.0},
+    }
+    return {"machine": timing.machine(), "cases": [case]}
+
+
+def test_where_the_time_of_a_step_goes():
+    part = dict.fromkeys([*report.PARTS, report.REST], 2.0)
+    networks = {"snntorch": {**part, "loss": 5.0}, "numba": part}
+    text = report.step_table({"step": {"machine": timing.machine(), "networks": networks}})
+    assert "| loss | 5.00 ms | 2.00 ms |" in text
+    assert f"| **{5 + 2.0 * (len(part) - 1):.2f} ms** | **{2.0 * len(part):.2f} ms** |" in text
+
+
+def test_sections_are_written_between_their_marks_and_pictures_are_the_same_again(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    for file in ("README.md", "benchmarks/README.md"):
+        (tmp_path / file).write_text((ROOT / file).read_text(encoding="utf-8"), encoding="utf-8")
+    stored = {"cpu": cpu()}
+    first = []
+    for _ in range(2):
+        report.write(stored, tmp_path)
+        files = [tmp_path / "README.md", *sorted((tmp_path / report.IMAGES).glob("*.png"))]
+        first.append([file.read_bytes() for file in files])
+    assert len(first[0]) == 4
+    assert first[0] == first[1]
+    assert "| layer 25x32x256, training step | 2 ms |" in (tmp_path / "README.md").read_text()
+    report.write({}, tmp_path)
+    assert "Not measured" in (tmp_path / "README.md").read_text()
+    with pytest.raises(SystemExit, match=r"README.md lacks the lines '<!-- How fast: .* put them"):
+        report.between("no marks", "How fast", "README.md")
+
+
+def test_every_rival_has_a_colour_of_its_own():
+    assert len(pictures.COLOR) == len({*pictures.COLOR.values()}) == 1 + len(rivals.RIVALS)
+
+
+def test_tables_of_all_that_is_stored(tmp_path, capsys):
+    (tmp_path / "cpu.json").write_text(json.dumps(cpu()))
+    assert report.main(["--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "| **norse / numba** | **3.00** | |" in text
+    assert "| time against T: 25x32x256 | median | 20% to 80% |" in text
