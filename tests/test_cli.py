@@ -135,7 +135,10 @@ def test_modes(capsys, monkeypatch, folder):
     assert modes.main(["--help"]) == 0
     assert "--mode train|inference|evaluate|export|live" in capsys.readouterr().out
     assert modes.main([]) == 2
-    assert "--mode: got nothing, allowed: train, inference, evaluate, export, live" in capsys.readouterr().err
+    assert (
+        "--mode: got nothing, allowed: train, inference, evaluate, export, live"
+        in capsys.readouterr().err
+    )
     assert modes.main(["--mode", "fly"]) == 2
     assert "--mode: got fly" in capsys.readouterr().err
     assert modes.main(["--mode=train", "--epoch", "3"]) == 2
