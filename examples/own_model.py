@@ -75,6 +75,7 @@ def main(run_dir, *flags):
         [
             "--model.kind=dense",
             "--dataset=digits",
+            "--epochs=10",
             "--hidden_size=64,64,64",
             "--encoding.kind=latency",
             f"--run_dir={run_dir}",

@@ -13,6 +13,7 @@ from neurospike.data import Batches, load
 NUM_STEPS = 8
 
 
+# --8<-- [start:network]
 def make_network():
     """Pictures `[B, 1, 28, 28]`, the same at every step, to membranes `[T, B, 10]`."""
     return ns.Sequential(
@@ -27,6 +28,9 @@ def make_network():
         nn.Linear(64, 10),
         ns.LI(beta=0.9),  # the readout integrates and never fires
     )
+
+
+# --8<-- [end:network]
 
 
 def answer(network, images):
