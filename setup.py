@@ -47,6 +47,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
         "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
     },
 )

@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ import neurospike as ns
 from neurospike.data import Batches, load
 
 from .timing import machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 SHORTCUTS = ("add", "membrane", "none")
@@ -85,7 +88,7 @@ def train(shortcut: str, epochs: int, blocks: int = BLOCKS, pictures: int | None
     model = network(shortcut, blocks)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     shuffled = torch.Generator().manual_seed(0)
-    probe = [(small(x), y) for x, y in Batches(data.train, 256)][0]
+    probe = next((small(x), y) for x, y in Batches(data.train, 256))
     before, start, losses = observe(model, *probe), time.perf_counter(), []
     for _ in range(epochs):
         seen = []
@@ -101,9 +104,7 @@ def train(shortcut: str, epochs: int, blocks: int = BLOCKS, pictures: int | None
     after = observe(model, *probe)
     model.eval()
     with torch.no_grad():
-        hits = sum(
-            int((model(small(x)).argmax(1) == y).sum()) for x, y in Batches(data.test, 256)
-        )
+        hits = sum(int((model(small(x)).argmax(1) == y).sum()) for x, y in Batches(data.test, 256))
     return {
         "loss_by_epoch": losses,
         "test_accuracy": round(hits / len(data.test), 4),
@@ -113,7 +114,12 @@ def train(shortcut: str, epochs: int, blocks: int = BLOCKS, pictures: int | None
     }
 
 
-def draw(stored: dict[str, Any], path: Path) -> None:
+def stored(folder: Path = RESULTS) -> dict[str, Any]:
+    """Return what was measured last."""
+    return json.loads((folder / "depth.json").read_text(encoding="utf-8"))
+
+
+def draw(found: dict[str, Any]) -> "Figure":
     """Draw rates and gradient norms by block, before and after training."""
     from matplotlib.figure import Figure
 
@@ -126,9 +132,9 @@ def draw(stored: dict[str, Any], path: Path) -> None:
     ):
         for column, when in enumerate(("before_training", "after_training")):
             axes = panels[row][column]
-            for color, (shortcut, found) in zip((BLUE, RED, GREEN), stored["networks"].items()):
-                values = found[when][key]
-                label = f"{shortcut}: {found['test_accuracy']:.1%}"
+            for color, (shortcut, one) in zip((BLUE, RED, GREEN), found["networks"].items()):
+                values = one[when][key]
+                label = f"{shortcut}: {one['test_accuracy']:.1%}"
                 axes.plot(
                     range(1, len(values) + 1),
                     values,
@@ -144,13 +150,13 @@ def draw(stored: dict[str, Any], path: Path) -> None:
             axes.grid(True, color="#e5e5e5")
             axes.set_ylim(bottom=0)
     legend(panels[0][1], title="shortcut: test accuracy", title_fontsize=8)
-    figure.savefig(path)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=6, help="passes over 1,437 digits (6)")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over 1,437 digits (4)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of depth.json and .png")
     parser.add_argument("--draw", action="store_true", help="only draw what is stored")
     flags = parser.parse_args(argv)
@@ -165,12 +171,12 @@ def main(argv: list[str] | None = None) -> int:
             "epochs": flags.epochs,
             "seed": 0,
         }
-        stored = {"settings": settings, "machine": machine(), "networks": found}
+        whole = {"settings": settings, "machine": machine(), "networks": found}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    draw(stored, path.with_suffix(".png"))
-    for shortcut, found in stored["networks"].items():
+        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    kept = stored(flags.out)
+    draw(kept).savefig(path.with_suffix(".png"), metadata={"Software": None})
+    for shortcut, found in kept["networks"].items():
         after = found["after_training"]
         rates, norms = after["spike_rates"], after["gradient_norms"]
         print(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import neurospike as ns
 from neurospike.data import load
-from neurospike.visualization.canvas import BLUE, GREY, RED, legend, tidy
+from neurospike.visualization.canvas import BLUE, GREY, RED, bare, legend, tidy
 
 HERE = Path(__file__).parent
 IMAGES = HERE / "images"
@@ -31,9 +31,7 @@ def reset_traces(reset: str, delay: bool) -> tuple[Tensor, Tensor]:
     """Spikes and membrane `[T, 1, 1]` of a neuron under a steady current that then stops."""
     current = torch.zeros(30, 1, 1)
     current[2:20] = 0.45
-    spikes, _, trace = ns.lif(
-        current, beta=0.85, reset=reset, reset_delay=delay, return_trace=True
-    )
+    spikes, _, trace = ns.lif(current, beta=0.85, reset=reset, reset_delay=delay, return_trace=True)
     return spikes, trace
 
 
@@ -80,13 +78,31 @@ def surrogates() -> Figure:
 
 
 def coding(kind: str) -> Figure:
-    """A digit in one coding: the picture, the code over time, its sum."""
+    """One coding: of every brightness over time, and of a digit, summed."""
     from examples.codings import digit, encode
 
-    image = digit()
+    image, ramp = digit(), torch.linspace(0, 1, 21)
+    code = encode(ramp, kind)
     drawn = figure(9, 3)
-    axes = drawn.subplots(1, 3, width_ratios=[1, 2, 1])
-    ns.SpikeVisualizer().plot_input_encoding(image, encode(image, kind), ax=axes)
+    picture, over_time, total = drawn.subplots(1, 3, width_ratios=[1, 2.6, 1.15])
+    if kind == "constant":
+        ns.SpikeVisualizer().plot_firing_rates(code, ax=over_time)
+        drawn.axes[-1].set_ylabel("current", fontsize=9)  # of the colour bar
+    else:
+        ns.SpikeVisualizer().plot_spike_train(code, ax=over_time)
+        over_time.lines[0].set_markersize(6)
+        over_time.lines[0].set_markeredgewidth(2.5)
+    levels = range(0, 21, 5)
+    over_time.set_yticks(levels, [f"{ramp[level]:.2f}" for level in levels])
+    over_time.set_title("what a pixel of each brightness does", fontsize=9)
+    over_time.set_ylabel("brightness", fontsize=9)
+    picture.imshow(image, cmap="gray", interpolation="nearest")
+    bare(picture, "a digit")
+    summed = total.imshow(
+        encode(image, kind).sum(0).view(28, 28), cmap="gray", interpolation="nearest"
+    )
+    bare(total, "its code, summed over time")
+    drawn.colorbar(summed, ax=total, shrink=0.7).ax.tick_params(labelsize=8)
     return drawn
 
 
@@ -141,6 +157,13 @@ def network() -> dict[str, Figure]:
     return {name: drawn for name, (drawn, _) in plots.items()}
 
 
+def depth() -> Figure:
+    """Spike rate and gradient of each of twenty blocks, as measured and stored."""
+    from benchmarks import depth as measured
+
+    return measured.draw(measured.stored())
+
+
 PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
     "resets": resets,
     "one_spike": one_spike,
@@ -151,6 +174,7 @@ PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
     },
     "tiring": tiring,
     "network": network,
+    "depth": depth,
 }
 
 

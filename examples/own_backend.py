@@ -15,9 +15,7 @@ NAME = "stepped"
 
 
 # --8<-- [start:functions]
-def forward(
-    current, mem, beta, threshold, key, parameters, steps, constant, spikes, final, trace
-):
+def forward(current, mem, beta, threshold, key, parameters, steps, constant, spikes, final, trace):
     """Fill `spikes`, `trace` `[T, B, *F]` (each only if not empty) and `final` `[B, *F]`."""
     step = bind(formulas.step, rule.from_key(key).names)
     state = torch.zeros_like(final) if mem is None else mem.clone()

@@ -1,8 +1,8 @@
 """Neurons with another recurrence: one put together of fused layers, one stepped in torch.
 
 A neuron is a module with `carries_state = True` that is called as `neuron(x, state)`, with
-`x [T, B, *F]` and what it returned last, and returns `(spikes, state)`. `ns.Sequential` takes it like
-its own. `python examples/own_neuron.py`
+`x [T, B, *F]` and what it returned last, and returns `(spikes, state)`. `ns.Sequential` takes it
+like its own. `python examples/own_neuron.py`
 """
 
 import snntorch as snn

@@ -104,7 +104,9 @@ def test_generated_parts_hold_every_key_and_the_stored_results():
     assert text.startswith("# A\n")
     assert text.endswith("## B")
     named = {
-        name for path in PAGES for name in re.findall(r"<!-- generated: (\w+) -->", path.read_text())
+        name
+        for path in PAGES
+        for name in re.findall(r"<!-- generated: (\w+) -->", path.read_text())
     }
     assert named == set(hooks.GENERATED)
     for name in named - {"configuration"}:
@@ -136,7 +138,7 @@ def test_traces_of_the_contracts_picture_are_what_the_page_says(reset, delay, mo
     if (reset, delay) == ("subtract", True):
         drawn = pictures.resets()
         assert drawn.axes[0].lines[0].get_ydata().tolist() == trace.flatten().tolist()
-        assert [axes.get_title() for axes in drawn.axes][0] == "subtract, delayed"
+        assert drawn.axes[0].get_title() == "subtract, delayed"
 
 
 def test_an_unknown_picture_is_refused(monkeypatch):

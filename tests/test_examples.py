@@ -1,6 +1,7 @@
 """The scripts of `examples/` do what they and the documentation say; quick settings."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,21 +86,21 @@ def test_own_backend_passes_the_check_of_every_backend(example, capsys):
         del dispatch.TABLE[script.NAME]
 
 
-def test_own_model_trains_from_the_configuration_and_predicts(
-    example, tmp_path, monkeypatch, capsys
-):
+def test_own_model_trains_from_the_configuration(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
-    monkeypatch.setattr(config, "KINDS", dict(config.KINDS))
     script = example("own_model")
-    assert script.main("run", "--epochs=4", "--hidden_size=32,32") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert float(last.removeprefix("test accuracy: ").removesuffix("%")) > 60
-    assert (tmp_path / "run/firing_rates.png").exists()
-    model = ns.load_model("run/checkpoints/best_model.pth")
-    assert type(model) is script.DenseSNN
-    assert model.layers[1].weight.shape == (32, 32)
-    assert model.last.weight.shape == (10, 64)
+    try:
+        assert script.main("run", "--epochs=4", "--hidden_size=32,32") == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert float(last.removeprefix("test accuracy: ").removesuffix("%")) > 60
+        assert (tmp_path / "run/firing_rates.png").exists()
+        model = ns.load_model("run/checkpoints/best_model.pth")
+        assert type(model) is script.DenseSNN
+        assert model.layers[1].weight.shape == (32, 32)
+        assert model.last.weight.shape == (10, 64)
+    finally:
+        del models.MODELS["dense"], config.KINDS["dense"]
+        del sys.modules["own_model"]
 
 
 @pytest.mark.parametrize(

@@ -38,4 +38,12 @@ def register(name: str, network: type[SpikingNetwork], keys: tuple[str, ...] = (
     MODELS[name], config.KINDS[name] = network, tuple(keys)
 
 
-__all__ = ["MODELS", "ConvSNN", "Recording", "ResidualSNN", "SNNModel", "SpikingNetwork", "register"]
+__all__ = [
+    "MODELS",
+    "ConvSNN",
+    "Recording",
+    "ResidualSNN",
+    "SNNModel",
+    "SpikingNetwork",
+    "register",
+]
