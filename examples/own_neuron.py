@@ -1,6 +1,7 @@
-"""Neurons with another recurrence: one put together of fused layers, one stepped in torch.
+"""Neurons with another recurrence: own formulas, fused layers in a row, and a loop in torch.
 
-A neuron is a module with `carries_state = True` that is called as `neuron(x, state)`, with
+With one state it is `ns.Neuron`, three functions that every backend compiles. Any other
+neuron is a module with `carries_state = True` that is called as `neuron(x, state)`, with
 `x [T, B, *F]` and what it returned last, and returns `(spikes, state)`. `ns.Sequential` takes it
 like its own. `python examples/own_neuron.py`
 """
@@ -10,6 +11,32 @@ import torch
 from torch import nn
 
 import neurospike as ns
+from neurospike.formulas import heaviside, where
+
+
+# --8<-- [start:formulas]
+def charge(mem, current, beta, threshold):
+    """Quadratic integrate and fire: leaks below a membrane of 1/2, and drives itself on above."""
+    up = where(mem > 0.0, mem, 0.0)
+    return beta * mem + 2.0 * (1.0 - beta) * up * up + current
+
+
+def settle(v, spike, threshold):
+    """A spike sets the membrane to 0, at once."""
+    return v * (1.0 - spike)
+
+
+def step_vjp(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
+    """The chain rule of both: gradients for the current, `mem`, `beta` and the threshold."""
+    up = where(mem > 0.0, mem, 0.0)
+    total = grad_spike - grad_mem * v
+    d = total * surrogate + (1.0 - heaviside(v - threshold)) * grad_mem
+    slope = beta + 4.0 * (1.0 - beta) * up
+    return d, slope * d, d * (mem - 2.0 * up * up), -(total * surrogate)
+
+
+quadratic = ns.Neuron(charge, settle, step_vjp)
+# --8<-- [end:formulas]
 
 
 # --8<-- [start:fused]
@@ -83,8 +110,34 @@ def snntorch_synaptic(x, alpha, beta):
     return torch.stack(spikes)
 
 
+# --8<-- [start:proof]
+def run_quadratic(backend):
+    """Spikes, membranes, and gradients for current, first membrane, decays and threshold."""
+    drawn = torch.Generator().manual_seed(0)
+    current, mem = torch.randn(20, 4, 50, generator=drawn), torch.randn(4, 50, generator=drawn)
+    beta = 0.5 + 0.5 * torch.rand(50, generator=drawn)
+    inputs = [t.requires_grad_() for t in (current, mem, beta, torch.tensor(0.9))]
+    current, mem, beta, threshold = inputs
+    options = {"neuron": quadratic, "return_trace": True, "backend": backend}
+    spikes, mem, trace = ns.lif(current, mem, beta=beta, threshold=threshold, **options)
+    total = (spikes + trace.cos()).sum() + mem.sum()
+    return (spikes, trace), torch.autograd.grad(total, inputs)
+
+
+def prove_quadratic():
+    """Compare the fused kernel with torch's autograd; return the largest distance."""
+    (spikes, trace), gradients = run_quadratic("numba")
+    (same, traced), wanted = run_quadratic("reference")
+    assert torch.equal(spikes, same)
+    assert torch.equal(trace, traced)
+    return max(float((g - w).norm() / w.norm()) for g, w in zip(gradients, wanted))
+
+
+# --8<-- [end:proof]
+
+
 def main():
-    """Return spikes of both, and what a network with both of them in it answers."""
+    """Return spikes of the last two, and what a network with all of them in it answers."""
     torch.manual_seed(0)
     x = torch.rand(60, 2, 100) * 0.3
     spikes, _ = Synaptic(0.8, 0.9)(x)
@@ -95,7 +148,13 @@ def main():
     tiring, _ = Adaptive()(steady)
 
     network = ns.Sequential(
-        nn.Linear(100, 32), Synaptic(0.8, 0.9), nn.Linear(32, 32), Adaptive(), nn.Linear(32, 4)
+        nn.Linear(100, 32),
+        Synaptic(0.8, 0.9),
+        nn.Linear(32, 32),
+        ns.LIF(0.9, neuron=quadratic, learn_beta=True),
+        nn.Linear(32, 32),
+        Adaptive(),
+        nn.Linear(32, 4),
     )
     whole, _ = network(x)
     first, states = network(x[:25])
@@ -107,8 +166,11 @@ def main():
 
 if __name__ == "__main__":
     spikes, tireless, tiring, network = main()
+    print(
+        f"quadratic: numba's spikes and membranes are torch's, gradients to {prove_quadratic():.1e}"
+    )
     print(f"Synaptic: {int(spikes.sum())} spikes, equal to snnTorch's")
     for name, train in (("LIF", tireless), ("Adaptive", tiring)):
         print(f"{name:9}{''.join('|' if s else '.' for s in train.flatten())}")
     norm = network[0].weight.grad.norm()
-    print(f"gradient through both of them: {norm:.2g}; in two parts: the same")
+    print(f"gradient through all three: {norm:.2g}; a sequence in two parts: the same")
