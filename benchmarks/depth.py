@@ -153,6 +153,17 @@ def draw(found: dict[str, Any]) -> "Figure":
     return figure
 
 
+def line(shortcut: str, found: dict[str, Any]) -> str:
+    """Return what came of one network, in a line."""
+    after, losses = found["after_training"], found["loss_by_epoch"]
+    rates, norms = after["spike_rates"], after["gradient_norms"]
+    return (
+        f"{shortcut:8} test accuracy {found['test_accuracy']:.1%}, loss {losses[0]:.2f} to "
+        f"{losses[-1]:.2f}, spike rates {min(rates):.3f} to {max(rates):.3f}, gradient norms "
+        f"{min(norms):.2g} to {max(norms):.2g}, {found['seconds']:.0f} s"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=__doc__)
@@ -162,7 +173,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     path = flags.out / "depth.json"
     if not flags.draw:
-        found = {shortcut: train(shortcut, flags.epochs) for shortcut in SHORTCUTS}
+        found = {}
+        for shortcut in SHORTCUTS:
+            found[shortcut] = train(shortcut, flags.epochs)
+            print(line(shortcut, found[shortcut]), flush=True)
         settings = {
             "blocks": BLOCKS,
             "channels": CHANNELS,
@@ -174,17 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         whole = {"settings": settings, "machine": machine(), "networks": found}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    kept = stored(flags.out)
-    draw(kept).savefig(path.with_suffix(".png"), metadata={"Software": None})
-    for shortcut, found in kept["networks"].items():
-        after = found["after_training"]
-        rates, norms = after["spike_rates"], after["gradient_norms"]
-        print(
-            f"{shortcut:8} test accuracy {found['test_accuracy']:.1%}, loss "
-            f"{found['loss_by_epoch'][0]:.2f} to {found['loss_by_epoch'][-1]:.2f}, spike rates "
-            f"{min(rates):.3f} to {max(rates):.3f}, gradient norms {min(norms):.2g} to "
-            f"{max(norms):.2g}, {found['seconds']:.0f} s"
-        )
+    draw(stored(flags.out)).savefig(path.with_suffix(".png"), metadata={"Software": None})
     return 0
 
 
