@@ -145,10 +145,10 @@ def draw(found: dict[str, Any]) -> "Figure":
                 )
             tidy(axes, when.replace("_", " ") if row == 0 else "", "block" if row else "", name)
             axes.set_xticks([1, 5, 10, 15, 20])
-            # A network in which nothing fires has rates and gradients of 0, far below the rest.
-            axes.set_yscale("symlog", linthresh=1e-4 if row == 0 else 1e-6)
+            axes.set_yscale("log" if row else "linear")
             axes.grid(True, color="#e5e5e5")
-            axes.set_ylim(bottom=0)
+            if row == 0:
+                axes.set_ylim(0, 0.5)
     legend(panels[0][1], title="shortcut: test accuracy", title_fontsize=8)
     return figure
 
