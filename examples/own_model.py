@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from neurospike import train
-from neurospike.models import SpikingNetwork, register
-from neurospike.models.parts import over_steps
+from neurospike.models import SpikingNetwork, parts, register
 
 
 # --8<-- [start:model]
@@ -41,10 +40,15 @@ class DenseSNN(SpikingNetwork):
         )
         hidden = [hidden_size] if isinstance(hidden_size, int) else list(hidden_size)
         seen = [input_size, *(sum(hidden[:k]) for k in range(1, len(hidden)))]
+        threshold = self._neuron.get("threshold", 1.0)
         self.layers = nn.ModuleList(
-            self._initialized(nn.Linear(inputs, outputs), first=inputs == input_size)
-            for inputs, outputs in zip(seen, hidden)
+            nn.Sequential(
+                self._initialized(nn.Linear(inputs, outputs), first=k == 0),
+                parts.normalization(normalization, outputs, 1, threshold),
+            )
+            for k, (inputs, outputs) in enumerate(zip(seen, hidden))
         )
+        self.dropout = parts.SpikeDropout(dropout)
         self.neurons = nn.ModuleList(self._neurons() for _ in hidden)
         self.last = self._initialized(nn.Linear(sum(hidden), output_size))
         self.output = self._output_neurons()
@@ -55,11 +59,11 @@ class DenseSNN(SpikingNetwork):
         spikes, _ = self.neurons[0](**first)
         activity, fired = {"hidden1": spikes}, [spikes]
         for k in range(1, len(self.layers)):
-            current = over_steps(self.layers[k], torch.cat(fired, 2))
-            spikes, _ = self.neurons[k](current)
+            before = self.dropout(torch.cat(fired, 2))
+            spikes, _ = self.neurons[k](parts.over_steps(self.layers[k], before))
             fired.append(spikes)
             activity[f"hidden{k + 1}"] = spikes
-        return encoded, activity, self.last(torch.cat(fired, 2))
+        return encoded, activity, self.last(self.dropout(torch.cat(fired, 2)))
 
 
 # --8<-- [end:model]

@@ -342,7 +342,7 @@ def _number(name: str, value: float) -> float:
 def _parameter(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return beta or threshold in the state's format, a scalar as `[1]`, once it is found to fit."""
+    """Return beta or threshold in the state's format, a scalar as `[1]`, once it fits."""
     if not isinstance(value, Tensor):
         return torch.full((1,), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in _FLOATS:

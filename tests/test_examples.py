@@ -89,14 +89,16 @@ def test_own_backend_passes_the_check_of_every_backend(example, capsys):
 def test_own_model_trains_from_the_configuration(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = example("own_model")
+    flags = ["--epochs=4", "--hidden_size=32,32", "--model.dropout=0.1"]
+    flags += ["--model.normalization=batch"]
     try:
-        assert script.main("run", "--epochs=4", "--hidden_size=32,32") == 0
+        assert script.main("run", *flags) == 0
         last = capsys.readouterr().out.splitlines()[-1]
         assert float(last.removeprefix("test accuracy: ").removesuffix("%")) > 60
         assert (tmp_path / "run/firing_rates.png").exists()
         model = ns.load_model("run/checkpoints/best_model.pth")
         assert type(model) is script.DenseSNN
-        assert model.layers[1].weight.shape == (32, 32)
+        assert model.layers[1][0].weight.shape == (32, 32)
         assert model.last.weight.shape == (10, 64)
     finally:
         del models.MODELS["dense"], config.KINDS["dense"]
