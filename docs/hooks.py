@@ -4,6 +4,7 @@ A page says where with a line of its own, `<!-- generated: NAME -->`; `GENERATED
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ def configuration() -> Iterator[str]:
 
 def accuracy() -> Iterator[str]:
     """What training by each file of `configs/` came to."""
-    yield "| configuration | test accuracy | epochs | training | backend | cores | seed |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| configuration | test accuracy | epochs | training | seed |"
+    yield "|---|---|---|---|---|"
     rows = json.loads((RESULTS / "mnist_accuracy.json").read_text(encoding="utf-8"))
     for name, row in rows.items():
         yield (
             f"| `configs/{name}.yaml` | {row['test_accuracy']:.2%} | {row['epochs']} | "
-            f"{row['training_seconds'] / 60:.1f} min | {row['backend']} | {row['cpus']} | "
+            f"{row['training_seconds'] / 60:.1f} min on {row['cpus']} cores, {row['backend']} | "
             f"{row['seed']} |"
         )
 
@@ -57,8 +58,18 @@ def depth() -> Iterator[str]:
         )
 
 
+def measurements() -> Iterator[str]:
+    """Of `benchmarks/README.md`, if it is there, all but its title."""
+    path = ROOT / "benchmarks" / "README.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = re.sub(r"\A# .*\n", "", text).replace("](../docs/", "](")
+    # What lies outside docs/ is no page of the site: its name instead of a link.
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|images/|#)([^)]+)\)", r"\1 (`benchmarks/\2`)", text)
+    yield from text.splitlines()
+
+
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {
-    one.__name__: one for one in (configuration, accuracy, depth)
+    one.__name__: one for one in (configuration, accuracy, depth, measurements)
 }
 
 

@@ -87,13 +87,30 @@ def test_pictures_scripts_and_sections_that_pages_name_exist():
             assert (ROOT / file).exists(), f"{path.name}: {file}"
 
 
-def test_pictures_are_all_drawn_by_the_script_and_all_shown():
+def test_no_picture_is_kept_that_nothing_shows():
+    pages = [*PAGES, ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
     shown = {
         Path(image).name
-        for path in PAGES
-        for image in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+        for path in pages
+        if path.exists()
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
     }
-    assert shown == {path.name for path in (DOCS / "images").iterdir()} - {"live.png"}
+    assert {path.name for path in (DOCS / "images").iterdir()} <= shown
+
+
+def test_the_benchmarks_own_page_is_shown_with_links_that_lead_somewhere(tmp_path, monkeypatch):
+    hooks = module("hooks")
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    assert list(hooks.measurements()) == []
+    (tmp_path / "benchmarks" / "README.md").write_text(
+        "# Benchmarks\n\n## A\n[gate](gate.py) ![p](../docs/images/p.png) [x](https://x.org)\n"
+    )
+    assert list(hooks.measurements()) == [
+        "",
+        "## A",
+        "gate (`benchmarks/gate.py`) ![p](images/p.png) [x](https://x.org)",
+    ]
 
 
 def test_generated_parts_hold_every_key_and_the_stored_results():
@@ -109,7 +126,7 @@ def test_generated_parts_hold_every_key_and_the_stored_results():
         for name in re.findall(r"<!-- generated: (\w+) -->", path.read_text())
     }
     assert named == set(hooks.GENERATED)
-    for name in named - {"configuration"}:
+    for name in named - {"configuration", "measurements"}:
         rows = list(hooks.GENERATED[name]())
         assert len(rows) >= 3
         assert len({row.count("|") for row in rows}) == 1
