@@ -58,13 +58,15 @@ def test_own_surrogate_is_the_gradient_of_every_backend(example):
 
 
 def test_own_neurons_are_snntorchs_tire_and_carry_on(example):
-    spikes, tireless, tiring, network = example("own_neuron").main()
+    script = example("own_neuron")
+    assert script.prove_quadratic() < 1e-6
+    spikes, tireless, tiring, network = script.main()
     assert 0.1 < spikes.mean() < 0.9
     gaps = tiring.flatten().nonzero().flatten().diff()
     assert gaps[0] < gaps[-1]
     assert tiring.sum() < 0.5 * tireless.sum()
     assert all(bool((p.grad != 0).any()) for p in network.parameters() if p.ndim == 2)
-    adaptive = example("own_neuron").Adaptive(rise=0.0)
+    adaptive = script.Adaptive(rise=0.0)
     current = torch.rand(30, 2, 5)
     assert torch.equal(adaptive(current)[0], ns.lif(current, beta=0.9)[0])
 
