@@ -8,9 +8,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
+LIVE = ["nicegui>=3"]
 DEV = [
+    *LIVE,
     "hypothesis>=6.100",
     "mypy>=1.11",
+    "playwright>=1.45",  # drives a Chromium that is on the machine, and downloads none
     "pytest>=8",
     "pytest-benchmark>=4",
     "ruff>=0.9",
@@ -28,7 +31,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["neurospike", "neurospike.*"]), "neurospike.kernels"],
     package_dir={"neurospike.kernels": "kernels"},
-    package_data={"neurospike": ["py.typed"]},
+    package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
@@ -50,6 +53,7 @@ setup(
     extras_require={
         "dev": DEV,
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
+        "live": LIVE,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
     },
 )

@@ -1,4 +1,4 @@
-"""`python -m neurospike --mode train|inference`: both commands under one name."""
+"""`python -m neurospike --mode train|inference|live`: the commands under one name."""
 
 import argparse
 import importlib
@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from neurospike.cli import guarded
 from neurospike.errors import ConfigError, NeuroSpikeError
 
-MODULES = {"train": "neurospike.train", "inference": "neurospike.predict"}
-USAGE = """usage: python -m neurospike --mode train|inference [flags]
+MODULES = {
+    "train": "neurospike.train",
+    "inference": "neurospike.predict",
+    "live": "neurospike.live.__main__",
+}
+USAGE = """usage: python -m neurospike --mode train|inference|live [flags]
 
   --mode train      train a network      (the same as python -m neurospike.train)
   --mode inference  recognise pictures   (the same as python -m neurospike.predict)
+  --mode live       see neurons answer   (the same as python -m neurospike.live)
 
 The flags are those of the mode: python -m neurospike --mode train --help"""
 

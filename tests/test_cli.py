@@ -133,9 +133,9 @@ def test_bugs_keep_their_traceback():
 
 def test_modes(capsys, monkeypatch, folder):
     assert modes.main(["--help"]) == 0
-    assert "--mode train|inference" in capsys.readouterr().out
+    assert "--mode train|inference|live" in capsys.readouterr().out
     assert modes.main([]) == 2
-    assert "--mode: got nothing, allowed: train, inference" in capsys.readouterr().err
+    assert "--mode: got nothing, allowed: train, inference, live" in capsys.readouterr().err
     assert modes.main(["--mode", "fly"]) == 2
     assert "--mode: got fly" in capsys.readouterr().err
     assert modes.main(["--mode=train", "--epoch", "3"]) == 2
