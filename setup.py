@@ -59,6 +59,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
         "live": LIVE,
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,

@@ -7,6 +7,7 @@ from .layers import LI, LIF, lif
 from .learned_encoding import ConvEncoder
 from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
+from .rule import Neuron
 from .sequential import Sequential
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
@@ -18,6 +19,7 @@ __all__ = [
     "LIF",
     "ConvEncoder",
     "ConvSNN",
+    "Neuron",
     "ResidualSNN",
     "SNNModel",
     "SNNTrainer",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AllowInfNan,
     BaseModel,
     BeforeValidator,
@@ -82,6 +83,20 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 
+# The networks of `neurospike.models`, and the keys that only some of them take.
+KINDS: dict[str, tuple[str, ...]] = {
+    "mlp": ("hidden_size",),
+    "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
+    "resnet": ("channels", "blocks", "shortcut"),
+}
+
+
+def _known_kind(value: str) -> str:
+    if value not in KINDS:
+        raise ValueError(f"no kind of network: {value}")
+    return value
+
+
 class Section(BaseModel):
     """What all parts of the configuration share: no unknown keys, nothing changed later."""
 
@@ -91,8 +106,10 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network: arguments of the class that `kind` stands for; the others are not used."""
 
-    kind: Literal["mlp", "conv", "resnet"] = Field(
-        default="mlp", description="fully connected, convolutional or residual network"
+    kind: Annotated[str, AfterValidator(_known_kind)] = Field(
+        default="mlp",
+        description="fully connected, convolutional or residual network",
+        json_schema_extra=lambda schema: schema.update(allowed=", ".join(KINDS)),
     )
     input_size: Size = Field(
         default=784, description="inputs of the network; 28x28 pictures have 784"
@@ -170,7 +187,7 @@ class ModelConfig(Section):
             )
         if self.kind == "conv" and self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
-        if self.kind != "mlp" and isqrt(self.input_size) ** 2 != self.input_size:
+        if self.kind in ("conv", "resnet") and isqrt(self.input_size) ** 2 != self.input_size:
             raise ValueError(
                 f"kind {self.kind} needs square pictures, got an input_size of {self.input_size}"
             )
@@ -178,12 +195,7 @@ class ModelConfig(Section):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the kind's class, by name."""
-        only = {
-            "mlp": ("hidden_size",),
-            "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
-            "resnet": ("channels", "blocks", "shortcut"),
-        }
-        others = {name for names in only.values() for name in names} - set(only[self.kind])
+        others = {name for names in KINDS.values() for name in names} - set(KINDS[self.kind])
         return self.model_dump(exclude={"kind", *others})
 
 

@@ -1,7 +1,9 @@
 """Test a trained network on a data set: `python -m neurospike.evaluate`."""
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +12,14 @@ from neurospike.cli import Parser, guarded
 from neurospike.data import Batches, load
 from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import use_backend
+from neurospike.errors import MissingDependencyError
 from neurospike.loading import load_trained
+from neurospike.models import SpikingNetwork
 from neurospike.predict import MODEL
+from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
-from neurospike.training.metrics import Metrics
 from neurospike.training.progress import summary
+from neurospike.training.trainer import BatchSource
 
 BATCH = 500  # pictures; the result does not depend on it
 COUNTED = 500  # pictures on which operations are counted
@@ -27,7 +32,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ev
         flags = _parser(prog).read(argv)
         with use_backend(check_backend(flags.backend)):
             device = choose_device(flags.device, flags.backend)
-            result, metrics = evaluate(flags.model_path, flags.dataset, flags.data_path, device)
+            folder = Path(flags.pictures or Path(flags.model_path).parent / "evaluation")
+            result, metrics = evaluate(
+                flags.model_path,
+                flags.dataset,
+                flags.data_path,
+                device,
+                None if flags.no_pictures else folder,
+            )
         print(json.dumps(result) if flags.json else _text(result, metrics))
         return 0
 
@@ -35,9 +47,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ev
 
 
 def evaluate(
-    model_path: str, dataset: str | None, data_path: str | None, device: torch.device
+    model_path: str,
+    dataset: str | None,
+    data_path: str | None,
+    device: torch.device,
+    pictures: Path | None = None,
 ) -> tuple[dict[str, Any], Metrics]:
-    """Test a checkpoint; what is printed, and the metrics. None: as the model was trained."""
+    """Test a checkpoint; what is printed, and the metrics. None: as the model was trained.
+
+    pictures: the folder for those that `draw_network` draws; None draws none.
+    """
     from neurospike.training.evaluation import Evaluation  # takes a second to import
 
     trained = load_trained(model_path, device)
@@ -49,7 +68,7 @@ def evaluate(
             scores, activity = trained.model(images, return_activity=True)
             loss = torch.nn.functional.cross_entropy(scores, labels)
             evaluation.add(loss, scores, labels, activity)
-        first, _ = next(iter(Batches(data.test, COUNTED, device=device)))
+        first, labels = next(iter(Batches(data.test, COUNTED, device=device)))
         operations = count_operations(trained.model, first)
     metrics = evaluation.read()
     energy = {
@@ -59,7 +78,19 @@ def evaluate(
         "dense_nanojoules": operations.dense_nanojoules,
     }
     result = {"model": model_path, "data": data.note, **summary(metrics), "a_picture": energy}
+    if pictures is not None:
+        result["pictures"] = _draw(pictures, trained.model, [(first, labels)], metrics)
     return result, metrics
+
+
+def _draw(folder: Path, model: SpikingNetwork, batches: BatchSource, metrics: Metrics) -> list[str]:
+    """Draw the pictures; their paths. What was measured is worth more than they: none, if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [str(path) for path in draw_network(folder, model, batches, metrics.confusion)]
+    except (MissingDependencyError, OSError) as error:
+        print(f"no pictures: {error}", file=sys.stderr)
+        return []
 
 
 def _parser(prog: str) -> Parser:
@@ -82,6 +113,12 @@ def _parser(prog: str) -> Parser:
         metavar="DIR",
         help="folder of the data sets (default: the one it was trained from)",
     )
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="folder of the pictures it draws (default: evaluation, beside the model)",
+    )
+    parser.add_argument("--no_pictures", action="store_true", help="draw none")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--backend",
@@ -116,6 +153,8 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         f"a picture: {energy['macs']:,.0f} MAC and {energy['acs']:,.0f} AC, about "
         f"{energy['nanojoules']:,.0f} nJ (without spikes {energy['dense_nanojoules']:,.0f} nJ)"
     )
+    if result.get("pictures"):
+        lines.append(f"pictures in {Path(result['pictures'][0]).parent}")
     lines.append(f"loss {metrics.loss:.4f}, {metrics.samples_per_second:,.0f} samples/s")
     lines.append(f"test accuracy: {metrics.accuracy:.2%}")
     return "\n".join(lines)

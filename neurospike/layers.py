@@ -33,6 +33,7 @@ def lif(
     reset: str = "subtract",
     reset_delay: bool = True,
     detach_reset: bool = False,
+    neuron: rule.Neuron | None = None,
     num_steps: int | None = None,
     return_trace: bool = False,
     backend: str = "auto",
@@ -54,6 +55,7 @@ def lif(
         reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
         reset_delay: reset at the step after the spike (True) or at once (False).
         detach_reset: let no gradient flow through an immediate reset.
+        neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
         num_steps: number of steps `T >= 0` of a constant current.
         return_trace: also return the membrane at every step.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
@@ -69,7 +71,7 @@ def lif(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     chosen = resolve(surrogate)
-    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), chosen.function)
+    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron)
     out = _run(
         current,
         mem,
@@ -133,14 +135,16 @@ class LIF(_Neuron):
         learn_beta: bool = False,
         learn_threshold: bool = False,
         backend: str = "auto",
+        neuron: rule.Neuron | None = None,
     ) -> None:
         super().__init__()
         self._keep("beta", beta, learn_beta)
         self._keep("threshold", threshold, learn_threshold)
         self.surrogate = resolve(surrogate)
         self.reset, self.reset_delay, self.detach_reset = reset, reset_delay, detach_reset
+        self.neuron = neuron
         self.rule = rule.key_of(
-            reset, bool(reset_delay), bool(detach_reset), self.surrogate.function
+            reset, bool(reset_delay), bool(detach_reset), self.surrogate.function, neuron
         )
         dispatch.check_name(backend)
         self.backend = backend
@@ -174,7 +178,11 @@ class LIF(_Neuron):
         super().__setstate__(state)
         # A process that unpickles the layer has not seen a surrogate of the user's own.
         self.rule = rule.key_of(
-            self.reset, bool(self.reset_delay), bool(self.detach_reset), self.surrogate.function
+            self.reset,
+            bool(self.reset_delay),
+            bool(self.detach_reset),
+            self.surrogate.function,
+            self.neuron,
         )
 
     def forward(
@@ -203,10 +211,12 @@ class LIF(_Neuron):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
+        own = f"neuron={self.neuron.charge.__name__}, " if self.neuron is not None else ""
+        reset = f"reset={self.reset!r}, reset_delay={self.reset_delay}, "
         return (
             f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
-            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, reset={self.reset!r}, "
-            f"reset_delay={self.reset_delay}, backend={self.backend!r}"
+            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}"
+            f"backend={self.backend!r}"
         )
 
 

@@ -98,7 +98,8 @@ def _allocate_gradients(
     )
 
 
-def _define(row: dispatch.Backend) -> None:
+def define(row: dispatch.Backend) -> None:
+    """Make the two operators of a fused `row`, once in a process."""
     every = row.checkpoint_every
     name = f"{row.name}_lif"
     _LIBRARY.define(name + _FORWARD + (", Tensor)" if every else ")"))
@@ -143,7 +144,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
 
 for _row in dispatch.TABLE.values():
     if _row.fused:
-        _define(_row)
+        define(_row)
 
 
 class _Once(torch.autograd.Function):

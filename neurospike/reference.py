@@ -91,8 +91,9 @@ def _snntorch_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> S
 
 
 def _formula_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:
-    charge = bind(formulas.charge, rule.names)
-    settle = bind(formulas.settle, rule.names)
+    own = rule.neuron or formulas
+    names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES} | rule.names
+    charge, settle = bind(own.charge, names), bind(own.settle, names)
 
     def one_step(current: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
         v = charge(mem, current, beta, threshold)

@@ -19,6 +19,33 @@ RESETS = ("subtract", "zero", "none")
 # Functions that users brought as surrogates, by their name in a key, with the numbers they read
 # from outside as these were: compiled backends fix them, so all do.
 _own_surrogates: dict[str, Callable[..., Any]] = {}
+_own_neurons: dict[str, "Neuron"] = {}  # likewise
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """Another recurrence of one state, in place of the LIF's: three plain scalar functions.
+
+    They are written as those of `neurospike.formulas`: arithmetic, comparison, and `exp`, `abs`,
+    `where` and `heaviside` of that module; floats, no integers. Every backend runs them.
+
+    Args:
+        charge: `(mem, current, beta, threshold)` to `v`, the membrane that is compared with the
+            threshold.
+        settle: `(v, spike, threshold)` to the membrane for the next step.
+        step_vjp: `(mem, v, beta, threshold, surrogate, grad_spike, grad_mem)` to the gradients for
+            `(current, mem, beta, threshold)`. The reference backend does not use it, so that a
+            comparison with another backend proves it.
+    """
+
+    charge: Callable[..., Any]
+    settle: Callable[..., Any]
+    step_vjp: Callable[..., Any]
+
+    @property
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """The functions by the names they replace."""
+        return {"charge": self.charge, "settle": self.settle, "step_vjp": self.step_vjp}
 
 
 @dataclass(frozen=True)
@@ -29,6 +56,7 @@ class Rule:
     delayed: bool
     detached: bool
     surrogate: Callable[..., Any]
+    neuron: Neuron | None = None
 
     @property
     def names(self) -> dict[str, Any]:
@@ -39,14 +67,22 @@ class Rule:
             "ZERO": self.reset == "zero",
             "DETACHED": self.detached,
             "surrogate": self.surrogate,
+            **({} if self.neuron is None else self.neuron.functions),
         }
 
 
-def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., Any]) -> str:
+def key_of(
+    reset: str,
+    delayed: bool,
+    detached: bool,
+    surrogate: Callable[..., Any],
+    neuron: Neuron | None = None,
+) -> str:
     """Return the key under which `from_key` finds the rule.
 
     Raises:
-        ValueError: an unknown reset.
+        ValueError: an unknown reset, or one given for a neuron that has its own.
+        TypeError: a neuron that is none, or a function of it that not every backend can run.
     """
     if reset not in RESETS:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")
@@ -57,7 +93,26 @@ def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., A
         _own_surrogates.setdefault(name, bind(surrogate, names))
     # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
     timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
-    return f"{reset} {timing} {name}"
+    if neuron is None:
+        return f"{reset} {timing} {name}"
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be a Neuron(charge, settle, step_vjp), got {neuron!r}")
+    if (reset, delayed, detached) != ("subtract", True, False):
+        raise ValueError(
+            f"got reset={reset!r}, reset_delay={delayed}, detach_reset={detached} beside a neuron, "
+            "whose functions say what a spike does; leave them out"
+        )
+    return f"none immediate {name} {_keep(neuron)}"
+
+
+def _keep(neuron: Neuron) -> str:
+    """Keep a neuron's functions as they are now; the name they are found by."""
+    names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
+    every = "".join(digest(one, dict.fromkeys(names)) for one in neuron.functions.values())
+    name = f"neuron-{every}"
+    bound = {what: bind(one, names) for what, one in neuron.functions.items()}
+    _own_neurons.setdefault(name, Neuron(**bound))
+    return name
 
 
 @functools.cache
@@ -65,9 +120,14 @@ def from_key(key: str) -> Rule:
     """Return the rule of a key that `key_of` made.
 
     Raises:
-        LookupError: it names a surrogate of the user's that this process has not seen.
+        LookupError: it names a surrogate or a neuron of the user's that this process has not seen.
     """
-    reset, timing, name = key.split(" ")
+    reset, timing, name, *own = key.split(" ")
+    if own and own[0] not in _own_neurons:
+        raise LookupError(
+            f"the neuron {own[0]!r} is one that this process has not seen; before you run a graph "
+            "that was made elsewhere, make a layer with it, as in ns.LIF(0.9, neuron=...)"
+        )
     if name not in BUILT_IN and name not in _own_surrogates:
         raise LookupError(
             f"the surrogate {name!r} is a function that this process has not seen; before you run "
@@ -75,4 +135,5 @@ def from_key(key: str) -> Rule:
             "ns.LIF(0.9, surrogate=...)"
         )
     function = getattr(formulas, name) if name in BUILT_IN else _own_surrogates[name]
-    return Rule(reset, timing == "delayed", timing == "detached", function)
+    neuron = _own_neurons[own[0]] if own else None
+    return Rule(reset, timing == "delayed", timing == "detached", function, neuron)

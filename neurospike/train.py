@@ -184,7 +184,7 @@ def _train_and_test(
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     try:
         draw_curves(run.folder)
-        draw_network(run.folder, model, batches(data.test))
+        draw_network(run.folder, model, batches(data.test), tested.confusion)
     except (MissingDependencyError, OSError) as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested

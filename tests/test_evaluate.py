@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import neurospike as ns
 from neurospike import evaluate, train
+from neurospike.training import draw_network
 from neurospike.training.energy import count_operations
 
 
@@ -37,9 +39,38 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     assert evaluate.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == told
-    assert evaluate.main(["--json"]) == 0
+    kept = tmp_path / "checkpoints" / "evaluation"
+    assert lines[-3] == f"pictures in {kept.relative_to(tmp_path)}"
+    names = ["confusion_matrix", "firing_rates", "input_encoding", "weights"]
+    assert sorted(path.name for path in kept.iterdir()) == [f"{name}.png" for name in names]
+    assert evaluate.main(["--json", "--pictures=seen"]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert sorted(result["pictures"]) == [f"seen/{name}.png" for name in names]
     assert f"test accuracy: {result['accuracy']:.2%}" == told
     assert sum(map(sum, result["confusion"])) == 360
     assert 0 < result["a_picture"]["acs"] < 25 * 32 * 10
     assert result["a_picture"]["macs"] == 784 * 32
+
+    (tmp_path / "taken").touch()
+    assert evaluate.main(["--json", "--pictures=taken"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["pictures"] == []
+    assert told.err.startswith("no pictures: ")
+    assert evaluate.main(["--json", "--no_pictures"]) == 0
+    assert "pictures" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_confusion_matrix_that_is_known_is_drawn_as_it_is(tmp_path, monkeypatch):
+    drawn = []
+    plot = ns.SpikeVisualizer.plot_confusion_matrix
+
+    def spy(self, *matrix, **options):
+        figure, axes = plot(self, *matrix, **options)
+        drawn.append({text.get_position(): int(text.get_text()) for text in axes.texts})
+        return figure, axes
+
+    monkeypatch.setattr(ns.SpikeVisualizer, "plot_confusion_matrix", spy)
+    batches = [(torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))] * 2
+    model = ns.SNNModel(16, 4, 2, num_steps=2)
+    draw_network(tmp_path, model, batches, [[7, 0], [1, 5]])
+    assert drawn == [{(0, 0): 7, (0, 1): 1, (1, 1): 5}]

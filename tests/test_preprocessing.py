@@ -207,6 +207,13 @@ def test_steps_from_yaml_reach_the_network(tmp_path):
     assert [step.kind for step in model.preprocessing.steps] == ["deskew", "affine", "resize"]
     assert model.preprocessing.steps[1].degrees == 12
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    answers, images = [], torch.rand(2, 1, 28, 28)
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        answers.append(model.train()(images))
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+    assert torch.equal(model.eval()(images), model(images))
     dumped = config.model_dump(mode="json")["preprocessing"]
     assert dumped[1] == {
         "kind": "affine",

@@ -102,6 +102,24 @@ def test_ten_thousand_neurons_are_thinned_in_two_seconds(visualizer, tmp_path):
     assert rate.lines[0].get_ydata() == pytest.approx(train.mean(1).numpy(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda v, train: v.plot_membrane_potential(train),
+        lambda v, train: v.plot_firing_rates(train),
+        lambda v, train: v.plot_input_encoding(torch.rand(100, 100), train),
+        lambda v, train: v.plot_input_encoding(torch.rand(100, 100), train / 2),
+    ],
+    ids=["membranes", "rates", "spikes in", "currents in"],
+)
+def test_every_plot_over_time_takes_ten_thousand_neurons_in_two_seconds(visualizer, plot, tmp_path):
+    train = spikes(1000, 10_000, share=0.05)
+    start = time.process_time()
+    figure, _ = plot(visualizer, train)
+    figure.savefig(tmp_path / "plot.png")
+    assert time.process_time() - start < 2
+
+
 def wanted_points_of(train, shown):
     some = train[:, shown].numpy()
     return {(int(t), shown[k]) for t, k in np.argwhere(some)}

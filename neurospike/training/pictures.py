@@ -1,5 +1,6 @@
 """The pictures a finished run keeps of its network, beside the curves of its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,27 +12,36 @@ from neurospike.visualization import SpikeVisualizer
 
 
 @torch.no_grad()
-def draw_network(folder: str | Path, model: SpikingNetwork, batches: BatchSource) -> list[Path]:
-    """Draw what a network makes of some batches into a run folder; the paths.
+def draw_network(
+    folder: str | Path,
+    model: SpikingNetwork,
+    batches: BatchSource,
+    confusion: Sequence[Sequence[int]] | None = None,
+) -> list[Path]:
+    """Draw what a network makes of some batches into a folder; the paths.
 
-    `confusion_matrix.png` of all of them; `firing_rates.png` of every layer, over the first batch;
-    `input_encoding.png` of its first picture; `weights.png`, the first layer's receptive fields.
+    `confusion_matrix.png` of all of them, or of the counts in `confusion`, if these are known
+    already; `firing_rates.png` of every layer, over the first batch; `input_encoding.png` of its
+    first picture; `weights.png`, the first layer's receptive fields. Without batches, nothing.
     Raises MissingDependencyError without matplotlib, OSError for a file that cannot be written.
     """
     model.eval()
     answers, truth, first = [], [], None
     for images, labels in batches:
         first = images if first is None else first
+        if confusion is not None:
+            break
         answers.append(model(images).argmax(1))
         truth.append(labels)
     if first is None:
         return []
+    matrix = (torch.cat(truth), torch.cat(answers)) if confusion is None else (confusion,)
     visualizer = SpikeVisualizer()
     recorded, prepared = model.record(first), model.preprocessing(first)
     layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     shape = (prepared.shape[-2], prepared.shape[-1])
     figures = {
-        "confusion_matrix": visualizer.plot_confusion_matrix(torch.cat(truth), torch.cat(answers)),
+        "confusion_matrix": visualizer.plot_confusion_matrix(*matrix),
         "firing_rates": visualizer.plot_firing_rates(recorded.spikes),
         "input_encoding": visualizer.plot_input_encoding(prepared, recorded.current),
         "weights": visualizer.plot_weights(layer, shape=shape),

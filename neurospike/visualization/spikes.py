@@ -187,7 +187,7 @@ class SpikePlots(Canvas):
         figure, axes = self._axes(ax, (9, 3), columns=3, width_ratios=[1, 2, 1])
         axes[0].imshow(picture, cmap="gray", interpolation="nearest")
         bare(axes[0], title or "picture")
-        if set(np.unique(train)) <= {-1, 0, 1}:
+        if ((train == 0) | (np.abs(train) == 1)).all():
             self._raster(axes[1], train)
             axes[1].set_ylabel(axes[1].get_ylabel().replace("neuron", "pixel"), fontsize=9)
         else:

@@ -1,0 +1,196 @@
+"""Draw the pictures of the documentation from the library itself: `python -m docs.pictures`.
+
+The same versions on the same machine write the same bytes. The names may be given: `python -m
+docs.pictures resets codings`.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import neurospike as ns
+from neurospike.data import load
+from neurospike.visualization.canvas import BLUE, GREY, RED, bare, legend, tidy
+
+HERE = Path(__file__).parent
+IMAGES = HERE / "images"
+RESETS = ("subtract", "zero", "none")
+DPI = 90
+
+
+def figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def reset_traces(reset: str, delay: bool) -> tuple[Tensor, Tensor]:
+    """Spikes and membrane `[T, 1, 1]` of a neuron under a steady current that then stops."""
+    current = torch.zeros(30, 1, 1)
+    current[2:20] = 0.45
+    spikes, _, trace = ns.lif(current, beta=0.85, reset=reset, reset_delay=delay, return_trace=True)
+    return spikes, trace
+
+
+def resets() -> Figure:
+    """The membrane under every reset, delayed and immediate."""
+    drawn = figure(9.5, 5.6)
+    panels = drawn.subplots(2, 3, sharex=True, sharey=True)
+    for row, delay in zip(panels, (True, False)):
+        for axes, reset in zip(row, RESETS):
+            spikes, trace = reset_traces(reset, delay)
+            name = f"{reset}, {'delayed' if delay else 'immediate'}"
+            ns.SpikeVisualizer().plot_membrane_potential(trace, spikes=spikes, title=name, ax=axes)
+            axes.get_legend().remove()
+            axes.axvspan(2, 20, color="#f0f0f0", zorder=0)
+    return drawn
+
+
+def one_spike() -> Figure:
+    """The same spike with the reset one step later, and at once, number by number."""
+    current = torch.tensor([0.8, 0.7, 0.0, 0.0, 0.0]).view(-1, 1, 1)
+    drawn = figure(9.5, 3.2)
+    for axes, delay in zip(drawn.subplots(1, 2, sharey=True), (True, False)):
+        spikes, _, trace = ns.lif(current, beta=0.9, reset_delay=delay, return_trace=True)
+        values = trace.flatten().tolist()
+        axes.step(range(len(values)), values, where="post", color=BLUE, linewidth=1.5)
+        axes.plot(range(len(values)), values, "o", color=BLUE, label="membrane handed on")
+        for t, value in enumerate(values):
+            axes.annotate(f"{value:.3f}", (t, value), (4, 6), textcoords="offset points", size=8)
+        fired = spikes.flatten().nonzero().flatten().tolist()
+        axes.plot(fired, [1.55] * len(fired), "v", color=RED, label="spike")
+        axes.axhline(1.0, color=GREY, linestyle=":", label="threshold")
+        axes.set(ylim=(-0.1, 1.7), xlim=(-0.2, len(values) - 0.4), xticks=range(len(values)))
+        name = "delayed: the reset is due at the next step" if delay else "immediate"
+        tidy(axes, name, "time step", "membrane" if delay else "")
+    legend(axes, loc="upper right", bbox_to_anchor=(1, 0.85))
+    return drawn
+
+
+def surrogates() -> Figure:
+    """Every built-in surrogate."""
+    drawn = figure(9, 4)
+    ns.SpikeVisualizer().plot_surrogates(ax=drawn.subplots())
+    return drawn
+
+
+def coding(kind: str) -> Figure:
+    """One coding: of every brightness over time, and of a digit, summed."""
+    from examples.codings import digit, encode
+
+    image, ramp = digit(), torch.linspace(0, 1, 21)
+    code = encode(ramp, kind)
+    drawn = figure(9, 3)
+    picture, over_time, total = drawn.subplots(1, 3, width_ratios=[1, 2.6, 1.15])
+    if kind == "constant":
+        ns.SpikeVisualizer().plot_firing_rates(code, ax=over_time)
+        drawn.axes[-1].set_ylabel("current", fontsize=9)  # of the colour bar
+    else:
+        ns.SpikeVisualizer().plot_spike_train(code, ax=over_time)
+        over_time.lines[0].set_markersize(6)
+        over_time.lines[0].set_markeredgewidth(2.5)
+    levels = range(0, 21, 5)
+    over_time.set_yticks(levels, [f"{ramp[level]:.2f}" for level in levels])
+    over_time.set_title("what a pixel of each brightness does", fontsize=9)
+    over_time.set_ylabel("brightness", fontsize=9)
+    picture.imshow(image, cmap="gray", interpolation="nearest")
+    bare(picture, "a digit")
+    summed = total.imshow(
+        encode(image, kind).sum(0).view(28, 28), cmap="gray", interpolation="nearest"
+    )
+    bare(total, "its code, summed over time")
+    drawn.colorbar(summed, ax=total, shrink=0.7).ax.tick_params(labelsize=8)
+    return drawn
+
+
+def tiring() -> Figure:
+    """A LIF beside the adaptive neuron of the examples, under one current."""
+    from examples.own_neuron import Adaptive
+
+    steady = torch.full((60, 1, 1), 0.5)
+    drawn = figure(9, 1.8)
+    axes = drawn.subplots(2, 1, sharex=True)
+    for panel, (name, neuron) in zip(axes, (("LIF", ns.LIF(0.9)), ("Adaptive", Adaptive()))):
+        spikes, _ = neuron(steady)
+        ns.SpikeVisualizer().plot_spike_train(spikes, ax=panel)
+        panel.set(yticks=[], ylabel=name)
+        panel.lines[0].set_markersize(14)
+    axes[0].set_xlabel("")
+    return drawn
+
+
+def trained() -> tuple[ns.SNNModel, Tensor, Tensor]:
+    """A small network after a few passes over the bundled digits, and the test digits."""
+    torch.manual_seed(0)
+    data = load("digits", "data")
+    images = data.train.images.float().div(255).unsqueeze(1)
+    model = ns.SNNModel(784, 100, 10, num_steps=25, encoding="latency", beta=0.9)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(3):
+        for part in torch.randperm(len(images)).split(64):
+            loss = nn.functional.cross_entropy(model(images[part]), data.train.labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval(), data.test.images.float().div(255).unsqueeze(1), data.test.labels
+
+
+def network() -> dict[str, Figure]:
+    """What the plots make of a trained network."""
+    model, images, labels = trained()
+    seen = model.record(images[:64])
+    current = model.linears[0](seen.current)
+    spikes, _, trace = model.neurons[0](current.detach(), return_trace=True)
+    visualizer = ns.SpikeVisualizer(dpi=DPI)
+    with torch.no_grad():
+        scores = model(images)
+    plots = {
+        "raster": visualizer.plot_spike_train(seen.spikes["hidden1"]),
+        "membranes": visualizer.plot_membrane_potential(trace, spikes=spikes, neurons=[3, 40, 77]),
+        "rates": visualizer.plot_firing_rates(seen.spikes),
+        "confusion": visualizer.plot_confusion_matrix(labels, scores),
+        "fields": visualizer.plot_weights(model.linears[0], max_fields=36),
+    }
+    return {name: drawn for name, (drawn, _) in plots.items()}
+
+
+def depth() -> Figure:
+    """Spike rate and gradient of each of twenty blocks, as measured and stored."""
+    from benchmarks import depth as measured
+
+    return measured.draw(measured.stored())
+
+
+PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
+    "resets": resets,
+    "one_spike": one_spike,
+    "surrogates": surrogates,
+    "codings": lambda: {
+        f"coding_{kind}": coding(kind)
+        for kind in ("constant", "rate", "latency", "delta", "phase", "burst")
+    },
+    "tiring": tiring,
+    "network": network,
+    "depth": depth,
+}
+
+
+def main(names: list[str]) -> int:
+    """Draw these, or all; the exit code."""
+    if unknown := sorted(set(names) - set(PICTURES)):
+        raise SystemExit(f"got {', '.join(unknown)}; wanted some of {', '.join(PICTURES)}")
+    IMAGES.mkdir(exist_ok=True)
+    for name in names or PICTURES:
+        drawn = PICTURES[name]()
+        for stem, one in (drawn if isinstance(drawn, dict) else {name: drawn}).items():
+            path = IMAGES / f"{stem}.png"
+            one.savefig(path, metadata={"Software": None})
+            print(f"{path.relative_to(HERE.parent)}, {path.stat().st_size / 1024:.0f} KiB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

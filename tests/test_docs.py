@@ -1,0 +1,184 @@
+"""The documentation: its code runs, what it names exists, nothing public is left out of it."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import neurospike as ns
+from neurospike.config import fields
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+MANY = ("lif.md", "start.md", "networks.md", "codings.md", "visualization.md", "training.md")
+
+
+def text_of(name):
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def module(name):
+    """Import a file of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def blocks(text):
+    """The Python of a page, without what is included from a script: that has a test of its own."""
+    found = re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for block in found if "--8<--" not in block]
+
+
+@pytest.mark.parametrize("page", MANY)
+def test_python_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    found = blocks(text_of(page))
+    assert found
+    for number, block in enumerate(found, start=1):
+        exec(compile(block, f"docs/{page}, Python block {number}", "exec"), names)
+
+
+def test_every_page_is_in_the_navigation_and_none_is_missing():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = yaml.safe_load(text)["nav"]
+    listed = [page for section in nav for part in section.values() for page in flat(part)]
+    assert sorted(listed) == [str(path.relative_to(DOCS)) for path in PAGES]
+
+
+def flat(part):
+    """The pages of a part of the navigation."""
+    return [part] if isinstance(part, str) else [page for one in part for page in one.values()]
+
+
+def test_every_public_name_has_an_entry():
+    entries = {
+        name for path in PAGES for name in re.findall(r"^::: (\S+)", path.read_text(), re.MULTILINE)
+    }
+    assert {f"neurospike.{name}" for name in ns.__all__} <= entries
+    for entry in entries:
+        parent, _, leaf = entry.rpartition(".")
+        try:
+            owner = importlib.import_module(parent)
+        except ModuleNotFoundError:
+            pytest.fail(f"{entry}: there is no {parent}")
+        assert hasattr(owner, leaf) or importlib.util.find_spec(entry), entry
+
+
+def test_pictures_scripts_and_sections_that_pages_name_exist():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for image in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+            assert (path.parent / image).is_file(), f"{path.name}: {image}"
+        for snippet in re.findall(r'--8<-- "([^"]+)"', text):
+            file, _, section = snippet.partition(":")
+            content = (ROOT / file).read_text(encoding="utf-8")
+            if section:
+                for mark in ("start", "end"):
+                    assert content.count(f"# --8<-- [{mark}:{section}]") == 1, snippet
+        for file in re.findall(r"`((?:neurospike|kernels|tests|examples|configs)/[\w/.]+)`", text):
+            assert (ROOT / file).exists(), f"{path.name}: {file}"
+
+
+def test_no_picture_is_kept_that_nothing_shows():
+    pages = [*PAGES, ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+    shown = {
+        Path(image).name
+        for path in pages
+        if path.exists()
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+    }
+    assert {path.name for path in (DOCS / "images").iterdir()} <= shown
+
+
+def test_the_benchmarks_own_page_is_shown_with_links_that_lead_somewhere(tmp_path, monkeypatch):
+    hooks = module("hooks")
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    assert list(hooks.measurements()) == []
+    (tmp_path / "benchmarks" / "README.md").write_text(
+        "# Benchmarks\n\n## A\n[gate](gate.py) ![p](../docs/images/p.png) [x](https://x.org)\n"
+    )
+    assert list(hooks.measurements()) == [
+        "",
+        "## A",
+        "gate (`benchmarks/gate.py`) ![p](images/p.png) [x](https://x.org)",
+    ]
+
+
+def test_generated_parts_hold_every_key_and_the_stored_results():
+    hooks = module("hooks")
+    text = hooks.on_page_markdown("# A\n\n<!-- generated: configuration -->\n\n## B")
+    for key, *_ in fields():
+        assert text.count(f"| `{key}` |") == 1
+    assert text.startswith("# A\n")
+    assert text.endswith("## B")
+    named = {
+        name
+        for path in PAGES
+        for name in re.findall(r"<!-- generated: (\w+) -->", path.read_text())
+    }
+    assert named == set(hooks.GENERATED)
+    for name in named - {"configuration", "measurements"}:
+        rows = list(hooks.GENERATED[name]())
+        assert len(rows) >= 3
+        assert len({row.count("|") for row in rows}) == 1
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("delay", [True, False])
+def test_traces_of_the_contracts_picture_are_what_the_page_says(reset, delay, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    pictures = module("pictures")
+    spikes, trace = pictures.reset_traces(reset, delay)
+    mem, wanted, fired = 0.0, [], []
+    for t in range(30):
+        x = 0.45 if 2 <= t < 20 else 0.0
+        due = float(mem > 1.0) if delay else 0.0
+        kept = (1 - due) * mem if reset == "zero" else mem
+        v = 0.85 * kept + x - (due if reset == "subtract" else 0.0)
+        spike = float(v > 1.0)
+        fired.append(spike)
+        mem = v
+        if not delay:
+            mem = {"subtract": v - spike, "zero": v * (1 - spike), "none": v}[reset]
+        wanted.append(mem)
+    assert spikes.flatten().tolist() == fired
+    assert torch.allclose(trace.flatten(), torch.tensor(wanted), atol=1e-5)
+    if (reset, delay) == ("subtract", True):
+        drawn = pictures.resets()
+        assert drawn.axes[0].lines[0].get_ydata().tolist() == trace.flatten().tolist()
+        assert drawn.axes[0].get_title() == "subtract, delayed"
+
+
+def test_an_unknown_picture_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(SystemExit, match="got portrait; wanted some of resets, one_spike"):
+        module("pictures").main(["portrait"])
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
+    reason="needs pip install -e '.[docs]'",
+)
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    sys.modules.pop("docs_hooks", None)
+    site = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(site)
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for path in pages:
+        html = path.read_text(encoding="utf-8")
+        fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', html)
+        assert not fetched, path
+        assert "--8&lt;--" not in html, path

@@ -1,0 +1,131 @@
+"""The scripts of `examples/` do what they and the documentation say; quick settings."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from equivalence import check
+
+import neurospike as ns
+from neurospike import config, dispatch, models
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# With tests of their own: here, or in test_conversion.py.
+TESTED = {
+    "codings",
+    "own_backend",
+    "own_model",
+    "own_network",
+    "own_neuron",
+    "own_surrogate",
+    "snntorch_after",
+    "snntorch_before",
+}
+RULES = [
+    *({"reset": reset} for reset in ("subtract", "zero", "none")),
+    *({"reset": reset, "reset_delay": False} for reset in ("subtract", "zero")),
+    {"reset": "subtract", "reset_delay": False, "detach_reset": True},
+]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import a script of examples/ by its name."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def test_every_example_has_a_test():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_own_network_learns(example):
+    losses, accuracy = example("own_network").main(epochs=1)
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert accuracy > 0.7
+
+
+def test_own_surrogate_is_the_gradient_of_every_backend(example):
+    script = example("own_surrogate")
+    membrane, derivative = script.one_step()
+    wanted = [1.0 if abs(u) <= 0.5 else 2.718281828 ** (-4 * (abs(u) - 0.5)) for u in membrane - 1]
+    assert torch.allclose(derivative, torch.tensor(wanted), atol=1e-6)
+    distances = script.main()
+    assert distances.keys() == {"reference", "numba"}
+    assert max(distances.values()) < 1e-6
+
+
+def test_own_neurons_are_snntorchs_tire_and_carry_on(example):
+    script = example("own_neuron")
+    assert script.prove_quadratic() < 1e-6
+    spikes, tireless, tiring, network = script.main()
+    assert 0.1 < spikes.mean() < 0.9
+    gaps = tiring.flatten().nonzero().flatten().diff()
+    assert gaps[0] < gaps[-1]
+    assert tiring.sum() < 0.5 * tireless.sum()
+    assert all(bool((p.grad != 0).any()) for p in network.parameters() if p.ndim == 2)
+    adaptive = script.Adaptive(rise=0.0)
+    current = torch.rand(30, 2, 5)
+    assert torch.equal(adaptive(current)[0], ns.lif(current, beta=0.9)[0])
+
+
+def test_own_backend_passes_the_check_of_every_backend(example, capsys):
+    script = example("own_backend")
+    script.register()
+    try:
+        assert script.main() < 1e-5
+        for number, rule in enumerate(RULES):
+            check(script.NAME, rule, list(ns.surrogate.BUILT_IN)[number])
+        held = torch.rand(2, 5).requires_grad_()
+        whole = held.detach().expand(7, 2, 5)
+        spikes, _ = ns.lif(held, beta=0.9, num_steps=7, backend=script.NAME)
+        assert torch.equal(spikes, ns.lif(whole, beta=0.9, backend=script.NAME)[0])
+        spikes.sum().backward()
+        assert bool((held.grad != 0).any())
+    finally:
+        del dispatch.TABLE[script.NAME]
+
+
+def test_own_model_trains_from_the_configuration(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = example("own_model")
+    flags = ["--epochs=4", "--hidden_size=32,32", "--model.dropout=0.1"]
+    flags += ["--model.normalization=batch"]
+    try:
+        assert script.main("run", *flags) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert float(last.removeprefix("test accuracy: ").removesuffix("%")) > 60
+        assert (tmp_path / "run/firing_rates.png").exists()
+        model = ns.load_model("run/checkpoints/best_model.pth")
+        assert type(model) is script.DenseSNN
+        assert model.layers[1][0].weight.shape == (32, 32)
+        assert model.last.weight.shape == (10, 64)
+    finally:
+        del models.MODELS["dense"], config.KINDS["dense"]
+        del sys.modules["own_model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("mlp", (), "the kind 'mlp' is taken by SNNModel; choose another"),
+        ("new", ("depth",), "keys must be of blocks, .* got depth"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(name, keys, message):
+    with pytest.raises(ValueError, match=message):
+        models.register(name, models.SNNModel, keys)
+    assert models.MODELS.keys() == config.KINDS.keys()
+
+
+def test_codings_are_drawn_and_told(example, tmp_path):
+    script = example("codings")
+    codes = script.main(tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(script.CODINGS)
+    image = script.digit()
+    for coding, code in codes.items():
+        assert torch.equal(code, script.encode(image, coding))
+        assert code.shape == (25, 784)
+    assert torch.equal(codes["latency"].sum(0), (image.flatten() > 0.01).float())
