@@ -17,30 +17,21 @@ if the current is; 16-bit currents are converted before, their spikes and gradie
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_memory import array_at, fence, prefetch, stream, take
-from numba import cfunc, njit, types
-from numba.core.compiler import Compiler
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from neurospike import buffers, formulas, parallel, rule
-from neurospike.binding import bind, digest
 from neurospike.formulas import step, step_vjp
-from neurospike.kernels import numba_memory
 
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
-INNER: dict[str, Any] = {
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 18  # neuron-steps that are worth waking a thread for
 
@@ -58,24 +49,6 @@ STREAM = False
 COUNT = 1
 NUMBER = np.float32(0)
 surrogate = formulas.atan
-
-
-class _NoAlias(Compiler):
-    """Tell LLVM that the arrays of a call do not overlap: else it gives up on vectorising."""
-
-    def define_pipelines(self) -> Any:
-        self.state.flags.noalias = True
-        return super().define_pipelines()
-
-
-def cast(condition, like):
-    """`cast` of the formulas for a compiler whose literals already have the state's format."""
-    return 1.0 if condition else 0.0
-
-
-def where(condition, a, b):
-    """`where` of the formulas."""
-    return a if condition else b
 
 
 def _array(job, k):
@@ -256,33 +229,10 @@ def _backward(job_at):
 
 
 @functools.cache
-def _memory() -> str:
-    """Return the text of what is compiled in but stands in a file that Numba does not watch."""
-    return Path(numba_memory.__file__).read_text(encoding="utf-8")
-
-
-@functools.cache
 def _compiled(function: Callable[..., Any], key: str, double: bool, **flags: int) -> Any:
     """Return `function` compiled for a rule, a number format and what is asked for."""
-    literal = np.float64 if double else np.float32
-    names: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
-    names |= {"to_fixed_tuple": to_fixed_tuple, "NUMBER": literal(0)}
-    names |= rule.from_key(key).names | flags | numba_memory.INTRINSICS
-    label = f"{function.__name__}-{digest(function, names, literal.__name__ + _memory())}"
-    entry = functools.partial(cfunc, types.void(types.intp))
-
-    def jit(bound: Any) -> Any:
-        if bound.__name__ != function.__name__:
-            return njit(pipeline_class=_NoAlias, **INNER)(bound)
-        # Numba names its files on disk by the function and would run stale code where a callee
-        # changed. The digest in the name covers every formula that is compiled in.
-        bound.__qualname__ = label
-        try:
-            return entry(cache=True, error_model="numpy")(bound)
-        except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy")(bound)
-
-    return bind(function, names, jit, literal)
+    names = rule.from_key(key).names | flags | {"to_fixed_tuple": to_fixed_tuple}
+    return compiled(function, names, np.float64 if double else np.float32)
 
 
 def _flat(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:

@@ -1,0 +1,408 @@
+"""Linear layers of spikes on the CPU: add up the rows of active inputs instead of multiplying.
+
+Layout: spikes `[M, K]`, weight `[N, K]`. Which inputs are active is found once, as one bit each;
+the forward product goes through the bits by rows, the weight's gradient by columns, after a
+transposition of the bits. Both are the same sum: a row of the result is the sum of the rows of a
+matrix (the transposed weight; the gradient) that a list of places names. It is taken by panels of
+`PANEL_BYTES`, so that the matrix's panel stays in the second-level cache and the sums in registers.
+
+Every sum has one order, whatever the number of threads; nothing is added atomically. Number formats:
+sums in the weight's, float32 or float64; spikes in that format, bool or uint8. Active inputs other
+than 1 are multiplied, and only then are their values read.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurospike import buffers, parallel
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_memory import array_at, prefetch_line, take
+from neurospike.kernels.numba_vectors import (
+    graded, lowest, nonzero, ones, sum_graded_rows, sum_rows,
+)
+
+WORD = 64  # inputs whose bits are one integer
+PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
+CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
+TILE = 16  # rows that are transposed together
+AHEAD = 8  # rows ahead that a gradient is fetched
+PARTS = 16  # that a sum is divided in, at least, where threads share it
+GRAIN = 1 << 17  # additions that are worth waking a thread for
+
+# A job is a row of integers: counters that threads take from, sizes, address and size of each array.
+NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
+
+# What a kernel is compiled for; rebound for each variant.
+NUMBER = np.float32(0)
+SPIKE = np.uint8(0)
+INDEX = np.int32(0)
+PANEL = 64
+GRADED = False
+
+
+def _array(job, k, like):
+    """Return the `k`-th array of a job, of numbers like `like`."""
+    at = HEAD + 2 * k
+    return array_at(job[at], job[at + 1], like)
+
+
+def _find(job_at):
+    """Spikes `[M, K]` to bits `[M, W]` and counts `[1 + M]` of those that are not 0."""
+    job = array_at(job_at, HEAD + 2 * 3, 0)
+    rows, width, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    spikes, bits, counts = _array(job, 0, SPIKE), _array(job, 1, 0), _array(job, 2, 0)
+    part = take(job, NEXT)
+    odd = 0
+    while part * block < rows:
+        for row in range(part * block, min(rows, part * block + block)):
+            count = 0
+            for word in range(words):
+                start = row * width + word * WORD
+                found = 0
+                if word * WORD + WORD <= width:
+                    found = nonzero(spikes, start)
+                    odd |= graded(spikes, start)
+                else:
+                    for k in range(width - word * WORD):
+                        value = spikes[start + k]
+                        found |= (1 if value != 0 else 0) << k
+                        odd |= 1 if value != 0 and value != 1 else 0
+                bits[row * words + word] = found
+                count += ones(found)
+            counts[1 + row] = count
+        part = take(job, NEXT)
+    if odd != 0:
+        job[FLAG] = 1
+
+
+def _flip(block):
+    """Transpose 64 integers as a matrix of bits (Warren, Hacker's Delight, 7-3)."""
+    width, mask = 32, 0xFFFFFFFF
+    while width > 0:
+        for k in range(WORD):
+            if k & width == 0:
+                a, b = block[k], block[k + width]
+                swap = ((a >> width) ^ b) & mask
+                block[k] = a ^ (swap << width)
+                block[k + width] = b ^ swap
+        width >>= 1
+        mask ^= mask << width
+
+
+def _transpose(job_at):
+    """Bits `[M, W]` to `[chunks, W * 64, chunk / 64]` and counts `[1 + chunks * W * 64]`."""
+    job = array_at(job_at, HEAD + 2 * 4, 0)
+    rows, words, high, chunks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    bits, out, counts = _array(job, 0, 0), _array(job, 1, 0), _array(job, 2, 0)
+    scratch = _array(job, 3, 0)
+    own = take(job, SLOT) * WORD
+    block = scratch[own : own + WORD]
+    part = take(job, NEXT)
+    while part < chunks * words:
+        chunk, word = part // words, part % words
+        first = part * WORD
+        for k in range(WORD):
+            counts[1 + first + k] = 0
+        for b in range(high):
+            low = chunk * high * WORD + b * WORD
+            for k in range(WORD):
+                block[k] = bits[(low + k) * words + word] if low + k < rows else 0
+            _flip(block)
+            for k in range(WORD):
+                out[(first + k) * high + b] = block[k]
+                counts[1 + first + k] += ones(block[k])
+        part = take(job, NEXT)
+
+
+def _list(job_at):
+    """Bits `[R, W]` to the places of those that are 1, row after row, and what stood there."""
+    job = array_at(job_at, HEAD + 2 * 5, 0)
+    rows, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2]
+    group, far, stride = job[SIZES + 3], job[SIZES + 4], job[SIZES + 5]
+    bits, starts, places = _array(job, 0, 0), _array(job, 1, 0), _array(job, 2, INDEX)
+    values, spikes = _array(job, 3, NUMBER), _array(job, 4, SPIKE)
+    part = take(job, NEXT)
+    while part * block < rows:
+        for row in range(part * block, min(rows, part * block + block)):
+            at = starts[row]
+            base = row // group * far + row % group
+            for word in range(words):
+                left = bits[row * words + word]
+                while left != 0:
+                    place = word * WORD + lowest(left)
+                    places[at] = place
+                    if GRADED:
+                        values[at] = spikes[base + place * stride]
+                    at += 1
+                    left &= left - 1
+        part = take(job, NEXT)
+
+
+def _pack(job_at):
+    """Weight `[N, K]` to panels `[N / PANEL, K, PANEL]`, what is missing filled with 0."""
+    job = array_at(job_at, HEAD + 2 * 2, 0)
+    outputs, width, panels, blocks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    weight, out = _array(job, 0, NUMBER), _array(job, 1, NUMBER)
+    part = take(job, NEXT)
+    while part < panels * blocks:
+        panel, block = part // blocks, part % blocks
+        low, high = block * width // blocks, (block + 1) * width // blocks
+        n = min(PANEL, outputs - panel * PANEL)
+        for first in range(low, high, TILE):
+            last = min(high, first + TILE)
+            for j in range(n):
+                row = (panel * PANEL + j) * width
+                for k in range(first, last):
+                    out[(panel * width + k) * PANEL + j] = weight[row + k]
+            for j in range(n, PANEL):
+                for k in range(first, last):
+                    out[(panel * width + k) * PANEL + j] = 0.0
+        part = take(job, NEXT)
+
+
+def _forward(job_at):
+    """Sum panels `[P, K, PANEL]` over each row's list, beginning with the bias: `[M, N]`."""
+    job = array_at(job_at, HEAD + 2 * 7, 0)
+    rows, outputs, width, panels, blocks = (
+        job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3], job[SIZES + 4],
+    )
+    packed, bias = _array(job, 0, NUMBER), _array(job, 1, NUMBER)
+    starts, places, values = _array(job, 2, 0), _array(job, 3, INDEX), _array(job, 4, NUMBER)
+    out, scratch = _array(job, 5, NUMBER), _array(job, 6, NUMBER)
+    own = take(job, SLOT) * 2 * PANEL
+    first, last = scratch[own : own + PANEL], scratch[own + PANEL : own + 2 * PANEL]
+    part = take(job, NEXT)
+    while part < panels * blocks:
+        panel, block = part // blocks, part % blocks
+        low = panel * PANEL
+        n = min(PANEL, outputs - low)
+        for j in range(PANEL):
+            first[j] = bias[low + j] if bias.size > 0 and j < n else 0.0
+        matrix = packed[low * width : (low + PANEL) * width]
+        for row in range(block * rows // blocks, (block + 1) * rows // blocks):
+            at = row * outputs + low
+            whole = n == PANEL
+            target = out[at : at + n] if whole else last
+            if GRADED:
+                sum_graded_rows(
+                    target, 0, first, 0, matrix, places, starts[row], starts[row + 1], values, PANEL
+                )
+            else:
+                sum_rows(target, 0, first, 0, matrix, places, starts[row], starts[row + 1], PANEL)
+            if not whole:
+                for j in range(n):
+                    out[at + j] = last[j]
+        part = take(job, NEXT)
+
+
+def _backward(job_at):
+    """Sum rows of the gradient `[M, N]` over each input's lists: the weight's, `[N, K]`."""
+    job = array_at(job_at, HEAD + 2 * 6, 0)
+    rows, outputs, width, panels, blocks, chunk, padded = (
+        job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3], job[SIZES + 4],
+        job[SIZES + 5], job[SIZES + 6],
+    )
+    grad, starts, places = _array(job, 0, NUMBER), _array(job, 1, 0), _array(job, 2, INDEX)
+    values, out, scratch = _array(job, 3, NUMBER), _array(job, 4, NUMBER), _array(job, 5, NUMBER)
+    own = take(job, SLOT) * (chunk + width) * PANEL
+    matrix = scratch[own : own + chunk * PANEL]
+    sums = scratch[own + chunk * PANEL : own + (chunk + width) * PANEL]
+    lines = 64 // grad.itemsize
+    part = take(job, NEXT)
+    while part < panels * blocks:
+        panel, block = part // blocks, part % blocks
+        low = panel * PANEL
+        n = min(PANEL, outputs - low)
+        inputs, end = block * width // blocks, (block + 1) * width // blocks
+        for i in range(inputs * PANEL, end * PANEL):
+            sums[i] = 0.0
+        for c in range((rows + chunk - 1) // chunk):
+            for m in range(c * chunk, min(rows, c * chunk + chunk)):
+                at = (m - c * chunk) * PANEL
+                source = m * outputs + low
+                for j in range(0, PANEL, lines):
+                    prefetch_line(grad, source + AHEAD * outputs + j)
+                if n == PANEL:
+                    sum_rows(matrix, at, grad, source, matrix, places, 0, 0, PANEL)
+                else:
+                    for j in range(n):
+                        matrix[at + j] = grad[source + j]
+                    for j in range(n, PANEL):
+                        matrix[at + j] = 0.0
+            for k in range(inputs, end):
+                r = c * padded + k
+                at = k * PANEL
+                if GRADED:
+                    sum_graded_rows(
+                        sums, at, sums, at, matrix, places, starts[r], starts[r + 1], values, PANEL
+                    )
+                else:
+                    sum_rows(sums, at, sums, at, matrix, places, starts[r], starts[r + 1], PANEL)
+        for first in range(inputs, end, TILE):
+            for j in range(n):
+                at = (low + j) * width
+                for k in range(first, min(end, first + TILE)):
+                    out[at + k] = sums[k * PANEL + j]
+        part = take(job, NEXT)
+
+
+_FORMATS = {
+    torch.bool: np.uint8,
+    torch.uint8: np.uint8,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+
+
+@functools.cache
+def _compiled(
+    function: Callable[..., Any],
+    state: torch.dtype = torch.float32,
+    spikes: torch.dtype = torch.uint8,
+    valued: bool = False,
+) -> Any:
+    names = {
+        "SPIKE": _FORMATS[spikes](0),
+        "INDEX": np.int32(0),
+        "GRADED": valued,
+        "PANEL": _panel(state),
+    }
+    return compiled(function, names, _FORMATS[state])
+
+
+def _panel(state: torch.dtype) -> int:
+    return PANEL_BYTES // state.itemsize
+
+
+def _run(
+    kernel: Any,
+    arrays: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    parts: int,
+    work: int,
+    scratch: int = 0,
+    state: torch.dtype = torch.float32,
+) -> bool:
+    """Hand `kernel` a job of `arrays`, and last a scratch a thread; return the flag it left."""
+    threads = parallel.threads(1 + work // GRAIN, parts)
+    places = [(0, 0) if a is None else (a.data_ptr(), a.numel()) for a in arrays]
+    held = buffers.empty((threads * scratch,), state)
+    places.append((held.data_ptr(), held.numel()))
+    sizes = (*sizes, *(0 for _ in range(HEAD - SIZES - len(sizes))))
+    job = [0, 0, 0, *sizes, *(number for place in places for number in place)]
+    return bool(parallel.run(kernel.address, job, threads)[FLAG])
+
+
+def words(width: int) -> int:
+    """Return how many integers hold the bits of a row."""
+    return -(-width // WORD)
+
+
+def find(spikes: Tensor, bits: Tensor) -> tuple[Tensor, bool]:
+    """Fill `bits` `[M, W]`; return where each row's list begins `[M + 1]`, and whether graded."""
+    rows, width = spikes.shape
+    counts = torch.zeros(rows + 1, dtype=torch.int64)
+    if rows == 0 or width == 0:
+        return counts, False
+    odd = _run(
+        _compiled(_find, spikes=spikes.dtype),
+        (spikes, bits, counts),
+        (rows, width, words(width), WORD),
+        -(-rows // WORD),
+        spikes.numel() // 8,
+    )
+    return counts.cumsum(0), odd
+
+
+def _lists(
+    bits: Tensor,
+    starts: Tensor,
+    spikes: Tensor,
+    valued: bool,
+    state: torch.dtype,
+    strides: tuple[int, int, int],
+) -> tuple[Tensor, Tensor | None]:
+    """Return the places of bits `[R, W]` that are 1 and, if `valued`, the spikes that stood there.
+
+    strides: of row `r` they are at `r // a * b + r % a + place * c`.
+    """
+    rows, count = bits.shape[0], int(starts[-1])
+    places = torch.empty(count, dtype=torch.int32)
+    values = torch.empty(count, dtype=state) if valued else None
+    kernel = _compiled(_list, state, spikes.dtype, True) if valued else _compiled(_list)
+    given = spikes if valued else None
+    sizes = (rows, bits.shape[1], WORD, *strides)
+    _run(kernel, (bits, starts, places, values, given), sizes, -(-rows // WORD), count * 4)
+    return places, values
+
+
+def forward(
+    spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: tuple[Tensor, bool]
+) -> Tensor:
+    """Return `spikes @ weight.T + bias` `[M, N]` from what `find` found."""
+    (rows, width), outputs = spikes.shape, weight.shape[0]
+    state, (starts, valued) = weight.dtype, found
+    panel = _panel(state)
+    panels = -(-outputs // panel)
+    places, values = _lists(bits, starts, spikes, valued, state, (1, width, 1))
+    packed = buffers.empty((panels, width, panel), state)
+    parts = -(-width // WORD)
+    _run(
+        _compiled(_pack, state),
+        (weight.contiguous(), packed),
+        (outputs, width, panels, parts),
+        panels * parts,
+        packed.numel(),
+    )
+    out = buffers.empty((rows, outputs), state)
+    parts = min(-(-rows // WORD), -(-PARTS // panels))
+    _run(
+        _compiled(_forward, state, valued=valued),
+        (packed, None if bias is None else bias.contiguous(), starts, places, values, out),
+        (rows, outputs, width, panels, parts),
+        panels * parts,
+        (places.numel() + rows) * outputs,
+        2 * panel,
+        state,
+    )
+    return out
+
+
+def backward(grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
+    """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
+    (rows, outputs), width, state = grad.shape, spikes.shape[1], grad.dtype
+    chunk = min(CHUNK, -(-rows // WORD) * WORD)
+    chunks, padded = -(-rows // chunk), words(width) * WORD
+    columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64)
+    counts = torch.zeros(1 + chunks * padded, dtype=torch.int64)
+    _run(
+        _compiled(_transpose),
+        (bits, columns, counts),
+        (rows, words(width), chunk // WORD, chunks),
+        chunks * words(width),
+        bits.numel() * 8,
+        WORD,
+        torch.int64,
+    )
+    starts = counts.cumsum(0)
+    strides = (padded, chunk * width, width)
+    places, values = _lists(columns, starts, spikes, valued, state, strides)
+    panel = _panel(state)
+    panels = -(-outputs // panel)
+    out = buffers.empty((outputs, width), state)
+    parts = min(-(-width // WORD), -(-parallel.threads(PARTS, PARTS) // panels))
+    _run(
+        _compiled(_backward, state, valued=valued),
+        (grad.contiguous(), starts, places, values, out),
+        (rows, outputs, width, panels, parts, chunk, padded),
+        panels * parts,
+        (places.numel() + rows) * outputs,
+        (chunk + width) * panel,
+        state,
+    )
+    return out
