@@ -341,24 +341,35 @@ def _lists(
     return places, values
 
 
-def forward(
-    spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: tuple[Tensor, bool]
-) -> Tensor:
-    """Return `spikes @ weight.T + bias` `[M, N]` from what `find` found."""
-    (rows, width), outputs = spikes.shape, weight.shape[0]
-    state, (starts, valued) = weight.dtype, found
-    panel = _panel(state)
-    panels = -(-outputs // panel)
-    places, values = _lists(bits, starts, spikes, valued, state, (1, width, 1))
-    packed = buffers.empty((panels, width, panel), state)
-    parts = -(-width // WORD)
+def pack(weight: Tensor) -> Tensor:
+    """Return a weight `[N, K]` as panels `[N / PANEL, K, PANEL]`."""
+    outputs, width = weight.shape
+    panel = _panel(weight.dtype)
+    panels, parts = -(-outputs // panel), words(width)
+    packed = buffers.empty((panels, width, panel), weight.dtype)
     _run(
-        _compiled(_pack, state),
+        _compiled(_pack, weight.dtype),
         (weight.contiguous(), packed),
         (outputs, width, panels, parts),
         panels * parts,
         packed.numel(),
     )
+    return packed
+
+
+def forward(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: Tensor,
+    starts: Tensor,
+    valued: bool,
+) -> Tensor:
+    """Return `spikes @ weight.T + bias` `[M, N]` from what `find` found."""
+    (rows, width), outputs, state = spikes.shape, weight.shape[0], weight.dtype
+    places, values = _lists(bits, starts, spikes, valued, state, (1, width, 1))
+    packed = pack(weight)
+    panels, _, panel = packed.shape
     out = buffers.empty((rows, outputs), state)
     parts = min(-(-rows // WORD), -(-PARTS // panels))
     _run(

@@ -8,6 +8,7 @@ from .learned_encoding import ConvEncoder
 from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
 from .sequential import Sequential
+from .spike_linear import SpikeLinear, spike_linear
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
 
@@ -22,6 +23,7 @@ __all__ = [
     "SNNModel",
     "SNNTrainer",
     "Sequential",
+    "SpikeLinear",
     "SpikeVisualizer",
     "backends",
     "convert",
@@ -29,6 +31,7 @@ __all__ = [
     "encoding",
     "lif",
     "load_model",
+    "spike_linear",
     "surrogate",
     "use_backend",
 ]

@@ -275,7 +275,7 @@ def _run(
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = whole.new_zeros(shape) if mem is None else mem
-    lif_of = dispatch.load(row).lif
+    lif_of = dispatch.load(row.module).lif
     spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
     return _Outputs(spikes.to(current.dtype), mem, trace)
 
