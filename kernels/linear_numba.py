@@ -6,9 +6,9 @@ transposition of the bits. Both are the same sum: a row of the result is the sum
 matrix (the transposed weight; the gradient) that a list of places names. It is taken by panels of
 `PANEL_BYTES`, so that the matrix's panel stays in the second-level cache and the sums in registers.
 
-Every sum has one order, whatever the number of threads; nothing is added atomically. Number formats:
-sums in the weight's, float32 or float64; spikes in that format, bool or uint8. Active inputs other
-than 1 are multiplied, and only then are their values read.
+Every sum has one order, whatever the number of threads; nothing is added atomically. Formats: sums
+in the weight's, float32 or float64; spikes in that one, bool or uint8. Active inputs other than 1
+are multiplied, and only then are their values read.
 """
 
 import functools
@@ -17,14 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from neurospike import buffers, parallel
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_memory import array_at, prefetch_line, take
 from neurospike.kernels.numba_vectors import (
-    graded, lowest, nonzero, ones, sum_graded_rows, sum_rows,
+    graded,
+    lowest,
+    nonzero,
+    ones,
+    sum_graded_rows,
+    sum_rows,
 )
+from torch import Tensor
+
+from neurospike import buffers, parallel
 
 WORD = 64  # inputs whose bits are one integer
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
@@ -34,7 +39,8 @@ AHEAD = 8  # rows ahead that a gradient is fetched
 PARTS = 16  # that a sum is divided in, at least, where threads share it
 GRAIN = 1 << 17  # additions that are worth waking a thread for
 
-# A job is a row of integers: counters that threads take from, sizes, address and size of each array.
+# A job is a row of integers: counters that threads take from, sizes, then each array's address and
+# size.
 NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
 
 # What a kernel is compiled for; rebound for each variant.
@@ -169,7 +175,11 @@ def _forward(job_at):
     """Sum panels `[P, K, PANEL]` over each row's list, beginning with the bias: `[M, N]`."""
     job = array_at(job_at, HEAD + 2 * 7, 0)
     rows, outputs, width, panels, blocks = (
-        job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3], job[SIZES + 4],
+        job[SIZES],
+        job[SIZES + 1],
+        job[SIZES + 2],
+        job[SIZES + 3],
+        job[SIZES + 4],
     )
     packed, bias = _array(job, 0, NUMBER), _array(job, 1, NUMBER)
     starts, places, values = _array(job, 2, 0), _array(job, 3, INDEX), _array(job, 4, NUMBER)
@@ -204,8 +214,13 @@ def _backward(job_at):
     """Sum rows of the gradient `[M, N]` over each input's lists: the weight's, `[N, K]`."""
     job = array_at(job_at, HEAD + 2 * 6, 0)
     rows, outputs, width, panels, blocks, chunk, padded = (
-        job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3], job[SIZES + 4],
-        job[SIZES + 5], job[SIZES + 6],
+        job[SIZES],
+        job[SIZES + 1],
+        job[SIZES + 2],
+        job[SIZES + 3],
+        job[SIZES + 4],
+        job[SIZES + 5],
+        job[SIZES + 6],
     )
     grad, starts, places = _array(job, 0, NUMBER), _array(job, 1, 0), _array(job, 2, INDEX)
     values, out, scratch = _array(job, 3, NUMBER), _array(job, 4, NUMBER), _array(job, 5, NUMBER)

@@ -68,4 +68,3 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
             return entry(error_model="numpy")(bound)
 
     return bind(function, known, jit, literal)
-

@@ -8,11 +8,10 @@ and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes t
 from typing import Any
 
 from llvmlite import ir
+from neurospike.kernels.numba_memory import element_pointer
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
-from neurospike.kernels.numba_memory import _pointer
 
 BITS = 64  # numbers looked at together
 VECTOR_BYTES = 64
@@ -23,8 +22,9 @@ def _look(context: Any, builder: Any, signature: Any, arguments: Any, values: tu
     """Return 64 bits: which of 64 numbers equal none of `values`; NaN equals none."""
     element = context.get_data_type(signature.args[0].dtype)
     wide = ir.VectorType(element, BITS)
-    place = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments),
-                            wide.as_pointer())
+    place = builder.bitcast(
+        element_pointer(context, builder, signature.args[0], *arguments), wide.as_pointer()
+    )
     load = builder.load(place)
     load.align = context.get_abi_sizeof(element)
     found = None
@@ -89,7 +89,7 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int)
     vector = ir.VectorType(element, lanes)
 
     def at(name: str, index: Any) -> Any:
-        return _pointer(context, builder, kind[name], given[name], index)
+        return element_pointer(context, builder, kind[name], given[name], index)
 
     def loads(pointer: Any) -> list[Any]:
         base = builder.bitcast(pointer, vector.as_pointer())

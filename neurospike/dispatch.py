@@ -27,6 +27,7 @@ class Backend:
         packages: what must be installed, as import names.
         device_types: the kinds of torch device its tensors may be on; empty means any.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
+        draws: where it draws random spikes from torch's own stream; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the membrane before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
@@ -36,6 +37,7 @@ class Backend:
     name: str
     module: str
     linear: str = ""
+    draws: str = ""
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
@@ -63,12 +65,11 @@ TABLE: dict[str, Backend] = {
             "numba",
             ".kernels.lif_numba",
             ".kernels.linear_numba",
+            ".kernels.draws_numba",
             packages=("numba",),
             device_types=("cpu",),
         ),
-        Backend(
-            "reference", ".reference", packages=("snntorch",), fused=False, instead="numba"
-        ),
+        Backend("reference", ".reference", packages=("snntorch",), fused=False, instead="numba"),
     )
 }
 OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
@@ -149,6 +150,16 @@ def choose(name: str, device_type: str) -> Backend:
 def load(module: str):  # noqa: ANN201 (with the functions that the row of the table promises)
     """Import and return a module that a row of the table names."""
     return importlib.import_module(module, __package__)
+
+
+def draws(probability: torch.Tensor):  # noqa: ANN201 (as `load`)
+    """Return the module whose `spikes` may draw for such a tensor; None if torch has to."""
+    scoped = _scoped.get()
+    for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
+        if row.draws and not unsupported_reasons(row.name, probability.device.type):
+            module = load(row.draws)
+            return module if module.usable(probability) else None
+    return None
 
 
 def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> None:
