@@ -26,6 +26,7 @@ from neurospike.kernels.numba_vectors import (
     ones,
     sum_graded_rows,
     sum_rows,
+    turn,
 )
 from torch import Tensor
 
@@ -34,7 +35,6 @@ from neurospike import buffers, parallel
 WORD = 64  # inputs whose bits are one integer
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
 CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
-TILE = 16  # rows that are transposed together
 AHEAD = 8  # rows ahead that a gradient is fetched
 PARTS = 16  # that a sum is divided in, at least, where threads share it
 GRAIN = 1 << 17  # additions that are worth waking a thread for
@@ -48,6 +48,7 @@ NUMBER = np.float32(0)
 SPIKE = np.uint8(0)
 INDEX = np.int32(0)
 PANEL = 64
+TILE = 16  # rows and columns that are transposed together: numbers of 64 bytes
 GRADED = False
 
 
@@ -149,6 +150,20 @@ def _list(job_at):
         part = take(job, NEXT)
 
 
+def _turn(out, at, out_stride, source, start, stride, rows, columns):
+    """Write a block of `source`, `rows` by `columns`, transposed to `out`, whose rows begin at `at`."""
+    for row in range(0, rows, TILE):
+        for column in range(0, columns, TILE):
+            to = at + column * out_stride + row
+            begin = start + row * stride + column
+            if row + TILE <= rows and column + TILE <= columns:
+                turn(out, to, out_stride, source, begin, stride)
+            else:
+                for i in range(min(TILE, rows - row)):
+                    for k in range(min(TILE, columns - column)):
+                        out[to + k * out_stride + i] = source[begin + i * stride + k]
+
+
 def _pack(job_at):
     """Weight `[N, K]` to panels `[N / PANEL, K, PANEL]`, what is missing filled with 0."""
     job = array_at(job_at, HEAD + 2 * 2, 0)
@@ -159,15 +174,13 @@ def _pack(job_at):
         panel, block = part // blocks, part % blocks
         low, high = block * width // blocks, (block + 1) * width // blocks
         n = min(PANEL, outputs - panel * PANEL)
+        begin = panel * PANEL * width
         for first in range(low, high, TILE):
-            last = min(high, first + TILE)
-            for j in range(n):
-                row = (panel * PANEL + j) * width
-                for k in range(first, last):
-                    out[(panel * width + k) * PANEL + j] = weight[row + k]
+            size = min(high - first, TILE)
+            _turn(out, begin + first * PANEL, PANEL, weight, begin + first, width, n, size)
             for j in range(n, PANEL):
-                for k in range(first, last):
-                    out[(panel * width + k) * PANEL + j] = 0.0
+                for k in range(first, first + size):
+                    out[begin + k * PANEL + j] = 0.0
         part = take(job, NEXT)
 
 
@@ -259,10 +272,8 @@ def _backward(job_at):
                 else:
                     sum_rows(sums, at, sums, at, matrix, places, starts[r], starts[r + 1], PANEL)
         for first in range(inputs, end, TILE):
-            for j in range(n):
-                at = (low + j) * width
-                for k in range(first, min(end, first + TILE)):
-                    out[at + k] = sums[k * PANEL + j]
+            size = min(end - first, TILE)
+            _turn(out, low * width + first, width, sums, first * PANEL, PANEL, size, n)
         part = take(job, NEXT)
 
 
@@ -286,6 +297,7 @@ def _compiled(
         "INDEX": np.int32(0),
         "GRADED": valued,
         "PANEL": _panel(state),
+        "TILE": 64 // state.itemsize,
     }
     return compiled(function, names, _FORMATS[state])
 

@@ -149,6 +149,52 @@ def sum_graded_rows(
     return types.none(out, at, first, first_at, rows, indices, low, high, values, width), generate
 
 
+@intrinsic
+def turn(typing_context, out, at, out_stride, source, start, stride):
+    """Write a square of a matrix transposed: as many rows as 64 bytes hold numbers.
+
+    Rows of `source` begin at `start` and are `stride` apart, those of `out` at `at`, `out_stride`
+    apart.
+    """
+
+    def generate(context, builder, signature, arguments):
+        element = context.get_data_type(out.dtype)
+        size = context.get_abi_sizeof(element)
+        lanes = VECTOR_BYTES // size
+        wide = ir.VectorType(element, lanes)
+        target, first, apart, given, low, step = arguments
+
+        def place(array_type: Any, array: Any, begin: Any, distance: Any, row: int) -> Any:
+            index = builder.add(begin, builder.mul(distance, I64(row)))
+            pointer = element_pointer(context, builder, array_type, array, index)
+            return builder.bitcast(pointer, wide.as_pointer())
+
+        rows = []
+        for row in range(lanes):
+            load = builder.load(place(source, given, low, step, row))
+            load.align = size
+            rows.append(load)
+        # Swap the off-diagonal quarters of squares of 2, 4, 8, ... numbers (Eklundh 1972).
+        half = 1
+        while half < lanes:
+            for row in range(lanes):
+                if row & half:
+                    continue
+                a, b = rows[row], rows[row + half]
+                upper = [k if not k & half else lanes + k - half for k in range(lanes)]
+                lower = [k + half if not k & half else lanes + k for k in range(lanes)]
+                i32 = ir.VectorType(ir.IntType(32), lanes)
+                rows[row] = builder.shuffle_vector(a, b, ir.Constant(i32, upper))
+                rows[row + half] = builder.shuffle_vector(a, b, ir.Constant(i32, lower))
+            half *= 2
+        for row, value in enumerate(rows):
+            store = builder.store(value, place(out, target, first, apart, row))
+            store.align = size
+        return context.get_dummy_value()
+
+    return types.none(out, at, out_stride, source, start, stride), generate
+
+
 INTRINSICS: dict[str, Any] = {
     "nonzero": nonzero,
     "graded": graded,
@@ -156,4 +202,5 @@ INTRINSICS: dict[str, Any] = {
     "lowest": lowest,
     "sum_rows": sum_rows,
     "sum_graded_rows": sum_graded_rows,
+    "turn": turn,
 }
