@@ -13,7 +13,7 @@ are multiplied, and only then are their values read.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ WORD = 64  # inputs whose bits are one integer
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
 CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
 AHEAD = 8  # rows ahead that a gradient is fetched
-PARTS = 16  # that a sum is divided in, at least, where threads share it
+PARTS = 4  # a thread, at least, that sums are divided in
+TABLE = 4  # additions a row that a table of sums of four takes
 GRAIN = 1 << 17  # additions that are worth waking a thread for
 
 # A job is a row of integers: counters that threads take from, sizes, then each array's address and
@@ -50,6 +51,7 @@ INDEX = np.int32(0)
 PANEL = 64
 TILE = 16  # rows and columns that are transposed together: numbers of 64 bytes
 GRADED = False
+GROUPED = False
 
 
 def _array(job, k, like):
@@ -58,16 +60,22 @@ def _array(job, k, like):
     return array_at(job[at], job[at + 1], like)
 
 
+def _groups(bits):
+    """Return which groups of four bits are not 0, at the lowest bit of each."""
+    return (bits | bits >> 1 | bits >> 2 | bits >> 3) & 0x1111111111111111
+
+
 def _find(job_at):
-    """Spikes `[M, K]` to bits `[M, W]` and counts `[1 + M]` of those that are not 0."""
-    job = array_at(job_at, HEAD + 2 * 3, 0)
+    """Spikes `[M, K]` to bits `[M, W]`, with counts `[1 + M]` of events and of groups with any."""
+    job = array_at(job_at, HEAD + 2 * 4, 0)
     rows, width, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
-    spikes, bits, counts = _array(job, 0, SPIKE), _array(job, 1, 0), _array(job, 2, 0)
+    spikes, bits = _array(job, 0, SPIKE), _array(job, 1, 0)
+    counts, groups = _array(job, 2, 0), _array(job, 3, 0)
     part = take(job, NEXT)
     odd = 0
     while part * block < rows:
         for row in range(part * block, min(rows, part * block + block)):
-            count = 0
+            count, group = 0, 0
             for word in range(words):
                 start = row * width + word * WORD
                 found = 0
@@ -81,7 +89,9 @@ def _find(job_at):
                         odd |= 1 if value != 0 and value != 1 else 0
                 bits[row * words + word] = found
                 count += ones(found)
+                group += ones(_groups(found))
             counts[1 + row] = count
+            groups[1 + row] = group
         part = take(job, NEXT)
     if odd != 0:
         job[FLAG] = 1
@@ -102,11 +112,12 @@ def _flip(block):
 
 
 def _transpose(job_at):
-    """Bits `[M, W]` to `[chunks, W * 64, chunk / 64]` and counts `[1 + chunks * W * 64]`."""
-    job = array_at(job_at, HEAD + 2 * 4, 0)
+    """Bits `[M, W]` to `[chunks, W * 64, chunk / 64]`, counted as `_find` does."""
+    job = array_at(job_at, HEAD + 2 * 5, 0)
     rows, words, high, chunks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
-    bits, out, counts = _array(job, 0, 0), _array(job, 1, 0), _array(job, 2, 0)
-    scratch = _array(job, 3, 0)
+    bits, out = _array(job, 0, 0), _array(job, 1, 0)
+    counts, groups = _array(job, 2, 0), _array(job, 3, 0)
+    scratch = _array(job, 4, 0)
     own = take(job, SLOT) * WORD
     block = scratch[own : own + WORD]
     part = take(job, NEXT)
@@ -115,6 +126,7 @@ def _transpose(job_at):
         first = part * WORD
         for k in range(WORD):
             counts[1 + first + k] = 0
+            groups[1 + first + k] = 0
         for b in range(high):
             low = chunk * high * WORD + b * WORD
             for k in range(WORD):
@@ -123,6 +135,7 @@ def _transpose(job_at):
             for k in range(WORD):
                 out[(first + k) * high + b] = block[k]
                 counts[1 + first + k] += ones(block[k])
+                groups[1 + first + k] += ones(_groups(block[k]))
         part = take(job, NEXT)
 
 
@@ -139,10 +152,15 @@ def _list(job_at):
             at = starts[row]
             base = row // group * far + row % group
             for word in range(words):
-                left = bits[row * words + word]
+                found = bits[row * words + word]
+                left = _groups(found) if GROUPED else found
                 while left != 0:
-                    place = word * WORD + lowest(left)
-                    places[at] = place
+                    bit = lowest(left)
+                    place = word * WORD + bit
+                    if GROUPED:
+                        places[at] = 4 * place + (found >> bit & 15)
+                    else:
+                        places[at] = place
                     if GRADED:
                         values[at] = spikes[base + place * stride]
                     at += 1
@@ -184,6 +202,19 @@ def _pack(job_at):
         part = take(job, NEXT)
 
 
+def _tabulate(table, row, inputs):
+    """Complete 16 rows of sums of four: row `n` of those whose bits are 1 in `n`.
+
+    Rows 1, 2, 4 and 8 are there, as far as there are so many inputs.
+    """
+    for n in range(3, 1 << min(inputs, 4)):
+        one, rest = n & -n, n & (n - 1)
+        if rest != 0:
+            to, first, second = (row + n) * PANEL, (row + one) * PANEL, (row + rest) * PANEL
+            for j in range(PANEL):
+                table[to + j] = table[first + j] + table[second + j]
+
+
 def _forward(job_at):
     """Sum panels `[P, K, PANEL]` over each row's list, beginning with the bias: `[M, N]`."""
     job = array_at(job_at, HEAD + 2 * 7, 0)
@@ -197,8 +228,10 @@ def _forward(job_at):
     packed, bias = _array(job, 0, NUMBER), _array(job, 1, NUMBER)
     starts, places, values = _array(job, 2, 0), _array(job, 3, INDEX), _array(job, 4, NUMBER)
     out, scratch = _array(job, 5, NUMBER), _array(job, 6, NUMBER)
-    own = take(job, SLOT) * 2 * PANEL
+    tables = (width + 3) // 4 * 16 if GROUPED else 0
+    own = take(job, SLOT) * (2 + tables) * PANEL
     first, last = scratch[own : own + PANEL], scratch[own + PANEL : own + 2 * PANEL]
+    table = scratch[own + 2 * PANEL : own + (2 + tables) * PANEL]
     part = take(job, NEXT)
     while part < panels * blocks:
         panel, block = part // blocks, part % blocks
@@ -206,7 +239,14 @@ def _forward(job_at):
         n = min(PANEL, outputs - low)
         for j in range(PANEL):
             first[j] = bias[low + j] if bias.size > 0 and j < n else 0.0
-        matrix = packed[low * width : (low + PANEL) * width]
+        panel_rows = packed[low * width : (low + PANEL) * width]
+        if GROUPED:
+            for k in range(width):
+                at = (k // 4 * 16 + (1 << (k & 3))) * PANEL
+                sum_rows(table, at, panel_rows, k * PANEL, panel_rows, places, 0, 0, PANEL)
+            for k in range(0, width, 4):
+                _tabulate(table, k * 4, width - k)
+        matrix = table if GROUPED else panel_rows
         for row in range(block * rows // blocks, (block + 1) * rows // blocks):
             at = row * outputs + low
             whole = n == PANEL
@@ -237,9 +277,10 @@ def _backward(job_at):
     )
     grad, starts, places = _array(job, 0, NUMBER), _array(job, 1, 0), _array(job, 2, INDEX)
     values, out, scratch = _array(job, 3, NUMBER), _array(job, 4, NUMBER), _array(job, 5, NUMBER)
-    own = take(job, SLOT) * (chunk + width) * PANEL
-    matrix = scratch[own : own + chunk * PANEL]
-    sums = scratch[own + chunk * PANEL : own + (chunk + width) * PANEL]
+    height = 4 * chunk if GROUPED else chunk
+    own = take(job, SLOT) * (height + width) * PANEL
+    matrix = scratch[own : own + height * PANEL]
+    sums = scratch[own + height * PANEL : own + (height + width) * PANEL]
     lines = 64 // grad.itemsize
     part = take(job, NEXT)
     while part < panels * blocks:
@@ -250,8 +291,10 @@ def _backward(job_at):
         for i in range(inputs * PANEL, end * PANEL):
             sums[i] = 0.0
         for c in range((rows + chunk - 1) // chunk):
-            for m in range(c * chunk, min(rows, c * chunk + chunk)):
-                at = (m - c * chunk) * PANEL
+            end_row = min(rows, c * chunk + chunk)
+            for m in range(c * chunk, end_row):
+                i = m - c * chunk
+                at = (i // 4 * 16 + (1 << (i & 3)) if GROUPED else i) * PANEL
                 source = m * outputs + low
                 for j in range(0, PANEL, lines):
                     prefetch_line(grad, source + AHEAD * outputs + j)
@@ -262,6 +305,9 @@ def _backward(job_at):
                         matrix[at + j] = grad[source + j]
                     for j in range(n, PANEL):
                         matrix[at + j] = 0.0
+            if GROUPED:
+                for i in range(0, end_row - c * chunk, 4):
+                    _tabulate(matrix, i * 4, end_row - c * chunk - i)
             for k in range(inputs, end):
                 r = c * padded + k
                 at = k * PANEL
@@ -291,11 +337,13 @@ def _compiled(
     state: torch.dtype = torch.float32,
     spikes: torch.dtype = torch.uint8,
     valued: bool = False,
+    grouped: bool = False,
 ) -> Any:
     names = {
         "SPIKE": _FORMATS[spikes](0),
         "INDEX": np.int32(0),
         "GRADED": valued,
+        "GROUPED": grouped,
         "PANEL": _panel(state),
         "TILE": 64 // state.itemsize,
     }
@@ -314,15 +362,15 @@ def _run(
     work: int,
     scratch: int = 0,
     state: torch.dtype = torch.float32,
-) -> bool:
-    """Hand `kernel` a job of `arrays`, and last a scratch a thread; return the flag it left."""
+) -> list[int]:
+    """Hand `kernel` a job of `arrays`, and last a scratch a thread; return it as it was left."""
     threads = parallel.threads(1 + work // GRAIN, parts)
     places = [(0, 0) if a is None else (a.data_ptr(), a.numel()) for a in arrays]
     held = buffers.empty((threads * scratch,), state)
     places.append((held.data_ptr(), held.numel()))
     sizes = (*sizes, *(0 for _ in range(HEAD - SIZES - len(sizes))))
     job = [0, 0, 0, *sizes, *(number for place in places for number in place)]
-    return bool(parallel.run(kernel.address, job, threads)[FLAG])
+    return parallel.run(kernel.address, job, threads)
 
 
 def words(width: int) -> int:
@@ -330,41 +378,69 @@ def words(width: int) -> int:
     return -(-width // WORD)
 
 
-def find(spikes: Tensor, bits: Tensor) -> tuple[Tensor, bool]:
-    """Fill `bits` `[M, W]`; return where each row's list begins `[M + 1]`, and whether graded."""
+class Found(NamedTuple):
+    """What there is in spikes: counts before each row, events, groups of four, other values."""
+
+    counts: Tensor
+    events: int
+    groups: int
+    valued: bool
+
+    def grouped(self, lists: int) -> bool:
+        """Whether a table of sums of four saves more additions than it takes for `lists` rows."""
+        return not self.valued and self.events - self.groups > TABLE * lists
+
+    def starts(self, grouped: bool) -> Tensor:
+        """Return where each row's list begins, and the last one ends."""
+        return self.counts[1 if grouped else 0].cumsum(0)
+
+
+def _counted(counts: Tensor, valued: bool) -> Found:
+    events, groups = counts.sum(1).tolist()
+    return Found(counts, events, groups, valued)
+
+
+def find(spikes: Tensor, bits: Tensor) -> Found:
+    """Fill `bits` `[M, W]` and count them."""
     rows, width = spikes.shape
-    counts = torch.zeros(rows + 1, dtype=torch.int64)
-    if rows == 0 or width == 0:
-        return counts, False
-    odd = _run(
-        _compiled(_find, spikes=spikes.dtype),
-        (spikes, bits, counts),
-        (rows, width, words(width), WORD),
-        -(-rows // WORD),
-        spikes.numel() // 8,
+    counts = torch.zeros((2, rows + 1), dtype=torch.int64)
+    valued = (
+        bits.numel() > 0
+        and _run(
+            _compiled(_find, spikes=spikes.dtype),
+            (spikes, bits, counts[0], counts[1]),
+            (rows, width, words(width), WORD),
+            -(-rows // WORD),
+            spikes.numel() // 8,
+        )[FLAG]
     )
-    return counts.cumsum(0), odd
+    return _counted(counts, bool(valued))
 
 
 def _lists(
     bits: Tensor,
     starts: Tensor,
-    spikes: Tensor,
-    valued: bool,
+    grouped: bool,
+    spikes: Tensor | None,
     state: torch.dtype,
     strides: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the places of bits `[R, W]` that are 1 and, if `valued`, the spikes that stood there.
+    """Return the places of bits `[R, W]` that are 1 and, if given, the spikes that stood there.
 
-    strides: of row `r` they are at `r // a * b + r % a + place * c`.
+    grouped: the places of groups of four, times 16, plus what the group is as a number. strides:
+    the spikes of row `r` are at `r // a * b + r % a + place * c`.
     """
     rows, count = bits.shape[0], int(starts[-1])
     places = torch.empty(count, dtype=torch.int32)
+    valued = spikes is not None
     values = torch.empty(count, dtype=state) if valued else None
-    kernel = _compiled(_list, state, spikes.dtype, True) if valued else _compiled(_list)
-    given = spikes if valued else None
+    kernel = (
+        _compiled(_list, state, spikes.dtype, True)
+        if spikes is not None
+        else _compiled(_list, grouped=grouped)
+    )
     sizes = (rows, bits.shape[1], WORD, *strides)
-    _run(kernel, (bits, starts, places, values, given), sizes, -(-rows // WORD), count * 4)
+    _run(kernel, (bits, starts, places, values, spikes), sizes, -(-rows // WORD), count * 4)
     return places, values
 
 
@@ -385,27 +461,24 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def forward(
-    spikes: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bits: Tensor,
-    starts: Tensor,
-    valued: bool,
+    spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: Found
 ) -> Tensor:
     """Return `spikes @ weight.T + bias` `[M, N]` from what `find` found."""
     (rows, width), outputs, state = spikes.shape, weight.shape[0], weight.dtype
-    places, values = _lists(bits, starts, spikes, valued, state, (1, width, 1))
+    grouped = found.grouped(width)
+    starts, given = found.starts(grouped), spikes if found.valued else None
+    places, values = _lists(bits, starts, grouped, given, state, (1, width, 1))
     packed = pack(weight)
     panels, _, panel = packed.shape
     out = buffers.empty((rows, outputs), state)
-    parts = min(-(-rows // WORD), -(-PARTS // panels))
+    parts = _parts(panels, rows)
     _run(
-        _compiled(_forward, state, valued=valued),
+        _compiled(_forward, state, valued=found.valued, grouped=grouped),
         (packed, None if bias is None else bias.contiguous(), starts, places, values, out),
         (rows, outputs, width, panels, parts),
         panels * parts,
         (places.numel() + rows) * outputs,
-        2 * panel,
+        (2 + (-(-width // 4) * 16 if grouped else 0)) * panel,
         state,
     )
     return out
@@ -414,33 +487,41 @@ def forward(
 def backward(grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
     """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
     (rows, outputs), width, state = grad.shape, spikes.shape[1], grad.dtype
-    chunk = min(CHUNK, -(-rows // WORD) * WORD)
+    chunk = min(CHUNK, words(rows) * WORD)
     chunks, padded = -(-rows // chunk), words(width) * WORD
     columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64)
-    counts = torch.zeros(1 + chunks * padded, dtype=torch.int64)
+    counts = torch.zeros((2, 1 + chunks * padded), dtype=torch.int64)
     _run(
         _compiled(_transpose),
-        (bits, columns, counts),
+        (bits, columns, counts[0], counts[1]),
         (rows, words(width), chunk // WORD, chunks),
         chunks * words(width),
         bits.numel() * 8,
         WORD,
         torch.int64,
     )
-    starts = counts.cumsum(0)
+    found = _counted(counts, valued)
+    grouped = found.grouped(rows)
+    starts, given = found.starts(grouped), spikes if valued else None
     strides = (padded, chunk * width, width)
-    places, values = _lists(columns, starts, spikes, valued, state, strides)
+    places, values = _lists(columns, starts, grouped, given, state, strides)
     panel = _panel(state)
     panels = -(-outputs // panel)
     out = buffers.empty((outputs, width), state)
-    parts = min(-(-width // WORD), -(-parallel.threads(PARTS, PARTS) // panels))
+    parts = _parts(panels, width)
     _run(
-        _compiled(_backward, state, valued=valued),
+        _compiled(_backward, state, valued=valued, grouped=grouped),
         (grad.contiguous(), starts, places, values, out),
         (rows, outputs, width, panels, parts, chunk, padded),
         panels * parts,
         (places.numel() + rows) * outputs,
-        (chunk + width) * panel,
+        ((4 if grouped else 1) * chunk + width) * panel,
         state,
     )
     return out
+
+
+def _parts(panels: int, size: int) -> int:
+    """Return how many parts to divide a panel's sums in, so that threads find enough to share."""
+    wanted = PARTS * torch.get_num_threads()
+    return max(1, min(-(-size // WORD), -(-wanted // panels)))

@@ -14,6 +14,7 @@ in the same way in every process.
 import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,26 +38,38 @@ PLAUSIBLE = (0.4, 2.5)  # no machine's own factor lies outside; other programs m
 
 def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bool) -> bool:
     """Whether events may pay for spikes `[M, K]`, judged by some of the rows."""
-    rows = spikes.shape[0]
+    module, rows = dispatch.load(row.linear), spikes.shape[0]
     # An odd stride: rows of every step and sample, also where batches are powers of two.
-    seen = spikes[:: max(1, rows // SAMPLE) | 1]
-    events = int(torch.count_nonzero(seen)) * rows // seen.shape[0]
-    return pays(row, events, rows, weight, trained)
+    seen = spikes.detach()[:: max(1, rows // SAMPLE) | 1].contiguous()
+    bits = torch.empty((seen.shape[0], module.words(seen.shape[1])), dtype=torch.int64)
+    return pays(row, module.find(seen, bits), seen.shape[0], weight, trained, rows)
 
 
-def pays(row: dispatch.Backend, events: int, rows: int, weight: Tensor, trained: bool) -> bool:
-    """Whether so many events in so many rows are summed faster than multiplied densely."""
+def pays(
+    row: dispatch.Backend,
+    found: Any,
+    looked: int,
+    weight: Tensor,
+    trained: bool,
+    rows: int | None = None,
+) -> bool:
+    """Whether what was `found` in so many rows is summed faster than multiplied densely.
+
+    rows: how many there are, if only some were looked at.
+    """
     factor = 1.0
     if not torch.are_deterministic_algorithms_enabled():
         factor = machine_factor(row, weight.dtype, torch.get_num_threads())
+    rows = looked if rows is None else rows
+    sums = (found.events if found.valued else found.groups) * rows / looked
     outputs, width = weight.shape
     dense = (2 if trained else 1) * rows * width * outputs
-    return factor * _events(events, rows, width, outputs, trained) < MARGIN * dense
+    return factor * _events(sums, rows, width, outputs, trained) < MARGIN * dense
 
 
-def _events(events: int, rows: int, width: int, outputs: int, trained: bool) -> float:
+def _events(sums: float, rows: int, width: int, outputs: int, trained: bool) -> float:
     """Return the event-driven cost, forward and, if `trained`, of the weight's gradient."""
-    adding = ADD * events * (-(-outputs // PANEL) * PANEL)
+    adding = ADD * sums * (-(-outputs // PANEL) * PANEL)
     looking = LOOK * rows * width
     forward = adding + looking + WRITE * rows * outputs + PACK * width * outputs
     if not trained:
@@ -77,11 +90,13 @@ def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> f
         bits = torch.empty(rows, module.words(width), dtype=torch.int64)
 
         def sparse() -> Tensor:
-            return module.forward(spikes, weight, bias, bits, *module.find(spikes, bits))
+            return module.forward(spikes, weight, bias, bits, module.find(spikes, bits))
 
         # What disturbs a call only makes it longer.
         least = _least((lambda: torch.addmm(bias, wide, weight.t()), sparse))
-    expected = _events(int(spikes.sum()), rows, width, outputs, False) / (rows * width * outputs)
+    expected = _events(module.find(spikes, bits).groups, rows, width, outputs, False) / (
+        rows * width * outputs
+    )
     low, high = PLAUSIBLE
     return min(max(least[1] / least[0] / expected, low), high)
 

@@ -172,13 +172,15 @@ def _define(row: dispatch.Backend) -> None:
         spikes = spikes.contiguous()
         found = torch.empty(_HEAD + rows * module.words(width), dtype=torch.int64)
         pays = not look or break_even.promising(row, spikes, weight, trained)
+        bits = found[_HEAD:].view(rows, -1)
         valued = False
         if pays:
-            starts, valued = module.find(spikes, found[_HEAD:].view(rows, -1))
-            pays = break_even.pays(row, int(starts[-1]), rows, weight, trained)
+            events = module.find(spikes, bits)
+            valued = events.valued
+            pays = break_even.pays(row, events, rows, weight, trained)
         found[0], found[1] = pays, valued
         if pays:
-            out = module.forward(spikes, weight, bias, found[_HEAD:].view(rows, -1), starts, valued)
+            out = module.forward(spikes, weight, bias, bits, events)
         else:
             out = _dense(spikes, weight, bias)
         return out, found if trained else found[:0].clone()
