@@ -37,7 +37,7 @@ PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
 CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
 AHEAD = 8  # rows ahead that a gradient is fetched
 PARTS = 4  # a thread, at least, that sums are divided in
-TABLE = 4  # additions a row that a table of sums of four takes
+TABLE = 40  # additions, in the time of which a row of a table of sums of four is made
 GRAIN = 1 << 17  # additions that are worth waking a thread for
 
 # A job is a row of integers: counters that threads take from, sizes, then each array's address and
@@ -228,6 +228,7 @@ def _forward(job_at):
     packed, bias = _array(job, 0, NUMBER), _array(job, 1, NUMBER)
     starts, places, values = _array(job, 2, 0), _array(job, 3, INDEX), _array(job, 4, NUMBER)
     out, scratch = _array(job, 5, NUMBER), _array(job, 6, NUMBER)
+    lines = 64 // out.itemsize
     tables = (width + 3) // 4 * 16 if GROUPED else 0
     own = take(job, SLOT) * (2 + tables) * PANEL
     first, last = scratch[own : own + PANEL], scratch[own + PANEL : own + 2 * PANEL]
@@ -250,6 +251,8 @@ def _forward(job_at):
         for row in range(block * rows // blocks, (block + 1) * rows // blocks):
             at = row * outputs + low
             whole = n == PANEL
+            for j in range(0, PANEL, lines):
+                prefetch_line(out, at + AHEAD * outputs + j)
             target = out[at : at + n] if whole else last
             if GRADED:
                 sum_graded_rows(
