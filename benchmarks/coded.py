@@ -117,7 +117,7 @@ def training_step(
 
 
 def mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Return MNIST's pictures `[N, 784]` in [0, 1] and labels `[N]`. Raises if they are not there."""
+    """Return MNIST's pictures `[N, 784]` in [0, 1] and labels `[N]`."""
     from torchvision.datasets import MNIST
 
     found = MNIST(str(root), train=train, download=False)

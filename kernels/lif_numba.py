@@ -27,7 +27,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from neurospike import buffers, formulas, parallel, rule
-from neurospike.formulas import step, step_vjp
+from neurospike.formulas import step, step_vjp, windowed
 
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
@@ -44,6 +44,7 @@ DELAYED = True
 SPIKES = True
 TRACE = False
 CONSTANT = False
+WINDOWED = False
 PARAMETERS = False
 STREAM = False
 COUNT = 1
@@ -133,7 +134,18 @@ def _recompute_row(current, mem, beta, threshold, v, after):
 
 
 def _backward_row(
-    grad_spikes, grad_trace, before, v, beta, threshold, parameters, carry, out, out_beta, out_th
+    grad_spikes,
+    grad_trace,
+    before,
+    v,
+    beta,
+    threshold,
+    parameters,
+    window,
+    carry,
+    out,
+    out_beta,
+    out_th,
 ):
     for i in range(carry.size):
         grad_spike = 0.0
@@ -142,7 +154,8 @@ def _backward_row(
             grad_spike = grad_spikes[i]
         if TRACE:
             grad_mem = grad_trace[i] + grad_mem
-        h = surrogate(v[i] - threshold[i], *parameters)
+        u = v[i] - threshold[i]
+        h = windowed(surrogate(u, *parameters), u, window)
         d, grad_before, d_beta, d_th = step_vjp(
             before[i], v[i], beta[i], threshold[i], h, grad_spike, grad_mem
         )
@@ -161,7 +174,9 @@ def _backward(job_at):
     grad_spikes, grad_trace, grad_final = _array(job, 0), _array(job, 1), _array(job, 2)
     current, mem, beta, threshold = _array(job, 3), _array(job, 4), _array(job, 5), _array(job, 6)
     out, out_mem, out_beta, out_th = _array(job, 7), _array(job, 8), _array(job, 9), _array(job, 10)
-    parameters = to_fixed_tuple(_array(job, 11), COUNT)
+    numbers = _array(job, 11)
+    parameters = to_fixed_tuple(numbers, COUNT)
+    window = numbers[COUNT] if WINDOWED else 0.0
     nothing = _row(out, 0, 0)
     steps, block, size = job[STEPS], job[WIDTH], out_mem.size
     # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
@@ -215,6 +230,7 @@ def _backward(job_at):
                 b,
                 th,
                 parameters,
+                window,
                 state,
                 row,
                 d_beta,
@@ -339,7 +355,8 @@ def backward(
     size = math.prod(current.shape if constant else current.shape[1:])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
-    delayed = rule.from_key(key).delayed
+    followed = rule.from_key(key)
+    delayed = followed.delayed
     kernel = _compiled(
         _backward,
         key,
@@ -350,7 +367,7 @@ def backward(
         PARAMETERS=wants_parameters,
         DELAYED=delayed,
         STREAM=not constant and wide.nbytes >= STREAMED,
-        COUNT=len(parameters),
+        COUNT=len(parameters) - followed.windowed,
     )
     d_beta = d_threshold = None
     if wants_parameters:

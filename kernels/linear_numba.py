@@ -169,7 +169,7 @@ def _list(job_at):
 
 
 def _turn(out, at, out_stride, source, start, stride, rows, columns):
-    """Write a block of `source`, `rows` by `columns`, transposed to `out`, whose rows begin at `at`."""
+    """Write a block of `source`, `rows` by `columns`, transposed to `out` from `at` on."""
     for row in range(0, rows, TILE):
         for column in range(0, columns, TILE):
             to = at + column * out_stride + row

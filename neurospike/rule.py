@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from . import formulas
 from .binding import bind, digest
 from .surrogate import BUILT_IN
@@ -23,12 +25,16 @@ _own_surrogates: dict[str, Callable[..., Any]] = {}
 
 @dataclass(frozen=True)
 class Rule:
-    """Reset (`subtract`, `zero` or `none`), its timing, and the surrogate's function."""
+    """Reset (`subtract`, `zero` or `none`), its timing, the surrogate, whether it has a window.
+
+    The window is then the last of the parameters that travel beside the rule.
+    """
 
     reset: str
     delayed: bool
     detached: bool
     surrogate: Callable[..., Any]
+    windowed: bool = False
 
     @property
     def names(self) -> dict[str, Any]:
@@ -38,11 +44,26 @@ class Rule:
             "SUBTRACT": self.reset == "subtract",
             "ZERO": self.reset == "zero",
             "DETACHED": self.detached,
+            "WINDOWED": self.windowed,
             "surrogate": self.surrogate,
         }
 
+    def derivative(self, u: Tensor, parameters: tuple[float, ...]) -> Tensor:
+        """Return the surrogate at `u`, in torch."""
+        if not self.windowed:
+            return self.surrogate(u, *parameters)
+        *own, window = parameters
+        names = {"abs": formulas.abs, "where": formulas.where, **self.names}
+        return bind(formulas.windowed, names)(self.surrogate(u, *own), u, window)
 
-def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., Any]) -> str:
+
+def key_of(
+    reset: str,
+    delayed: bool,
+    detached: bool,
+    surrogate: Callable[..., Any],
+    windowed: bool = False,
+) -> str:
     """Return the key under which `from_key` finds the rule.
 
     Raises:
@@ -57,7 +78,7 @@ def key_of(reset: str, delayed: bool, detached: bool, surrogate: Callable[..., A
         _own_surrogates.setdefault(name, bind(surrogate, names))
     # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
     timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
-    return f"{reset} {timing} {name}"
+    return f"{reset} {timing} {name}" + " windowed" * windowed
 
 
 @functools.cache
@@ -67,7 +88,7 @@ def from_key(key: str) -> Rule:
     Raises:
         LookupError: it names a surrogate of the user's that this process has not seen.
     """
-    reset, timing, name = key.split(" ")
+    reset, timing, name, *window = key.split(" ")
     if name not in BUILT_IN and name not in _own_surrogates:
         raise LookupError(
             f"the surrogate {name!r} is a function that this process has not seen; before you run "
@@ -75,4 +96,4 @@ def from_key(key: str) -> Rule:
             "ns.LIF(0.9, surrogate=...)"
         )
     function = getattr(formulas, name) if name in BUILT_IN else _own_surrogates[name]
-    return Rule(reset, timing == "delayed", timing == "detached", function)
+    return Rule(reset, timing == "delayed", timing == "detached", function, bool(window))
