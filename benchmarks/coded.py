@@ -48,7 +48,8 @@ class Loop(nn.Module):
         mems = []
         for step in range(STEPS):
             spike1, mem1 = self.lif1(self.fc1(spikes[step]), mem1)
-            _, mem2 = self.lif2(self.fc2(spike1), mem2)
+            # snnTorch's spikes are float32 whatever the layer is; nothing is done in float32.
+            _, mem2 = self.lif2(self.fc2(spike1.to(mem1.dtype)), mem2)
             mems.append(mem2)
         return torch.stack(mems)
 

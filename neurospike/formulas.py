@@ -2,8 +2,8 @@
 
 Everything here is plain scalar arithmetic on a few free names (`exp`, `abs`, `where`, `cast`) and
 five flags (`DELAYED`, `SUBTRACT`, `ZERO`, `DETACHED`, `WINDOWED`). Torch runs these functions as
-they are, on whole tensors. A compiled backend re-jits the code of the very same functions with the free names
-and flags rebound (`bind`), so no source text is generated and nothing is written twice.
+they are, on whole tensors. A compiled backend re-jits the code of the very same functions with the
+free names and flags rebound (`bind`), so no source text is generated and nothing is written twice.
 
 Notation: `mem` membrane, `beta` decay, `H(v) = 1 if v > 0 else 0` (strictly greater). `v` is
 the membrane that is compared with the threshold, `mem` the one handed to the next step:
@@ -19,8 +19,8 @@ the membrane that is compared with the threshold, `mem` the one handed to the ne
 
 The derivative of `spike` is replaced by a surrogate h(v - threshold) (Neftci, Mostafa and Zenke,
 2019, doi:10.1109/MSP.2019.2931595), which with a window is 0 further from the threshold
-(Perez-Nieves and Goodman, NeurIPS 2021, arXiv:2105.08810). With g_s and g_m the gradients of `spike` and of `mem'` (the
-latter holding all that comes from later steps), the chain rule gives
+(Perez-Nieves and Goodman, NeurIPS 2021, arXiv:2105.08810). With g_s and g_m the gradients of
+`spike` and of `mem'` (the latter holding all that comes from later steps), the chain rule gives
 
     delayed          d = g_s * h + g_m
                      d_mem = beta * d  (ZERO: * (1 - R)),   d_current = d
