@@ -193,12 +193,10 @@ def _pack(job_at):
         low, high = block * width // blocks, (block + 1) * width // blocks
         n = min(PANEL, outputs - panel * PANEL)
         begin = panel * PANEL * width
-        for first in range(low, high, TILE):
-            size = min(high - first, TILE)
-            _turn(out, begin + first * PANEL, PANEL, weight, begin + first, width, n, size)
+        _turn(out, begin + low * PANEL, PANEL, weight, begin + low, width, n, high - low)
+        for k in range(low, high):
             for j in range(n, PANEL):
-                for k in range(first, first + size):
-                    out[begin + k * PANEL + j] = 0.0
+                out[begin + k * PANEL + j] = 0.0
         part = take(job, NEXT)
 
 
@@ -320,9 +318,10 @@ def _backward(job_at):
                     )
                 else:
                     sum_rows(sums, at, sums, at, matrix, places, starts[r], starts[r + 1], PANEL)
-        for first in range(inputs, end, TILE):
-            size = min(end - first, TILE)
-            _turn(out, low * width + first, width, sums, first * PANEL, PANEL, size, n)
+        for j in range(0, n, TILE):
+            at = (low + j) * width + inputs
+            start = inputs * PANEL + j
+            _turn(out, at, width, sums, start, PANEL, end - inputs, min(n - j, TILE))
         part = take(job, NEXT)
 
 

@@ -101,8 +101,8 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int)
         return found
 
     sums = [cgutils.alloca_once(builder, vector) for _ in range(count)]
-    for place, value in zip(sums, loads(at("first", given["first_at"]))):
-        builder.store(value, place)
+    for place in sums:
+        builder.store(ir.Constant(vector, [element(0)] * lanes), place)
     with cgutils.for_range_slice(builder, given["low"], given["high"], I64(1), I64) as (e, _):
         index = builder.sext(builder.load(at("indices", e)), I64)
         row = loads(at("rows", builder.mul(index, I64(width))))
@@ -115,8 +115,11 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int)
         for place, part in zip(sums, row):
             builder.store(builder.fadd(builder.load(place), part), place)
     target = builder.bitcast(at("out", given["at"]), vector.as_pointer())
-    for k, place in enumerate(sums):
-        store = builder.store(builder.load(place), builder.gep(target, [I64(k)]))
+    # Added last: of many chunks, each is summed on its own, which loses fewer digits.
+    for k, (place, value) in enumerate(zip(sums, loads(at("first", given["first_at"])))):
+        store = builder.store(
+            builder.fadd(value, builder.load(place)), builder.gep(target, [I64(k)])
+        )
         store.align = size
 
 

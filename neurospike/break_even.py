@@ -22,6 +22,7 @@ from torch import Tensor
 from . import dispatch
 
 LEAST_PRODUCTS = 1 << 26  # in a smaller layer, looking would be felt
+WIDE = 512  # outputs from which finding all events in bytes takes under 2% of the dense product
 SAMPLE = 64  # rows that are looked at
 MARGIN = 0.85  # of the dense product's time, up to which events are taken
 PANEL = 64  # outputs that are summed together at least
@@ -38,6 +39,8 @@ PLAUSIBLE = (0.4, 2.5)  # no machine's own factor lies outside; other programs m
 
 def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bool) -> bool:
     """Whether events may pay for spikes `[M, K]`, judged by some of the rows."""
+    if spikes.element_size() == 1 and weight.shape[0] >= WIDE:
+        return True
     module, rows = dispatch.load(row.linear), spikes.shape[0]
     # An odd stride: rows of every step and sample, also where batches are powers of two.
     seen = spikes.detach()[:: max(1, rows // SAMPLE) | 1].contiguous()

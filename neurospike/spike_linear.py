@@ -70,7 +70,7 @@ def spike_linear(
     else:
         operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
         out, _ = operator(flat, weight, bias, False, compiling)
-    return out.unflatten(0, spikes.shape[:-1]) if spikes.dim() != 2 else out
+    return out if spikes.dim() == 2 else out.view(*spikes.shape[:-1], weight.shape[0])
 
 
 class SpikeLinear(nn.Linear):
@@ -171,8 +171,10 @@ def _define(row: dispatch.Backend) -> None:
         rows, width = spikes.shape
         spikes = spikes.contiguous()
         found = torch.empty(_HEAD + rows * module.words(width), dtype=torch.int64)
-        pays = not look or break_even.promising(row, spikes, weight, trained)
-        bits = found[_HEAD:].view(rows, -1)
+        bits = found[_HEAD:].view(rows, module.words(width))
+        pays = spikes.numel() > 0
+        if pays and look:
+            pays = break_even.promising(row, spikes, weight, trained)
         valued = False
         if pays:
             events = module.find(spikes, bits)
@@ -189,9 +191,9 @@ def _define(row: dispatch.Backend) -> None:
         pays, valued = found[:_HEAD].tolist()
         if not pays:
             return grad.t() @ spikes.to(grad.dtype)
-        bits = found[_HEAD:].view(len(spikes), -1)
-        spikes = spikes.contiguous()
-        return dispatch.load(row.linear).backward(grad, spikes, bits, bool(valued))
+        module = dispatch.load(row.linear)
+        bits = found[_HEAD:].view(len(spikes), module.words(spikes.shape[1]))
+        return module.backward(grad, spikes.contiguous(), bits, bool(valued))
 
     def fake(
         spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
