@@ -56,8 +56,11 @@ def spike_linear(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     _check(spikes, weight, bias)
+    small = spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    if small and backend == "auto":
+        return _dense(spikes, weight, bias)
     row = dispatch.choose(backend, spikes.device.type)
-    if not _may_use_events(row, spikes, weight):
+    if small or not _may_use_events(row, weight):
         return _dense(spikes, weight, bias)
     trained = torch.is_grad_enabled() and weight.requires_grad
     flat = spikes.reshape(-1, spikes.shape[-1])
@@ -110,12 +113,11 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(wide, weight, bias)
 
 
-def _may_use_events(row: dispatch.Backend, spikes: Tensor, weight: Tensor) -> bool:
+def _may_use_events(row: dispatch.Backend, weight: Tensor) -> bool:
     return (
         bool(row.linear)
-        and spikes.numel() * weight.shape[0] >= break_even.LEAST_PRODUCTS
         and weight.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled(spikes.device.type)
+        and not torch.is_autocast_enabled(weight.device.type)
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )

@@ -60,10 +60,7 @@ class SNNModel(SpikingNetwork):
             )
         self.input_size = input_size
         self.linears = nn.ModuleList(
-            self._initialized(
-                (nn.Linear if k == 0 and encoding == "constant" else SpikeLinear)(fan_in, fan_out),
-                first=k == 0,
-            )
+            self._initialized(SpikeLinear(fan_in, fan_out), first=k == 0)
             for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]))
         )
         threshold = self._neuron.get("threshold", 1.0)
