@@ -183,13 +183,18 @@ def peak_memory(name: str) -> float:
     step = rivals.training_step(net, images, labels, optimizer)
     step()
     optimizer.zero_grad()
-    buffers.release()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = at_rest()
     for _ in range(3):
         step()
     return (_status("VmHWM") - before) / 1024
+
+
+def at_rest() -> int:
+    """Give free memory back to the system and reset the peak; return the kB that are held."""
+    buffers.release()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
 def _status(field: str) -> int:

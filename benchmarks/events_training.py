@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 import neurospike as ns
 
 from . import coded
+from .cpu import _status, at_rest
 
 BATCH = 128
 GOAL = 0.97
@@ -30,7 +30,8 @@ def run(rival: str, coding: str, options: argparse.Namespace) -> Row:
     net, optimizer = coded.network(rival, coding)
     warm_up = coded.training_step(*coded.network(rival, coding), images[:BATCH], labels[:BATCH])
     warm_up()  # compiling and measuring the machine are no part of an epoch
-    before = _memory("VmRSS")
+    del warm_up
+    before = at_rest()
     spent, epochs, goal, accuracy, steps = 0.0, [], None, 0.0, 0
     for _ in range(options.epochs):
         start = spent
@@ -51,7 +52,7 @@ def run(rival: str, coding: str, options: argparse.Namespace) -> Row:
         "seconds_to_97": goal,
         "test_accuracy": evaluate(net, *test),
         "steps": steps,
-        "peak_mb": (_memory("VmHWM") - before) / 1024,
+        "peak_mb": (_status("VmHWM") - before) / 1024,
     }
 
 
@@ -93,9 +94,9 @@ def evaluate(net: Any, images: Tensor, labels: Tensor) -> float:
     state = torch.get_rng_state()
     torch.manual_seed(1)
     right = 0
-    for first in range(0, len(images), 500):
-        mems = net(net.encode(images[first : first + 500]))
-        right += int((mems.mean(0).argmax(1) == labels[first : first + 500]).sum())
+    for chosen in torch.arange(len(images)).split(BATCH):
+        mems = net(net.encode(images[chosen]))
+        right += int((mems.mean(0).argmax(1) == labels[chosen]).sum())
     torch.set_rng_state(state)
     return right / len(images)
 
@@ -103,8 +104,3 @@ def evaluate(net: Any, images: Tensor, labels: Tensor) -> float:
 def _batches(count: int) -> Iterator[Tensor]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     return iter(order[: count - count % BATCH].split(BATCH))
-
-
-def _memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

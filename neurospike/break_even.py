@@ -24,7 +24,7 @@ from . import dispatch
 LEAST_PRODUCTS = 1 << 26  # in a smaller layer, looking would be felt
 WIDE = 512  # outputs from which finding all events in bytes takes under 2% of the dense product
 SAMPLE = 64  # rows that are looked at
-MARGIN = 0.85  # of the dense product's time, up to which events are taken
+MARGIN = 0.75  # of the dense product's time, up to which events are taken
 PANEL = 64  # outputs that are summed together at least
 
 # Products of the dense layer that take as long as, event-driven, adding one number of a row, going
