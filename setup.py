@@ -30,10 +30,11 @@ setup(
     package_dir={"neurospike.kernels": "kernels"},
     package_data={"neurospike": ["py.typed"]},
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.8",
+        "torchvision>=0.23",
         "snntorch>=1.0",
-        "triton>=3.2; platform_system == 'Linux'",
+        # 3.3 compiles no tuple with None in it, 3.2 takes no tuple as an argument.
+        "triton>=3.4; platform_system == 'Linux'",
         "numba>=0.61",
         "numpy>=1.26",
         "pyyaml>=6",
@@ -44,6 +45,7 @@ setup(
         "pydantic>=2.7",
         "lightning-fabric>=2.4",
         "torchmetrics>=1.4",
+        "typing-extensions>=4.6",
     ],
     extras_require={
         "dev": DEV,

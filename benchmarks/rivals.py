@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import neurospike as ns
+from neurospike import losses
 
 Layer = Callable[[Tensor], Tensor]
 BETA = 0.95
@@ -136,9 +137,7 @@ class FusedTutorial5(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy of each step's membrane, summed over steps."""
         _, mems = self(images)
-        every = mems.flatten(0, 1)
-        targets = labels.repeat(self.steps)
-        return nn.functional.cross_entropy(every, targets) * self.steps
+        return losses.cross_entropy_membrane(mems, labels)
 
 
 def training_step(

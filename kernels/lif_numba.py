@@ -33,7 +33,7 @@ BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
-GRAIN = 1 << 18  # neuron-steps that are worth waking a thread for
+GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
 # A job is a row of integers: counters that threads take from (the next block, the next scratch),
 # steps, neurons a block, strides over time, then address and size of each array.
@@ -288,8 +288,9 @@ def _run(
     """Hand `kernel` a job: `arrays`, and last a scratch of `rows` a thread, blocks to share out."""
     threads = parallel.threads(size * steps // GRAIN, -(-size // block))
     scratch = buffers.empty((threads * rows * block,), state)
-    places = [(0, 0) if a is None else (a.data_ptr(), a.numel()) for a in (*arrays, scratch)]
-    job = [0, 0, steps, block, *strides, *(number for place in places for number in place)]
+    job = [0, 0, steps, block, *strides]
+    for array in (*arrays, scratch):
+        job += (0, 0) if array is None else (array.data_ptr(), array.numel())
     parallel.run(kernel.address, job, threads)
 
 

@@ -320,6 +320,9 @@ def _launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
     try:
         with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
             kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=False)
+        # At every launch Triton compares each constant with what it was when it was compiled, which
+        # takes longer than all the rest. Those here are the kernel's own, which nobody can change.
+        kernel.used_global_vals = {}
     except triton.CompilationError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise BackendError(
@@ -445,7 +448,7 @@ def backward(
     """
     size = math.prod(current.shape if constant else current.shape[1:])
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
-    each = beta.new_zeros((2, size if wants_parameters else 0))
+    each = [beta.new_empty(size) for _ in range(2)] if wants_parameters else [None, None]
     if size:
         x, held = (current.contiguous(), True) if constant else _rows(current)
         (gs, gs_held), (gt, gt_held) = _rows(grad_spikes), _rows(grad_trace)
@@ -487,5 +490,5 @@ def backward(
             steps,
         )
     for target, found in zip((out_beta, out_threshold), each):
-        if target.numel() > 0:
+        if found is not None and target.numel() > 0:
             torch.sum(found.view(-1, target.numel()), 0, out=target)

@@ -71,6 +71,8 @@ Number = Annotated[float, BeforeValidator(_refuse_bool), AllowInfNan(False)]
 Switch = Annotated[bool, BeforeValidator(_refuse_number)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool), AllowInfNan(False)]
 Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
+# Threads that the system does not grant end the process without a word.
+Threads = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -356,7 +358,7 @@ class Config(Section):
     deterministic: Switch = Field(
         default=False, description="only algorithms of torch that give the same bits every time"
     )
-    threads: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+    threads: Annotated[Threads | None, BeforeValidator(_none_word)] = Field(
         default=None, description="CPU threads; null: as many as torch takes"
     )
     run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(

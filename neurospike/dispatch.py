@@ -197,6 +197,7 @@ def _capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
-# torch.compile is not to look into it. This is all that `torch.compiler.assume_constant_result`
+# torch.compile is not to look into them. This is all that `torch.compiler.assume_constant_result`
 # does, which would load the compiler, and Triton with it, at our import.
+_installed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

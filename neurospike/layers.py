@@ -358,9 +358,9 @@ def _number(name: str, value: float) -> float:
 def _parameter(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return beta or threshold as a tensor in the state's format, once it is found to fit."""
+    """Return beta or threshold in the state's format, a scalar as `[1]`, once it fits."""
     if not isinstance(value, Tensor):
-        return torch.full((), _number(name, value), dtype=state, device=current.device)
+        return torch.full((1,), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
     if value.device != current.device:
@@ -375,12 +375,12 @@ def _parameter(
             f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
             f"{tuple(features)} of the current"
         )
-    return (value.reshape(()) if value.numel() == 1 else value).to(state)
+    return (value.reshape(1) if value.numel() == 1 else value).to(state)
 
 
 def _flat(value: Tensor, shape: torch.Size) -> Tensor:
     """Return `[1]` for a scalar, else `[P]`: one value a neuron of the features, flattened."""
-    return value.reshape(1) if value.dim() == 0 else value.expand(shape[1:]).reshape(-1)
+    return value if value.numel() == 1 else value.expand(shape[1:]).reshape(-1)
 
 
 def _show(value: Tensor) -> str:

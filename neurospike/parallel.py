@@ -56,18 +56,24 @@ def run(loop: int, job: Sequence[int], count: int) -> list[int]:
     row = (ctypes.c_int64 * len(job))(*job)
     place = ctypes.addressof(row)
     if count == 1:
-        _LOOP(loop)(place)
+        _callable(loop)(place)
         return list(row)
     team = None if _pool.forked else _team()
     if team is not None:
         team(loop, place, count, 0)
         return list(row)
-    call = _LOOP(loop)
+    call = _callable(loop)
     futures = [_pool.get(count - 1).submit(call, place) for _ in range(count - 1)]
     call(place)
     for future in futures:
         future.result()
     return list(row)
+
+
+@functools.cache
+def _callable(loop: int) -> Callable[[int], None]:
+    """Return the C function at an address; compiled code stays where it is for good."""
+    return _LOOP(loop)
 
 
 @functools.cache

@@ -48,16 +48,27 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
         buffers.keep_freed_memory()
         try:
             tested = train(config, resumed)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError, TypeError) as error:
+            if not _too_large(error):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".") or "out of memory"
             raise NeuroSpikeError(
-                f"{str(error).splitlines()[0]} Train with a smaller --batch_size, --num_steps or "
-                "--hidden_size"
+                f"{reason}. Train with a smaller --batch_size, --num_steps or --hidden_size"
             ) from error
         if tested is not None:
             print(f"test accuracy: {tested.accuracy:.2%}", flush=True)
         return 0
 
     return guarded(job)
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether it tells of memory that there is not, or of more than 64 bits can count."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # On a CPU torch has no exception of its own for it.
+    told = ("DefaultCPUAllocator", "Storage size calculation overflowed", "Overflow when unpacking")
+    return any(text in str(error) for text in told)
 
 
 def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:

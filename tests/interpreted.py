@@ -38,6 +38,17 @@ def _to_nearest(data: Any, source: Any, target: Any, rounding: Any) -> Any:
 
 interpreter._convert_float = _to_nearest
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_index(tensor: Any, scope: Any) -> None:
+    """Make a number of an array of one element, which numpy 2.4 and Triton 3.6 fail to do."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+
+interpreter._patch_lang_tensor = _patch_index
+
 _call = interpreter.InterpretedFunction.__call__
 
 

@@ -246,6 +246,10 @@ def test_learned_parameters_get_no_weight_decay(folder):
         (["--run_dir=file/run"], "Not a directory"),
         (["--run_dir=taken"], "the run folder taken holds a metrics.jsonl already"),
         (["--learning_rate=1e38"], "the loss became"),
+        (["--hidden_size=100000000000"], "can't allocate memory"),
+        (["--hidden_size=100000000000000000"], "Train with a smaller --batch_size, --num_steps or"),
+        (["--hidden_size=1000000000000000000000"], "Overflow"),
+        (["--num_steps=1000000000000"], "nable to allocate"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(folder, capsys, argv, expected):

@@ -119,6 +119,7 @@ def test_overrides_win_over_the_file(config_file):
         ("model: 3", "model: got 3, allowed: a mapping"),
         ("seed: -1", "seed: got -1"),
         ("threads: 0", "threads: got 0"),
+        ("threads: 9999", "got 9999, allowed: a whole number >= 1 and <= 1024 or null"),
         ("device: gpu", "device: got 'gpu', allowed: auto, cpu, cuda or cuda:N"),
         ("data_path: ''", "data_path: got ''"),
         ("run_dir: 3", "run_dir: got 3, allowed: a non-empty text or null"),
