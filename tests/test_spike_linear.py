@@ -192,17 +192,17 @@ def test_a_small_layer_is_dense_at_once(monkeypatch):
 
 def test_a_sample_that_misleads_costs_no_wrong_answer(monkeypatch):
     """Nearly all events are in rows that are not looked at: all are counted once found."""
-    spikes = torch.ones(1281, 70)
+    spikes = torch.ones(1281, 140)
     spikes[:: max(1, 1281 // break_even.SAMPLE) | 1] = 0
     spikes *= 0.5
     monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
     monkeypatch.setattr(break_even, "machine_factor", lambda *_: 1.0)
-    layer = ns.SpikeLinear(70, 128)
+    layer = ns.SpikeLinear(140, 256)
     row = dispatch.TABLE["numba"]
     assert break_even.promising(row, spikes, layer.weight, False)
     out = layer(spikes)
     out.sum().backward()
-    twin = nn.Linear(70, 128)
+    twin = nn.Linear(140, 256)
     twin.load_state_dict(layer.state_dict())
     wanted = twin(spikes)
     wanted.sum().backward()
