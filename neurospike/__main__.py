@@ -1,4 +1,4 @@
-"""`python -m neurospike --mode train|inference`: both commands under one name."""
+"""`python -m neurospike --mode train|inference|...`: every command under one name."""
 
 import argparse
 import importlib
@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from neurospike.cli import guarded
 from neurospike.errors import ConfigError, NeuroSpikeError
 
-MODULES = {"train": "neurospike.train", "inference": "neurospike.predict"}
-USAGE = """usage: python -m neurospike --mode train|inference [flags]
+MODULES = {
+    "train": "neurospike.train",
+    "inference": "neurospike.predict",
+    "evaluate": "neurospike.evaluate",
+    "export": "neurospike.export",
+    "live": "neurospike.live.__main__",
+}
+USAGE = """usage: python -m neurospike --mode train|inference|evaluate|export|live [flags]
 
-  --mode train      train a network      (the same as python -m neurospike.train)
-  --mode inference  recognise pictures   (the same as python -m neurospike.predict)
+  --mode train      train a network          (the same as python -m neurospike.train)
+  --mode inference  recognise pictures       (the same as python -m neurospike.predict)
+  --mode evaluate   test a trained network   (the same as python -m neurospike.evaluate)
+  --mode export     write it for elsewhere   (the same as python -m neurospike.export)
+  --mode live       see its neurons answer   (the same as python -m neurospike.live)
 
 The flags are those of the mode: python -m neurospike --mode train --help"""
 

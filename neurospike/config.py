@@ -284,13 +284,17 @@ class TrainingConfig(Section):
     clip: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
         default=None, description="largest norm of the gradient; null: not clipped"
     )
+    segment: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="steps through which a gradient flows back, truncated there; null: all",
+    )
     schedule: Literal["constant", "cosine", "step", "plateau"] = Field(
         default="cosine",
         description="learning rate: kept, falling to zero over the run, times gamma after every "
         "step_epochs, or times gamma on a plateau of the validation loss",
     )
-    warmup: Annotated[Integer, Field(ge=0)] = Field(
-        default=0, description="steps over which the learning rate rises first"
+    warmup: Integer = Field(
+        default=0, ge=0, description="steps over which the learning rate rises first"
     )
     gamma: Number = Field(default=0.1, gt=0, lt=1, description="schedule step, plateau: factor")
     step_epochs: Size = Field(default=3, description="schedule step: epochs between two drops")
@@ -324,12 +328,6 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
-    preprocessing: Steps = Field(
-        default=[],
-        description="what is done to the pictures first, in order: [deskew, {kind: affine, "
-        "degrees: 10}]",
-        json_schema_extra={"allowed": f"a list of {', '.join(STEP_NAMES)}"},
-    )
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
         default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
     )
@@ -361,8 +359,18 @@ class Config(Section):
     threads: Annotated[Threads | None, BeforeValidator(_none_word)] = Field(
         default=None, description="CPU threads; null: as many as torch takes"
     )
+    tensorboard: Switch = Field(
+        default=False,
+        description="also keep curves and pictures for TensorBoard, in the run's folder",
+    )
     run_dir: Annotated[Text | None, BeforeValidator(_none_word)] = Field(
         default=None, description="folder for the run's results; null: runs/<time>"
+    )
+    preprocessing: Steps = Field(
+        default=[],
+        description="what is done to the pictures first, in order: [deskew, {kind: affine, "
+        "degrees: 10}]",
+        json_schema_extra={"allowed": f"a list of {', '.join(STEP_NAMES)}"},
     )
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ neural networks: a comparative study", Front. Neurosci. 15:638474, 2021 (burst).
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ def rate(
             f"made where the data are: use torch.Generator(device={str(data.device)!r})"
         )
     probability = _working(data) * gain + offset
-    if bool(probability.isnan().any()):
+    if not _exporting() and bool(probability.isnan().any()):
         raise ValueError(
             f"rate got NaN from data with gain={gain}, offset={offset}; a firing probability must "
             "be a number: remove NaN and infinity from the data"
@@ -88,11 +88,9 @@ def rate(
     compact = _drawn_compactly(probability, num_steps, generator)
     if compact is not None:
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
+    drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
-        (num_steps, *data.shape),
-        dtype=probability.dtype,
-        device=data.device,
-        generator=generator,
+        (num_steps, *data.shape), dtype=probability.dtype, device=data.device, **drawn_by
     )
     # Draws lie in [0, 1), so comparing is clamping: 0 and less never fire, 1 and more always.
     # In place: at [T, B, *F] a boolean beside the draws would be the largest temporary.
@@ -214,7 +212,7 @@ def phase(data: Tensor, num_steps: int, *, period: int = 8, weighted: bool = Fal
     digits = (_working(data) * 2**period).floor_().clamp_(max=top).to(torch.int32)
     phases = torch.arange(num_steps, device=data.device) % period
     places = (period - 1 - phases).to(torch.int32).view((-1,) + (1,) * data.ndim)
-    spikes = (digits >> places & 1).to(data.dtype)
+    spikes = torch.bitwise_right_shift(digits, places).remainder_(2).to(data.dtype)
     if weighted:
         worth = torch.exp2(-(phases + 1.0)).to(data.dtype)
         spikes *= worth.view(places.shape)
@@ -281,7 +279,7 @@ def _drawn_compactly(
     probability: Tensor, num_steps: int, generator: torch.Generator | None
 ) -> Tensor | None:
     """Return uint8 spikes drawn without making floats of them; None where nothing here can."""
-    if num_steps * probability.numel() < LEAST_DRAWS or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or num_steps * probability.numel() < LEAST_DRAWS:
         return None
     from .dispatch import draws
 
@@ -327,8 +325,13 @@ def _check(data: Tensor, num_steps: int) -> None:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}: ask for 1 or more steps")
 
 
+def _exporting() -> bool:
+    # A graph that torch.export makes cannot stop for what its input holds.
+    return torch.compiler.is_exporting()
+
+
 def _check_range(name: str, data: Tensor) -> None:
-    if not bool(((data >= 0) & (data <= 1)).all()):
+    if not _exporting() and not bool(((data >= 0) & (data <= 1)).all()):
         raise ValueError(
             f"{name} got intensities from {float(data.min())} to {float(data.max())}; they must "
             "lie in [0, 1]: scale the data, or use data.clamp(0, 1)"

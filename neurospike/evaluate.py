@@ -63,18 +63,37 @@ def evaluate(
 
 
 def _parser(prog: str) -> Parser:
-    parser = Parser(prog, "Test a trained network on the test pictures of a data set.")
+    parser = Parser(
+        prog,
+        "Test a trained network on the test pictures of a data set: accuracy by class with the "
+        "confusion matrix, how its neurons fire, operations and estimated energy a picture.",
+        usage=f"{prog} [--model_path FILE] [--KEY VALUE ...]",
+    )
     parser.add_argument(
         "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="default: the one it was trained on")
-    parser.add_argument("--data_path", metavar="DIR", help="default: as it was trained")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--backend", metavar="NAME", default="auto", help="auto, reference, numba or triton"
+        "--dataset",
+        metavar="NAME",
+        help="mnist, fashion_mnist, kmnist or digits (default: the one it was trained on)",
     )
     parser.add_argument(
-        "--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda or cuda:N"
+        "--data_path",
+        metavar="DIR",
+        help="folder of the data sets (default: the one it was trained from)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        default="auto",
+        help="what computes the neurons: auto (default), reference, numba or triton",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="auto",
+        help="where to compute: auto (default), cpu, cuda or cuda:N",
     )
     return parser
 

@@ -93,6 +93,7 @@ class _Neuron(nn.Module):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
 
     carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
+    segment: int | None = None  # steps after which the gradient is cut off; see `_segments`
     beta: Tensor
 
     def _keep(self, name: str, value: float | Tensor, learn: bool) -> None:
@@ -198,7 +199,8 @@ class LIF(_Neuron):
         return_trace: bool = False,
     ) -> tuple[Tensor, ...]:
         """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
-        out = _run(
+        out = _segments(
+            self.segment,
             current,
             mem,
             self.beta,
@@ -245,14 +247,58 @@ class LI(_Neuron):
         self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return `(trace [T, B, *F], mem [B, *F])`."""
-        out = _run(
-            current, mem, self.beta, 1.0, self.rule, (), num_steps, False, True, self.backend
+        out = _segments(
+            self.segment,
+            current,
+            mem,
+            self.beta,
+            1.0,
+            self.rule,
+            (),
+            num_steps,
+            False,
+            True,
+            self.backend,
         )
         return out.trace, out.mem
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
         return f"beta={_show(self.beta)}, backend={self.backend!r}"
+
+
+def _segments(
+    segment: int | None,
+    current: Tensor,
+    mem: Tensor | None,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    key: str,
+    parameters: tuple[float, ...],
+    num_steps: int | None,
+    *options: Any,
+) -> _Outputs:
+    """Run `segment` steps at a time, carrying the membrane on without its gradient.
+
+    That is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4),
+    1990). Time enters a network of such layers through their membranes alone, so cutting these is
+    cutting the whole network. None, or without gradients: all steps at once, the same values.
+    """
+    if segment is None or not torch.is_grad_enabled():
+        return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
+    steps = _check_current(current, num_steps)
+    total = steps if steps >= 0 else current.shape[0]
+    if segment >= total:
+        return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
+    parts = []
+    for start in range(0, total, segment):
+        length = min(segment, total - start)
+        given = current if steps >= 0 else current[start : start + length]
+        constant = length if steps >= 0 else None
+        parts.append(_run(given, mem, beta, threshold, key, parameters, constant, *options))
+        mem = parts[-1].mem.detach()
+    spikes, mems, traces = zip(*parts, strict=True)
+    return _Outputs(torch.cat(spikes), mems[-1], torch.cat(traces))
 
 
 def _run(

@@ -4,10 +4,11 @@ A scan, a photograph or a drawing differs from a training picture in size, colou
 where the digit lies. What is done about each is in `read_picture`.
 """
 
+import io
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -36,9 +37,15 @@ def suffixes() -> frozenset[str]:
 
 
 def read_picture(
-    path: str | Path, ink: Ink = "auto", dataset: str = "mnist"
+    path: str | Path,
+    ink: Ink = "auto",
+    dataset: str = "mnist",
+    *,
+    content: bytes | None = None,
 ) -> tuple[Tensor, str | None]:
     """Read a picture of one digit as `[28, 28]` float32 in [0, 1], 0 the background.
+
+    content: the file's bytes, if they are at hand already; `path` then only names it.
 
     - Any format pillow reads without another program's help; of several frames or pages the
       first, turned as its EXIF note says. 16 bits a pixel are scaled, not cut off.
@@ -59,7 +66,7 @@ def read_picture(
             larger than 50 million pixels, or blank.
         MissingDependencyError: without pillow.
     """
-    grey, note = _read_grey(Path(path))
+    grey, note = _read_grey(Path(path), content)
     height, width = grey.shape
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(border))
@@ -89,16 +96,16 @@ def _pillow() -> Any:
     return Image
 
 
-def _read_grey(path: Path) -> tuple[np.ndarray, str | None]:
+def _read_grey(path: Path, content: bytes | None) -> tuple[np.ndarray, str | None]:
     """Brightness float32 `[H, W]` in [0, 1], 1 is white."""
     image_module = _pillow()
     from PIL import ImageOps
 
-    if path.exists() and not path.is_file():
+    if content is None and path.exists() and not path.is_file():
         raise PictureError(f"{path}: not a file that holds a picture")
     try:
         # Of odd but harmless files; and pillow's warning of large ones, which are refused here.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with _opened(path, content) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             formats = [name for name in image_module.OPEN if name not in _NOT_READ]
             image = image_module.open(file, formats=formats)
@@ -114,7 +121,7 @@ def _read_grey(path: Path) -> tuple[np.ndarray, str | None]:
     except image_module.DecompressionBombError:
         raise PictureError(f"{path}: the picture {_TOO_LARGE}") from None
     except image_module.UnidentifiedImageError:
-        empty = path.stat().st_size == 0
+        empty = path.stat().st_size == 0 if content is None else not content
         what = "the file is empty" if empty else "not a picture of a format that pillow reads"
         raise PictureError(f"{path}: {what}") from None
     except MemoryError:
@@ -126,6 +133,10 @@ def _read_grey(path: Path) -> tuple[np.ndarray, str | None]:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PictureError(f"{path}: damaged, or of a kind pillow cannot read: {said}") from None
     return grey, (f"the first of {frames} frames" if frames > 1 else None)
+
+
+def _opened(path: Path, content: bytes | None) -> BinaryIO:
+    return path.open("rb") if content is None else io.BytesIO(content)
 
 
 _TOO_LARGE = f"is too large; at most {MOST_PIXELS:,} pixels are read: make it smaller"

@@ -96,10 +96,16 @@ def _parser(prog: str) -> Parser:
         help="is the digit lighter or darker than its background; auto finds out (default)",
     )
     parser.add_argument(
-        "--backend", metavar="NAME", default="auto", help="auto, reference, numba or triton"
+        "--backend",
+        metavar="NAME",
+        default="auto",
+        help="what computes the neurons: auto (default), reference, numba or triton",
     )
     parser.add_argument(
-        "--device", metavar="NAME", default="cpu", help="cpu (default), auto, cuda or cuda:N"
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="where to compute: cpu (default), auto, cuda or cuda:N",
     )
     return parser
 

@@ -56,7 +56,9 @@ def spike_linear(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     _check(spikes, weight, bias)
-    small = spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    # A program that torch.export writes is to run where we are not, on batches of any size.
+    exporting = _exporting()
+    small = exporting or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
     if small and backend == "auto":
         return _dense(spikes, weight, bias)
     row = dispatch.choose(backend, spikes.device.type)
@@ -111,6 +113,11 @@ class SpikeLinear(nn.Linear):
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
     return functional.linear(wide, weight, bias)
+
+
+def _exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    return is_exporting is not None and is_exporting()
 
 
 def _may_use_events(row: dispatch.Backend, weight: Tensor) -> bool:

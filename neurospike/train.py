@@ -18,7 +18,7 @@ from neurospike.config import Config, load_config
 from neurospike.data import Batches, DigitData, Preprocessing, Split, load
 from neurospike.devices import check_backend, choose_device
 from neurospike.dispatch import choose, use_backend
-from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import CheckpointError, ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
 from neurospike.training import (
     Metrics,
@@ -28,11 +28,16 @@ from neurospike.training import (
     draw_network,
     load_checkpoint,
 )
+from neurospike.training.board import Board
 from neurospike.training.progress import summary
 from neurospike.training.resume import newest_state, resumable
-from neurospike.training.scale import make_fabric
+from neurospike.training.scale import launch, make_fabric
 from neurospike.training.schedule import Schedule
 
+ABOUT = (
+    "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
+    "Exit code 0: done; 2: an error, told in a line; 130: interrupted, go on with --resume."
+)
 PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by default
 
 
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
     """Run the command with these arguments (default: the process's own); its exit code."""
 
     def job() -> int:
-        path, overrides = parse(argv, prog, "Train a spiking network to recognise digits.")
+        path, overrides = parse(argv, prog, ABOUT)
         resumed = overrides.pop("resume", None)
         if resumed is not None:
             path = resumable(resumed, path, overrides)
@@ -89,7 +94,7 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
         device = choose_device(config.device, config.backend)
         backend = choose("auto", device.type).name  # also: can it run on this device?
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
-        fabric.launch()
+        launch(fabric)
         data = load(config.dataset, config.data_path)
         _check_sizes(config, data)
         run = None
@@ -137,15 +142,20 @@ def _train_and_test(
     train_batches = batches(rest, torch.Generator().manual_seed(config.seed))
     epochs = training.epochs_of(len(train_batches))
     model = build_model(config)
+    model.truncate(training.segment)
     trainer = _trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
     # What is drawn from here on, spikes of a random encoding, is each process's own.
     torch.manual_seed(config.seed + fabric.global_rank)
     if resumed is not None:
         state = newest_state(Path(resumed))
         if state is not None:
-            trainer.load_state_dict(state, train_batches)
+            _go_on(trainer, state, train_batches, resumed)
         if run is not None:
             run.go_on(trainer.history, trainer.step)
+    board = None
+    if config.tensorboard and run is not None:
+        picture = data.test.images[:1, None].to(fabric.device).float() / 255
+        board = Board(run.folder, model, picture, trainer.step)
     with stopping_whole(trainer.interrupt):
         try:
             trainer.fit(
@@ -155,9 +165,13 @@ def _train_and_test(
                 run,
                 check_every=training.check_every,
                 patience=training.patience,
+                on_record=None if board is None else board.add,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("" if run is None else _kept(run)) from None
+        finally:
+            if board is not None:
+                board.close()
     fabric.barrier()
     best = run.best if run is not None else None
     best = fabric.broadcast(best)
@@ -171,9 +185,22 @@ def _train_and_test(
     try:
         draw_curves(run.folder)
         draw_network(run.folder, model, batches(data.test))
-    except MissingDependencyError as error:
+    except (MissingDependencyError, OSError) as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested
+
+
+def _go_on(
+    trainer: SNNTrainer, state: dict[str, Any], batches: Batches, folder: str | Path
+) -> None:
+    try:
+        trainer.load_state_dict(state, batches)
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{folder}/checkpoints/last.pth: its weights are not those of the configuration beside "
+            f"it, {folder}/config.yaml: was that changed? {first}"
+        ) from None
 
 
 def _trainer(config: Config, model: nn.Module, fabric: Any, steps: int, epochs: int) -> SNNTrainer:

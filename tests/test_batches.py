@@ -190,3 +190,29 @@ def test_batches_without_room_on_the_device(monkeypatch):
     assert torch.equal(images, split.images.unsqueeze(1) / 255)
     assert torch.equal(labels, split.labels)
     assert {tensor.dtype for tensor in pinned} == {torch.uint8, torch.int64}
+
+
+@pytest.mark.parametrize(("count", "world"), [(100, 2), (97, 3), (33, 4)])
+def test_every_sample_is_seen_once_an_epoch_by_one_of_the_processes(count, world):
+    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+    images[:, 0, 0] = torch.arange(count)
+    split = Split(images, torch.arange(count) % 10)
+    parts = [
+        Batches(
+            split,
+            32,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(0),
+            rank=rank,
+            world=world,
+        )
+        for rank in range(world)
+    ]
+    alone = Batches(split, 32, shuffle=True, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        seen = []
+        for whole, *shares in zip(alone, *parts, strict=True):
+            numbers = [round(float(x) * 255) for rank in shares for x in rank[0][:, 0, 0, 0]]
+            assert sorted(numbers) == sorted(round(float(x) * 255) for x in whole[0][:, 0, 0, 0])
+            seen += numbers
+        assert sorted(seen) == list(range(count))

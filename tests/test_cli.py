@@ -133,9 +133,9 @@ def test_bugs_keep_their_traceback():
 
 def test_modes(capsys, monkeypatch, folder):
     assert modes.main(["--help"]) == 0
-    assert "--mode train|inference" in capsys.readouterr().out
+    assert "--mode train|inference|evaluate|export|live" in capsys.readouterr().out
     assert modes.main([]) == 2
-    assert "--mode: got nothing, allowed: train, inference" in capsys.readouterr().err
+    assert "--mode: got nothing, allowed: train, inference, live" in capsys.readouterr().err
     assert modes.main(["--mode", "fly"]) == 2
     assert "--mode: got fly" in capsys.readouterr().err
     assert modes.main(["--mode=train", "--epoch", "3"]) == 2
@@ -188,6 +188,29 @@ def test_same_seed_same_run(folder, encoding):
 
     assert results("a", 0) == results("b", 0)
     assert results("c", 1) != results("d", 0)
+
+
+def test_mixed_precision_learns_too(folder, capsys):
+    argv = [*SMALL, "--run_dir=out", "--learning_rate=0.01", "--precision=bf16-mixed"]
+    assert train.main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "test accuracy: 100.00%"
+    weights = load_checkpoint("out/checkpoints/last.pth")["model"]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert train.main([*SMALL, "--precision=16-mixed", "--device=cpu"]) == 2
+    assert capsys.readouterr().err == (
+        "error: precision: got 16-mixed, which a CPU cannot do; use bf16-mixed\n"
+    )
+
+
+def test_truncated_gradients_from_the_configuration(folder):
+    def losses(segment):
+        argv = [*SMALL, f"--run_dir=s{segment}", f"--training.segment={segment}"]
+        assert train.main(argv) == 0
+        return [row["train_loss"] for row in run_lines(folder / f"s{segment}")[1:-1]]
+
+    whole = losses("null")
+    assert losses("4") == whole
+    assert losses("1") != whole
 
 
 def test_first_step_is_bit_equal_on_both_cpu_backends(folder):

@@ -21,6 +21,7 @@ LAZY = (
     "lightning_fabric",
     "torchmetrics",
     "tensorboard",
+    "nicegui",
 )
 
 PREAMBLE = """

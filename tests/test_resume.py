@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,46 +14,46 @@ from neurospike.errors import NeuroSpikeError
 from neurospike.training import Run, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
+MOMENTS = ("at a random moment", "half_a_file", "not_renamed", "not_copied", "half_a_line")
 SMALL = [
     "--dataset=digits",
     "--model.hidden_size=32",
     "--model.num_steps=4",
     "--threads=1",
-    "--epochs=8",
-    "--training.check_every=4",
+    "--epochs=30",
+    "--training.check_every=16",
     "--encoding.kind=rate",
 ]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run(folder, *SMALL, "--run_dir=out")
-    return folder / "out"
-
-
-def start(folder, *argv):
-    return subprocess.Popen(
-        [sys.executable, "-m", "neurospike.train", *argv],
-        cwd=folder,
+def killed(tmp_path_factory):
+    """A folder with a run `whole` and one `killed`, and how the latter was killed each time."""
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "killing.py"), str(folder), *SMALL],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    return folder, [line for line in lines if line in MOMENTS]
 
 
-def run(folder, *argv):
-    process = start(folder, *argv)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+@pytest.fixture(scope="module")
+def undisturbed(killed):
+    return killed[0] / "whole"
+
+
+def every_row(folder):
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def rows(folder):
     timed = ("seconds", "samples_per_second")
-    found = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    kept = [row for row in found if row["kind"] not in ("run", "resume")]
+    kept = [row for row in every_row(folder) if row["kind"] not in ("run", "resume")]
     return [{key: value for key, value in row.items() if key not in timed} for row in kept]
 
 
@@ -69,24 +66,16 @@ def same_end(one, other):
     assert rows(one) == rows(other)
 
 
-def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(tmp_path, undisturbed):
-    drawn = random.Random(0)
-    process = start(tmp_path, *SMALL, "--run_dir=out")
-    for line in process.stdout:
-        if "run is kept" in line:
-            break
-    for _ in range(3):
-        time.sleep(drawn.uniform(0.0, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        process = start(tmp_path, "--resume=out")
-        for line in process.stdout:
-            if "run is kept" in line:
-                break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.splitlines()[-1].startswith("test accuracy: ")
-    same_end(tmp_path / "out", undisturbed)
+def test_killed_at_twenty_moments_and_resumed_ends_with_the_same_bits(killed):
+    folder, moments = killed
+    assert len(moments) >= 20
+    assert all(moments.count(moment) >= 3 for moment in MOMENTS)
+    same_end(folder / "killed", folder / "whole")
+    resumed = [row for row in every_row(folder / "killed") if row["kind"] == "resume"]
+    assert len(resumed) >= 12
+    assert len({row["step"] for row in resumed}) >= 5  # it got on between the kills
+    assert not list((folder / "killed" / "checkpoints").glob(".*"))
+    assert not (folder / "err.log").read_text(encoding="utf-8")
 
 
 def test_damaged_newest_checkpoint_is_told_of_and_another_is_taken(
@@ -132,11 +121,45 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         Run(first.folder, config={}, resumed=True)
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    small = [*SMALL[:-2], "--training.validation=0.1"]
-    run(tmp_path, *small, "--run_dir=one", "--epochs=2")
-    run(tmp_path, *small, "--run_dir=two", "--epochs=2", "--devices=2")
-    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train.main([*TWO, "--run_dir=run"]) == 0
+    torch.set_num_threads(threads)
+    return folder / "run"
+
+
+TWO = [*SMALL[:-2], "--training.validation=0.1", "--epochs=2"]
+LAUNCHED = {
+    "by itself": ["-m", "neurospike.train", "--devices=2"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "neurospike.train"],
+    "fabric run": [
+        *("-m", "lightning_fabric.cli"),
+        *("--accelerator=cpu", "--devices=2", "--strategy=ddp"),
+        str(ROOT / "neurospike" / "train.py"),
+    ],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_two_processes_train_as_one_does(tmp_path, alone, launcher):
+    if launcher == "fabric run":
+        pytest.importorskip("click", reason="fabric run needs click")
+    done = subprocess.run(
+        [sys.executable, *LAUNCHED[launcher], *TWO, "--run_dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    start, *_ = every_row(tmp_path / "run")
+    assert start["processes"] == 2
+    for one, two in zip(rows(alone), rows(tmp_path / "run"), strict=True):
         if one["kind"] == "epoch":
             assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
             assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)

@@ -1,10 +1,12 @@
 """What every network does: prepare and encode pictures, and read scores out of its last layer."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from neurospike import encoding as codes
 from neurospike.data.preprocessing import Preprocessing
@@ -58,8 +60,7 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         check_one_of("encoding", encoding, ENCODINGS)
         check_one_of("readout", readout, tuple(READOUTS))
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        _check_steps(num_steps)
         self.num_steps, self.readout = num_steps, readout
         self.preprocessing = Preprocessing(preprocessing)
         self.encoding = encoding
@@ -89,6 +90,34 @@ class SpikingNetwork(nn.Module):
     def record(self, images: Tensor) -> Recording:
         """Answer pictures as `forward` does, and keep all that happened on the way."""
         return self._run(images)
+
+    def presented(
+        self, encoding: str, num_steps: int, encoding_options: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Return this network, its layers and weights shared, that sees pictures in another code.
+
+        encoding, num_steps, encoding_options: as above. This one stays as it is, so that each
+        thread can look at its own. Raises ValueError as the class does.
+        """
+        check_one_of("encoding", encoding, ENCODINGS)
+        _check_steps(num_steps)
+        other = copy.copy(self)
+        other.encoding, other.num_steps = encoding, num_steps
+        other.encoding_options = dict(encoding_options or {})
+        return other
+
+    def truncate(self, segment: int | None) -> None:
+        """Let gradients flow back through `segment` steps at most; None, as at first: through all.
+
+        Answers stay the same: membranes are carried from segment to segment, only their gradient
+        is not. Nor is less memory needed: the loss is of the whole answer. Raises ValueError for a
+        segment below 1.
+        """
+        if segment is not None and segment < 1:
+            raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
+        for layer in self.modules():
+            if isinstance(layer, (LIF, LI)):
+                layer.segment = segment
 
     def _run(self, images: Tensor) -> Recording:
         if images.ndim == 3:
@@ -133,3 +162,8 @@ class SpikingNetwork(nn.Module):
         if self.encoding == "constant":
             return encoded, {"current": layer(images), "num_steps": self.num_steps}
         return encoded, {"current": over_steps(layer, encoded)}
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")

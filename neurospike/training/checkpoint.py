@@ -32,8 +32,8 @@ def copy_checkpoint(source: str | Path, target: str | Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file with the same guarantee. Raises CheckpointError."""
-    _replace(path, lambda file: file.write(content))
+    """Write any file with the same guarantee. Raises CheckpointError."""
+    _replace(path, lambda file: file.write(content), "file")
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -59,7 +59,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return state
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "checkpoint") -> None:
     # In the same folder, because a rename is only atomic within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -74,4 +74,4 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)  # gone already if all went well
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {reason}") from error
+        raise CheckpointError(f"{path}: cannot write the {what}: {reason}") from error

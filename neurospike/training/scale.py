@@ -41,7 +41,7 @@ def make_fabric(
     # "Using bfloat16 Automatic Mixed Precision" and the like: the run's record says it.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning_fabric")
-    if "LT_CLI_USED" in os.environ:  # `fabric run` refuses to be contradicted
+    if _by_fabric_run():  # which refuses to be contradicted
         return Fabric()
     if TorchElasticEnvironment.detect():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -59,3 +59,13 @@ def make_fabric(
         precision=precision,
         strategy="ddp" if devices * num_nodes > 1 else "auto",
     )
+
+
+def launch(fabric: Any) -> None:
+    """Start the other processes, if nobody has: `torchrun` starts them, `fabric run` joins them."""
+    if not _by_fabric_run():
+        fabric.launch()
+
+
+def _by_fabric_run() -> bool:
+    return "LT_CLI_USED" in os.environ

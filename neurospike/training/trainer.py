@@ -192,19 +192,25 @@ class SNNTrainer:
         *,
         check_every: int | None = None,
         patience: int | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one an epoch.
 
         validation: chooses the best model by accuracy, then loss; None makes the last the best.
         run: where records and checkpoints go; at Ctrl-C the state is saved there first.
         check_every: also validate and save after so many steps. patience: stop after so many
-        validations without a better one. Prints a line an epoch, and shows a progress bar if
-        stderr is a terminal.
+        validations without a better one. on_record: given each record by the first process.
+        Prints a line an epoch, and shows a progress bar if stderr is a terminal.
         """
+
+        def check(trained: Metrics, meter: Meter | None = None) -> None:
+            record = self._check(trained, train, validation, epochs, run, meter)
+            if on_record is not None and self.fabric.is_global_zero:
+                on_record(record)
 
         def after_step(meter: Meter) -> None:
             if check_every is not None and self.step % check_every == 0:
-                self._check(self._read(meter), train, validation, epochs, run, meter)
+                check(self._read(meter), meter)
                 self.model.train()
 
         try:
@@ -215,7 +221,7 @@ class SNNTrainer:
                     trained = self.train_epoch(
                         train, show, None if check_every is None else after_step
                     )
-                self._check(trained, train, validation, epochs, run)
+                check(trained)
                 if self._stop:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -236,8 +242,8 @@ class SNNTrainer:
         validation: BatchSource | None,
         epochs: int,
         run: Run | None,
-        meter: Meter | None = None,
-    ) -> None:
+        meter: Meter | None,
+    ) -> dict[str, Any]:
         """Validate, record and save; `meter` is that of an epoch under way."""
         after = f"step {self.step}" if meter is not None else f"epoch {self.epoch}"
         checked = (
@@ -268,6 +274,7 @@ class SNNTrainer:
         if self.fabric.is_global_zero:
             # Last, so that an epoch told of is an epoch kept.
             print(epoch_line(record, epochs, is_best), flush=True)  # noqa: T201 (its progress)
+        return record
 
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
         """All that a continued run needs, as tensors and plain values.

@@ -1,0 +1,234 @@
+"""Export a trained network: `python -m neurospike.export --out model.onnx`.
+
+Two formats. `.pt2` is what `torch.export` makes: with a fused backend it holds that backend's
+operators, and loads where `neurospike` is imported; with `reference` nothing but torch's own.
+`.onnx` goes through the reference backend, and runs wherever ONNX does. Either takes pictures
+`[B, 1, 28, 28]` in [0, 1], any number of them, and gives scores `[B, C]`; each is run once before
+it is called done, and has to answer as the network does.
+"""
+
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurospike.cli import Parser, guarded
+from neurospike.data import load
+from neurospike.devices import check_backend, choose_device
+from neurospike.dispatch import choose, use_backend
+from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.loading import load_trained
+from neurospike.models import SpikingNetwork
+from neurospike.pictures import SIZE
+from neurospike.predict import MODEL
+from neurospike.training.checkpoint import replace_file
+
+FORMATS = ("pt2", "onnx")
+CHECKED = 360  # pictures that the exported network answers before it is called done
+LEAST_ALIKE = 0.99  # a sum rounded another way may tip a spike, and that an undecided picture
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How an exported file answers: pictures, same classes, and the largest difference of scores.
+
+    backend: of the operators in the file.
+    """
+
+    path: str
+    format: str
+    backend: str
+    bytes: int
+    pictures: int
+    alike: int
+    largest_difference: float
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.export") -> int:
+    """Run the command with these arguments (default: the process's own); its exit code."""
+
+    def job() -> int:
+        flags = _parser(prog).read(argv)
+        form = flags.format or Path(flags.out).suffix.lower().removeprefix(".")
+        if form not in FORMATS:
+            raise ConfigError(
+                f"--out: {flags.out} ends with neither .pt2 nor .onnx; give --format pt2 or onnx"
+            )
+        with use_backend(check_backend(flags.backend)):
+            device = choose_device(flags.device, flags.backend)
+            trained = load_trained(flags.model_path, device)
+            checked = export_model(trained.model, flags.out, form, device=device)
+        print(json.dumps(asdict(checked)) if flags.json else _text(checked))
+        return 0
+
+    return guarded(job)
+
+
+def export_model(
+    model: SpikingNetwork,
+    path: str | Path,
+    form: str = "onnx",
+    *,
+    pictures: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Checked:
+    """Write a network to `path` and check that what was written answers as the network does.
+
+    form: `"onnx"` or `"pt2"`; the latter with the backend in force (`ns.use_backend`). pictures:
+    to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
+
+    Raises ConfigError for rate coding, which draws its spikes, as ONNX, or another backend than
+    reference; MissingDependencyError without onnx, onnxscript and onnxruntime; NeuroSpikeError if
+    the classes differ; CheckpointError for a file that cannot be written.
+    """
+    if pictures is None:
+        pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255
+    pictures = pictures.to(device)
+    model = model.to(device).eval()
+    backend = "reference" if form == "onnx" else choose("auto", pictures.device.type).name
+    if form == "onnx":
+        content, run = _onnx(model, pictures)
+    else:
+        content, run = _pt2(model, pictures)
+    replace_file(Path(path), content)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = model(pictures)
+    torch.manual_seed(0)
+    found = run(Path(path))
+    alike = int((found.argmax(1) == expected.argmax(1)).sum())
+    if alike < LEAST_ALIKE * len(pictures):
+        raise NeuroSpikeError(
+            f"{path}: gives another class than the network for {len(pictures) - alike} of "
+            f"{len(pictures)} pictures; do not use it, and please report the network's config"
+        )
+    return Checked(
+        path=str(path),
+        format=form,
+        backend=backend,
+        bytes=len(content),
+        pictures=len(pictures),
+        alike=alike,
+        largest_difference=float((found - expected).abs().max()),
+    )
+
+
+def export_program(model: SpikingNetwork, pictures: Tensor) -> torch.export.ExportedProgram:
+    """A network in evaluation as `torch.export` sees it, for any number of such pictures.
+
+    With a fused backend in force its operators are in the graph, with `reference` torch's own.
+    """
+    # A batch of one would be taken for a constant.
+    example = pictures[:2] if len(pictures) > 1 else pictures.expand(2, *pictures.shape[1:])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making
+        return torch.export.export(
+            model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
+
+
+def _pt2(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[Path], Tensor]]:
+    file = io.BytesIO()
+    torch.export.save(export_program(model, pictures), file)
+
+    def run(path: Path) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = torch.export.load(str(path)).module()(pictures)
+        return found
+
+    return file.getvalue(), run
+
+
+def _onnx(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[Path], Tensor]]:
+    if model.encoding == "rate":
+        raise ConfigError(
+            "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
+            "export it as .pt2, or train with another encoding"
+        )
+    _require("onnx")
+    _require("onnxscript")
+    runtime = _require("onnxruntime")
+    with use_backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("torch.onnx", "onnxscript"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            export_program(model, pictures),
+            (),
+            verbose=False,
+            input_names=["pictures"],
+            output_names=["scores"],
+        )
+    assert program is not None
+
+    def run(path: Path) -> Tensor:
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (scores,) = session.run(None, {"pictures": pictures.cpu().numpy()})
+        return torch.from_numpy(scores).to(pictures.device)
+
+    return program.model_proto.SerializeToString(), run
+
+
+def _require(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"exporting to ONNX needs {package}, which does not import ({error}): "
+            "pip install onnx onnxscript onnxruntime"
+        ) from error
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog,
+        usage=f"{prog} [--model_path FILE] --out FILE [--KEY VALUE ...]",
+        description="Write a trained network as a file that other programs run, and check that it "
+        f"answers alike. It takes pictures [B, 1, {SIZE}, {SIZE}] in [0, 1] and gives scores "
+        "[B, C].",
+    )
+    parser.add_argument(
+        "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="FILE", required=True, help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="onnx, or pt2 of torch.export; default: as the file's name ends",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        default="auto",
+        help="pt2: whose operators to keep in the file; reference: torch's own only. "
+        "auto (default), reference, numba or triton",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="where to do it: cpu (default), auto, cuda or cuda:N",
+    )
+    return parser
+
+
+def _text(checked: Checked) -> str:
+    return (
+        f"{checked.path}: {checked.format} with the {checked.backend} backend, "
+        f"{checked.bytes:,} bytes\n"
+        f"checked: the same class for {checked.alike} of {checked.pictures} pictures, scores "
+        f"differ by {checked.largest_difference:.1e} at most"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

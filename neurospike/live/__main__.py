@@ -1,0 +1,161 @@
+"""Serve the live page: `python -m neurospike.live`."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from neurospike.cli import Parser, guarded
+from neurospike.devices import choose_device
+from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.loading import load_trained
+from neurospike.pictures import suffixes
+from neurospike.predict import MODEL
+
+from .answering import Answerer
+from .watching import WatchedRun
+
+if TYPE_CHECKING:
+    from .page import Live
+
+HOST = "127.0.0.1"  # this machine's own browsers only
+PORT = 8080
+FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
+    '<rect width="32" height="32" rx="7" fill="#0b1020"/>'
+    '<path d="M3 21h8l4-14 4 19 3-9h7" fill="none" stroke="#ffb000" stroke-width="3"/></svg>'
+)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.live") -> int:
+    """Run the command with these arguments (default: the process's own); its exit code."""
+
+    def job() -> int:
+        flags = _parser(prog).read(argv)
+        try:
+            from .page import Live
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the live page needs nicegui ({error}): pip install 'neurospike[live]'"
+            ) from error
+        port = _port(flags.port)
+        if flags.watch is None:
+            device = choose_device(flags.device, "auto")
+            trained = load_trained(flags.model_path or MODEL, device)
+            live = Live(Answerer(trained, device), flags.data_path)
+        else:
+            if flags.model_path is not None:
+                raise ConfigError("give --model_path or --watch, not both: a run has its own model")
+            live = Live(None, flags.data_path, _watched(flags.watch))
+        _serve(live, _free_port(port), flags.no_browser)
+        return 0
+
+    return guarded(job)
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog,
+        usage=f"{prog} [--model_path FILE | --watch [RUN]] [--KEY VALUE ...]",
+        description="Serve a page to this machine's browsers: draw a digit and watch the neurons "
+        "answer it, or watch a training run. Ctrl-C stops it.",
+    )
+    parser.add_argument("--model_path", metavar="FILE", help=f"trained model (default: {MODEL})")
+    parser.add_argument(
+        "--watch",
+        metavar="RUN",
+        nargs="?",
+        const="runs",
+        help="run folder of a training to watch, or a folder of them, whose newest is taken "
+        "(default: runs)",
+    )
+    parser.add_argument(
+        "--data_path",
+        metavar="DIR",
+        help="folder of the data sets, for test pictures; nothing is downloaded (default: where "
+        "the training found them)",
+    )
+    parser.add_argument(
+        "--port", metavar="N", default=str(PORT), help="default: %(default)s; 0: a free one"
+    )
+    parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
+    parser.add_argument(
+        "--device", metavar="NAME", default="cpu", help="cpu (default), auto, cuda or cuda:N"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise ConfigError(f"--port: got {text!r}, wanted a whole number of 0 to 65535")
+    return int(text)
+
+
+def _free_port(port: int) -> int:
+    """The port, or a free one for 0. Raises NeuroSpikeError if another program has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise NeuroSpikeError(
+                f"port {port} cannot be had ({error.strerror}); is another live page open? Give "
+                f"another one, such as --port {port + 1}, or --port 0 for a free one"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _watched(folder: str) -> WatchedRun:
+    run = WatchedRun(folder)
+    # The training comes first: the page takes the time and the core that it leaves.
+    torch.set_num_threads(1)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)
+    return run
+
+
+def _serve(live: "Live", port: int, no_browser: bool) -> None:
+    from nicegui import app, background_tasks, ui
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from .page import add_page
+
+    # What is slow only once is done before the first visitor would have to wait for it.
+    suffixes()
+    if live.answerer is not None:
+        live.answerer.warm()
+    add_page(live)
+    # Else another site's page could point its own name at this machine, and come in.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app.on_startup(lambda: background_tasks.create(_announce(port)))
+    ui.run(
+        host=HOST,
+        port=port,
+        title="NeuroSpike live",
+        favicon=FAVICON,
+        show=not no_browser,
+        reload=False,
+        tailwind=False,
+        show_welcome_message=False,
+    )
+
+
+async def _announce(port: int) -> None:
+    """Say where the page is, once it is."""
+    while True:
+        try:
+            _, connection = await asyncio.open_connection(HOST, port)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        connection.close()
+        break
+    print(f"open http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,208 @@
+"""Run the network on one picture as a visitor chose, and pack what happened for the browser."""
+
+import base64
+import threading
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurospike.data import DigitData, load
+from neurospike.dispatch import choose, use_backend
+from neurospike.loading import Trained
+from neurospike.models import Recording, SpikingNetwork
+from neurospike.models.network import ENCODINGS
+from neurospike.visualization.arrays import evenly
+
+MOST_STEPS = 100  # time steps a visitor can ask for
+MOST_ROWS = 256  # neurons of a layer in its raster; a screen shows no more
+PICTURE = 28  # pixels a side
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one visitor has the network run."""
+
+    coding: str
+    num_steps: int
+    backend: str = "auto"
+
+
+class Answerer:
+    """One trained network, shared by all visitors and never written to.
+
+    Its methods can be called from several threads at once: each call has its own view of the
+    network and its own random numbers.
+    """
+
+    def __init__(self, trained: Trained, device: torch.device | str = "cpu") -> None:
+        self.trained = trained
+        self.device = torch.device(device)
+
+    @property
+    def default(self) -> Choice:
+        """The coding and number of steps that the network learnt with."""
+        model = self.trained.model
+        return Choice(model.encoding, model.num_steps)
+
+    @property
+    def description(self) -> str:
+        """What network this is, in a line."""
+        config = self.trained.config
+        learnt = self.default
+        return (
+            f"{config.model.kind} network trained on {self.trained.dataset}, {learnt.coding} "
+            f"coding, {learnt.num_steps} steps"
+        )
+
+    def warm(self) -> None:
+        """Run the network once: what it is computed with is compiled then."""
+        _ = self.layers
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Names of the layers that fire."""
+        film = self.answer(torch.zeros(PICTURE, PICTURE), self.default)
+        return [layer["name"] for layer in film["layers"]]
+
+    @property
+    def classes(self) -> int:
+        """Output neurons."""
+        return self.trained.config.model.output_size
+
+    def answer(self, picture: Tensor, choice: Choice) -> dict[str, Any]:
+        """Answer a picture `[28, 28]` in [0, 1]: what the page shows of it, as JSON takes it.
+
+        The same picture and choice give the same answer every time, and with the network's own
+        coding and steps that of `python -m neurospike.predict`. Raises BackendError for a backend
+        that cannot run here, ValueError for an unknown coding or too many or too few steps.
+        """
+        if not 1 <= choice.num_steps <= MOST_STEPS:
+            raise ValueError(f"steps must be 1 to {MOST_STEPS}, got {choice.num_steps}")
+        view = self._view(choice)
+        with use_backend(choice.backend):
+            backend = choose("auto", self.device.type).name
+            images = picture.to(self.device)[None, None]
+            start = time.perf_counter()
+            recording = view.record(images)
+            scores = recording.scores[0].float().cpu()  # also waits for a GPU
+            milliseconds = 1000 * (time.perf_counter() - start)
+        confidence = scores.softmax(0)
+        return {
+            "digit": int(scores.argmax()),
+            "confidence": _rounded(confidence),
+            "milliseconds": round(milliseconds, 2),
+            "backend": backend,
+            "coding": choice.coding,
+            "learnt": choice.coding == self.default.coding,
+            "picture": framed(picture),
+            **_packed(recording),
+        }
+
+    def _view(self, choice: Choice) -> SpikingNetwork:
+        """The network as this choice has it; its weights are shared."""
+        if choice.coding not in ENCODINGS:
+            raise ValueError(
+                f"unknown coding {choice.coding!r}; choose one of {', '.join(ENCODINGS)}"
+            )
+        config = self.trained.config
+        options = config.encoding.model_copy(update={"kind": choice.coding}).options()
+        if choice.coding == "rate":
+            # Of its own, where prediction seeds torch's: visitors answer at the same time.
+            generator = torch.Generator(self.device).manual_seed(config.seed)
+            options = {**options, "generator": generator}
+        return self.trained.model.presented(choice.coding, choice.num_steps, options)
+
+
+class TestPictures:
+    """The test pictures of the network's data set; read at the first look, never downloaded."""
+
+    __test__ = False  # pytest, this is no test
+
+    def __init__(self, dataset: str, data_path: str | Path) -> None:
+        self.dataset, self.data_path = dataset, data_path
+        self._data: DigitData | None = None
+        self._lock = threading.Lock()
+
+    def picture(self, number: int) -> tuple[int, Tensor, int]:
+        """Its number (beyond the last it goes on with the first), picture `[28, 28]`, label.
+
+        Raises DataError if the data are not there.
+        """
+        with self._lock:
+            if self._data is None:
+                self._data = load(self.dataset, self.data_path, download=False)
+        test = self._data.test
+        number %= len(test)
+        return number, test.images[number].float().div(255), int(test.labels[number])
+
+
+def framed(picture: Tensor) -> dict[str, Any]:
+    """A picture `[H, W]` as the browser takes it."""
+    return _frames(picture[None])
+
+
+def _packed(recording: Recording) -> dict[str, Any]:
+    output, votes = recording.output[:, 0].float().cpu(), recording.votes[:, 0].float().cpu()
+    return {
+        "steps": len(output),
+        "input": _input(recording.current[:, 0].float().cpu()),
+        "layers": [_layer(name, spikes[:, 0].cpu()) for name, spikes in recording.spikes.items()],
+        "output": _rounded(output),
+        "readout": recording.readout,
+        "votes": _rounded(votes.softmax(1)),  # the confidence, were it stopped after each step
+    }
+
+
+def _input(current: Tensor) -> dict[str, Any]:
+    """The encoded input `[T, *F]` as pictures; one only, where it never changes."""
+    if current.ndim == 2:
+        side = round(current.shape[1] ** 0.5)
+        shape = (side, side) if side * side == current.shape[1] else (1, current.shape[1])
+        current = current.unflatten(1, shape)
+    frames = current.reshape(len(current), -1, current.shape[-1])
+    constant = bool((frames == frames[:1]).all())
+    return {
+        **_frames(frames[:1] if constant else frames),
+        "spiking": bool(((frames == 0) | (frames == 1)).all()) and not constant,
+        "spikes": [] if constant else [int(frame.count_nonzero()) for frame in frames],
+    }
+
+
+def _frames(frames: Tensor) -> dict[str, Any]:
+    """Pictures `[K, H, W]` as bytes, 0 black and 255 the brightest of them all."""
+    low, high = float(frames.min()), float(frames.max())
+    levels = ((frames - low) / max(high - low, 1e-9) * 255).round().byte().cpu().numpy()
+    count, height, width = frames.shape
+    return {
+        "count": count,
+        "height": height,
+        "width": width,
+        "levels": base64.b64encode(levels.tobytes()).decode(),
+    }
+
+
+def _layer(name: str, spikes: Tensor) -> dict[str, Any]:
+    """A layer's spikes `[T, *F]`: which of the neurons shown fire at each step, and the rates."""
+    fired = spikes.flatten(1).bool().numpy()
+    steps, neurons = fired.shape
+    shown = evenly(neurons, MOST_ROWS)
+    counts = fired.sum(1)
+    return {
+        "name": name,
+        "neurons": neurons,
+        "rows": len(shown),
+        "spikes": [np.flatnonzero(row).tolist() for row in fired[:, shown]],
+        "counts": counts.tolist(),
+        "rate": float(counts.sum() / (steps * neurons)),
+    }
+
+
+def _rounded(values: Tensor) -> Any:
+    """As lists, of five decimals: the page shows fewer."""
+    return values.double().mul(1e5).round().div(1e5).tolist()

@@ -1,0 +1,155 @@
+"""What TensorBoard shows of a run: curves, and pictures of what one picture does in the network.
+
+A training step knows nothing of it. When a record is written, this looks at the network once and
+leaves drawing and writing to a thread of its own. Where records come so fast that pictures would
+take more than 2% of a processor's time, some are left out; numbers never are, and `metrics.jsonl`
+holds them in any case.
+"""
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neurospike.errors import MissingDependencyError
+from neurospike.layers import LI, LIF
+from neurospike.models import SpikingNetwork
+from neurospike.training.tiles import draw_membranes, draw_raster, draw_weights
+
+TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
+SHARE = 0.02  # of a processor's time that pictures may take
+GROUPS = ("spike_rates", "dead_neurons", "saturated_neurons")
+NAMES = {
+    "train_loss": "loss/train",
+    "train_accuracy": "accuracy/train",
+    "validation_loss": "loss/validation",
+    "validation_accuracy": "accuracy/validation",
+    "learning_rate": "learning_rate",
+    "gradient_norm": "gradient_norm",
+    "samples_per_second": "samples_per_second",
+}
+
+
+class Board:
+    """The folder `tensorboard` of a run: `tensorboard --logdir runs`.
+
+    model, picture `[1, 1, H, W]`: what to look at. step: of a run gone on with; what was recorded
+    beyond it is hidden. Raises MissingDependencyError without tensorboard. A file that cannot be
+    written is told of in a line on stderr, and ends the recording but not the run.
+    """
+
+    def __init__(
+        self, folder: str | Path, model: SpikingNetwork, picture: Tensor, step: int = 0
+    ) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"--tensorboard needs tensorboard, which does not import ({error}): "
+                "pip install tensorboard"
+            ) from error
+        self.folder = Path(folder) / "tensorboard"
+        self._model, self._picture = model, picture
+        self._open = lambda: SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._todo: queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any], int] | None]
+        self._todo = queue.SimpleQueue()
+        self._pictures_from = 0.0  # no sooner than that, by the clock
+        self._thread = threading.Thread(target=self._work, name="tensorboard", daemon=True)
+        self._thread.start()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Note a record of `metrics.jsonl`, and what the network makes of the picture now."""
+        idle = self._todo.empty() and time.perf_counter() >= self._pictures_from
+        seen = _look(self._model, self._picture) if idle else {}
+        self._todo.put((dict(record), seen, int(record["step"])))
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._todo.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            writer = self._open()
+            while (item := self._todo.get()) is not None:
+                record, seen, step = item
+                for tag, value in _scalars(record).items():
+                    writer.add_scalar(tag, value, step)
+                if seen:
+                    start = time.thread_time()
+                    for tag, image in _images(seen).items():
+                        writer.add_image(tag, image, step, dataformats="HWC")
+                    took = time.thread_time() - start
+                    self._pictures_from = time.perf_counter() + took / SHARE
+                writer.flush()
+            writer.close()
+        except Exception as error:  # noqa: BLE001 (of a thread, where none may be lost)
+            print(  # noqa: T201 (a warning)
+                f"tensorboard: {self.folder}: cannot be written: {error}; the run goes on without",
+                file=sys.stderr,
+            )
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    found = {tag: record[key] for key, tag in NAMES.items() if record.get(key) is not None}
+    for group in GROUPS:
+        found.update({f"{group}/{name}": x for name, x in record.get(group, {}).items()})
+    return found
+
+
+@torch.no_grad()
+def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
+    """Spikes and membranes of each layer, and the first weights; leaves model and random state."""
+    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, (LIF, LI)):
+
+            def note(layer: nn.Module, given: Any, options: Any, name: str = name) -> None:
+                calls[name] = (layer, given, options)
+
+            handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
+        try:
+            spikes = model.record(picture).spikes
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.train(training)
+    membranes = {}
+    for name, (layer, given, options) in calls.items():
+        if isinstance(layer, LIF):
+            fired, _, trace = layer(*given, **options, return_trace=True)
+            threshold = float(layer.threshold.mean())
+        else:
+            trace, _ = layer(*given, **options)
+            fired, threshold = torch.zeros_like(trace), None
+        fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
+        rate = fired.float().mean(0)
+        chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
+        membranes[name] = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold)
+    first = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
+    rasters = {name: _host(layer[:, 0].flatten(1)) for name, layer in spikes.items()}
+    return {"spikes": rasters, "membranes": membranes, "weights": _host(first.weight, copy=True)}
+
+
+def _host(tensor: Tensor, *, copy: bool = False) -> np.ndarray:
+    found: np.ndarray = tensor.detach().float().cpu().numpy()
+    return found.copy() if copy else found
+
+
+def _images(seen: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    images = {f"spikes/{name}": draw_raster(layer) for name, layer in seen["spikes"].items()}
+    for name, (trace, fired, threshold) in seen["membranes"].items():
+        images[f"membranes/{name}"] = draw_membranes(trace, fired, threshold)
+    images["weights/first"] = draw_weights(seen["weights"])
+    return images
