@@ -35,8 +35,8 @@ def spike_linear(
     Only the time it takes depends on the spikes: any numbers are right, and inputs that are not 0
     count as active. A product with 0 is never taken, so an infinite weight of a silent input
     gives no NaN. The event-driven product computes in the weight's float32 or float64. 16-bit
-    weights, autocast, small layers and `torch.func` always take torch's dense product, and so does
-    everything on the backends `reference` and `triton`; on a GPU that is cuBLAS.
+    weights, autocast, small layers, `torch.func` and `torch.export` take torch's dense product, and
+    so does everything on the backends `reference` and `triton`; on a GPU that is cuBLAS.
 
     Args:
         spikes: `[..., K]`, such as `[T, B, K]`; bool, uint8 or the weight's number format.
