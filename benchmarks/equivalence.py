@@ -233,7 +233,7 @@ def _autocast(backend: str) -> float:
 
 @contextlib.contextmanager
 def _launches(backend: str) -> Iterator[list[object]]:
-    module = dispatch.load(dispatch.TABLE[backend])
+    module = dispatch.load(dispatch.TABLE[backend].module)
     launch, seen = module._launch, []
 
     def counted(kernel: object, *rest: object) -> None:

@@ -39,12 +39,22 @@ def peak_memory(step: Callable[[], object], forget: Callable[[], object]) -> flo
     """
     step()
     forget()
+    before = at_rest()
+    for _ in range(3):
+        step()
+    return peak_above(before)
+
+
+def at_rest() -> int:
+    """Give free memory back to the system and reset the peak; return the kB that are held."""
     buffers.release()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    for _ in range(3):
-        step()
+    return _status("VmRSS")
+
+
+def peak_above(before: int) -> float:
+    """Return the MB of the peak since `at_rest`, above the kB that it returned."""
     return (_status("VmHWM") - before) / 1024
 
 

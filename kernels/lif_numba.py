@@ -17,30 +17,21 @@ if the current is; 16-bit currents are converted before, their spikes and gradie
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_memory import array_at, fence, prefetch, stream, take
-from numba import cfunc, njit, types
-from numba.core.compiler import Compiler
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from neurospike import buffers, formulas, parallel, rule
-from neurospike.binding import bind, digest
-from neurospike.formulas import step, step_vjp
-from neurospike.kernels import numba_memory
+from neurospike.formulas import step, step_vjp, windowed
 
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
-INNER: dict[str, Any] = {
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
@@ -53,29 +44,12 @@ DELAYED = True
 SPIKES = True
 TRACE = False
 CONSTANT = False
+WINDOWED = False
 PARAMETERS = False
 STREAM = False
 COUNT = 1
 NUMBER = np.float32(0)
 surrogate = formulas.atan
-
-
-class _NoAlias(Compiler):
-    """Tell LLVM that the arrays of a call do not overlap: else it gives up on vectorising."""
-
-    def define_pipelines(self) -> Any:
-        self.state.flags.noalias = True
-        return super().define_pipelines()
-
-
-def cast(condition, like):
-    """`cast` of the formulas for a compiler whose literals already have the state's format."""
-    return 1.0 if condition else 0.0
-
-
-def where(condition, a, b):
-    """`where` of the formulas."""
-    return a if condition else b
 
 
 def _array(job, k):
@@ -160,7 +134,18 @@ def _recompute_row(current, mem, beta, threshold, v, after):
 
 
 def _backward_row(
-    grad_spikes, grad_trace, before, v, beta, threshold, parameters, carry, out, out_beta, out_th
+    grad_spikes,
+    grad_trace,
+    before,
+    v,
+    beta,
+    threshold,
+    parameters,
+    window,
+    carry,
+    out,
+    out_beta,
+    out_th,
 ):
     for i in range(carry.size):
         grad_spike = 0.0
@@ -169,7 +154,8 @@ def _backward_row(
             grad_spike = grad_spikes[i]
         if TRACE:
             grad_mem = grad_trace[i] + grad_mem
-        h = surrogate(v[i] - threshold[i], *parameters)
+        u = v[i] - threshold[i]
+        h = windowed(surrogate(u, *parameters), u, window)
         d, grad_before, d_beta, d_th = step_vjp(
             before[i], v[i], beta[i], threshold[i], h, grad_spike, grad_mem
         )
@@ -188,7 +174,9 @@ def _backward(job_at):
     grad_spikes, grad_trace, grad_final = _array(job, 0), _array(job, 1), _array(job, 2)
     current, mem, beta, threshold = _array(job, 3), _array(job, 4), _array(job, 5), _array(job, 6)
     out, out_mem, out_beta, out_th = _array(job, 7), _array(job, 8), _array(job, 9), _array(job, 10)
-    parameters = to_fixed_tuple(_array(job, 11), COUNT)
+    numbers = _array(job, 11)
+    parameters = to_fixed_tuple(numbers, COUNT)
+    window = numbers[COUNT] if WINDOWED else 0.0
     nothing = _row(out, 0, 0)
     steps, block, size = job[STEPS], job[WIDTH], out_mem.size
     # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
@@ -242,6 +230,7 @@ def _backward(job_at):
                 b,
                 th,
                 parameters,
+                window,
                 state,
                 row,
                 d_beta,
@@ -256,33 +245,10 @@ def _backward(job_at):
 
 
 @functools.cache
-def _memory() -> str:
-    """Return the text of what is compiled in but stands in a file that Numba does not watch."""
-    return Path(numba_memory.__file__).read_text(encoding="utf-8")
-
-
-@functools.cache
 def _compiled(function: Callable[..., Any], key: str, double: bool, **flags: int) -> Any:
     """Return `function` compiled for a rule, a number format and what is asked for."""
-    literal = np.float64 if double else np.float32
-    names: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
-    names |= {"to_fixed_tuple": to_fixed_tuple, "NUMBER": literal(0)}
-    names |= rule.from_key(key).names | flags | numba_memory.INTRINSICS
-    label = f"{function.__name__}-{digest(function, names, literal.__name__ + _memory())}"
-    entry = functools.partial(cfunc, types.void(types.intp))
-
-    def jit(bound: Any) -> Any:
-        if bound.__name__ != function.__name__:
-            return njit(pipeline_class=_NoAlias, **INNER)(bound)
-        # Numba names its files on disk by the function and would run stale code where a callee
-        # changed. The digest in the name covers every formula that is compiled in.
-        bound.__qualname__ = label
-        try:
-            return entry(cache=True, error_model="numpy")(bound)
-        except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy")(bound)
-
-    return bind(function, names, jit, literal)
+    names = rule.from_key(key).names | flags | {"to_fixed_tuple": to_fixed_tuple}
+    return compiled(function, names, np.float64 if double else np.float32)
 
 
 def _flat(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
@@ -390,7 +356,8 @@ def backward(
     size = math.prod(current.shape if constant else current.shape[1:])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
-    delayed = rule.from_key(key).delayed
+    followed = rule.from_key(key)
+    delayed = followed.delayed
     kernel = _compiled(
         _backward,
         key,
@@ -401,7 +368,7 @@ def backward(
         PARAMETERS=wants_parameters,
         DELAYED=delayed,
         STREAM=not constant and wide.nbytes >= STREAMED,
-        COUNT=len(parameters),
+        COUNT=len(parameters) - followed.windowed,
     )
     d_beta = d_threshold = None
     if wants_parameters:

@@ -35,7 +35,7 @@ from neurospike import formulas, rule
 from neurospike.binding import bind
 from neurospike.dispatch import TABLE
 from neurospike.errors import BackendError
-from neurospike.formulas import step, step_vjp
+from neurospike.formulas import step, step_vjp, windowed
 
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
 
@@ -48,6 +48,8 @@ TRACE = False
 SAVED = False
 SCALAR_BETA = True
 SCALAR_THRESHOLD = True
+WINDOWED = False
+COUNT = 1  # parameters of the surrogate
 CONSTANT = False  # the current has no time axis, nor has its gradient
 PARAMETERS = False
 HELD_CURRENT = False  # the same at every step: read once
@@ -175,7 +177,9 @@ def _forward(
     tl.store(final_ptr + offsets, mem, mask=valid)
 
 
-def _backward_chunk(sums, held, beta, threshold, values, first, steps, is_whole, place, pointers):
+def _backward_chunk(
+    sums, held, beta, threshold, values, window, first, steps, is_whole, place, pointers
+):
     """Go through `EVERY` steps from `first` on in reverse, or those that there are."""
     carry, sum_current, sum_beta, sum_threshold = sums
     held_x, held_spikes, held_trace = held
@@ -200,7 +204,8 @@ def _backward_chunk(sums, held, beta, threshold, values, first, steps, is_whole,
         if SPIKES:
             grad_spike = spikes[k]
         if SPIKES or not DELAYED:
-            h = surrogate(charged[k] - threshold, *values)
+            u = charged[k] - threshold
+            h = windowed(surrogate(u, *values), u, window)
         d, grad_before, d_beta, d_threshold = step_vjp(
             before[k], charged[k], beta, threshold, h, grad_spike, grad_mem
         )
@@ -241,8 +246,11 @@ def _backward(
     threshold = _parameter(threshold_ptr, SCALAR_THRESHOLD, thresholds, place)
     state = saved_ptr.dtype.element_ty
     values = ()
-    for k in tl.static_range(len(parameters)):
+    for k in tl.static_range(COUNT):
         values = values + (parameters[k].to(tl.float64, bitcast=True).to(state),)
+    window = 0.0
+    if WINDOWED:
+        window = parameters[COUNT].to(tl.float64, bitcast=True).to(state)
     zeros = tl.zeros([BLOCK], state)
     carry = zeros
     if grad_final_ptr is not None:
@@ -258,12 +266,12 @@ def _backward(
     whole = steps // EVERY * EVERY
     for first in tl.range(whole, steps, EVERY):
         sums = _backward_chunk(
-            sums, held, beta, threshold, values, first, steps, False, place, pointers
+            sums, held, beta, threshold, values, window, first, steps, False, place, pointers
         )
     for after in tl.range(0, whole, EVERY):
         first = whole - EVERY - after
         sums = _backward_chunk(
-            sums, held, beta, threshold, values, first, steps, True, place, pointers
+            sums, held, beta, threshold, values, window, first, steps, True, place, pointers
         )
     carry, sum_current, sum_beta, sum_threshold = sums
     if CONSTANT:
@@ -455,6 +463,7 @@ def backward(
             SCALAR_THRESHOLD=threshold.numel() == 1,
             CONSTANT=constant,
             PARAMETERS=wants_parameters,
+            COUNT=len(parameters) - rule.from_key(key).windowed,
             HELD_CURRENT=held,
             HELD_SPIKES=gs_held,
             HELD_TRACE=gt_held,

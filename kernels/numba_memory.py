@@ -19,7 +19,8 @@ from numba.extending import intrinsic
 LINE_BYTES = 64
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Return a pointer to `array[index]`, in what an intrinsic generates."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
@@ -29,7 +30,7 @@ def prefetch_line(typing_context, array, index):
     """Ask for the cache line that holds `array[index]`."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments)
+        pointer = element_pointer(context, builder, signature.args[0], *arguments)
         byte = ir.IntType(8).as_pointer()
         i32 = ir.IntType(32)
         function = cgutils.get_or_insert_function(
@@ -49,7 +50,7 @@ def address(typing_context, array, index):
     """Return the address of `array[index]`."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments)
+        pointer = element_pointer(context, builder, signature.args[0], *arguments)
         return builder.ptrtoint(pointer, ir.IntType(64))
 
     return types.int64(array, index), generate
@@ -64,8 +65,8 @@ def stream_line(typing_context, out, at, row, start):
         element = context.get_data_type(out_type.dtype)
         lanes = LINE_BYTES // context.get_abi_sizeof(element)
         line = ir.VectorType(element, lanes).as_pointer()
-        source = _pointer(context, builder, row_type, *arguments[2:])
-        target = _pointer(context, builder, out_type, *arguments[:2])
+        source = element_pointer(context, builder, row_type, *arguments[2:])
+        target = element_pointer(context, builder, out_type, *arguments[:2])
         load = builder.load(builder.bitcast(source, line))
         load.align = context.get_abi_sizeof(element)
         store = builder.store(load, builder.bitcast(target, line))
@@ -92,7 +93,7 @@ def take(typing_context, job, index):
     """Return `job[index]` and add one to it, as one step that no other thread comes between."""
 
     def generate(context, builder, signature, arguments):
-        target = _pointer(context, builder, signature.args[0], *arguments)
+        target = element_pointer(context, builder, signature.args[0], *arguments)
         return builder.atomic_rmw("add", target, ir.IntType(64)(1), "seq_cst")
 
     return types.int64(job, index), generate

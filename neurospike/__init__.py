@@ -9,6 +9,7 @@ from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
 from .rule import Neuron
 from .sequential import Sequential
+from .spike_linear import SpikeLinear, spike_linear
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
 
@@ -24,6 +25,7 @@ __all__ = [
     "SNNModel",
     "SNNTrainer",
     "Sequential",
+    "SpikeLinear",
     "SpikeVisualizer",
     "backends",
     "convert",
@@ -31,6 +33,7 @@ __all__ = [
     "encoding",
     "lif",
     "load_model",
+    "spike_linear",
     "surrogate",
     "use_backend",
 ]

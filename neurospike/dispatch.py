@@ -26,6 +26,8 @@ class Backend:
         module: where its functions are, relative to the package.
         packages: what must be installed, as import names.
         device_types: the kinds of torch device its tensors may be on; empty means any.
+        linear: where its event-driven product is, likewise; empty if torch's dense one is all.
+        draws: where it draws random spikes from torch's own stream; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the membrane before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
@@ -34,6 +36,8 @@ class Backend:
 
     name: str
     module: str
+    linear: str = ""
+    draws: str = ""
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
@@ -52,13 +56,20 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.lif_triton",
-            ("triton",),
-            ("cuda",),
+            packages=("triton",),
+            device_types=("cuda",),
             checkpoint_every=8,
             instead="numba",
         ),
-        Backend("numba", ".kernels.lif_numba", ("numba",), ("cpu",)),
-        Backend("reference", ".reference", ("snntorch",), (), fused=False, instead="numba"),
+        Backend(
+            "numba",
+            ".kernels.lif_numba",
+            ".kernels.linear_numba",
+            ".kernels.draws_numba",
+            packages=("numba",),
+            device_types=("cpu",),
+        ),
+        Backend("reference", ".reference", packages=("snntorch",), fused=False, instead="numba"),
     )
 }
 OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
@@ -136,9 +147,19 @@ def choose(name: str, device_type: str) -> Backend:
 
 
 @functools.cache
-def load(row: Backend):  # noqa: ANN201 (a module with the functions the row promises)
-    """Import and return the module of a row."""
-    return importlib.import_module(row.module, __package__)
+def load(module: str):  # noqa: ANN201 (with the functions that the row of the table promises)
+    """Import and return a module that a row of the table names."""
+    return importlib.import_module(module, __package__)
+
+
+def draws(probability: torch.Tensor):  # noqa: ANN201 (as `load`)
+    """Return the module whose `spikes` may draw for such a tensor; None if torch has to."""
+    scoped = _scoped.get()
+    for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
+        if row.draws and not unsupported_reasons(row.name, probability.device.type):
+            module = load(row.draws)
+            return module if module.usable(probability) else None
+    return None
 
 
 def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> None:

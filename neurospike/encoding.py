@@ -5,6 +5,10 @@ becomes the other. Every function takes `data [B, *F]` (floating point, intensit
 [0, 1]) and `num_steps` (T), and returns `[T, B, *F]` in the data's dtype and on its device.
 Time is counted in steps from 0. None of them loops over T in Python.
 
+`rate` and `latency` hand their spikes over in another format on request: `dtype=torch.uint8` or
+`torch.bool` is what `neurospike.SpikeLinear` takes, a quarter of the memory of float32. The spikes
+are the same in every format.
+
 Half-precision data are encoded in float32 (float64 in float64), and only the result is
 converted back, so a float16 picture gets the same code as the same values in float32.
 Every spike is exactly 0 or 1, which all these dtypes hold.
@@ -28,6 +32,8 @@ from torch import Tensor
 Curve = Literal["linear", "logarithmic"]
 Subthreshold = Literal["silent", "last"]
 
+LEAST_DRAWS = 1 << 16  # fewer are drawn sooner than a compiled loop is loaded
+
 
 def constant(data: Tensor, num_steps: int) -> Tensor:
     """Present the same current at every step (direct, or analog, coding).
@@ -50,6 +56,7 @@ def rate(
     gain: float = 1.0,
     offset: float = 0.0,
     generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Fire at each step independently, with probability `clamp(gain * data + offset, 0, 1)`.
 
@@ -57,13 +64,16 @@ def rate(
     1 fires at every step. `gain` and `offset` (no unit; 1 and 0 take the intensity as the
     probability) raise or lower the mean rate. The draws are float32 uniforms (float64 for
     float64 data) made on the data's device, from `generator` or from torch's global state:
-    the same generator state gives the same spikes on the same kind of device. No gradient
-    flows. The NaN check makes a CUDA device wait once.
+    the same generator state gives the same spikes on the same kind of device, in every `dtype`
+    (default: the data's) and whichever code draws. No gradient flows. The NaN check makes a CUDA
+    device wait once.
 
-    Errors: `TypeError`, `ValueError` as for `constant`; `ValueError` for a generator of another
-    device than the data's, or when a probability is NaN.
+    Errors: `TypeError`, `ValueError` as for `constant`; `TypeError` for a `dtype` that is neither
+    bool, uint8 nor floating point; `ValueError` for a generator of another device than the data's,
+    or when a probability is NaN.
     """
     _check(data, num_steps)
+    dtype = _format("rate", data, dtype)
     if generator is not None and not _same_device(generator.device, data.device):
         raise ValueError(
             f"rate got a generator on {generator.device} for data on {data.device}; the draws are "
@@ -75,13 +85,16 @@ def rate(
             f"rate got NaN from data with gain={gain}, offset={offset}; a firing probability must "
             "be a number: remove NaN and infinity from the data"
         )
+    compact = _drawn_compactly(probability, num_steps, generator)
+    if compact is not None:
+        return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
         (num_steps, *data.shape), dtype=probability.dtype, device=data.device, **drawn_by
     )
     # Draws lie in [0, 1), so comparing is clamping: 0 and less never fire, 1 and more always.
     # In place: at [T, B, *F] a boolean beside the draws would be the largest temporary.
-    return draws.lt_(probability).to(data.dtype)
+    return draws.lt_(probability).to(dtype)
 
 
 def latency(
@@ -92,6 +105,7 @@ def latency(
     threshold: float = 0.01,
     subthreshold: Subthreshold = "silent",
     tau: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Fire once, the brighter the earlier.
 
@@ -110,13 +124,16 @@ def latency(
 
     The times depend on the arguments only, so a sample has the same code alone and in any
     batch; snnTorch's `spikegen.latency(normalize=True)` divides by the batch's latest time
-    instead. No gradient flows. The range check makes a CUDA device wait once.
+    instead. `dtype` is the spikes' format, by default the data's. No gradient flows. The range
+    check makes a CUDA device wait once.
 
-    Errors: `TypeError`, `ValueError` as for `constant`; `ValueError` for intensities outside
-    [0, 1] or NaN, an unknown `curve` or `subthreshold`, a threshold outside [0, 1) (linear) or
-    (0, 1) (logarithmic), a `tau` that is not positive and finite or is given with `"linear"`.
+    Errors: `TypeError`, `ValueError` as for `constant`, `TypeError` for a `dtype` as for `rate`;
+    `ValueError` for intensities outside [0, 1] or NaN, an unknown `curve` or `subthreshold`, a
+    threshold outside [0, 1) (linear) or (0, 1) (logarithmic), a `tau` that is not positive and
+    finite or is given with `"linear"`.
     """
     _check(data, num_steps)
+    dtype = _format("latency", data, dtype)
     _check_latency(curve, threshold, subthreshold, tau)
     _check_range("latency", data)
     intensity = _working(data).contiguous()
@@ -130,8 +147,8 @@ def latency(
     if subthreshold == "last":
         step = torch.where(fires, step, num_steps - 1)
         fires = torch.ones_like(fires)
-    spikes = data.new_zeros((num_steps, *data.shape))
-    return spikes.scatter_(0, step.unsqueeze(0), fires.unsqueeze(0).to(data.dtype))
+    spikes = data.new_zeros((num_steps, *data.shape), dtype=dtype)
+    return spikes.scatter_(0, step.unsqueeze(0), fires.unsqueeze(0).to(dtype))
 
 
 def delta(
@@ -256,6 +273,30 @@ def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) ->
         return [1 - (1 - threshold) * time / last for time in times]
     window = last if tau is None else tau
     return [threshold / (1 - (1 - threshold) * math.exp(-time / window)) for time in times]
+
+
+def _drawn_compactly(
+    probability: Tensor, num_steps: int, generator: torch.Generator | None
+) -> Tensor | None:
+    """Return uint8 spikes drawn without making floats of them; None where nothing here can."""
+    if torch.compiler.is_compiling() or num_steps * probability.numel() < LEAST_DRAWS:
+        return None
+    from .dispatch import draws
+
+    module = draws(probability)
+    return None if module is None else module.spikes(probability, num_steps, generator)
+
+
+def _format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return data.dtype
+    if not isinstance(dtype, torch.dtype) or not (
+        dtype.is_floating_point or dtype in (torch.bool, torch.uint8)
+    ):
+        raise TypeError(
+            f"{name} got dtype={dtype}; spikes are torch.bool, torch.uint8 or floating point"
+        )
+    return dtype
 
 
 def _working(data: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The contract: one time step of a LIF neuron, its gradient and the surrogates, written once.
 
 Everything here is plain scalar arithmetic on a few free names (`exp`, `abs`, `where`, `cast`) and
-four flags (`DELAYED`, `SUBTRACT`, `ZERO`, `DETACHED`). Torch runs these functions as they are, on
-whole tensors. A compiled backend re-jits the code of the very same functions with the free names
-and flags rebound (`bind`), so no source text is generated and nothing is written twice.
+five flags (`DELAYED`, `SUBTRACT`, `ZERO`, `DETACHED`, `WINDOWED`). Torch runs these functions as
+they are, on whole tensors. A compiled backend re-jits the code of the very same functions with the
+free names and flags rebound (`bind`), so no source text is generated and nothing is written twice.
 
 Notation: `mem` membrane, `beta` decay, `H(v) = 1 if v > 0 else 0` (strictly greater). `v` is
 the membrane that is compared with the threshold, `mem` the one handed to the next step:
@@ -18,8 +18,9 @@ the membrane that is compared with the threshold, `mem` the one handed to the ne
                      mem' = v * (1 - spike)                                 ZERO
 
 The derivative of `spike` is replaced by a surrogate h(v - threshold) (Neftci, Mostafa and Zenke,
-2019, doi:10.1109/MSP.2019.2931595). With g_s and g_m the gradients of `spike` and of `mem'` (the
-latter holding all that comes from later steps), the chain rule gives
+2019, doi:10.1109/MSP.2019.2931595), which with a window is 0 further from the threshold
+(Perez-Nieves and Goodman, NeurIPS 2021, arXiv:2105.08810). With g_s and g_m the gradients of
+`spike` and of `mem'` (the latter holding all that comes from later steps), the chain rule gives
 
     delayed          d = g_s * h + g_m
                      d_mem = beta * d  (ZERO: * (1 - R)),   d_current = d
@@ -51,6 +52,7 @@ DELAYED = True
 SUBTRACT = True
 ZERO = False
 DETACHED = False
+WINDOWED = False
 
 PI = math.pi
 SQRT_TAU = math.sqrt(2.0 * math.pi)
@@ -115,6 +117,13 @@ def step_vjp(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
         direct = (1.0 - spike) * grad_mem
     d = total * surrogate + direct
     return d, beta * d, d * mem, grad_threshold
+
+
+def windowed(h, u, window):
+    """Return the surrogate `h` where `|u| <= window`, else 0, if there is a window."""
+    if WINDOWED:
+        return where(abs(u) <= window, h, 0.0)
+    return h
 
 
 # The surrogates: derivative of the spike at u = v - threshold, as `h(u, *parameters)`.

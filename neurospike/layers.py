@@ -34,6 +34,7 @@ def lif(
     reset_delay: bool = True,
     detach_reset: bool = False,
     neuron: rule.Neuron | None = None,
+    grad_window: float | None = None,
     num_steps: int | None = None,
     return_trace: bool = False,
     backend: str = "auto",
@@ -56,6 +57,8 @@ def lif(
         reset_delay: reset at the step after the spike (True) or at once (False).
         detach_reset: let no gradient flow through an immediate reset.
         neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
+        grad_window: let the spike's gradient flow only where the membrane lies within this distance
+            of the threshold (Perez-Nieves and Goodman 2021, arXiv:2105.08810). Default: everywhere.
         num_steps: number of steps `T >= 0` of a constant current.
         return_trace: also return the membrane at every step.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
@@ -71,14 +74,17 @@ def lif(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     chosen = resolve(surrogate)
-    key = rule.key_of(reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron)
+    window = _window(grad_window)
+    key = rule.key_of(
+        reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron, bool(window)
+    )
     out = _run(
         current,
         mem,
         beta,
         threshold,
         key,
-        chosen.parameters,
+        chosen.parameters + window,
         num_steps,
         True,
         return_trace,
@@ -136,16 +142,15 @@ class LIF(_Neuron):
         learn_threshold: bool = False,
         backend: str = "auto",
         neuron: rule.Neuron | None = None,
+        grad_window: float | None = None,
     ) -> None:
         super().__init__()
         self._keep("beta", beta, learn_beta)
         self._keep("threshold", threshold, learn_threshold)
         self.surrogate = resolve(surrogate)
         self.reset, self.reset_delay, self.detach_reset = reset, reset_delay, detach_reset
-        self.neuron = neuron
-        self.rule = rule.key_of(
-            reset, bool(reset_delay), bool(detach_reset), self.surrogate.function, neuron
-        )
+        self.neuron, self.grad_window = neuron, grad_window
+        self._follow()
         dispatch.check_name(backend)
         self.backend = backend
 
@@ -177,13 +182,19 @@ class LIF(_Neuron):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # A process that unpickles the layer has not seen a surrogate of the user's own.
+        self._follow()
+
+    def _follow(self) -> None:
+        window = _window(getattr(self, "grad_window", None))  # layers pickled before had none
         self.rule = rule.key_of(
             self.reset,
             bool(self.reset_delay),
             bool(self.detach_reset),
             self.surrogate.function,
             self.neuron,
+            bool(window),
         )
+        self._numbers = self.surrogate.parameters + window
 
     def forward(
         self,
@@ -201,7 +212,7 @@ class LIF(_Neuron):
             self.beta,
             self.threshold,
             self.rule,
-            self.surrogate.parameters,
+            self._numbers,
             num_steps,
             True,
             return_trace,
@@ -213,9 +224,10 @@ class LIF(_Neuron):
         """Return what `print` shows of the layer."""
         own = f"neuron={self.neuron.charge.__name__}, " if self.neuron is not None else ""
         reset = f"reset={self.reset!r}, reset_delay={self.reset_delay}, "
+        window = f"grad_window={self.grad_window}, " if self.grad_window is not None else ""
         return (
             f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
-            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}"
+            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}{window}"
             f"backend={self.backend!r}"
         )
 
@@ -331,7 +343,7 @@ def _run(
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = whole.new_zeros(shape) if mem is None else mem
-    lif_of = dispatch.load(row).lif
+    lif_of = dispatch.load(row.module).lif
     spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
     return _Outputs(spikes.to(current.dtype), mem, trace)
 
@@ -377,6 +389,17 @@ def _check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dty
         )
     if mem.device != current.device:
         raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
+
+
+def _window(grad_window: float | None) -> tuple[float, ...]:
+    if grad_window is None:
+        return ()
+    if isinstance(grad_window, bool) or not isinstance(grad_window, Real) or not grad_window > 0:
+        raise ValueError(
+            f"grad_window must be a number above 0, a distance from the threshold, or None for no "
+            f"window, got {grad_window!r}"
+        )
+    return (float(grad_window),)
 
 
 def _number(name: str, value: float) -> float:

@@ -126,7 +126,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         num_steps = rest[-4]
         outputs = _allocate(every, current, *rest[-4:])
         steps = _steps(current, num_steps)
-        dispatch.load(row).forward(current, *rest[:-4], steps, num_steps >= 0, *outputs)
+        dispatch.load(row.module).forward(current, *rest[:-4], steps, num_steps >= 0, *outputs)
         return outputs
 
     def backward(*arguments: Any) -> Any:
@@ -135,7 +135,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         outputs = _allocate_gradients(current, beta, threshold, num_steps, *wants)
         given = (*arguments[:7], *((saved,) if every else ()), *arguments[8:-4])
         steps = _steps(current, num_steps)
-        dispatch.load(row).backward(*given, steps, num_steps >= 0, *outputs)
+        dispatch.load(row.module).backward(*given, steps, num_steps >= 0, *outputs)
         return outputs
 
     _LIBRARY.impl(f"{row.name}_lif", forward, device_type.upper())

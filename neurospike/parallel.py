@@ -48,22 +48,26 @@ def threads(grains: int, parts: int) -> int:
     return max(1, min(torch.get_num_threads(), grains, parts))
 
 
-def run(loop: int, job: Sequence[int], count: int) -> None:
-    """Call the C function at address `loop` with `job` in `count` threads, and wait for all."""
+def run(loop: int, job: Sequence[int], count: int) -> list[int]:
+    """Call the C function at address `loop` with `job` in `count` threads, and wait for all.
+
+    Return the job as they left it.
+    """
     row = (ctypes.c_int64 * len(job))(*job)
     place = ctypes.addressof(row)
     if count == 1:
         _callable(loop)(place)
-        return
+        return list(row)
     team = None if _pool.forked else _team()
     if team is not None:
         team(loop, place, count, 0)
-        return
+        return list(row)
     call = _callable(loop)
     futures = [_pool.get(count - 1).submit(call, place) for _ in range(count - 1)]
     call(place)
     for future in futures:
         future.result()
+    return list(row)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
-        return grad * ctx.rule.surrogate(u, *ctx.parameters), None, None
+        return grad * ctx.rule.derivative(u, ctx.parameters), None, None
 
 
 def lif(

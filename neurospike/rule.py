@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from . import formulas
 from .binding import bind, digest
 from .surrogate import BUILT_IN
@@ -50,13 +52,17 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Rule:
-    """Reset (`subtract`, `zero` or `none`), its timing, and the surrogate's function."""
+    """Reset (`subtract`, `zero` or `none`), its timing, the surrogate, whether it has a window.
+
+    The window is then the last of the parameters that travel beside the rule.
+    """
 
     reset: str
     delayed: bool
     detached: bool
     surrogate: Callable[..., Any]
     neuron: Neuron | None = None
+    windowed: bool = False
 
     @property
     def names(self) -> dict[str, Any]:
@@ -66,9 +72,18 @@ class Rule:
             "SUBTRACT": self.reset == "subtract",
             "ZERO": self.reset == "zero",
             "DETACHED": self.detached,
+            "WINDOWED": self.windowed,
             "surrogate": self.surrogate,
             **({} if self.neuron is None else self.neuron.functions),
         }
+
+    def derivative(self, u: Tensor, parameters: tuple[float, ...]) -> Tensor:
+        """Return the surrogate at `u`, in torch."""
+        if not self.windowed:
+            return self.surrogate(u, *parameters)
+        *own, window = parameters
+        names = {"abs": formulas.abs, "where": formulas.where, **self.names}
+        return bind(formulas.windowed, names)(self.surrogate(u, *own), u, window)
 
 
 def key_of(
@@ -77,6 +92,7 @@ def key_of(
     detached: bool,
     surrogate: Callable[..., Any],
     neuron: Neuron | None = None,
+    windowed: bool = False,
 ) -> str:
     """Return the key under which `from_key` finds the rule.
 
@@ -93,8 +109,9 @@ def key_of(
         _own_surrogates.setdefault(name, bind(surrogate, names))
     # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
     timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
+    end = " windowed" * windowed
     if neuron is None:
-        return f"{reset} {timing} {name}"
+        return f"{reset} {timing} {name}{end}"
     if not isinstance(neuron, Neuron):
         raise TypeError(f"neuron must be a Neuron(charge, settle, step_vjp), got {neuron!r}")
     if (reset, delayed, detached) != ("subtract", True, False):
@@ -102,7 +119,7 @@ def key_of(
             f"got reset={reset!r}, reset_delay={delayed}, detach_reset={detached} beside a neuron, "
             "whose functions say what a spike does; leave them out"
         )
-    return f"none immediate {name} {_keep(neuron)}"
+    return f"none immediate {name} {_keep(neuron)}{end}"
 
 
 def _keep(neuron: Neuron) -> str:
@@ -122,7 +139,8 @@ def from_key(key: str) -> Rule:
     Raises:
         LookupError: it names a surrogate or a neuron of the user's that this process has not seen.
     """
-    reset, timing, name, *own = key.split(" ")
+    reset, timing, name, *more = key.split(" ")
+    own = [one for one in more if one != "windowed"]
     if own and own[0] not in _own_neurons:
         raise LookupError(
             f"the neuron {own[0]!r} is one that this process has not seen; before you run a graph "
@@ -135,5 +153,11 @@ def from_key(key: str) -> Rule:
             "ns.LIF(0.9, surrogate=...)"
         )
     function = getattr(formulas, name) if name in BUILT_IN else _own_surrogates[name]
-    neuron = _own_neurons[own[0]] if own else None
-    return Rule(reset, timing == "delayed", timing == "detached", function, neuron)
+    return Rule(
+        reset,
+        timing == "delayed",
+        timing == "detached",
+        function,
+        _own_neurons[own[0]] if own else None,
+        "windowed" in more,
+    )

@@ -274,3 +274,27 @@ print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names)))
         check=True,
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.float64])
+@pytest.mark.parametrize("encode", [encoding.rate, encoding.latency])
+@pytest.mark.parametrize("shape", [(0,), (3,), (7, 5), (128, 784)])  # the last draws in a kernel
+def test_spikes_are_the_same_in_every_format(encode, dtype, shape):
+    data = intensities(*shape)
+    torch.manual_seed(3)
+    wanted = encode(data, 25)
+    torch.manual_seed(3)
+    found = encode(data, 25, dtype=dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found.float(), wanted)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    encode(data, 25)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("encode", [encoding.rate, encoding.latency])
+def test_formats_that_spikes_cannot_have(encode):
+    for dtype in (torch.int64, torch.complex64, "uint8"):
+        with pytest.raises(TypeError, match=r"got dtype=.*torch.bool, torch.uint8 or floating"):
+            encode(intensities(2, 3), 4, dtype=dtype)

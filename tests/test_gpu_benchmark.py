@@ -29,7 +29,7 @@ def test_the_checks_pass_for_a_backend_that_is_right(check):
 
 
 def test_the_checks_fail_for_a_backend_that_is_wrong(monkeypatch):
-    module = dispatch.load(dispatch.TABLE["numba"])
+    module = dispatch.load(dispatch.TABLE["numba"].module)
     forward, backward = module.forward, module.backward
 
     def one_spike_off(*arguments):

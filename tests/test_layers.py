@@ -271,7 +271,7 @@ def test_a_package_that_cannot_even_be_looked_for_is_not_installed(monkeypatch):
 
 
 def test_a_cuda_backend_says_why_there_is_no_cuda(monkeypatch):
-    row = dispatch.Backend("gpu", ".gpu", (), ("cuda",))
+    row = dispatch.Backend("gpu", ".gpu", device_types=("cuda",))
     monkeypatch.setitem(dispatch.TABLE, "gpu", row)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert dispatch.unsupported_reasons("gpu") == ["this torch was built without CUDA"]

@@ -364,3 +364,17 @@ def test_twenty_blocks_train_without_spikes_or_gradients_vanishing(shortcut):
     assert min(rates) > 0.01
     assert max(rates) < 0.9
     assert min(norms) > 0.01 * max(norms)
+
+
+@pytest.mark.parametrize("encoding", ["rate", "latency"])
+def test_spikes_enter_a_fully_connected_network_as_bytes(encoding):
+    """And the answer is that to floats."""
+    model = make("mlp", encoding=encoding).eval()
+    torch.manual_seed(4)
+    recorded = model.record(pictures())
+    assert recorded.current.dtype == torch.uint8
+    model.encoding_options = {"dtype": torch.float32}
+    torch.manual_seed(4)
+    floats = model.record(pictures())
+    assert torch.equal(floats.current, recorded.current.float())
+    assert torch.equal(floats.scores, recorded.scores)

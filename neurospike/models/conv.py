@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from neurospike.spike_linear import SpikeLinear
+
 from . import parts
 from .network import SpikingNetwork
 from .parts import NeuronOptions, SpikeDropout, over_steps, side_of
@@ -91,14 +93,14 @@ class ConvSNN(SpikingNetwork):
         flat = [channels[-1] * rest * rest, *hidden]
         self.hidden = nn.ModuleList(
             nn.Sequential(
-                self._initialized(nn.Linear(inputs, outputs, bias=normalization == "none")),
+                self._initialized(SpikeLinear(inputs, outputs, bias=normalization == "none")),
                 parts.normalization(normalization, outputs, 1, threshold),
             )
             for inputs, outputs in zip(flat, flat[1:])
         )
         self.neurons = nn.ModuleList(self._neurons() for _ in [*channels, *hidden])
         self.dropout = SpikeDropout(dropout)
-        self.last = self._initialized(nn.Linear(flat[-1], output_size))
+        self.last = self._initialized(SpikeLinear(flat[-1], output_size))
         self.output = self._output_neurons()
 
     def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from neurospike.spike_linear import SpikeLinear
+
 from . import parts
 from .network import SpikingNetwork
 from .parts import NeuronOptions, SpikeDropout, over_steps
@@ -58,7 +60,7 @@ class SNNModel(SpikingNetwork):
             )
         self.input_size = input_size
         self.linears = nn.ModuleList(
-            self._initialized(nn.Linear(fan_in, fan_out), first=k == 0)
+            self._initialized(SpikeLinear(fan_in, fan_out), first=k == 0)
             for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]))
         )
         threshold = self._neuron.get("threshold", 1.0)
@@ -81,7 +83,7 @@ class SNNModel(SpikingNetwork):
         def layer(k: int) -> Callable[[Tensor], Tensor]:
             return lambda incoming: self.norms[k](self.linears[k](incoming))
 
-        encoded, first = self._enter(flat, layer(0))
+        encoded, first = self._enter(flat, layer(0), compact=True)
         spikes, _ = self.neurons[0](**first)
         activity["hidden1"] = spikes
         for k in range(1, len(self.neurons)):

@@ -17,6 +17,7 @@ from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, ove
 from .recording import Recording
 
 ENCODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
+COMPACT = ("rate", "latency")  # those that hand over spikes of one byte
 
 
 class SpikingNetwork(nn.Module):
@@ -147,14 +148,17 @@ class SpikingNetwork(nn.Module):
         return layer
 
     def _enter(
-        self, images: Tensor, layer: Callable[[Tensor], Tensor]
+        self, images: Tensor, layer: Callable[[Tensor], Tensor], compact: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the encoded pictures, and what the first neurons are called with.
 
-        A constant input passes the first layer once, not once a step.
+        A constant input passes the first layer once, not once a step. compact: the layer takes
+        spikes of one byte each.
         """
-        encode = getattr(codes, self.encoding)
-        encoded = encode(images, self.num_steps, **self.encoding_options)
+        encode, options = getattr(codes, self.encoding), self.encoding_options
+        if compact and self.encoding in COMPACT:
+            options = {"dtype": torch.uint8, **options}
+        encoded = encode(images, self.num_steps, **options)
         if self.encoding == "constant":
             return encoded, {"current": layer(images), "num_steps": self.num_steps}
         return encoded, {"current": over_steps(layer, encoded)}

@@ -1,0 +1,70 @@
+"""Compile a loop of ours into a C function that `neurospike.parallel` runs, and keep it on disk."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numba import cfunc, njit, types
+from numba.core.compiler import Compiler
+
+from neurospike.binding import bind, digest
+from neurospike.kernels import numba_memory, numba_vectors
+
+INNER: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
+class _NoAlias(Compiler):
+    """Tell LLVM that the arrays of a call do not overlap: else it gives up on vectorising."""
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+def cast(condition, like):
+    """`cast` of the formulas for a compiler whose literals already have the state's format."""
+    return 1.0 if condition else 0.0
+
+
+def where(condition, a, b):
+    """`where` of the formulas."""
+    return a if condition else b
+
+
+@functools.cache
+def _beneath() -> str:
+    """Return the text of what is compiled in but stands in files that Numba does not watch."""
+    texts = (Path(module.__file__).read_text("utf-8") for module in (numba_memory, numba_vectors))
+    return "".join(texts)
+
+
+def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: Any) -> Any:
+    """Return `function(job_at)` as a C function, its `address` for `parallel.run`.
+
+    `names` are what its free names stand for beside those of the formulas and the intrinsics of
+    `numba_memory` and `numba_vectors`; `literal` is the format of the numbers written in it.
+    """
+    known: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
+    known |= {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
+    known |= names
+    label = f"{function.__name__}-{digest(function, known, literal.__name__ + _beneath())}"
+    entry = functools.partial(cfunc, types.void(types.intp))
+
+    def jit(bound: Any) -> Any:
+        if bound.__name__ != function.__name__:
+            return njit(pipeline_class=_NoAlias, **INNER)(bound)
+        # Numba names its files on disk by the function and would run stale code where a callee
+        # changed. The digest in the name covers every formula that is compiled in.
+        bound.__qualname__ = label
+        try:
+            return entry(cache=True, error_model="numpy")(bound)
+        except RuntimeError:  # no folder to keep code in
+            return entry(error_model="numpy")(bound)
+
+    return bind(function, known, jit, literal)

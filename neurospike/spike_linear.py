@@ -1,0 +1,259 @@
+"""Linear layers whose input is spikes: `spike_linear` and `SpikeLinear`.
+
+Spikes are mostly 0, and a dense product multiplies with every one of them. Where a backend has an
+event-driven product (`Backend.linear` in the table), the rows of the weight that belong to active
+inputs are added up instead: forward, and again for the weight's gradient, by what was found out
+about the spikes once. Which of the two is faster depends on the share of active inputs, the shape
+and the machine; `neurospike.break_even` decides for every batch. Results are those of
+`torch.nn.functional.linear` up to the order of summation.
+
+The event-driven product is a pair of torch operators, `neurospike::<name>_linear` and
+`..._linear_backward`, with the `autograd.Function` outside, as in `neurospike.ops`. What a backend
+must provide: `words`, `find`, `forward` and `backward`; see kernels/linear_numba.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional
+
+from . import break_even, dispatch
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BITS = (torch.bool, torch.uint8)
+_LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
+_HEAD = 2  # of what was found: whether events pay, whether there are values other than 0 and 1
+
+
+def spike_linear(
+    spikes: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Return `spikes @ weight.T + bias`, as `torch.nn.functional.linear`, fast for few spikes.
+
+    Only the time it takes depends on the spikes: any numbers are right, and inputs that are not 0
+    count as active. A product with 0 is never taken, so an infinite weight of a silent input
+    gives no NaN. The event-driven product computes in the weight's float32 or float64. 16-bit
+    weights, autocast, small layers, `torch.func` and `torch.export` take torch's dense product, and
+    so does everything on the backends `reference` and `triton`; on a GPU that is cuBLAS.
+
+    Args:
+        spikes: `[..., K]`, such as `[T, B, K]`; bool, uint8 or the weight's number format.
+        weight: `[N, K]`.
+        bias: `[N]`.
+        backend: `"auto"`, or a name of `neurospike.backends()`; each may still choose the dense
+            product where it is faster.
+
+    Returns:
+        `[..., N]` in the weight's format. Gradients flow to weight and bias, and to `spikes` if
+        they are floating point and require it; that one is a dense product. A second derivative
+        is computed by dense products.
+
+    Raises:
+        TypeError: no tensors, or number formats that do not fit.
+        ValueError: shapes or devices that do not fit.
+        BackendError: the backend named cannot run here; every reason is listed.
+    """
+    _check(spikes, weight, bias)
+    # A program that torch.export writes is to run where we are not, on batches of any size.
+    exporting = _exporting()
+    small = exporting or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    if small and backend == "auto":
+        return _dense(spikes, weight, bias)
+    row = dispatch.choose(backend, spikes.device.type)
+    if small or not _may_use_events(row, weight):
+        return _dense(spikes, weight, bias)
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    flat = spikes.reshape(-1, spikes.shape[-1])
+    compiling = torch.compiler.is_compiling()
+    # A graph that torch.compile makes holds for every batch: there the operator looks itself.
+    if not compiling and not break_even.promising(row, flat, weight, trained):
+        return _dense(spikes, weight, bias)
+    if trained or (torch.is_grad_enabled() and _needs(flat, bias)):
+        out, _ = _Events.apply(row.name, flat, weight, bias, compiling)
+    else:
+        operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
+        out, _ = operator(flat, weight, bias, False, compiling)
+    return out if spikes.dim() == 2 else out.view(*spikes.shape[:-1], weight.shape[0])
+
+
+class SpikeLinear(nn.Linear):
+    """A `torch.nn.Linear` whose input is spikes, with the same parameters and results.
+
+        linear = ns.SpikeLinear(784, 1000)
+        current = linear(ns.encoding.rate(images, 25, dtype=torch.uint8))  # [T, B, 784] -> 1000
+
+    See `spike_linear` for shapes, number formats and errors. The state dict is `nn.Linear`'s.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        dispatch.check_name(backend)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `[..., out_features]` of spikes `[..., in_features]`."""
+        return spike_linear(input, self.weight, self.bias, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        return f"{super().extra_repr()}, backend={self.backend!r}"
+
+
+def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
+    return functional.linear(wide, weight, bias)
+
+
+def _exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    return is_exporting is not None and is_exporting()
+
+
+def _may_use_events(row: dispatch.Backend, weight: Tensor) -> bool:
+    return (
+        bool(row.linear)
+        and weight.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(weight.device.type)
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def _needs(spikes: Tensor, bias: Tensor | None) -> bool:
+    return spikes.requires_grad or (bias is not None and bias.requires_grad)
+
+
+class _Events(torch.autograd.Function):
+    """The pair of operators as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, spikes: Tensor, weight: Tensor, bias: Tensor | None, look: bool
+    ) -> tuple[Tensor, Tensor]:
+        operator = getattr(torch.ops.neurospike, f"{name}_linear")
+        out, found = operator(spikes, weight, bias, ctx.needs_input_grad[2], look)
+        ctx.save_for_backward(spikes, weight, found)
+        ctx.name = name
+        ctx.mark_non_differentiable(found)
+        ctx.set_materialize_grads(False)
+        return out, found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+        spikes, weight, found = ctx.saved_tensors
+        _, need_spikes, need_weight, need_bias, _ = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 5
+        grad_weight = None
+        if need_weight and torch.is_grad_enabled():  # create_graph=True
+            grad_weight = grad.t() @ spikes.to(grad.dtype)
+        elif need_weight:
+            backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
+            grad_weight = backward(grad, spikes, found)
+        grad_spikes = grad @ weight if need_spikes else None
+        return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
+
+
+def _define(row: dispatch.Backend) -> None:
+    name = f"{row.name}_linear"
+    _LIBRARY.define(
+        f"{name}(Tensor spikes, Tensor weight, Tensor? bias, bool trained, bool look)"
+        " -> (Tensor, Tensor)"
+    )
+    _LIBRARY.define(f"{name}_backward(Tensor grad, Tensor spikes, Tensor found) -> Tensor")
+
+    def forward(
+        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
+    ) -> tuple[Tensor, Tensor]:
+        module = dispatch.load(row.linear)
+        rows, width = spikes.shape
+        spikes = spikes.contiguous()
+        found = torch.empty(_HEAD + rows * module.words(width), dtype=torch.int64)
+        bits = found[_HEAD:].view(rows, module.words(width))
+        pays = spikes.numel() > 0
+        if pays and look:
+            pays = break_even.promising(row, spikes, weight, trained)
+        valued = False
+        if pays:
+            events = module.find(spikes, bits)
+            valued = events.valued
+            pays = break_even.pays(row, events, rows, weight, trained)
+        found[0], found[1] = pays, valued
+        if pays:
+            out = module.forward(spikes, weight, bias, bits, events)
+        else:
+            out = _dense(spikes, weight, bias)
+        return out, found if trained else found[:0].clone()
+
+    def backward(grad: Tensor, spikes: Tensor, found: Tensor) -> Tensor:
+        pays, valued = found[:_HEAD].tolist()
+        if not pays:
+            return grad.t() @ spikes.to(grad.dtype)
+        module = dispatch.load(row.linear)
+        bits = found[_HEAD:].view(len(spikes), module.words(spikes.shape[1]))
+        return module.backward(grad, spikes.contiguous(), bits, bool(valued))
+
+    def fake(
+        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
+    ) -> tuple[Tensor, Tensor]:
+        words = -(-spikes.shape[1] // 64)
+        size = _HEAD + spikes.shape[0] * words if trained else 0
+        out = weight.new_empty((spikes.shape[0], weight.shape[0]))
+        return out, spikes.new_empty(size, dtype=torch.int64)
+
+    def fake_backward(grad: Tensor, spikes: Tensor, found: Tensor) -> Tensor:
+        return grad.new_empty((grad.shape[1], spikes.shape[1]))
+
+    for device in row.device_types:
+        _LIBRARY.impl(name, forward, device.upper())
+        _LIBRARY.impl(f"{name}_backward", backward, device.upper())
+    torch.library.register_fake(f"neurospike::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+
+
+for _row in dispatch.TABLE.values():
+    if _row.linear:
+        _define(_row)
+
+
+def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in (("spikes", spikes), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if weight.dtype not in _FLOATS:
+        raise TypeError(f"weight must be floating point, got {weight.dtype}; convert it")
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"weight must be [N, K] and bias [N], got {tuple(weight.shape)} and "
+            f"{None if bias is None else tuple(bias.shape)}"
+        )
+    if spikes.layout != torch.strided:
+        raise TypeError(f"spikes must be dense, got {spikes.layout}; convert them with .to_dense()")
+    if spikes.dtype not in (*_BITS, weight.dtype) and not (
+        spikes.is_floating_point() and torch.is_autocast_enabled(spikes.device.type)
+    ):
+        raise TypeError(
+            f"spikes must be bool, uint8 or {weight.dtype} as the weight is, got {spikes.dtype}; "
+            f"convert them with .to({weight.dtype})"
+        )
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"bias must be {weight.dtype} as the weight is, got {bias.dtype}")
+    if spikes.dim() < 1 or spikes.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"spikes must be [..., {weight.shape[1]}] for a weight of {tuple(weight.shape)}, got "
+            f"{tuple(spikes.shape)}"
+        )
+    if spikes.device != weight.device or (bias is not None and bias.device != weight.device):
+        where = weight.device if bias is None else f"{weight.device} and {bias.device}"
+        raise ValueError(f"spikes are on {spikes.device}, the weight on {where}; move one of them")

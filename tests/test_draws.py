@@ -1,0 +1,79 @@
+"""Spikes drawn by a compiled loop are those that torch's own stream gives, and it goes on."""
+
+import pytest
+import torch
+
+import neurospike as ns
+from neurospike import dispatch, encoding
+
+pytestmark = pytest.mark.skipif(
+    dispatch.unsupported_reasons("numba") != [], reason="needs the numba backend"
+)
+
+
+@pytest.fixture
+def module():
+    return dispatch.load(".kernels.draws_numba")
+
+
+def generators(seed):
+    return [torch.Generator().manual_seed(seed) for _ in range(2)]
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 + 5])
+def test_the_stream_is_torchs_wherever_it_is_broken_off(seed, module):
+    """Around the 624 numbers that the generator makes at a time, and among draws of other kinds."""
+    ours, theirs = generators(seed)
+    for size in (1, 2, 622, 623, 624, 625, 1249, 3001):
+        probability = torch.linspace(0, 1, size)
+        for steps in (1, 3):
+            found = module.spikes(probability, steps, ours)
+            wanted = torch.rand((steps, size), generator=theirs) < probability
+            assert torch.equal(found, wanted.to(torch.uint8))
+            assert torch.equal(ours.get_state(), theirs.get_state())
+        for draw in (torch.randn, torch.rand):
+            assert torch.equal(draw(3, generator=ours), draw(3, generator=theirs))
+        assert torch.equal(torch.randperm(5, generator=ours), torch.randperm(5, generator=theirs))
+
+
+def test_probabilities_at_and_beyond_the_ends(module):
+    probability = torch.tensor([-1.0, 0.0, 2.0**-24, 1 - 2.0**-24, 1.0, 3.0, -torch.inf, torch.inf])
+    ours, theirs = generators(1)
+    found = module.spikes(probability, 70_000, ours)
+    wanted = torch.rand((70_000, 8), generator=theirs) < probability
+    assert torch.equal(found, wanted.to(torch.uint8))
+    assert found[:, [0, 1, 6]].sum() == 0
+    assert bool((found[:, [4, 5, 7]] == 1).all())
+
+
+def test_every_backend_gives_the_same_spikes(module, monkeypatch):
+    data = torch.rand(128, 784)
+    assert module._known()
+    calls = []
+    drawn = module.spikes
+    monkeypatch.setattr(module, "spikes", lambda *a: calls.append(1) or drawn(*a))
+    found = []
+    for name in ("numba", "reference"):
+        if dispatch.unsupported_reasons(name) == []:
+            torch.manual_seed(5)
+            with ns.use_backend(name):
+                found.append(encoding.rate(data, 25, dtype=torch.bool))
+    assert len(calls) == 1  # by numba alone
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_a_torch_with_another_generator_draws_itself(module, monkeypatch):
+    data = torch.rand(128, 784)
+    torch.manual_seed(5)
+    wanted = encoding.rate(data, 25)
+    monkeypatch.setattr(module, "_known", lambda: False)
+    monkeypatch.setattr(module, "spikes", lambda *_: pytest.fail("drew from an unknown stream"))
+    torch.manual_seed(5)
+    assert torch.equal(encoding.rate(data, 25), wanted)
+
+
+def test_another_stream_is_noticed(module, monkeypatch):
+    module._known.cache_clear()
+    monkeypatch.setattr(torch, "rand", lambda size, generator: torch.zeros(size))
+    assert not module._known()
+    module._known.cache_clear()
