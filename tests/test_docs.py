@@ -15,7 +15,15 @@ from neurospike.config import fields
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-MANY = ("lif.md", "start.md", "networks.md", "codings.md", "visualization.md", "training.md")
+MANY = (
+    "lif.md",
+    "start.md",
+    "networks.md",
+    "codings.md",
+    "events.md",
+    "visualization.md",
+    "training.md",
+)
 
 
 def text_of(name):
