@@ -64,7 +64,7 @@ class FusedTutorial5(nn.Module):
         self.steps = steps
         self.fc1 = nn.Linear(inputs, hidden)
         self.lif1 = ns.LIF(beta=rivals.BETA, backend=backend)
-        self.fc2 = nn.Linear(hidden, outputs)
+        self.fc2 = ns.SpikeLinear(hidden, outputs)
         self.lif2 = ns.LIF(beta=rivals.BETA, backend=backend)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

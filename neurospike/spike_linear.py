@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import break_even, dispatch
+from . import break_even, buffers, dispatch
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
@@ -112,7 +112,50 @@ class SpikeLinear(nn.Linear):
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
-    return functional.linear(wide, weight, bias)
+    large = wide.numel() * wide.element_size() >= buffers.LEAST_BYTES
+    if not (large and wide.requires_grad and torch.is_grad_enabled() and _is_plain(wide)):
+        return functional.linear(wide, weight, bias)
+    out = _Product.apply(wide.reshape(-1, wide.shape[-1]), weight, bias)
+    return out if wide.dim() == 2 else out.view(*wide.shape[:-1], weight.shape[0])
+
+
+def _is_plain(spikes: Tensor) -> bool:
+    """Whether nothing but autograd looks on, and the tensor is what it seems to be."""
+    return (
+        type(spikes) is Tensor
+        and spikes.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return `grad @ weight`, `[M, K]`, the largest of the gradients, in memory used again."""
+    if type(grad) is not Tensor or grad.device.type != "cpu" or torch.is_grad_enabled():
+        return grad @ weight
+    out = buffers.empty((grad.shape[0], weight.shape[1]), grad.dtype)
+    return torch.mm(grad, weight, out=out)
+
+
+class _Product(torch.autograd.Function):
+    """torch's dense product, but for where the input's gradient is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(spikes, weight)
+        return functional.linear(spikes, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        spikes, weight = ctx.saved_tensors
+        need_spikes, need_weight, need_bias = ctx.needs_input_grad
+        return (
+            _input_gradient(grad, weight) if need_spikes else None,
+            grad.t() @ spikes if need_weight else None,
+            grad.sum(0) if need_bias else None,
+        )
 
 
 def _exporting() -> bool:
@@ -161,7 +204,7 @@ class _Events(torch.autograd.Function):
         elif need_weight:
             backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
             grad_weight = backward(grad, spikes, found)
-        grad_spikes = grad @ weight if need_spikes else None
+        grad_spikes = _input_gradient(grad, weight) if need_spikes else None
         return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
 
 
