@@ -22,6 +22,7 @@ DEV = [
     "pytest>=8",
     "pytest-benchmark>=4",
     "pytest-cov>=7",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "snntorch==1.0.0",  # whose spikes the tests want bit for bit
     "types-PyYAML",
@@ -66,6 +67,7 @@ setup(
         "bench": [
             "pytest>=8",
             "pytest-benchmark>=4",
+            "pytest-xdist>=3.6",
             "spikingjelly>=2.0",
             "norse>=1.1",
             "spyx>=1.0; python_version >= '3.11'",

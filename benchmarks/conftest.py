@@ -15,6 +15,11 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_xdist_auto_num_workers():
+    """Time one thing at a time, in one process."""
+    return 0
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Show a median, its spread and how often it was timed; the other columns on request."""

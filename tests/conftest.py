@@ -1,5 +1,7 @@
 """Shared fixtures: memory that was never written shows as NaN, seeds are fixed."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +9,25 @@ import torch
 
 import neurospike as ns
 from neurospike import dispatch
+
+
+WORKERS = 4  # at most: each holds torch and its compiled kernels in memory
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: more threads than cores would wait for one another, in the tests'
+    # commands too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # So it is in the background of a shell; commands that tests stop by Ctrl-C would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes share the tests, a core each."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    return min(WORKERS, len(cores))
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUD
 
 def test_every_backend_test_passes_in_the_interpreter():
     """All of test_lif.py and test_neuron.py; in a process of its own: the switch must not leak."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "interpreted", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "interpreted"]
+    command += ["-p", "no:cacheprovider"]
     which = ["tests/test_lif.py", "tests/test_neuron.py", "-k", "triton or all_backends"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
