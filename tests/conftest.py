@@ -10,7 +10,6 @@ import torch
 import neurospike as ns
 from neurospike import dispatch
 
-
 WORKERS = 4  # at most: each holds torch and its compiled kernels in memory
 
 if "PYTEST_XDIST_WORKER" in os.environ:
