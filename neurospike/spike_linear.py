@@ -112,8 +112,8 @@ class SpikeLinear(nn.Linear):
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
-    large = wide.numel() * wide.element_size() >= buffers.LEAST_BYTES
-    if not (large and wide.requires_grad and torch.is_grad_enabled() and _is_plain(wide)):
+    trained = wide.requires_grad and torch.is_grad_enabled()
+    if not (trained and _is_plain(wide) and wide.nbytes >= buffers.LEAST_BYTES):
         return functional.linear(wide, weight, bias)
     out = _Product.apply(wide.reshape(-1, wide.shape[-1]), weight, bias)
     return out if wide.dim() == 2 else out.view(*wide.shape[:-1], weight.shape[0])

@@ -35,7 +35,7 @@ MUTANTS = {
         "        return d, 0.0 * d, d * mem, grad_threshold\n    spike",
     ),
     "fused multiply-add": (
-        KERNEL,
+        "kernels/numba_jit.py",
         "njit(pipeline_class=_NoAlias, ",
         'njit(pipeline_class=_NoAlias, fastmath={"contract"}, ',
     ),

@@ -168,6 +168,29 @@ def test_second_derivatives_are_those_of_the_dense_product(events):
     )
 
 
+def test_a_large_dense_product_lends_the_memory_of_its_input_gradient():
+    values = (torch.rand(25, 60, 200) < 0.4).float()  # over a MB
+    linear = ns.SpikeLinear(200, 10)
+    found = []
+    for layer in (linear, nn.functional.linear):
+        spikes = values.clone().requires_grad_()
+        arguments = (spikes,) if layer is linear else (spikes, linear.weight, linear.bias)
+        out = layer(*arguments)
+        wanted = (spikes, linear.weight, linear.bias)
+        first = torch.autograd.grad(out.pow(2).sum(), wanted, create_graph=layer is not linear)
+        again = layer(*arguments).pow(2).sum()
+        (second,) = torch.autograd.grad(again, spikes, create_graph=True)
+        found.append((out, *first, *torch.autograd.grad(second.pow(2).sum(), wanted[:2])))
+    assert "_Product" in type(found[0][0].grad_fn.next_functions[0][0]).__name__
+    for ours, theirs in zip(*found):
+        close(ours, theirs, torch.float32)
+    lent = found[0][1].untyped_storage().data_ptr()
+    del found, first, spikes, wanted, arguments, out, again, second, ours, theirs
+    out = linear(values.requires_grad_())
+    out.sum().backward()
+    assert values.grad.untyped_storage().data_ptr() == lent  # the block lent before
+
+
 # The choice.
 
 
