@@ -166,7 +166,8 @@ def network(seconds: float) -> Row:
         gradients[name] = torch.cat([p.grad.flatten() for p in net.parameters()])
         steps[name] = training_step(net, images, labels, optimizer)
     distance = check_close("784-1000-10", gradients["numba"], gradients["snntorch"])
-    found = interleave(steps, seconds=2 * seconds)
+    # Several steps in a row, as in training: the first after a rival finds none of its data cached.
+    found = interleave(steps, seconds=2 * seconds, finest=0.1)
     peaks = {
         name: statistics.median(_in_new_process("--memory", name) for _ in range(3))
         for name in NETWORKS

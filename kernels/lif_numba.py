@@ -32,6 +32,7 @@ from neurospike.formulas import step, step_vjp, windowed
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
+HELD = 32 << 20  # the same where a constant current leaves the caches to the output
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
@@ -321,7 +322,7 @@ def forward(
         state == torch.float64,
         SPIKES=spikes.numel() > 0,
         TRACE=trace.numel() > 0,
-        STREAM=wide.nbytes >= STREAMED,
+        STREAM=wide.nbytes >= (HELD if constant else STREAMED),
     )
     arrays = (x, _flat(mem, state), beta.contiguous(), threshold.contiguous(), wide, trace, final)
     _run(kernel, arrays, 4, BLOCK, final.numel(), steps, state, (stride, 0, 0))
