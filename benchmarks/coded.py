@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import neurospike as ns
+from neurospike import losses
 
 from .rivals import BETA
 
@@ -88,8 +89,7 @@ class Fused(nn.Module):
 
     def loss(self, spikes: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy of each step's membrane, summed over steps."""
-        every = self(spikes).flatten(0, 1)
-        return nn.functional.cross_entropy(every, labels.repeat(STEPS)) * STEPS
+        return losses.cross_entropy_membrane(self(spikes), labels)
 
 
 def network(rival: str, coding: str) -> tuple[Any, torch.optim.Optimizer]:

@@ -169,7 +169,7 @@ def network(seconds: float) -> Row:
     # Several steps in a row, as in training: the first after a rival finds none of its data cached.
     found = interleave(steps, seconds=2 * seconds, finest=0.1)
     peaks = {
-        name: statistics.median(_in_new_process("--memory", name) for _ in range(3))
+        name: statistics.median(_in_new_process("--memory", name) for _ in range(7))
         for name in NETWORKS
     }
     ratios = {
