@@ -31,7 +31,7 @@ from neurospike.training import (
 from neurospike.training.board import Board
 from neurospike.training.progress import summary
 from neurospike.training.resume import newest_state, resumable
-from neurospike.training.scale import launch, make_fabric
+from neurospike.training.scale import launch, leave, make_fabric
 from neurospike.training.schedule import Schedule
 
 ABOUT = (
@@ -116,7 +116,9 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
                 **settings,
             )
             print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
-        return _train_and_test(config, data, fabric, run, resumed)
+        tested = _train_and_test(config, data, fabric, run, resumed)
+        leave(fabric)
+        return tested
 
 
 def _train_and_test(

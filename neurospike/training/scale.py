@@ -67,5 +67,15 @@ def launch(fabric: Any) -> None:
         fabric.launch()
 
 
+def leave(fabric: Any) -> None:
+    """End what `launch` began, once every process is done.
+
+    A process that exits while threads of its group still run is aborted now and then.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _by_fabric_run() -> bool:
     return "LT_CLI_USED" in os.environ
