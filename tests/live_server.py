@@ -18,6 +18,13 @@ from neurospike.training import SNNTrainer
 from neurospike.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
+HASTY = """
+from neurospike.live import watching
+from neurospike.live.__main__ import main
+
+watching.PAUSE = 0.0
+raise SystemExit(main())
+"""
 
 
 def small_network(folder: Path) -> Path:
@@ -47,9 +54,13 @@ def small_network(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(*flags: object) -> Iterator[str]:
-    """Run `python -m neurospike.live` on a free port; its address. Stopped by Ctrl-C."""
-    command = [sys.executable, "-m", "neurospike.live", "--port", "0", "--no_browser"]
+def serving(*flags: object, hasty: bool = False) -> Iterator[str]:
+    """Run `python -m neurospike.live` on a free port; its address. Stopped by Ctrl-C.
+
+    hasty: without the pause that spares the training after it has shown something new.
+    """
+    command = [sys.executable, *(("-c", HASTY) if hasty else ("-m", "neurospike.live"))]
+    command += ["--port", "0", "--no_browser"]
     process = subprocess.Popen(
         [*command, *map(str, flags)],
         cwd=ROOT,

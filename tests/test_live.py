@@ -195,6 +195,7 @@ def test_a_tail_reads_each_line_once_and_whole(tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     monkeypatch.setattr(watching, "INTERVAL", 0.0)
+    monkeypatch.setattr(watching, "PAUSE", 0.0)
     monkeypatch.setattr(watching, "REST", 0.0)
 
 
@@ -253,7 +254,7 @@ def test_loading_networks_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
     network = trained(model={"hidden_size": 8, "num_steps": 3})
     run = Run(tmp_path / "run", config=network.config.model_dump(mode="json"))
     watched = WatchedRun(run.folder)
-    monkeypatch.setattr(watching, "INTERVAL", 0.0)
+    monkeypatch.setattr(watching, "PAUSE", 0.0)
     monkeypatch.setattr(watching, "REST", 1e6)
     for seconds, loaded in ((100, 1), (105, 1), (111, 2)):
         monkeypatch.setattr(watching.time, "monotonic", clock(seconds))
@@ -274,6 +275,17 @@ def test_many_visitors_look_at_the_disk_as_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "run"}) + "\n")
     watched.look()
     assert watched.records == 0  # too soon after the first look
+
+
+def test_after_news_the_browser_has_a_pause(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    watched = WatchedRun(tmp_path)
+    for seconds, records in ((100, 1), (109, 1), (111, 2), (120, 2), (122, 3)):
+        monkeypatch.setattr(watching.time, "monotonic", clock(seconds))
+        with path.open("a") as file:
+            file.write(json.dumps({"kind": "run"}) + "\n")
+        watched.look()
+        assert watched.records == records, seconds
 
 
 def test_a_folder_of_runs_means_its_newest(tmp_path):

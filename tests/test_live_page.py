@@ -338,7 +338,7 @@ def test_a_run_is_watched_as_it_goes(visit, network, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     trained = load_trained(network)
-    with serving("--watch", folder, "--data_path", trained.config.data_path) as url:
+    with serving("--watch", folder, "--data_path", trained.config.data_path, hasty=True) as url:
         page = visit(url)
         state = page.locator(".status .state")
         state.get_by_text("waiting for the run to start").wait_for()

@@ -13,6 +13,9 @@ from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.loading import Trained, load_trained
 
 INTERVAL = 0.8  # seconds between two looks at the files, however many visitors watch
+# Seconds until the next look after one that found something. A browser takes some 100 ms to draw
+# it, on a small machine from the cores of the training.
+PAUSE = 10.0
 REST = (
     40  # times as long as a network took to load until the next one is, at most MOST_REST seconds
 )
@@ -63,17 +66,22 @@ class WatchedRun:
         self.problem: str | None = None
         self._tail = Tail(self.folder / "metrics.jsonl")
         self._stamp: tuple[int, int] | None = None
-        self._looked = -INTERVAL
+        self._next_look = 0.0
         self._rested = 0.0
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        """Read what the run has written since; does nothing within `INTERVAL` of the last look."""
+        """Read what the run has written since, unless the last look was a moment ago.
+
+        A moment is `INTERVAL`, after news `PAUSE`.
+        """
         with self._lock:
-            if time.monotonic() - self._looked < INTERVAL:
+            if time.monotonic() < self._next_look:
                 return
+            before = self.records, self.models
             self.problem = self._look()
-            self._looked = time.monotonic()
+            news = (self.records, self.models) != before
+            self._next_look = time.monotonic() + (PAUSE if news else INTERVAL)
 
     def _look(self) -> str | None:
         if not self.folder.is_dir():
