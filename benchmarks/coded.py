@@ -83,7 +83,7 @@ class Fused(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Return the output neurons' membranes `[T, B, 10]`."""
-        hidden, _ = self.lif1(self.fc1(spikes))
+        hidden, _ = ns.spike_layer(self.fc1, self.lif1, spikes)
         _, _, mems = self.lif2(self.fc2(hidden), return_trace=True)
         return mems
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_memory import array_at, fence, prefetch, stream, take
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
@@ -36,9 +37,8 @@ HELD = 32 << 20  # the same where a constant current leaves the caches to the ou
 SCRATCH = 1 << 17  # recomputed membranes of a block that stay in the second-level cache
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
-# A job is a row of integers: counters that threads take from (the next block, the next scratch),
-# steps, neurons a block, strides over time, then address and size of each array.
-NEXT, SLOT, STEPS, WIDTH, STRIDES, HEAD = 0, 1, 2, 3, 4, 7
+# Sizes of a job: steps, neurons a block, strides over time of three arrays.
+STEPS, WIDTH, STRIDES = SIZES, SIZES + 1, SIZES + 2
 
 # What a kernel is compiled for; rebound for each variant.
 DELAYED = True
@@ -53,10 +53,9 @@ NUMBER = np.float32(0)
 surrogate = formulas.atan
 
 
-def _array(job, k):
+def _array(job_at, k):
     """Return the `k`-th array of a job; one of size 0 is not there."""
-    at = HEAD + 2 * k
-    return array_at(job[at], job[at + 1], NUMBER)
+    return array_of(job_at, k, NUMBER)
 
 
 def _fill(out, values, start):
@@ -83,7 +82,8 @@ def _start(out, values, low):
         out[i] = values[low + i] if values.size > 0 else 0.0
 
 
-def _forward_row(current, mem, beta, threshold, spikes, trace):
+def forward_row(current, mem, beta, threshold, spikes, trace):
+    """Take a row of neurons one step on."""
     for i in range(mem.size):
         spike, new, _ = step(mem[i], current[i], beta[i], threshold[i])
         mem[i] = new
@@ -94,12 +94,17 @@ def _forward_row(current, mem, beta, threshold, spikes, trace):
 
 
 def _forward(job_at):
-    job = array_at(job_at, HEAD + 2 * 8, 0)
-    current, mem, beta, threshold = _array(job, 0), _array(job, 1), _array(job, 2), _array(job, 3)
-    spikes, trace, final = _array(job, 4), _array(job, 5), _array(job, 6)
+    job = job_of(job_at)
+    current, mem, beta, threshold = (
+        _array(job_at, 0),
+        _array(job_at, 1),
+        _array(job_at, 2),
+        _array(job_at, 3),
+    )
+    spikes, trace, final = _array(job_at, 4), _array(job_at, 5), _array(job_at, 6)
     steps, block, stride = job[STEPS], job[WIDTH], job[STRIDES]
     size = final.size
-    scratch = _array(job, 7)
+    scratch = _array(job_at, 7)
     own = take(job, SLOT) * 4 * block
     part = take(job, NEXT)
     while part * block < size:
@@ -116,7 +121,7 @@ def _forward(job_at):
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * stride, n)
             row = _row(scratch, own + 3 * block, n) if STREAM else _row(spikes, out, n)
-            _forward_row(_row(current, x, n), state, b, th, row, _row(trace, out, n))
+            forward_row(_row(current, x, n), state, b, th, row, _row(trace, out, n))
             if STREAM:
                 stream(spikes, out, row)
         _start(_row(final, low, n), state, 0)
@@ -125,7 +130,8 @@ def _forward(job_at):
         fence()
 
 
-def _recompute_row(current, mem, beta, threshold, v, after):
+def recompute_row(current, mem, beta, threshold, v, after):
+    """Do as `forward_row`; keep the charged membranes, and those after an immediate reset."""
     for i in range(mem.size):
         _, new, charged = step(mem[i], current[i], beta[i], threshold[i])
         mem[i] = new
@@ -134,7 +140,7 @@ def _recompute_row(current, mem, beta, threshold, v, after):
             after[i] = new
 
 
-def _backward_row(
+def backward_row(
     grad_spikes,
     grad_trace,
     before,
@@ -148,6 +154,7 @@ def _backward_row(
     out_beta,
     out_th,
 ):
+    """Take a row of neurons one step back: `carry` is the gradient of their membranes."""
     for i in range(carry.size):
         grad_spike = 0.0
         grad_mem = carry[i]
@@ -171,18 +178,28 @@ def _backward_row(
 
 
 def _backward(job_at):
-    job = array_at(job_at, HEAD + 2 * 13, 0)
-    grad_spikes, grad_trace, grad_final = _array(job, 0), _array(job, 1), _array(job, 2)
-    current, mem, beta, threshold = _array(job, 3), _array(job, 4), _array(job, 5), _array(job, 6)
-    out, out_mem, out_beta, out_th = _array(job, 7), _array(job, 8), _array(job, 9), _array(job, 10)
-    numbers = _array(job, 11)
+    job = job_of(job_at)
+    grad_spikes, grad_trace, grad_final = _array(job_at, 0), _array(job_at, 1), _array(job_at, 2)
+    current, mem, beta, threshold = (
+        _array(job_at, 3),
+        _array(job_at, 4),
+        _array(job_at, 5),
+        _array(job_at, 6),
+    )
+    out, out_mem, out_beta, out_th = (
+        _array(job_at, 7),
+        _array(job_at, 8),
+        _array(job_at, 9),
+        _array(job_at, 10),
+    )
+    numbers = _array(job_at, 11)
     parameters = to_fixed_tuple(numbers, COUNT)
     window = numbers[COUNT] if WINDOWED else 0.0
     nothing = _row(out, 0, 0)
     steps, block, size = job[STEPS], job[WIDTH], out_mem.size
     # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
     # step, then the charged one of each; with an immediate reset also the membrane after each.
-    scratch = _array(job, 12)
+    scratch = _array(job_at, 12)
     own = take(job, SLOT) * (5 + steps if DELAYED else 6 + 2 * steps) * block
     first = own + 4 * block
     later = first if DELAYED else first + (1 + steps) * block
@@ -201,7 +218,7 @@ def _backward(job_at):
             x = t * job[STRIDES] + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * job[STRIDES], n)
-            _recompute_row(
+            recompute_row(
                 _row(current, x, n),
                 state,
                 b,
@@ -223,7 +240,7 @@ def _backward(job_at):
             if SPIKES and t >= AHEAD:
                 prefetch(grad_spikes, gs - AHEAD * job[STRIDES + 1], n)
             row = _row(scratch, own + 3 * block, n) if STREAM else _row(out, o, n)
-            _backward_row(
+            backward_row(
                 _row(grad_spikes, gs, n),
                 _row(grad_trace, gt, n),
                 _row(scratch, later + t * block, n),
@@ -257,7 +274,7 @@ def _flat(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(state).contiguous()
 
 
-def _rows(tensor: Tensor | None, state: torch.dtype) -> tuple[Tensor | None, int]:
+def time_rows(tensor: Tensor | None, state: torch.dtype) -> tuple[Tensor | None, int]:
     """Return a sequence `[T, ...]` contiguous, with its stride over time; 0 if no step differs."""
     if tensor is None or tensor.numel() == 0:
         return None, 0
@@ -267,7 +284,8 @@ def _rows(tensor: Tensor | None, state: torch.dtype) -> tuple[Tensor | None, int
 
 
 @functools.lru_cache
-def _numbers(values: tuple[float, ...], state: torch.dtype) -> Tensor:
+def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
+    """Return a surrogate's parameters, the same tensor each time."""
     return torch.tensor(values, dtype=state)
 
 
@@ -288,11 +306,7 @@ def _run(
 ) -> None:
     """Hand `kernel` a job: `arrays`, and last a scratch of `rows` a thread, blocks to share out."""
     threads = parallel.threads(size * steps // GRAIN, -(-size // block))
-    scratch = buffers.empty((threads * rows * block,), state)
-    job = [0, 0, steps, block, *strides]
-    for array in (*arrays, scratch):
-        job += (0, 0) if array is None else (array.data_ptr(), array.numel())
-    parallel.run(kernel.address, job, threads)
+    run(kernel, arrays, (steps, block, *strides), threads, rows * block, state)
 
 
 def forward(
@@ -314,7 +328,7 @@ def forward(
     `threshold` `[1]` or `[P]`. All but `current` and `spikes` are in the state's format.
     """
     state = final.dtype
-    x, stride = (_flat(current, state), 0) if constant else _rows(current, state)
+    x, stride = (_flat(current, state), 0) if constant else time_rows(current, state)
     wide = spikes if spikes.dtype == state else buffers.empty(spikes.shape, state)
     kernel = _compiled(
         _forward,
@@ -352,8 +366,8 @@ def backward(
     `grad_spikes` and `grad_trace` are `[T, B, *F]`, `grad_final` `[B, *F]`, each may be None.
     """
     state = out_mem.dtype
-    x, x_stride = (_flat(current, state), 0) if constant else _rows(current, state)
-    (gs, gs_stride), (gt, gt_stride) = _rows(grad_spikes, state), _rows(grad_trace, state)
+    x, x_stride = (_flat(current, state), 0) if constant else time_rows(current, state)
+    (gs, gs_stride), (gt, gt_stride) = time_rows(grad_spikes, state), time_rows(grad_trace, state)
     size = math.prod(current.shape if constant else current.shape[1:])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
@@ -386,7 +400,7 @@ def backward(
         out_mem if out_mem.numel() == size else buffers.empty((size,), state),
         d_beta,
         d_threshold,
-        _numbers(tuple(parameters), state),
+        as_tensor(tuple(parameters), state),
     )
     rows = 5 + steps * (1 if delayed else 2) + (0 if delayed else 1)
     _run(kernel, arrays, rows, _block(rows), size, steps, state, (x_stride, gs_stride, gt_stride))

@@ -9,6 +9,7 @@ from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
 from .rule import Neuron
 from .sequential import Sequential
+from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear, spike_linear
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
@@ -33,6 +34,7 @@ __all__ = [
     "encoding",
     "lif",
     "load_model",
+    "spike_layer",
     "spike_linear",
     "surrogate",
     "use_backend",

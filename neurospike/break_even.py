@@ -31,6 +31,11 @@ PANEL = 64  # outputs that are summed together at least
 # through one input, writing one output, reading one number of a gradient, packing one weight.
 ADD, LOOK, WRITE, READ, PACK = 2.0, 20.0, 40.0, 75.0, 65.0
 
+# Events a row, up to which a layer is run with its neurons in one loop: what is added up twice
+# backward, and scattered, then takes less time than currents take to be written and read. It was
+# 16 to 33 trained and 40 to 120 not, in layers of 256 to 2048 inputs and 512 to 1024 outputs.
+EVENTS, TRAINED_EVENTS = 40, 16
+
 SHAPE = (256, 512, 512)  # rows, inputs and outputs of the layer that is measured
 DENSITY = 0.1  # share of its inputs that are active
 ROUNDS = 10
@@ -41,11 +46,24 @@ def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bo
     """Whether events may pay for spikes `[M, K]`, judged by some of the rows."""
     if spikes.element_size() == 1 and weight.shape[0] >= WIDE:
         return True
-    module, rows = dispatch.load(row.linear), spikes.shape[0]
+    found, looked = _sample(row, spikes)
+    return pays(row, found, looked, weight, trained, spikes.shape[0])
+
+
+def _sample(row: dispatch.Backend, spikes: Tensor) -> tuple[Any, int]:
+    """Return what is found in some rows of spikes `[M, K]`, and in how many."""
+    module = dispatch.load(row.linear)
     # An odd stride: rows of every step and sample, also where batches are powers of two.
-    seen = spikes.detach()[:: max(1, rows // SAMPLE) | 1].contiguous()
+    seen = spikes.detach()[:: max(1, spikes.shape[0] // SAMPLE) | 1].contiguous()
     bits = torch.empty((seen.shape[0], module.words(seen.shape[1])), dtype=torch.int64)
-    return pays(row, module.find(seen, bits), seen.shape[0], weight, trained, rows)
+    return module.find(seen, bits), seen.shape[0]
+
+
+def layer_pays(row: dispatch.Backend, found: Any, weight: Tensor, trained: bool) -> bool:
+    """Whether a layer and its neurons are best run in one loop, by what was found in spikes."""
+    rows = found.counts.shape[1] - 1
+    few = found.events < rows * (TRAINED_EVENTS if trained else EVENTS)
+    return few and not found.valued and pays(row, found, rows, weight, trained)
 
 
 def pays(

@@ -27,7 +27,9 @@ class Backend:
         packages: what must be installed, as import names.
         device_types: the kinds of torch device its tensors may be on; empty means any.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
+        layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
+        latency: where it encodes by latency; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the membrane before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
@@ -37,7 +39,9 @@ class Backend:
     name: str
     module: str
     linear: str = ""
+    layer: str = ""
     draws: str = ""
+    latency: str = ""
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
@@ -65,7 +69,9 @@ TABLE: dict[str, Backend] = {
             "numba",
             ".kernels.lif_numba",
             ".kernels.linear_numba",
+            ".kernels.layer_numba",
             ".kernels.draws_numba",
+            ".kernels.latency_numba",
             packages=("numba",),
             device_types=("cpu",),
         ),
@@ -152,13 +158,17 @@ def load(module: str):  # noqa: ANN201 (with the functions that the row of the t
     return importlib.import_module(module, __package__)
 
 
-def draws(probability: torch.Tensor):  # noqa: ANN201 (as `load`)
-    """Return the module whose `spikes` may draw for such a tensor; None if torch has to."""
+def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)
+    """Return the module whose `spikes` may encode such a tensor; None if torch has to.
+
+    kind: a column of the table, `"draws"` or `"latency"`.
+    """
     scoped = _scoped.get()
     for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
-        if row.draws and not unsupported_reasons(row.name, probability.device.type):
-            module = load(row.draws)
-            return module if module.usable(probability) else None
+        name = getattr(row, kind)
+        if name and not unsupported_reasons(row.name, data.device.type):
+            module = load(name)
+            return module if module.usable(data) else None
     return None
 
 

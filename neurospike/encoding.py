@@ -32,7 +32,8 @@ from torch import Tensor
 Curve = Literal["linear", "logarithmic"]
 Subthreshold = Literal["silent", "last"]
 
-LEAST_DRAWS = 1 << 16  # fewer are drawn sooner than a compiled loop is loaded
+LEAST_COMPILED = 1 << 16  # fewer spikes are made sooner than a compiled loop is loaded
+_COMPILED = (torch.bool, torch.uint8, torch.float32, torch.float64)
 
 
 def constant(data: Tensor, num_steps: int) -> Tensor:
@@ -85,8 +86,9 @@ def rate(
             f"rate got NaN from data with gain={gain}, offset={offset}; a firing probability must "
             "be a number: remove NaN and infinity from the data"
         )
-    compact = _drawn_compactly(probability, num_steps, generator)
-    if compact is not None:
+    module = _coder("draws", probability, num_steps)
+    if module is not None:
+        compact = module.spikes(probability, num_steps, generator)
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
@@ -135,11 +137,17 @@ def latency(
     _check(data, num_steps)
     dtype = _format("latency", data, dtype)
     _check_latency(curve, threshold, subthreshold, tau)
+    intensity = _working(data)
+    table = _edges(num_steps, curve, threshold, tau)
+    module = _coder("latency", intensity, num_steps)
+    if module is not None and dtype in _COMPILED:
+        last = subthreshold == "last"
+        found = module.spikes(intensity, table, threshold, last, dtype)
+        if found is not None:
+            return found
     _check_range("latency", data)
-    intensity = _working(data).contiguous()
-    edges = torch.tensor(
-        _edges(num_steps, curve, threshold, tau), dtype=intensity.dtype, device=data.device
-    )
+    intensity = intensity.contiguous()
+    edges = torch.tensor(table, dtype=intensity.dtype, device=data.device)
     # Comparing with a table, not computing each time, makes the code independent of how a
     # device or a vectorised loop rounds its logarithm.
     step = num_steps - 1 - torch.bucketize(intensity, edges, right=True)
@@ -275,16 +283,13 @@ def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) ->
     return [threshold / (1 - (1 - threshold) * math.exp(-time / window)) for time in times]
 
 
-def _drawn_compactly(
-    probability: Tensor, num_steps: int, generator: torch.Generator | None
-) -> Tensor | None:
-    """Return uint8 spikes drawn without making floats of them; None where nothing here can."""
-    if torch.compiler.is_compiling() or num_steps * probability.numel() < LEAST_DRAWS:
+def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
+    """Return the module that makes the spikes in one pass; None where nothing here can."""
+    if torch.compiler.is_compiling() or num_steps * data.numel() < LEAST_COMPILED:
         return None
-    from .dispatch import draws
+    from .dispatch import coder
 
-    module = draws(probability)
-    return None if module is None else module.spikes(probability, num_steps, generator)
+    return coder(kind, data)
 
 
 def _format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -194,7 +194,7 @@ class LIF(_Neuron):
             self.neuron,
             bool(window),
         )
-        self._numbers = self.surrogate.parameters + window
+        self.numbers = self.surrogate.parameters + window
 
     def forward(
         self,
@@ -212,7 +212,7 @@ class LIF(_Neuron):
             self.beta,
             self.threshold,
             self.rule,
-            self._numbers,
+            self.numbers,
             num_steps,
             True,
             return_trace,
@@ -326,14 +326,10 @@ def _run(
     state = ops.state_dtype(current.dtype)
     if mem is not None:
         _check_mem(mem, current, shape, state)
-    if isinstance(beta, Tensor):
-        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
-    else:  # a number is clamped as one, an operator less at each call
-        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
-    threshold = _parameter("threshold", threshold, current, shape, state)
+    beta, threshold = parameters_of(beta, threshold, current, shape, state)
     row = dispatch.choose(backend, current.device.type)
     if row.fused:
-        flat = (_flat(beta, shape), _flat(threshold, shape))
+        flat = (flat_parameter(beta, shape), flat_parameter(threshold, shape))
         return _Outputs(
             *ops.fused_lif(
                 row.name, current, mem, *flat, key, parameters, steps, want_spikes, want_trace
@@ -346,6 +342,21 @@ def _run(
     lif_of = dispatch.load(row.module).lif
     spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
     return _Outputs(spikes.to(current.dtype), mem, trace)
+
+
+def parameters_of(
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    current: Tensor,
+    shape: torch.Size,
+    state: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
+    if isinstance(beta, Tensor):
+        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+    else:  # a number is clamped as one, an operator less at each call
+        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
+    return beta, _parameter("threshold", threshold, current, shape, state)
 
 
 def _check_current(current: Tensor, num_steps: int | None) -> int:
@@ -431,7 +442,7 @@ def _parameter(
     return (value.reshape(1) if value.numel() == 1 else value).to(state)
 
 
-def _flat(value: Tensor, shape: torch.Size) -> Tensor:
+def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
     """Return `[1]` for a scalar, else `[P]`: one value a neuron of the features, flattened."""
     return value if value.numel() == 1 else value.expand(shape[1:]).reshape(-1)
 

@@ -147,11 +147,12 @@ for _row in dispatch.TABLE.values():
         define(_row)
 
 
-class _Once(torch.autograd.Function):
+class Once(torch.autograd.Function):
     """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
 
     @staticmethod
     def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return what was given."""
         return tensors
 
     @staticmethod
@@ -160,6 +161,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Raise RuntimeError."""
         raise RuntimeError(
             "a fused LIF backend has first derivatives only, and a second one was asked for "
             "(create_graph=True); use backend='reference', which has both"
@@ -208,7 +210,7 @@ class _Fused(torch.autograd.Function):
             need_threshold,
         )
         if torch.is_grad_enabled():  # create_graph=True
-            found = _Once.apply(*found, current, mem, beta, threshold, *grads)[:4]
+            found = Once.apply(*found, current, mem, beta, threshold, *grads)[:4]
         needs = (need_current, need_mem, need_beta, need_threshold)
         wanted = (grad if need else None for grad, need in zip(found, needs))
         return (None, *wanted, None, None, None, None, None)

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layers import LI, LIF
+from .spike_layer import spike_layer
+from .spike_linear import SpikeLinear
 
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
@@ -78,16 +80,20 @@ class Sequential(nn.Sequential):
             if not carries_state(layer):
                 without.append((name, layer))
                 continue
-            x = _time_batched(without, x, constant=num_steps is not None)
-            without = []
+            together = num_steps is None and isinstance(layer, LIF) and _linear_last(without)
+            first = without[:-1] if together else without
+            x = _time_batched(first, x, constant=num_steps is not None)
             state = before[len(after)]
-            if num_steps is None:
+            if together:
+                x, state = spike_layer(without[-1][1], layer, x, state)
+            elif num_steps is None:
                 x, state = layer(x, state)
             elif isinstance(layer, (LIF, LI, Sequential)):
                 x, state = layer(x, state, num_steps=num_steps)
             else:
                 x, state = layer(x.expand(num_steps, *x.shape), state)
             num_steps = None
+            without = []
             after.append(state)
         x = _time_batched(without, x, constant=num_steps is not None)
         if num_steps is not None:
@@ -114,6 +120,10 @@ class Sequential(nn.Sequential):
 def carries_state(module: nn.Module) -> bool:
     """Return whether a layer is called with its state, over `[T, B, *F]`."""
     return bool(getattr(module, "carries_state", False))
+
+
+def _linear_last(layers: list[tuple[str, nn.Module]]) -> bool:
+    return bool(layers) and isinstance(layers[-1][1], SpikeLinear)
 
 
 def _time_batched(layers: list[tuple[str, nn.Module]], x: Tensor, constant: bool) -> Tensor:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import break_even, buffers, dispatch
+from . import break_even, buffers, dispatch, known_events
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
 _LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
-_HEAD = 2  # of what was found: whether events pay, whether there are values other than 0 and 1
+HEAD = 2  # of what was found: whether events pay, whether there are values other than 0 and 1
 
 
 def spike_linear(
@@ -68,10 +68,16 @@ def spike_linear(
     flat = spikes.reshape(-1, spikes.shape[-1])
     compiling = torch.compiler.is_compiling()
     # A graph that torch.compile makes holds for every batch: there the operator looks itself.
-    if not compiling and not break_even.promising(row, flat, weight, trained):
+    known = known_events.recall(spikes) if is_plain(spikes) else None
+    if known is not None:
+        if not break_even.pays(row, known[1], len(flat), weight, trained):
+            return _dense(spikes, weight, bias)
+    elif not compiling and not break_even.promising(row, flat, weight, trained):
         return _dense(spikes, weight, bias)
     if trained or (torch.is_grad_enabled() and _needs(flat, bias)):
-        out, _ = _Events.apply(row.name, flat, weight, bias, compiling)
+        out, _ = _Events.apply(row, flat, weight, bias, compiling, known)
+    elif known is not None:
+        out = _of_known(row, flat, weight, bias, *known)
     else:
         operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
         out, _ = operator(flat, weight, bias, False, compiling)
@@ -113,13 +119,13 @@ class SpikeLinear(nn.Linear):
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
     trained = wide.requires_grad and torch.is_grad_enabled()
-    if not (trained and _is_plain(wide) and wide.nbytes >= buffers.LEAST_BYTES):
+    if not (trained and is_plain(wide) and wide.nbytes >= buffers.LEAST_BYTES):
         return functional.linear(wide, weight, bias)
     out = _Product.apply(wide.reshape(-1, wide.shape[-1]), weight, bias)
     return out if wide.dim() == 2 else out.view(*wide.shape[:-1], weight.shape[0])
 
 
-def _is_plain(spikes: Tensor) -> bool:
+def is_plain(spikes: Tensor) -> bool:
     """Whether nothing but autograd looks on, and the tensor is what it seems to be."""
     return (
         type(spikes) is Tensor
@@ -177,17 +183,53 @@ def _needs(spikes: Tensor, bias: Tensor | None) -> bool:
     return spikes.requires_grad or (bias is not None and bias.requires_grad)
 
 
+def find(row: dispatch.Backend, spikes: Tensor, flat: Tensor) -> tuple[Tensor, Any]:
+    """Find the events of `spikes`, `flat` as `[M, K]`, and remember them.
+
+    Returns whether there are values other than 0 and 1 at `HEAD - 1`, after `HEAD` bits
+    `[M, words]`; and what the backend counted.
+    """
+    module, rows = dispatch.load(row.linear), len(flat)
+    found = torch.ones(HEAD + rows * module.words(flat.shape[1]), dtype=torch.int64)
+    events = module.find(flat.contiguous(), found[HEAD:].view(rows, -1))
+    found[HEAD - 1] = events.valued
+    known_events.remember(spikes, found, events)
+    return found, events
+
+
+def _of_known(
+    row: dispatch.Backend,
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    found: Tensor,
+    events: Any,
+) -> Tensor:
+    bits = found[HEAD:].view(len(spikes), -1)
+    module = dispatch.load(row.linear)
+    return module.forward(spikes.contiguous(), weight, bias, bits, events)
+
+
 class _Events(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, spikes: Tensor, weight: Tensor, bias: Tensor | None, look: bool
+        ctx: Any,
+        row: dispatch.Backend,
+        spikes: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        look: bool,
+        known: tuple[Tensor, Any] | None,
     ) -> tuple[Tensor, Tensor]:
-        operator = getattr(torch.ops.neurospike, f"{name}_linear")
-        out, found = operator(spikes, weight, bias, ctx.needs_input_grad[2], look)
+        if known is None:
+            operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
+            out, found = operator(spikes, weight, bias, ctx.needs_input_grad[2], look)
+        else:
+            out, found = _of_known(row, spikes, weight, bias, *known), known[0]
         ctx.save_for_backward(spikes, weight, found)
-        ctx.name = name
+        ctx.name = row.name
         ctx.mark_non_differentiable(found)
         ctx.set_materialize_grads(False)
         return out, found
@@ -195,9 +237,9 @@ class _Events(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
         spikes, weight, found = ctx.saved_tensors
-        _, need_spikes, need_weight, need_bias, _ = ctx.needs_input_grad
+        _, need_spikes, need_weight, need_bias, *_ = ctx.needs_input_grad
         if grad is None:
-            return (None,) * 5
+            return (None,) * 6
         grad_weight = None
         if need_weight and torch.is_grad_enabled():  # create_graph=True
             grad_weight = grad.t() @ spikes.to(grad.dtype)
@@ -205,7 +247,7 @@ class _Events(torch.autograd.Function):
             backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
             grad_weight = backward(grad, spikes, found)
         grad_spikes = _input_gradient(grad, weight) if need_spikes else None
-        return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
+        return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None, None
 
 
 def _define(row: dispatch.Backend) -> None:
@@ -222,8 +264,8 @@ def _define(row: dispatch.Backend) -> None:
         module = dispatch.load(row.linear)
         rows, width = spikes.shape
         spikes = spikes.contiguous()
-        found = torch.empty(_HEAD + rows * module.words(width), dtype=torch.int64)
-        bits = found[_HEAD:].view(rows, module.words(width))
+        found = torch.empty(HEAD + rows * module.words(width), dtype=torch.int64)
+        bits = found[HEAD:].view(rows, module.words(width))
         pays = spikes.numel() > 0
         if pays and look:
             pays = break_even.promising(row, spikes, weight, trained)
@@ -240,18 +282,18 @@ def _define(row: dispatch.Backend) -> None:
         return out, found if trained else found[:0].clone()
 
     def backward(grad: Tensor, spikes: Tensor, found: Tensor) -> Tensor:
-        pays, valued = found[:_HEAD].tolist()
+        pays, valued = found[:HEAD].tolist()
         if not pays:
             return grad.t() @ spikes.to(grad.dtype)
         module = dispatch.load(row.linear)
-        bits = found[_HEAD:].view(len(spikes), module.words(spikes.shape[1]))
+        bits = found[HEAD:].view(len(spikes), module.words(spikes.shape[1]))
         return module.backward(grad, spikes.contiguous(), bits, bool(valued))
 
     def fake(
         spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
     ) -> tuple[Tensor, Tensor]:
         words = -(-spikes.shape[1] // 64)
-        size = _HEAD + spikes.shape[0] * words if trained else 0
+        size = HEAD + spikes.shape[0] * words if trained else 0
         out = weight.new_empty((spikes.shape[0], weight.shape[0]))
         return out, spikes.new_empty(size, dtype=torch.int64)
 

@@ -92,7 +92,7 @@ def test_all_silent_and_all_active(spikes, density, events, poisoned):
 
 @pytest.mark.parametrize("table", [0, 1 << 40])
 def test_sums_of_four_from_a_table_and_one_by_one(table, events, poisoned, monkeypatch):
-    monkeypatch.setattr(dispatch.load(".kernels.linear_numba"), "TABLE", table)
+    monkeypatch.setattr(dispatch.load(".kernels.events_numba"), "TABLE", table)
     for shape in SHAPES[1:]:
         compare(*problem(*shape, 0.6, torch.bool, torch.float32))
 

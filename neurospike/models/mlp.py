@@ -1,11 +1,12 @@
 """The fully connected network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from neurospike.spike_layer import spike_layer
 from neurospike.spike_linear import SpikeLinear
 
 from . import parts
@@ -80,13 +81,22 @@ class SNNModel(SpikingNetwork):
             )
         activity: dict[str, Tensor] = {}
 
-        def layer(k: int) -> Callable[[Tensor], Tensor]:
-            return lambda incoming: self.norms[k](self.linears[k](incoming))
-
-        encoded, first = self._enter(flat, layer(0), compact=True)
-        spikes, _ = self.neurons[0](**first)
+        encoded = self._encode(flat, compact=True)
+        if self.encoding == "constant":  # passes the first layer once, not once a step
+            current = self.norms[0](self.linears[0](flat))
+            spikes, _ = self.neurons[0](current, num_steps=self.num_steps)
+        else:
+            spikes = self._layer(0, encoded)
         activity["hidden1"] = spikes
         for k in range(1, len(self.neurons)):
-            spikes, _ = self.neurons[k](over_steps(layer(k), self.dropout(spikes)))
+            spikes = self._layer(k, self.dropout(spikes))
             activity[f"hidden{k + 1}"] = spikes
         return encoded, activity, self.linears[-1](self.dropout(spikes))
+
+    def _layer(self, k: int, incoming: Tensor) -> Tensor:
+        """Return the spikes `[T, B, N]` of a hidden layer."""
+        linear, norm, neurons = self.linears[k], self.norms[k], self.neurons[k]
+        if isinstance(norm, nn.Identity):
+            return spike_layer(linear, neurons, incoming)[0]
+        current = over_steps(lambda given: norm(linear(given)), incoming)
+        return neurons(current)[0]

@@ -147,18 +147,21 @@ class SpikingNetwork(nn.Module):
         initialize(layer, self._init, beta, threshold, constant)
         return layer
 
+    def _encode(self, images: Tensor, compact: bool = False) -> Tensor:
+        """Return the encoded pictures. compact: spikes of a byte each, where the code has them."""
+        options = self.encoding_options
+        if compact and self.encoding in COMPACT:
+            options = {"dtype": torch.uint8, **options}
+        return getattr(codes, self.encoding)(images, self.num_steps, **options)
+
     def _enter(
-        self, images: Tensor, layer: Callable[[Tensor], Tensor], compact: bool = False
+        self, images: Tensor, layer: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the encoded pictures, and what the first neurons are called with.
 
-        A constant input passes the first layer once, not once a step. compact: the layer takes
-        spikes of one byte each.
+        A constant input passes the first layer once, not once a step.
         """
-        encode, options = getattr(codes, self.encoding), self.encoding_options
-        if compact and self.encoding in COMPACT:
-            options = {"dtype": torch.uint8, **options}
-        encoded = encode(images, self.num_steps, **options)
+        encoded = self._encode(images)
         if self.encoding == "constant":
             return encoded, {"current": layer(images), "num_steps": self.num_steps}
         return encoded, {"current": over_steps(layer, encoded)}

@@ -1,0 +1,290 @@
+"""Which inputs are active: found once, as one bit each, and listed by rows or by columns.
+
+Layout: spikes `[M, K]`, bits `[M, ceil(K / 64)]`, the lists of all rows one after another. Formats:
+spikes bool, uint8, float32 or float64.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.numba_memory import take
+from neurospike.kernels.numba_vectors import graded, lowest, nonzero, ones
+from torch import Tensor
+
+from neurospike import parallel
+
+WORD = 64  # inputs whose bits are one integer
+TABLE = 40  # additions, in the time of which a row of a table of sums of four is made
+GRAIN = 1 << 17  # additions that are worth waking a thread for
+
+# What a kernel is compiled for; rebound for each variant.
+NUMBER = np.float32(0)
+SPIKE = np.uint8(0)
+INDEX = np.int32(0)
+GRADED = False
+GROUPED = False
+
+
+def _groups(bits):
+    """Return which groups of four bits are not 0, at the lowest bit of each."""
+    return (bits | bits >> 1 | bits >> 2 | bits >> 3) & 0x1111111111111111
+
+
+def _find(job_at):
+    """Spikes `[M, K]` to bits `[M, W]`, with counts `[1 + M]` of events and of groups with any."""
+    job = job_of(job_at)
+    rows, width, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    spikes, bits = array_of(job_at, 0, SPIKE), array_of(job_at, 1, 0)
+    counts, groups = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
+    part = take(job, NEXT)
+    odd = 0
+    while part * block < rows:
+        for row in range(part * block, min(rows, part * block + block)):
+            count, group = 0, 0
+            for word in range(words):
+                start = row * width + word * WORD
+                found = 0
+                if word * WORD + WORD <= width:
+                    found = nonzero(spikes, start)
+                    odd |= graded(spikes, start)
+                else:
+                    for k in range(width - word * WORD):
+                        value = spikes[start + k]
+                        found |= (1 if value != 0 else 0) << k
+                        odd |= 1 if value != 0 and value != 1 else 0
+                bits[row * words + word] = found
+                count += ones(found)
+                group += ones(_groups(found))
+            counts[1 + row] = count
+            groups[1 + row] = group
+        part = take(job, NEXT)
+    if odd != 0:
+        job[FLAG] = 1
+
+
+def _count(job_at):
+    """Count events and groups with any of bits `[M, W]`, as `_find` does."""
+    job = job_of(job_at)
+    rows, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2]
+    bits = array_of(job_at, 0, 0)
+    counts, groups = array_of(job_at, 1, 0), array_of(job_at, 2, 0)
+    part = take(job, NEXT)
+    while part * block < rows:
+        for row in range(part * block, min(rows, part * block + block)):
+            count, group = 0, 0
+            for word in range(row * words, (row + 1) * words):
+                count += ones(bits[word])
+                group += ones(_groups(bits[word]))
+            counts[1 + row] = count
+            groups[1 + row] = group
+        part = take(job, NEXT)
+
+
+def _flip(block):
+    """Transpose 64 integers as a matrix of bits (Warren, Hacker's Delight, 7-3)."""
+    width, mask = 32, 0xFFFFFFFF
+    while width > 0:
+        for k in range(WORD):
+            if k & width == 0:
+                a, b = block[k], block[k + width]
+                swap = ((a >> width) ^ b) & mask
+                block[k] = a ^ (swap << width)
+                block[k + width] = b ^ swap
+        width >>= 1
+        mask ^= mask << width
+
+
+def _transpose(job_at):
+    """Bits `[M, W]` to `[chunks, W * 64, chunk / 64]`, counted as `_find` does."""
+    job = job_of(job_at)
+    rows, words, high, chunks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    bits, out = array_of(job_at, 0, 0), array_of(job_at, 1, 0)
+    counts, groups = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
+    scratch = array_of(job_at, 4, 0)
+    own = take(job, SLOT) * WORD
+    block = scratch[own : own + WORD]
+    part = take(job, NEXT)
+    while part < chunks * words:
+        chunk, word = part // words, part % words
+        first = part * WORD
+        for k in range(WORD):
+            counts[1 + first + k] = 0
+            groups[1 + first + k] = 0
+        for b in range(high):
+            low = chunk * high * WORD + b * WORD
+            for k in range(WORD):
+                block[k] = bits[(low + k) * words + word] if low + k < rows else 0
+            _flip(block)
+            for k in range(WORD):
+                out[(first + k) * high + b] = block[k]
+                counts[1 + first + k] += ones(block[k])
+                groups[1 + first + k] += ones(_groups(block[k]))
+        part = take(job, NEXT)
+
+
+def _list(job_at):
+    """Bits `[R, W]` to the places of those that are 1, row after row, and what stood there."""
+    job = job_of(job_at)
+    rows, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2]
+    group, far, stride = job[SIZES + 3], job[SIZES + 4], job[SIZES + 5]
+    bits, starts, places = (
+        array_of(job_at, 0, 0),
+        array_of(job_at, 1, 0),
+        array_of(job_at, 2, INDEX),
+    )
+    values, spikes = array_of(job_at, 3, NUMBER), array_of(job_at, 4, SPIKE)
+    part = take(job, NEXT)
+    while part * block < rows:
+        for row in range(part * block, min(rows, part * block + block)):
+            at = starts[row]
+            base = row // group * far + row % group
+            for word in range(words):
+                found = bits[row * words + word]
+                left = _groups(found) if GROUPED else found
+                while left != 0:
+                    bit = lowest(left)
+                    place = word * WORD + bit
+                    if GROUPED:
+                        places[at] = 4 * place + (found >> bit & 15)
+                    else:
+                        places[at] = place
+                    if GRADED:
+                        values[at] = spikes[base + place * stride]
+                    at += 1
+                    left &= left - 1
+        part = take(job, NEXT)
+
+
+FORMATS = {
+    torch.bool: np.uint8,
+    torch.uint8: np.uint8,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+
+
+@functools.cache
+def _compiled(
+    function: Callable[..., Any],
+    state: torch.dtype = torch.float32,
+    spikes: torch.dtype = torch.uint8,
+    valued: bool = False,
+    grouped: bool = False,
+) -> Any:
+    names = {
+        "SPIKE": FORMATS[spikes](0),
+        "INDEX": np.int32(0),
+        "GRADED": valued,
+        "GROUPED": grouped,
+    }
+    return compiled(function, names, FORMATS[state])
+
+
+def threads(work: int, parts: int) -> int:
+    """Return how many threads are worth waking for so many additions in so many parts."""
+    return parallel.threads(1 + work // GRAIN, parts)
+
+
+def words(width: int) -> int:
+    """Return how many integers hold the bits of a row."""
+    return -(-width // WORD)
+
+
+class Found(NamedTuple):
+    """What there is in spikes: counts before each row, events, groups of four, other values."""
+
+    counts: Tensor
+    events: int
+    groups: int
+    valued: bool
+
+    def grouped(self, lists: int) -> bool:
+        """Whether a table of sums of four saves more additions than it takes for `lists` rows."""
+        return not self.valued and self.events - self.groups > TABLE * lists
+
+    def starts(self, grouped: bool) -> Tensor:
+        """Return where each row's list begins, and the last one ends."""
+        return self.counts[1 if grouped else 0].cumsum(0)
+
+
+def _counted(counts: Tensor, valued: bool) -> Found:
+    events, groups = counts.sum(1).tolist()
+    return Found(counts, events, groups, valued)
+
+
+def find(spikes: Tensor, bits: Tensor) -> Found:
+    """Fill `bits` `[M, W]` and count them."""
+    rows, width = spikes.shape
+    counts = torch.zeros((2, rows + 1), dtype=torch.int64)
+    if bits.numel() == 0:
+        return _counted(counts, False)
+    job = run(
+        _compiled(_find, spikes=spikes.dtype),
+        (spikes, bits, counts[0], counts[1]),
+        (rows, width, words(width), WORD),
+        threads(spikes.numel() // 8, -(-rows // WORD)),
+    )
+    return _counted(counts, bool(job[FLAG]))
+
+
+def count(bits: Tensor) -> Found:
+    """Return what `find` would of the 0s and 1s that are in `bits` `[M, W]`."""
+    rows, width = bits.shape
+    counts = torch.zeros((2, rows + 1), dtype=torch.int64)
+    arrays = (bits, counts[0], counts[1])
+    run(_compiled(_count), arrays, (rows, width, WORD), threads(bits.numel(), -(-rows // WORD)))
+    return _counted(counts, False)
+
+
+def transposed(
+    bits: Tensor, rows: int, width: int, chunk: int, valued: bool
+) -> tuple[Tensor, Found]:
+    """Return bits `[M, W]` by columns, `[chunks * W * 64, chunk / 64]`, and count them.
+
+    chunk: rows, a multiple of 64, whose bits of a column are one row of the result.
+    """
+    chunks, padded = -(-rows // chunk), words(width) * WORD
+    columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64)
+    counts = torch.zeros((2, 1 + chunks * padded), dtype=torch.int64)
+    run(
+        _compiled(_transpose),
+        (bits, columns, counts[0], counts[1]),
+        (rows, words(width), chunk // WORD, chunks),
+        threads(bits.numel() * 8, chunks * words(width)),
+        WORD,
+        torch.int64,
+    )
+    return columns, _counted(counts, valued)
+
+
+def listed(
+    bits: Tensor,
+    starts: Tensor,
+    grouped: bool,
+    spikes: Tensor | None,
+    state: torch.dtype,
+    strides: tuple[int, int, int],
+) -> tuple[Tensor, Tensor | None]:
+    """Return the places of bits `[R, W]` that are 1 and, if given, the spikes that stood there.
+
+    grouped: the places of groups of four, times 16, plus what the group is as a number. strides:
+    the spikes of row `r` are at `r // a * b + r % a + place * c`.
+    """
+    rows, count = bits.shape[0], int(starts[-1])
+    places = torch.empty(count, dtype=torch.int32)
+    valued = spikes is not None
+    values = torch.empty(count, dtype=state) if valued else None
+    kernel = (
+        _compiled(_list, state, spikes.dtype, True)
+        if spikes is not None
+        else _compiled(_list, grouped=grouped)
+    )
+    sizes = (rows, bits.shape[1], WORD, *strides)
+    arrays = (bits, starts, places, values, spikes)
+    run(kernel, arrays, sizes, threads(count * 4, -(-rows // WORD)))
+    return places, values

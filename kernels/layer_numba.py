@@ -1,0 +1,329 @@
+"""A linear layer of spikes and its LIF neurons in one loop: no current is laid out in memory.
+
+Where few inputs are active, such a layer's time goes into writing and reading what has a number for
+each neuron and step: currents, and their gradients. Here a panel of neurons takes one sample
+through time: the rows of the weight that a step's active inputs name are added up in registers, and
+the neurons integrate the sums at once. The backward pass does that again into a scratch in the
+first-level cache, goes through time in reverse, and adds the gradient of each step's current to the
+rows of the weight's gradient that the same inputs name.
+
+Formulas and sums of the forward pass are those of `lif_numba` and `linear_numba`, and so are the
+spikes, bit for bit, unless the latter takes its table of sums of four. A panel belongs to one
+thread, so every sum has one order. Saved for backward: where the active inputs are, and the weight
+as it was packed.
+
+Layout: sequences are `[T, B, N]`; of row `t * B + b` of the inputs `[T * B, K]` there is a list of
+those that are active, and that are 1. Number formats: float32, or float64 throughout.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from neurospike.kernels.events_numba import FORMATS, Found, find, listed, words
+from neurospike.kernels.events_numba import threads as threads_for
+from neurospike.kernels.lif_numba import (
+    as_tensor,
+    backward_row,
+    forward_row,
+    recompute_row,
+    time_rows,
+)
+from neurospike.kernels.linear_numba import pack, turn_block
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.numba_memory import fence, prefetch, stream, take
+from neurospike.kernels.numba_vectors import sum_rows
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from torch import Tensor
+
+from neurospike import buffers, formulas, rule
+
+__all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.spike_layer`
+
+PANEL_BYTES = 512  # neurons that go through time together, in bytes of a number each
+PARTS = 2  # a thread, at least, that samples are divided in
+STREAMED = 32 << 20  # bytes of spikes that are not kept in a cache for whoever reads them
+LINES = 10  # rows of scratch, beside the membranes
+
+# What a kernel is compiled for; rebound for each variant.
+NUMBER = np.float32(0)
+INDEX = np.int32(0)
+PANEL = 128
+TILE = 16
+DELAYED = True
+SPIKES = True
+TRACE = False
+CONSTANT = False
+WINDOWED = False
+PARAMETERS = False
+STREAM = False
+COUNT = 1
+surrogate = formulas.atan
+
+
+def _row(array, start, size):
+    return array[start : start + size]
+
+
+def _line(scratch, own, k):
+    return _row(scratch, own + k * PANEL, PANEL)
+
+
+def _fill(out, values, low, n):
+    """Write `n` values from `low` on, the only one if there is one, and zeros after them."""
+    for i in range(out.size):
+        out[i] = 0.0
+    if values.size == 1:
+        for i in range(n):
+            out[i] = values[0]
+    elif values.size > 0:
+        for i in range(n):
+            out[i] = values[low + i]
+
+
+def _copy(out, values):
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+def _add(out, values):
+    for i in range(out.size):
+        out[i] += values[i]
+
+
+def _forward(job_at):
+    job = job_of(job_at)
+    steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
+    outputs, blocks = job[SIZES + 3], job[SIZES + 4]
+    packed, bias = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
+    starts, places = array_of(job_at, 2, 0), array_of(job_at, 3, INDEX)
+    mem, beta = array_of(job_at, 4, NUMBER), array_of(job_at, 5, NUMBER)
+    threshold, spikes = array_of(job_at, 6, NUMBER), array_of(job_at, 7, NUMBER)
+    final, scratch = array_of(job_at, 8, NUMBER), array_of(job_at, 9, NUMBER)
+    own = take(job, SLOT) * LINES * PANEL
+    state, current, kept = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
+    first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
+    nothing = _row(scratch, own, 0)
+    part = take(job, NEXT)
+    while part < (outputs + PANEL - 1) // PANEL * blocks:
+        panel, block = part // blocks, part % blocks
+        low = panel * PANEL
+        n = min(PANEL, outputs - low)
+        matrix = packed[low * width : (low + PANEL) * width]
+        _fill(first, bias, low, n)
+        _fill(b, beta, low, n)
+        _fill(th, threshold, low, n)
+        for sample in range(block * batch // blocks, (block + 1) * batch // blocks):
+            at = sample * outputs + low
+            _fill(state, mem, at, n)
+            for t in range(steps):
+                r = t * batch + sample
+                out = r * outputs + low
+                sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
+                row = _row(spikes, out, PANEL) if n == PANEL and not STREAM else kept
+                forward_row(current, state, b, th, row, nothing)
+                if STREAM:
+                    stream(spikes, out, _row(kept, 0, n))
+                elif n < PANEL:
+                    _copy(_row(spikes, out, n), kept)
+            _copy(_row(final, at, n), state)
+        part = take(job, NEXT)
+    if STREAM:
+        fence()
+
+
+def _backward(job_at):
+    job = job_of(job_at)
+    steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
+    outputs, stride = job[SIZES + 3], job[SIZES + 4]
+    packed, bias = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
+    starts, places = array_of(job_at, 2, 0), array_of(job_at, 3, INDEX)
+    mem, beta = array_of(job_at, 4, NUMBER), array_of(job_at, 5, NUMBER)
+    threshold, numbers = array_of(job_at, 6, NUMBER), array_of(job_at, 7, NUMBER)
+    grad_spikes, grad_final = array_of(job_at, 8, NUMBER), array_of(job_at, 9, NUMBER)
+    out, out_bias = array_of(job_at, 10, NUMBER), array_of(job_at, 11, NUMBER)
+    out_mem, out_beta = array_of(job_at, 12, NUMBER), array_of(job_at, 13, NUMBER)
+    out_th, scratch = array_of(job_at, 14, NUMBER), array_of(job_at, 15, NUMBER)
+    parameters = to_fixed_tuple(numbers, COUNT)
+    window = numbers[COUNT] if WINDOWED else 0.0
+    # Of the scratch: the weight's gradient, lines, the membrane before the first step, then the
+    # charged one of each; with an immediate reset also the membrane after each.
+    own = take(job, SLOT) * (width + LINES + 2 * (1 + steps)) * PANEL
+    sums = _row(scratch, own, width * PANEL)
+    own += width * PANEL
+    state, current, d = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
+    first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
+    d_bias, d_beta, d_th = _line(scratch, own, 6), _line(scratch, own, 7), _line(scratch, own, 8)
+    padded = _line(scratch, own, 9)
+    charged = own + LINES * PANEL
+    after = charged if DELAYED else charged + (1 + steps) * PANEL
+    nothing = _row(scratch, own, 0)
+    part = take(job, NEXT)
+    while part < (outputs + PANEL - 1) // PANEL:
+        low = part * PANEL
+        n = min(PANEL, outputs - low)
+        matrix = packed[low * width : (low + PANEL) * width]
+        _fill(sums, nothing, 0, 0)
+        _fill(d_bias, nothing, 0, 0)
+        _fill(d_beta, nothing, 0, 0)
+        _fill(d_th, nothing, 0, 0)
+        _fill(padded, nothing, 0, 0)
+        _fill(first, bias, low, n)
+        _fill(b, beta, low, n)
+        _fill(th, threshold, low, n)
+        for sample in range(batch):
+            at = sample * outputs + low
+            _fill(state, mem, at, n)
+            _copy(_line(scratch, charged, 0), state)
+            _copy(_line(scratch, after, 0), state)
+            for t in range(steps):
+                r = t * batch + sample
+                if SPIKES:
+                    prefetch(grad_spikes, t * stride + at, n)
+                sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
+                later = _row(scratch, after + (1 + t) * PANEL, 0 if DELAYED else PANEL)
+                recompute_row(current, state, b, th, _line(scratch, charged, 1 + t), later)
+            _fill(state, grad_final, at, n)
+            for t in range(steps - 1, -1, -1):
+                r = t * batch + sample
+                g = nothing
+                if SPIKES:
+                    g = _row(grad_spikes, t * stride + at, n)
+                    if n < PANEL:
+                        _copy(_row(padded, 0, n), g)
+                        g = padded
+                v, before = _line(scratch, charged, 1 + t), _line(scratch, after, t)
+                backward_row(
+                    g, nothing, before, v, b, th, parameters, window, state, d, d_beta, d_th
+                )
+                _add(d_bias, d)
+                for e in range(starts[r], starts[r + 1]):
+                    _add(_line(sums, 0, places[e]), d)
+            if out_mem.size > 0:
+                _copy(_row(out_mem, at, n), state)
+        for j in range(0, n, TILE):
+            to = (low + j) * width
+            turn_block(out, to, width, sums, j, PANEL, width, min(n - j, TILE))
+        if out_bias.size > 0:
+            _copy(_row(out_bias, low, n), d_bias)
+        if PARAMETERS:
+            _copy(_row(out_beta, low, n), d_beta)
+            _copy(_row(out_th, low, n), d_th)
+        part = take(job, NEXT)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], key: str, state: torch.dtype, **flags: int) -> Any:
+    names = rule.from_key(key).names | flags
+    names |= {"to_fixed_tuple": to_fixed_tuple, "INDEX": np.int32(0)}
+    names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
+    return compiled(function, names, FORMATS[state])
+
+
+def panels(outputs: int, state: torch.dtype) -> int:
+    """Return into how many panels so many neurons are divided: as many threads have work."""
+    return -(-outputs * state.itemsize // PANEL_BYTES)
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of the inputs `[T * B, K]` and the weight."""
+
+    starts: Tensor
+    places: Tensor
+    packed: Tensor
+
+
+def forward(
+    bits: Tensor,
+    found: Found,
+    weight: Tensor,
+    bias: Tensor | None,
+    mem: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    key: str,
+    steps: int,
+) -> tuple[Tensor, Tensor, Kept]:
+    """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what is to be kept.
+
+    `bits` and `found` are of the inputs `[T * B, K]`; `weight` `[N, K]`, `bias` `[N]` or None,
+    `mem` `[B, N]` or None, `beta` and `threshold` `[1]` or `[N]`.
+    """
+    state, (outputs, width), batch = weight.dtype, weight.shape, len(bits) // steps
+    starts = found.starts(False)
+    places, _ = listed(bits, starts, False, None, state, (1, width, 1))
+    panel = PANEL_BYTES // state.itemsize
+    packed = pack(weight, panel)
+    spikes = buffers.empty((steps, batch, outputs), state)
+    final = torch.empty((batch, outputs), dtype=state)
+    parts = panels(outputs, state)
+    # Threads share a panel and not its samples, whose rows end in cache lines of the next panel's.
+    blocks = max(1, min(batch, PARTS * torch.get_num_threads()))
+    run(
+        _compiled(_forward, key, state, STREAM=spikes.nbytes >= STREAMED),
+        (packed, bias, starts, places, mem, beta, threshold, spikes, final),
+        (steps, batch, width, outputs, blocks),
+        threads_for((len(places) + len(bits)) * outputs, parts * blocks),
+        LINES * panel,
+        state,
+    )
+    return spikes, final, Kept(starts, places, packed)
+
+
+def backward(
+    grad_spikes: Tensor | None,
+    grad_final: Tensor | None,
+    kept: Sequence[Tensor],
+    bias: Tensor | None,
+    mem: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    key: str,
+    parameters: Sequence[float],
+    shape: tuple[int, int, int, int],
+    want_mem: bool,
+    want_parameters: bool,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of weight, `bias`, `mem`, `beta` and `threshold`.
+
+    `shape` is `(T, B, N, K)`; that of `mem` is None unless asked for, and so are the last two.
+    """
+    starts, places, packed = kept
+    state, (steps, batch, outputs, width) = packed.dtype, shape
+    gs, stride = time_rows(grad_spikes, state)
+    panel = PANEL_BYTES // state.itemsize
+    followed = rule.from_key(key)
+    out = buffers.empty((outputs, width), state)
+    out_bias = None if bias is None else torch.empty(outputs, dtype=state)
+    out_mem = torch.empty((batch, outputs), dtype=state) if want_mem else None
+    out_beta = out_th = None
+    if want_parameters:
+        out_beta, out_th = torch.empty((2, outputs), dtype=state)
+    final = None if grad_final is None else grad_final.contiguous()
+    kernel = _compiled(
+        _backward,
+        key,
+        state,
+        SPIKES=gs is not None,
+        PARAMETERS=want_parameters,
+        DELAYED=followed.delayed,
+        COUNT=len(parameters) - followed.windowed,
+    )
+    numbers = as_tensor(tuple(parameters), state)
+    run(
+        kernel,
+        (packed, bias, starts, places, mem, beta, threshold, numbers, gs, final)
+        + (out, out_bias, out_mem, out_beta, out_th),
+        (steps, batch, width, outputs, stride),
+        threads_for((len(places) + steps * batch) * outputs, panels(outputs, state)),
+        (width + LINES + 2 * (1 + steps)) * panel,
+        state,
+    )
+    out_beta, out_th = (
+        found.sum(0, keepdim=True) if found is not None and given.numel() == 1 else found
+        for found, given in ((out_beta, beta), (out_th, threshold))
+    )
+    return out, out_bias, out_mem, out_beta, out_th

@@ -1,0 +1,47 @@
+"""How a loop in several threads is told what to do: its job, one row of integers.
+
+A job holds counters that the threads `take` from (the next part, the next scratch), a flag for an
+answer, sizes, and then the address and size of each array; the last one is a scratch that is
+divided among the threads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from neurospike.kernels.numba_memory import array_at
+from torch import Tensor
+
+from neurospike import buffers, parallel
+
+NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
+
+
+def array_of(job_at, k, like):
+    """Return the `k`-th array of a job, of numbers like `like`; one of size 0 is not there."""
+    job = array_at(job_at, HEAD + 2 * k + 2, 0)
+    return array_at(job[HEAD + 2 * k], job[HEAD + 2 * k + 1], like)
+
+
+def job_of(job_at):
+    """Return the counters, the flag and the sizes of a job."""
+    return array_at(job_at, HEAD, 0)
+
+
+def run(
+    kernel: Any,
+    arrays: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    threads: int,
+    scratch: int = 0,
+    state: torch.dtype = torch.float32,
+) -> list[int]:
+    """Hand a compiled kernel a job and wait for it; return the job as it was left.
+
+    scratch: numbers in the format `state` that each thread has for itself.
+    """
+    held = buffers.empty((threads * scratch,), state)
+    job = [0, 0, 0, *sizes, *(0 for _ in range(HEAD - SIZES - len(sizes)))]
+    for array in (*arrays, held):
+        job += (0, 0) if array is None else (array.data_ptr(), array.numel())
+    return parallel.run(kernel.address, job, threads)

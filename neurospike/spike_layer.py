@@ -1,0 +1,154 @@
+"""A linear layer of spikes with its neurons: `spike_layer`.
+
+Its result is that of the two modules in a row. Where a backend runs both in one loop
+(`Backend.layer` in the table) and few inputs are active, the currents between them are never laid
+out in memory. What a backend must provide: `words`, `find`, `panels`, `forward` and `backward`; see
+kernels/layer_numba.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from . import break_even, dispatch, known_events, ops
+from .layers import LIF, flat_parameter, parameters_of
+from .spike_linear import HEAD, SpikeLinear, find, is_plain
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def spike_layer(
+    linear: nn.Module, neurons: nn.Module, spikes: Tensor, mem: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `neurons(linear(spikes), mem)`, in one loop where that is faster.
+
+        spikes, mem = ns.spike_layer(linear, lif, ns.encoding.latency(images, 25))
+
+    That is a `SpikeLinear` followed by an `LIF`, of inputs of which few are active and that need no
+    gradient, on the backend `numba`; everything else runs as written above, and so do layers of
+    fewer than 2**26 products, subclasses, modules with hooks, autocast, torch.compile and
+    `torch.func`. `ns.Sequential` and the networks call it. Shapes, number formats and errors are
+    those of the two; gradients flow to the parameters of both and to `mem`, and only first
+    derivatives.
+
+    Args:
+        linear: makes `[T, B, N]` of `spikes`.
+        neurons: over `[T, B, N]`.
+        spikes: `[T, B, K]`.
+        mem: membrane `[B, N]` to carry on from.
+
+    Returns:
+        `(spikes [T, B, N], mem [B, N])`.
+    """
+    row = _row(linear, neurons, spikes, mem)
+    if row is not None:
+        assert isinstance(linear, SpikeLinear) and isinstance(neurons, LIF)
+        weight, bias = linear.weight, linear.bias
+        steps, batch, width = spikes.shape
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        flat = spikes.detach().reshape(-1, width)
+        known = known_events.recall(spikes)
+        if known is None and break_even.promising(row, flat, weight, trained):
+            known = find(row, spikes, flat)
+        if known is not None and break_even.layer_pays(row, known[1], weight, trained):
+            shape = torch.Size((batch, weight.shape[0]))
+            pair = parameters_of(neurons.beta, neurons.threshold, weight, shape, weight.dtype)
+            given = (weight, bias, mem, *(flat_parameter(value, shape) for value in pair))
+            return _Layer.apply(row, *known, *given, neurons.rule, neurons.numbers, steps)
+    spikes, mem = neurons(linear(spikes), mem)
+    return spikes, mem
+
+
+def _row(
+    linear: nn.Module, neurons: nn.Module, spikes: Tensor, mem: Tensor | None
+) -> dispatch.Backend | None:
+    """Return the backend that may run both in one loop, if one may."""
+    if type(linear) is not SpikeLinear or type(neurons) is not LIF or not is_plain(spikes):
+        return None
+    weight, bias = linear.weight, linear.bias
+    outputs, width = weight.shape
+    tensors = [t for t in (weight, bias, mem) if t is not None]
+    fits = (
+        spikes.dim() == 3
+        and spikes.shape[2] == width
+        and spikes.numel() * outputs >= max(1, break_even.LEAST_PRODUCTS)
+        and spikes.dtype in (torch.bool, torch.uint8, weight.dtype)
+        and spikes.layout == torch.strided
+        and weight.dtype in (torch.float32, torch.float64)
+        and all(t.dtype == weight.dtype and t.device.type == "cpu" for t in tensors)
+        and (mem is None or mem.shape == (spikes.shape[1], outputs))
+    )
+    if not fits or _is_watched(linear) or _is_watched(neurons):
+        return None
+    if torch.is_grad_enabled() and (spikes.requires_grad or neurons.segment is not None):
+        return None
+    row = dispatch.choose(neurons.backend, "cpu")
+    if not row.layer or dispatch.choose(linear.backend, "cpu") is not row:
+        return None
+    panels = dispatch.load(row.layer).panels(outputs, weight.dtype)
+    return row if panels >= torch.get_num_threads() else None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody hooked on to the module's calls, which are not made here."""
+    return any(getattr(module, hooks) for hooks in _HOOKS) or nn_module._has_any_global_hook()
+
+
+class _Layer(torch.autograd.Function):
+    """The loop as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        row: dispatch.Backend,
+        bits: Tensor,
+        found: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        mem: Tensor | None,
+        beta: Tensor,
+        threshold: Tensor,
+        key: str,
+        numbers: tuple[float, ...],
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        bias, mem = (None if t is None else t.contiguous() for t in (bias, mem))
+        given = (bias, mem, beta.contiguous(), threshold.contiguous())
+        module = dispatch.load(row.layer)
+        spikes, final, kept = module.forward(
+            bits[HEAD:].view(len(found.counts[0]) - 1, -1),
+            found,
+            weight,
+            *given,
+            key,
+            steps,
+        )
+        # The weight only so that torch notices if it is changed before the backward pass.
+        ctx.save_for_backward(weight, *given, *kept)
+        ctx.module, ctx.key, ctx.numbers = module, key, numbers
+        ctx.shape = (*spikes.shape, weight.shape[1])
+        ctx.set_materialize_grads(False)
+        return spikes, final
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        weight, *given = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:8]
+        gradients: tuple[Tensor | None, ...] = (None,) * 5
+        if any(grad is not None for grad in grads):
+            gradients = ctx.module.backward(
+                *grads,
+                given[4:],
+                *given[:4],
+                ctx.key,
+                ctx.numbers,
+                ctx.shape,
+                needs[2],
+                needs[3] or needs[4],
+            )
+            if torch.is_grad_enabled():  # create_graph=True
+                gradients = ops.Once.apply(*gradients, weight, *given[:4], *grads)[:5]
+        wanted = (grad if need else None for grad, need in zip(gradients, needs))
+        return None, None, None, *wanted, None, None, None
