@@ -67,24 +67,6 @@ def _find(job_at):
         job[FLAG] = 1
 
 
-def _count(job_at):
-    """Count events and groups with any of bits `[M, W]`, as `_find` does."""
-    job = job_of(job_at)
-    rows, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2]
-    bits = array_of(job_at, 0, 0)
-    counts, groups = array_of(job_at, 1, 0), array_of(job_at, 2, 0)
-    part = take(job, NEXT)
-    while part * block < rows:
-        for row in range(part * block, min(rows, part * block + block)):
-            count, group = 0, 0
-            for word in range(row * words, (row + 1) * words):
-                count += ones(bits[word])
-                group += ones(_groups(bits[word]))
-            counts[1 + row] = count
-            groups[1 + row] = group
-        part = take(job, NEXT)
-
-
 def _flip(block):
     """Transpose 64 integers as a matrix of bits (Warren, Hacker's Delight, 7-3)."""
     width, mask = 32, 0xFFFFFFFF
@@ -230,15 +212,6 @@ def find(spikes: Tensor, bits: Tensor) -> Found:
         threads(spikes.numel() // 8, -(-rows // WORD)),
     )
     return _counted(counts, bool(job[FLAG]))
-
-
-def count(bits: Tensor) -> Found:
-    """Return what `find` would of the 0s and 1s that are in `bits` `[M, W]`."""
-    rows, width = bits.shape
-    counts = torch.zeros((2, rows + 1), dtype=torch.int64)
-    arrays = (bits, counts[0], counts[1])
-    run(_compiled(_count), arrays, (rows, width, WORD), threads(bits.numel(), -(-rows // WORD)))
-    return _counted(counts, False)
 
 
 def transposed(

@@ -1,8 +1,7 @@
-"""Latency coding on the CPU: spikes and the bits of them in one pass, and no times in between.
+"""Latency coding on the CPU, in one pass.
 
 A pixel fires at step t if its intensity lies in the t-th interval of a table. Pictures `[B, K]`
-become spikes `[T, B, K]` a row after the other; what the linear layer after them would have to find
-out about a row, which inputs are active, is kept while the row is in the first-level cache.
+become spikes `[T, B, K]`, a picture at a time, which stays in the first-level cache meanwhile.
 """
 
 import functools
@@ -10,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from neurospike.kernels.events_numba import FORMATS, WORD, count, words
+from neurospike.kernels.events_numba import FORMATS
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, array_of, job_of, run
 from neurospike.kernels.numba_memory import take
-from neurospike.kernels.numba_vectors import nonzero
 from torch import Tensor
 
-from neurospike import buffers, known_events, parallel
-from neurospike.spike_linear import HEAD, is_plain
+from neurospike import buffers, parallel
+from neurospike.spike_linear import is_plain
 
 GRAIN = 1 << 16  # spikes that are worth waking a thread for
 
@@ -45,11 +43,11 @@ def _outside(data):
 
 
 def _encode(job_at):
-    """Fill spikes `[T, B, K]` and bits of pictures `[B, K]`; flag what lies outside 0 to 1."""
+    """Fill spikes `[T, B, K]` of pictures `[B, K]`; flag what lies outside 0 to 1."""
     job = job_of(job_at)
-    steps, batch, width, words = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
+    steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
     data, edges = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
-    spikes, bits = array_of(job_at, 2, SPIKE), array_of(job_at, 3, 0)
+    spikes = array_of(job_at, 2, SPIKE)
     threshold = edges[steps + 1]
     sample = take(job, NEXT)
     while sample < batch:
@@ -61,14 +59,6 @@ def _encode(job_at):
             out = spikes[row * width : (row + 1) * width]
             rest = ONE if LAST and t == steps - 1 else SPIKE
             _fire(out, picture, edges[steps - 1 - t], edges[steps - t], threshold, rest)
-            for word in range(words):
-                if word * WORD + WORD <= width:
-                    bits[row * words + word] = nonzero(out, word * WORD)
-                else:
-                    found = 0
-                    for k in range(width - word * WORD):
-                        found |= (1 if out[word * WORD + k] != 0 else 0) << k
-                    bits[row * words + word] = found
         sample = take(job, NEXT)
 
 
@@ -91,18 +81,10 @@ def spikes(
     width = data[0].numel()
     table = torch.tensor([-1.0, *edges, 2.0, threshold], dtype=data.dtype)
     out = buffers.empty((steps, *data.shape), dtype)
-    found = torch.ones(HEAD + steps * batch * words(width), dtype=torch.int64)
-    bits = found[HEAD:].view(steps * batch, -1)
     threads = parallel.threads(1 + out.numel() // GRAIN, batch)
     kernel = _compiled(data.dtype, dtype, last)
-    sizes = (steps, batch, width, words(width))
-    job = run(kernel, (data.contiguous(), table, out, bits), sizes, threads)
-    if job[FLAG]:
-        return None
-    if out.dim() == 3:
-        found[HEAD - 1] = 0
-        known_events.remember(out, found, count(bits))
-    return out
+    job = run(kernel, (data.contiguous(), table, out), (steps, batch, width), threads)
+    return None if job[FLAG] else out
 
 
 def usable(data: Tensor) -> bool:

@@ -23,7 +23,8 @@ from . import dispatch
 
 LEAST_PRODUCTS = 1 << 26  # in a smaller layer, looking would be felt
 WIDE = 512  # outputs from which finding all events in bytes takes under 2% of the dense product
-SAMPLE = 64  # rows that are looked at
+SAMPLE = 4096  # inputs that are looked at, in at least 8 rows: each row waits for the memory
+REST = 7  # batches after one that was looked at in vain: Python costs most between large products
 MARGIN = 0.75  # of the dense product's time, up to which events are taken
 PANEL = 64  # outputs that are summed together at least
 
@@ -46,43 +47,33 @@ def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bo
     """Whether events may pay for spikes `[M, K]`, judged by some of the rows."""
     if spikes.element_size() == 1 and weight.shape[0] >= WIDE:
         return True
-    found, looked = _sample(row, spikes)
-    return pays(row, found, looked, weight, trained, spikes.shape[0])
-
-
-def _sample(row: dispatch.Backend, spikes: Tensor) -> tuple[Any, int]:
-    """Return what is found in some rows of spikes `[M, K]`, and in how many."""
-    module = dispatch.load(row.linear)
     # An odd stride: rows of every step and sample, also where batches are powers of two.
-    seen = spikes.detach()[:: max(1, spikes.shape[0] // SAMPLE) | 1].contiguous()
-    bits = torch.empty((seen.shape[0], module.words(seen.shape[1])), dtype=torch.int64)
-    return module.find(seen, bits), seen.shape[0]
+    rows = max(8, SAMPLE // max(1, spikes.shape[1]))
+    seen = spikes.detach()[:: max(1, spikes.shape[0] // rows) | 1]
+    share = int(torch.count_nonzero(seen)) / max(1, seen.numel())
+    # Groups of four with any, if inputs were active one independently of the other.
+    sums = spikes.numel() / 4 * (1 - (1 - share) ** 4)
+    return _less(row, sums, spikes.shape[0], weight, trained)
 
 
 def layer_pays(row: dispatch.Backend, found: Any, weight: Tensor, trained: bool) -> bool:
     """Whether a layer and its neurons are best run in one loop, by what was found in spikes."""
     rows = found.counts.shape[1] - 1
     few = found.events < rows * (TRAINED_EVENTS if trained else EVENTS)
-    return few and not found.valued and pays(row, found, rows, weight, trained)
+    return few and not found.valued and pays(row, found, weight, trained)
 
 
-def pays(
-    row: dispatch.Backend,
-    found: Any,
-    looked: int,
-    weight: Tensor,
-    trained: bool,
-    rows: int | None = None,
-) -> bool:
-    """Whether what was `found` in so many rows is summed faster than multiplied densely.
+def pays(row: dispatch.Backend, found: Any, weight: Tensor, trained: bool) -> bool:
+    """Whether what was `found` in spikes is summed faster than multiplied densely."""
+    sums = found.events if found.valued else found.groups
+    return _less(row, sums, found.counts.shape[1] - 1, weight, trained)
 
-    rows: how many there are, if only some were looked at.
-    """
+
+def _less(row: dispatch.Backend, sums: float, rows: int, weight: Tensor, trained: bool) -> bool:
+    """Whether so many sums in so many rows take clearly less time than the dense product."""
     factor = 1.0
     if not torch.are_deterministic_algorithms_enabled():
         factor = machine_factor(row, weight.dtype, torch.get_num_threads())
-    rows = looked if rows is None else rows
-    sums = (found.events if found.valued else found.groups) * rows / looked
     outputs, width = weight.shape
     dense = (2 if trained else 1) * rows * width * outputs
     return factor * _events(sums, rows, width, outputs, trained) < MARGIN * dense

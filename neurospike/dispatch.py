@@ -8,6 +8,7 @@ turns into torch operators. Nothing here imports a backend before it is used.
 import contextlib
 import functools
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -182,6 +183,8 @@ def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> No
 
 
 def _installed(package: str) -> bool:
+    if sys.modules.get(package) is not None:  # 30 us sooner known
+        return True
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from . import break_even, dispatch, known_events, ops
+from . import break_even, dispatch, ops
 from .layers import LIF, flat_parameter, parameters_of
 from .spike_linear import HEAD, SpikeLinear, find, is_plain
 
@@ -49,16 +49,16 @@ def spike_layer(
         steps, batch, width = spikes.shape
         trained = torch.is_grad_enabled() and weight.requires_grad
         flat = spikes.detach().reshape(-1, width)
-        known = known_events.recall(spikes)
-        if known is None and break_even.promising(row, flat, weight, trained):
-            known = find(row, spikes, flat)
-        if known is not None and break_even.layer_pays(row, known[1], weight, trained):
+        if linear.is_resting() or not break_even.promising(row, flat, weight, trained):
+            return neurons(linear(spikes), mem)
+        known = find(row, flat)
+        if break_even.layer_pays(row, known[1], weight, trained):
             shape = torch.Size((batch, weight.shape[0]))
             pair = parameters_of(neurons.beta, neurons.threshold, weight, shape, weight.dtype)
             given = (weight, bias, mem, *(flat_parameter(value, shape) for value in pair))
             return _Layer.apply(row, *known, *given, neurons.rule, neurons.numbers, steps)
-    spikes, mem = neurons(linear(spikes), mem)
-    return spikes, mem
+        return neurons(linear.product(spikes, known), mem)
+    return neurons(linear(spikes), mem)
 
 
 def _row(

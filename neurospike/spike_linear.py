@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import break_even, buffers, dispatch, known_events
+from . import break_even, buffers, dispatch
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
@@ -56,32 +56,42 @@ def spike_linear(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     _check(spikes, weight, bias)
+    return chosen(spikes, weight, bias, backend)[0]
+
+
+def chosen(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    backend: str,
+    known: tuple[Tensor, Any] | None = None,
+) -> tuple[Tensor, bool]:
+    """Return the product, and whether the spikes were looked at in vain.
+
+    known: what `find` returned, if it was called already.
+    """
     # A program that torch.export writes is to run where we are not, on batches of any size.
-    exporting = _exporting()
-    small = exporting or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    small = _exporting() or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
     if small and backend == "auto":
-        return _dense(spikes, weight, bias)
+        return _dense(spikes, weight, bias), False
     row = dispatch.choose(backend, spikes.device.type)
-    if small or not _may_use_events(row, weight):
-        return _dense(spikes, weight, bias)
+    if small or spikes.numel() == 0 or not _may_use_events(row, weight):
+        return _dense(spikes, weight, bias), False
     trained = torch.is_grad_enabled() and weight.requires_grad
     flat = spikes.reshape(-1, spikes.shape[-1])
-    compiling = torch.compiler.is_compiling()
     # A graph that torch.compile makes holds for every batch: there the operator looks itself.
-    known = known_events.recall(spikes) if is_plain(spikes) else None
-    if known is not None:
-        if not break_even.pays(row, known[1], len(flat), weight, trained):
-            return _dense(spikes, weight, bias)
-    elif not compiling and not break_even.promising(row, flat, weight, trained):
-        return _dense(spikes, weight, bias)
+    if not torch.compiler.is_compiling():
+        if known is None and break_even.promising(row, flat, weight, trained):
+            known = find(row, flat)
+        if known is None or not break_even.pays(row, known[1], weight, trained):
+            return _dense(spikes, weight, bias), True
     if trained or (torch.is_grad_enabled() and _needs(flat, bias)):
-        out, _ = _Events.apply(row, flat, weight, bias, compiling, known)
+        out = _Events.apply(row, flat, weight, bias, known)[0]
     elif known is not None:
         out = _of_known(row, flat, weight, bias, *known)
     else:
-        operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
-        out, _ = operator(flat, weight, bias, False, compiling)
-    return out if spikes.dim() == 2 else out.view(*spikes.shape[:-1], weight.shape[0])
+        out = getattr(torch.ops.neurospike, f"{row.name}_linear")(flat, weight, bias, False)[0]
+    return out if spikes.dim() == 2 else out.view(*spikes.shape[:-1], weight.shape[0]), False
 
 
 class SpikeLinear(nn.Linear):
@@ -91,7 +101,10 @@ class SpikeLinear(nn.Linear):
         current = linear(ns.encoding.rate(images, 25, dtype=torch.uint8))  # [T, B, 784] -> 1000
 
     See `spike_linear` for shapes, number formats and errors. The state dict is `nn.Linear`'s.
+    After a batch that did not look promising the next few are not looked at.
     """
+
+    unpromising = 0  # batches that are not looked at
 
     def __init__(
         self,
@@ -109,7 +122,27 @@ class SpikeLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `[..., out_features]` of spikes `[..., in_features]`."""
-        return spike_linear(input, self.weight, self.bias, backend=self.backend)
+        return self.product(input)
+
+    def product(self, spikes: Tensor, known: tuple[Tensor, Any] | None = None) -> Tensor:
+        """Do as `forward`, with what `find` returned, if it was called already."""
+        weight, bias = self.weight, self.bias
+        _check(spikes, weight, bias)
+        if known is None and self.is_resting():
+            self.unpromising -= 1
+            return _dense(spikes, weight, bias)
+        out, in_vain = chosen(spikes, weight, bias, self.backend, known)
+        if in_vain:
+            self.unpromising = break_even.REST
+        return out
+
+    def is_resting(self) -> bool:
+        """Whether the next batch is not looked at: its product will be dense."""
+        return (
+            self.unpromising > 0
+            and not torch.compiler.is_compiling()
+            and not torch.are_deterministic_algorithms_enabled()
+        )
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
@@ -183,17 +216,16 @@ def _needs(spikes: Tensor, bias: Tensor | None) -> bool:
     return spikes.requires_grad or (bias is not None and bias.requires_grad)
 
 
-def find(row: dispatch.Backend, spikes: Tensor, flat: Tensor) -> tuple[Tensor, Any]:
-    """Find the events of `spikes`, `flat` as `[M, K]`, and remember them.
+def find(row: dispatch.Backend, spikes: Tensor) -> tuple[Tensor, Any]:
+    """Find the events of spikes `[M, K]`.
 
-    Returns whether there are values other than 0 and 1 at `HEAD - 1`, after `HEAD` bits
-    `[M, words]`; and what the backend counted.
+    Returns bits `[M, words]` after `HEAD` numbers, of which the last is whether there are values
+    other than 0 and 1; and what the backend counted.
     """
-    module, rows = dispatch.load(row.linear), len(flat)
-    found = torch.ones(HEAD + rows * module.words(flat.shape[1]), dtype=torch.int64)
-    events = module.find(flat.contiguous(), found[HEAD:].view(rows, -1))
+    module, rows = dispatch.load(row.linear), len(spikes)
+    found = torch.ones(HEAD + rows * module.words(spikes.shape[1]), dtype=torch.int64)
+    events = module.find(spikes.detach().contiguous(), found[HEAD:].view(rows, -1))
     found[HEAD - 1] = events.valued
-    known_events.remember(spikes, found, events)
     return found, events
 
 
@@ -220,12 +252,11 @@ class _Events(torch.autograd.Function):
         spikes: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        look: bool,
         known: tuple[Tensor, Any] | None,
     ) -> tuple[Tensor, Tensor]:
         if known is None:
             operator = getattr(torch.ops.neurospike, f"{row.name}_linear")
-            out, found = operator(spikes, weight, bias, ctx.needs_input_grad[2], look)
+            out, found = operator(spikes, weight, bias, ctx.needs_input_grad[2])
         else:
             out, found = _of_known(row, spikes, weight, bias, *known), known[0]
         ctx.save_for_backward(spikes, weight, found)
@@ -239,7 +270,7 @@ class _Events(torch.autograd.Function):
         spikes, weight, found = ctx.saved_tensors
         _, need_spikes, need_weight, need_bias, *_ = ctx.needs_input_grad
         if grad is None:
-            return (None,) * 6
+            return (None,) * 5
         grad_weight = None
         if need_weight and torch.is_grad_enabled():  # create_graph=True
             grad_weight = grad.t() @ spikes.to(grad.dtype)
@@ -247,33 +278,30 @@ class _Events(torch.autograd.Function):
             backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
             grad_weight = backward(grad, spikes, found)
         grad_spikes = _input_gradient(grad, weight) if need_spikes else None
-        return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None, None
+        return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
 
 
 def _define(row: dispatch.Backend) -> None:
     name = f"{row.name}_linear"
     _LIBRARY.define(
-        f"{name}(Tensor spikes, Tensor weight, Tensor? bias, bool trained, bool look)"
-        " -> (Tensor, Tensor)"
+        f"{name}(Tensor spikes, Tensor weight, Tensor? bias, bool trained) -> (Tensor, Tensor)"
     )
     _LIBRARY.define(f"{name}_backward(Tensor grad, Tensor spikes, Tensor found) -> Tensor")
 
     def forward(
-        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
+        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool
     ) -> tuple[Tensor, Tensor]:
         module = dispatch.load(row.linear)
         rows, width = spikes.shape
         spikes = spikes.contiguous()
         found = torch.empty(HEAD + rows * module.words(width), dtype=torch.int64)
         bits = found[HEAD:].view(rows, module.words(width))
-        pays = spikes.numel() > 0
-        if pays and look:
-            pays = break_even.promising(row, spikes, weight, trained)
+        pays = spikes.numel() > 0 and break_even.promising(row, spikes, weight, trained)
         valued = False
         if pays:
             events = module.find(spikes, bits)
             valued = events.valued
-            pays = break_even.pays(row, events, rows, weight, trained)
+            pays = break_even.pays(row, events, weight, trained)
         found[0], found[1] = pays, valued
         if pays:
             out = module.forward(spikes, weight, bias, bits, events)
@@ -290,7 +318,7 @@ def _define(row: dispatch.Backend) -> None:
         return module.backward(grad, spikes.contiguous(), bits, bool(valued))
 
     def fake(
-        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool, look: bool
+        spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool
     ) -> tuple[Tensor, Tensor]:
         words = -(-spikes.shape[1] // 64)
         size = HEAD + spikes.shape[0] * words if trained else 0
@@ -313,6 +341,21 @@ for _row in dispatch.TABLE.values():
 
 
 def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    # What nearly always comes: in Python that is not in the caches, each line below is felt.
+    if (
+        type(spikes) is Tensor
+        and isinstance(weight, Tensor)
+        and (bias is None or isinstance(bias, Tensor))
+        and spikes.dtype == weight.dtype == torch.float32
+        and weight.dim() == 2
+        and spikes.shape[-1:] == weight.shape[1:]
+        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
+        and spikes.layout == torch.strided
+        and spikes.is_cpu
+        and weight.is_cpu
+        and (bias is None or bias.is_cpu)
+    ):
+        return
     for name, value in (("spikes", spikes), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -77,3 +77,51 @@ def test_another_stream_is_noticed(module, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda size, generator: torch.zeros(size))
     assert not module._known()
     module._known.cache_clear()
+
+
+# Latency coding in one pass
+
+
+def intensities(steps, curve, dtype):
+    """Random ones, and those at which the time changes, with their neighbours."""
+    edges = encoding._edges(steps, curve, 0.01, None)
+    at = torch.tensor([*edges, 0.01, 0.0, 1.0, 0.5], dtype=dtype)
+    near = torch.stack([at, at.nextafter(torch.tensor(0.0).to(dtype)), at.nextafter(at + 1)])
+    drawn = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    return torch.cat([near.flatten().clamp(0, 1), drawn])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("subthreshold", ["silent", "last"])
+@pytest.mark.parametrize("curve", ["linear", "logarithmic"])
+@pytest.mark.parametrize("steps", [1, 2, 25])
+def test_latency_in_one_pass_is_torchs(steps, curve, subthreshold, dtype, monkeypatch):
+    data = intensities(steps, curve, dtype)
+    pictures = torch.stack([data, data.flip(0)])
+    for spikes in (torch.bool, torch.uint8, torch.float32, torch.float64, torch.bfloat16):
+        found = []
+        for least in (0, 1 << 60):
+            monkeypatch.setattr(encoding, "LEAST_COMPILED", least)
+            options = {"curve": curve, "subthreshold": subthreshold, "dtype": spikes}
+            found.append(ns.encoding.latency(pictures, steps, **options))
+        assert found[0].dtype == spikes
+        assert torch.equal(*found)
+
+
+def test_latency_in_one_pass_refuses_as_torch_does(monkeypatch):
+    made = []
+    module = dispatch.load(".kernels.latency_numba")
+    spikes = module.spikes
+    monkeypatch.setattr(module, "spikes", lambda *given: made.append(1) or spikes(*given))
+    monkeypatch.setattr(encoding, "LEAST_COMPILED", 0)
+    for wrong in (-0.1, 1.1, float("nan")):
+        data = torch.rand(3, 50)
+        data[1, 49] = wrong
+        with pytest.raises(
+            ValueError, match=r"latency got intensities from .* must lie in \[0, 1\]"
+        ):
+            ns.encoding.latency(data, 5)
+    assert len(made) == 3
+    with ns.use_backend("reference"):
+        ns.encoding.latency(torch.rand(3, 50), 5)
+    assert len(made) == 3

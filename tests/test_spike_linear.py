@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 def events(monkeypatch):
     """Events are taken whatever they cost."""
     monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(break_even, "pays", lambda *_: True)
+    monkeypatch.setattr(break_even, "_less", lambda *_: True)
 
 
 def problem(rows, inputs, outputs, density, spikes, state, graded=False):
@@ -213,6 +213,22 @@ def test_a_small_layer_is_dense_at_once(monkeypatch):
     assert ns.SpikeLinear(10, 10)(torch.zeros(5, 4, 10)).shape == (5, 4, 10)
 
 
+def test_after_a_look_in_vain_some_batches_are_not_looked_at(monkeypatch, request):
+    looks, promising = [], break_even.promising
+    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(
+        break_even, "promising", lambda *given: looks.append(1) or promising(*given)
+    )
+    layer = ns.SpikeLinear(70, 66)
+    for wanted in [1] * (1 + break_even.REST) + [2] * (1 + break_even.REST):
+        layer(torch.ones(40, 70))
+        assert len(looks) == wanted
+    request.getfixturevalue("poisoned")  # every process is to choose alike: all batches are
+    layer(torch.ones(40, 70))
+    layer(torch.ones(40, 70))
+    assert len(looks) == 4
+
+
 def test_a_sample_that_misleads_costs_no_wrong_answer(monkeypatch):
     """Nearly all events are in rows that are not looked at: all are counted once found."""
     spikes = torch.ones(1281, 140)
@@ -296,14 +312,13 @@ def test_a_backend_that_cannot_run_is_an_error():
 # As torch calls it.
 
 
-@pytest.mark.parametrize("look", [True, False])
-def test_the_operators_keep_torchs_rules(look, events):
+def test_the_operators_keep_torchs_rules(events):
     values, weight, bias, grad = problem(40, 70, 66, 0.2, torch.uint8, torch.float32)
     operator = torch.ops.neurospike.numba_linear.default
     for given in (bias, None):
-        arguments = (values, weight.detach(), given, True, look)
+        arguments = (values, weight.detach(), given, True)
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
-    _, found = operator(values, weight, bias, True, look)
+    _, found = operator(values, weight, bias, True)
     torch.library.opcheck(
         torch.ops.neurospike.numba_linear_backward.default,
         (grad, values, found),
