@@ -1,6 +1,7 @@
 """What users hand to the layers: errors that say what was got and wanted, and what is kept."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,7 @@ def test_digest_tells_which_function_a_name_stands_for():
 
 
 def test_backends_lists_every_reason(monkeypatch):
+    monkeypatch.setattr(dispatch, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     table = ns.backends()
     assert list(table) == list(dispatch.TABLE)
@@ -266,6 +268,7 @@ def test_a_package_that_cannot_even_be_looked_for_is_not_installed(monkeypatch):
     def find_spec(name):
         raise ValueError(f"{name}.__spec__ is None")
 
+    monkeypatch.setattr(dispatch, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", find_spec)
     assert "not installed" in ns.backends()["numba"]
 
