@@ -122,6 +122,15 @@ class SpikeLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `[..., out_features]` of spikes `[..., in_features]`."""
+        weight, bias = self.weight, self.bias
+        # Between products none of this code is in the caches: a small layer feels each line.
+        if (
+            self.backend == "auto"
+            and _fits(input, weight, bias)
+            and not input.requires_grad
+            and input.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+        ):
+            return functional.linear(input, weight, bias)
         return self.product(input)
 
     def product(self, spikes: Tensor, known: tuple[Tensor, Any] | None = None) -> Tensor:
@@ -340,9 +349,9 @@ for _row in dispatch.TABLE.values():
         _define(_row)
 
 
-def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    # What nearly always comes: in Python that is not in the caches, each line below is felt.
-    if (
+def _fits(spikes: Any, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is what nearly always comes: plain float32 on the CPU, of the right shapes."""
+    return (
         type(spikes) is Tensor
         and isinstance(weight, Tensor)
         and (bias is None or isinstance(bias, Tensor))
@@ -354,7 +363,11 @@ def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         and spikes.is_cpu
         and weight.is_cpu
         and (bias is None or bias.is_cpu)
-    ):
+    )
+
+
+def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if _fits(spikes, weight, bias):
         return
     for name, value in (("spikes", spikes), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):

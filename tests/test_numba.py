@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import neurospike as ns
+from neurospike import dispatch
 
 pytest.importorskip("numba")
 
@@ -99,3 +103,20 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp
     }
     _, log = run(package, "forward only", **nowhere)
     assert "[cache]" not in log
+
+
+def test_no_size_compiles_anything_anew():
+    """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
+    kernels = [dispatch.load(f".kernels.{name}") for name in ("lif_numba", "linear_numba")]
+    layer, lif = ns.SpikeLinear(40, 70), ns.LIF(0.9)
+
+    def run(*shape):
+        current = torch.randn(*shape, 70, requires_grad=True)
+        lif(current)[0].sum().backward()
+        kernels[1].pack(layer.weight, 64)
+
+    run(5, 2)
+    before = [kernel._compiled.cache_info().misses for kernel in kernels]
+    for shape in ((6, 2), (1, 9), (40, 3)):
+        run(*shape)
+    assert [kernel._compiled.cache_info().misses for kernel in kernels] == before
