@@ -12,31 +12,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import rivals
+from . import events_report, rivals
+from .report_lines import NOT_MEASURED, machine_line
 from .step import PARTS, REST
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 BEGIN, END = "<!-- {}: written by `python -m benchmarks.report --write` -->", "<!-- end of {} -->"
-NOT_MEASURED = "Not measured: `python -m benchmarks.{}` has left no results in benchmarks/results."
+NAMES = ("cpu", "cpu-kept", "gpu", "step", "events")
 Results = Mapping[str, Any]
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """Return the results stored in a folder by name: cpu, cpu-kept, gpu, step; those there are."""
-    names = ("cpu", "cpu-kept", "gpu", "step")
-    files = {name: folder / f"{name}.json" for name in names}
+    """Return the results stored in a folder by name, those of `NAMES` that there are."""
+    files = {name: folder / f"{name}.json" for name in NAMES}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-
-
-def machine_line(machine: Mapping[str, Any]) -> str:
-    """Return what figures must be read with, in a sentence."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return (
-        f"{machine['device']}, {machine['threads']} threads, allocator {machine['allocator']}, "
-        f"{machine['system']}, Python {machine['python']}, {versions}, commit {machine['commit']}."
-    )
 
 
 def table(case: Mapping[str, Any]) -> str:
@@ -181,6 +172,8 @@ def step_table(stored: Mapping[str, Results]) -> str:
 Section = Callable[[Mapping[str, Results]], str]
 SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("README.md", "How fast", how_fast),
+    ("README.md", "Event-driven", lambda stored: events_report.networks(stored.get("events"))),
+    ("docs/events.md", "Layers", lambda stored: events_report.layers(stored.get("events"))),
     ("benchmarks/README.md", "The rivals", rivals_table),
     ("benchmarks/README.md", "Where the time goes", step_table),
 )
@@ -207,6 +200,16 @@ def write(stored: Mapping[str, Results], root: Path = ROOT) -> None:
         pictures.draw(stored["cpu"], root / IMAGES)
 
 
+def _cases(name: str, results: Results) -> Iterator[tuple[str, Results, list[Results]]]:
+    """Yield a title, the machine and the cases of each part that was measured at once."""
+    if name == "events":  # each part on a machine of its own
+        for part, found in results.items():
+            yield f"{name} {part}", found["machine"], found["cases"]
+    else:
+        lists = (found for found in results.values() if isinstance(found, list))
+        yield name, results["machine"], [case for part in lists for case in part]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments; its exit code."""
     parser = argparse.ArgumentParser(
@@ -222,9 +225,9 @@ def main(argv: list[str] | None = None) -> int:
     if not stored:
         print(f"no results in {options.results}: measure with python -m benchmarks.cpu")
     for name, results in stored.items():
-        print(f"\n{name}: {machine_line(results['machine'])}")
-        for part in (found for found in results.values() if isinstance(found, list)):
-            for case in part:
+        for title, machine, cases in _cases(name, results):
+            print(f"\n{title}: {machine_line(machine)}")
+            for case in cases:
                 print(table(case))
     if "step" in stored:
         print(f"\n{step_table(stored)}")

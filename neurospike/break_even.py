@@ -31,6 +31,7 @@ PANEL = 64  # outputs that are summed together at least
 # Products of the dense layer that take as long as, event-driven, adding one number of a row, going
 # through one input, writing one output, reading one number of a gradient, packing one weight.
 ADD, LOOK, WRITE, READ, PACK = 2.0, 20.0, 40.0, 75.0, 65.0
+FAR, ADD_FAR = 2048, 3.0  # inputs whose rows and sums of four no second-level cache holds
 
 # Events a row, up to which a layer is run with its neurons in one loop: what is added up twice
 # backward, and scattered, then takes less time than currents take to be written and read. It was
@@ -81,7 +82,7 @@ def _less(row: dispatch.Backend, sums: float, rows: int, weight: Tensor, trained
 
 def _events(sums: float, rows: int, width: int, outputs: int, trained: bool) -> float:
     """Return the event-driven cost, forward and, if `trained`, of the weight's gradient."""
-    adding = ADD * sums * (-(-outputs // PANEL) * PANEL)
+    adding = (ADD if width <= FAR else ADD_FAR) * sums * (-(-outputs // PANEL) * PANEL)
     looking = LOOK * rows * width
     forward = adding + looking + WRITE * rows * outputs + PACK * width * outputs
     if not trained:
