@@ -64,8 +64,8 @@ def layers(events: Mapping[str, Any] | None) -> str:
     cases = [_place(case) for case in events["sweep"]["cases"]]
     densities = list(dict.fromkeys(density for _, density, _ in cases))
     lines = [
-        "How many times as fast as `nn.Linear` a training step (forward and weight gradient) of one "
-        "layer is, by width and share of active inputs:",
+        "How many times as fast as `nn.Linear` a training step of one layer (forward and weight "
+        "gradient) is, by width and share of active inputs:",
         "",
         f"| inputs and outputs | {' | '.join(densities)} |",
         "|--:|" + "--:|" * len(densities),
@@ -78,7 +78,8 @@ def layers(events: Mapping[str, Any] | None) -> str:
     if "conv" in events:
         lines += [
             "",
-            "Convolutions of the spikes of 32 pictures, T=25, forward: how many times as long as torch's they take.",
+            "Convolutions of the spikes of 32 pictures, T=25, forward: how many times as long as "
+            "torch's they take.",
             "",
             "| convolution | laid out and summed | the sums alone |",
             "|---|--:|--:|",

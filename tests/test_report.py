@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pictures, report, rivals, timing
+from benchmarks import events_report, pictures, report, rivals, timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,9 +111,62 @@ def test_where_the_time_of_a_step_goes():
     assert f"| **{5 + 2.0 * (len(part) - 1):.2f} ms** | **{2.0 * len(part):.2f} ms** |" in text
 
 
+def test_event_driven_layers_with_what_there_is_of_them():
+    def row(case, **more):
+        return {"case": case, **more}
+
+    times = dict(zip(("snntorch", "ours, dense", "ours, events"), (30.0, 8.0, 4.0)))
+    step = row(
+        "training step 784-1000-10, latency-coded MNIST, T=25, batch 128",
+        times={name: {"ms_median": value} for name, value in times.items()},
+        ratios={"snntorch / ours, events": 7.5, "ours, dense / ours, events": 2.0},
+        active_inputs=0.0123,
+    )
+    epochs = [
+        row(
+            f"784-1000-10, latency-coded MNIST, {name}",
+            seconds_an_epoch=[value, value + 1],
+            seconds_to_97=None if name == "snntorch" else 3 * value,
+            test_accuracy=0.9512,
+            peak_mb=10 * value,
+        )
+        for name, value in times.items()
+    ]
+    machine = timing.machine()
+    events = {"step": {"machine": machine, "cases": [step]}}
+    assert (
+        "1.2% of inputs active), a training step | 30.0 ms (7.5x) | 8.0 ms (2.0x) | 4.0 ms |"
+        in (events_report.networks(events))
+    )
+    events["epoch"] = {"machine": machine, "cases": epochs}
+    text = events_report.networks(events)
+    assert "an epoch | 30.5 s | 8.5 s | 4.5 s |" in text
+    assert "| not in 2 epochs (95.12%) | 24 s | 12 s |" in text
+    assert "| 300 MB | 80 MB | 40 MB |" in text
+    assert "Not measured" in events_report.networks({}) and "Not" in events_report.layers(events)
+    events["sweep"] = {
+        "machine": machine,
+        "cases": [
+            row(
+                f"25x32 spikes, {width} to {width}, {density} active",
+                ratios={"nn.Linear / spike_linear": ratio},
+            )
+            for width, density, ratio in (
+                (64, "0.1%", 1.0),
+                (64, "100.0%", 0.5),
+                (128, "0.1%", 2.0),
+                (128, "100.0%", 3.0),
+            )
+        ],
+    }
+    text = events_report.layers(events)
+    assert "| inputs and outputs | 0.1% | 100.0% |" in text
+    assert "| 64 | 1.00 | 0.50 |" in text and "| 128 | 2.00 | 3.00 |" in text
+
+
 def test_sections_are_written_between_their_marks_and_pictures_are_the_same_again(tmp_path):
-    (tmp_path / "benchmarks").mkdir()
-    for file in ("README.md", "benchmarks/README.md"):
+    for file in {file for file, _, _ in report.SECTIONS}:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text((ROOT / file).read_text(encoding="utf-8"), encoding="utf-8")
     stored = {"cpu": cpu()}
     first = []
