@@ -44,6 +44,32 @@ def _beneath() -> str:
     return "".join(texts)
 
 
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _inner(function: Any) -> Any:
+    """Return a function that compiled ones call, one object for all that are the same.
+
+    What it is compiled to, for each kind of arguments, then serves every kernel of the process.
+    """
+    code = function.__code__
+    values = (*code.co_consts, *(cell.cell_contents for cell in function.__closure__ or ()))
+    free = {
+        name: function.__globals__[name] for name in code.co_names if name in function.__globals__
+    }
+    names = ((name, _same(value)) for name, value in free.items())
+    found = (code.co_code, code.co_names, code.co_varnames, function.__defaults__)
+    key = (*found, *map(_same, values), *names)
+    if key not in _compiled:
+        _compiled[key] = njit(pipeline_class=_NoAlias, **INNER)(function)
+    return _compiled[key]
+
+
+def _same(value: Any) -> tuple[Any, ...]:
+    """Return what is equal for values that compile to the same."""
+    return (id(value),) if callable(value) else (type(value), repr(value))
+
+
 def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: Any) -> Any:
     """Return `function(job_at)` as a C function, its `address` for `parallel.run`.
 
@@ -58,7 +84,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
 
     def jit(bound: Any) -> Any:
         if bound.__name__ != function.__name__:
-            return njit(pipeline_class=_NoAlias, **INNER)(bound)
+            return _inner(bound)
         # Numba names its files on disk by the function and would run stale code where a callee
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label

@@ -171,6 +171,10 @@ class ModelConfig(Section):
     detach_reset: Switch = Field(
         default=False, description="no gradient through an immediate reset"
     )
+    grad_window: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="let gradients flow only this near to the threshold; null: everywhere",
+    )
     learn_beta: Switch = Field(default=False, description="train beta")
     learn_threshold: Switch = Field(default=False, description="train the threshold")
     readout: Literal["membrane", "max_membrane", "spikes", "first_spike"] = Field(

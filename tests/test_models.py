@@ -216,7 +216,8 @@ def test_every_kind_takes_every_option_from_yaml(tmp_path, kind):
         f"model: {{kind: {kind}, input_size: 64, channels: [3, 4], blocks: [1, 2],\n"
         "  hidden_size: 8, kernel_size: 3, output_size: 4, num_steps: 3, beta: 0.7,\n"
         "  threshold: 0.5, surrogate: triangular, reset: zero, reset_delay: false,\n"
-        "  detach_reset: true, learn_beta: true, learn_threshold: true, readout: spikes,\n"
+        "  detach_reset: true, grad_window: 0.8, learn_beta: true, learn_threshold: true,\n"
+        "  readout: spikes,\n"
         "  normalization: threshold_batch, dropout: 0.1, init: fluctuation}\n"
         "encoding: {kind: phase}\npreprocessing: [deskew]\n",
         encoding="utf-8",
@@ -229,6 +230,7 @@ def test_every_kind_takes_every_option_from_yaml(tmp_path, kind):
     for neuron in neurons:
         assert neuron.surrogate.name == "triangular"
         assert (neuron.reset, neuron.reset_delay, neuron.detach_reset) == ("zero", False, True)
+        assert neuron.grad_window == 0.8
         assert isinstance(neuron.beta, nn.Parameter)
         assert neuron.beta.item() == pytest.approx(0.7)
         assert isinstance(neuron.threshold, nn.Parameter)

@@ -38,8 +38,8 @@ class SpikingNetwork(nn.Module):
             output neurons' `"spikes"`; or how early their `"first_spike"` is (`neurospike.losses`).
         init: first weights, `"torch"`, `"kaiming"` or `"fluctuation"`; see `parts.initialize`.
         neuron: options of the hidden layers, see `neurospike.LIF`: `beta` (default 0.95),
-            `threshold`, `surrogate`, `reset`, `reset_delay`, `detach_reset`, `learn_beta` and
-            `learn_threshold`.
+            `threshold`, `surrogate`, `reset`, `reset_delay`, `detach_reset`, `grad_window`,
+            `learn_beta` and `learn_threshold`.
 
     Raises:
         ValueError: an unknown encoding, readout or `init`, or a number of steps below 1.

@@ -27,6 +27,7 @@ class NeuronOptions(TypedDict, total=False):
     reset: str
     reset_delay: bool
     detach_reset: bool
+    grad_window: float | None
     learn_beta: bool
     learn_threshold: bool
 
