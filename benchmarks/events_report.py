@@ -65,9 +65,9 @@ def layers(events: Mapping[str, Any] | None) -> str:
     densities = list(dict.fromkeys(density for _, density, _ in cases))
     lines = [
         "How many times as fast as `nn.Linear` a training step of one layer (forward and weight "
-        "gradient) is, by width and share of active inputs:",
+        "gradient) is, by its inputs, as many outputs, and the share of inputs that are active:",
         "",
-        f"| inputs and outputs | {' | '.join(densities)} |",
+        f"| width | {' | '.join(densities)} |",
         "|--:|" + "--:|" * len(densities),
     ]
     ratios = {(width, density): ratio for width, density, ratio in cases}
@@ -112,5 +112,5 @@ def layers(events: Mapping[str, Any] | None) -> str:
 def _place(case: Row) -> tuple[int, str, float]:
     """Return width, density and how many times as fast a layer of the sweep is."""
     width = int(re.search(r", (\d+) to", case["case"])[1])
-    density = re.search(r"([\d.]+%) active", case["case"])[1]
-    return width, density, case["ratios"]["nn.Linear / spike_linear"]
+    density = float(re.search(r"([\d.]+)% active", case["case"])[1])
+    return width, f"{density:g}%", case["ratios"]["nn.Linear / spike_linear"]

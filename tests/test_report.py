@@ -160,7 +160,7 @@ def test_event_driven_layers_with_what_there_is_of_them():
         ],
     }
     text = events_report.layers(events)
-    assert "| inputs and outputs | 0.1% | 100.0% |" in text
+    assert "| width | 0.1% | 100% |" in text
     assert "| 64 | 1.00 | 0.50 |" in text and "| 128 | 2.00 | 3.00 |" in text
 
 
