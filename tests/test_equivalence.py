@@ -1,14 +1,12 @@
-"""Every surrogate under every rule: all pairs where nothing is compiled, a diagonal where it is.
+"""Every surrogate under every rule, on every backend that runs here.
 
-A surrogate enters a kernel as one number, so a pair that is not compiled here differs from two that
-are in that number alone. `test_lif.py` has each rule over shapes, number formats and layouts.
+`test_lif.py` has each rule over shapes, number formats and layouts.
 """
 
 import pytest
 from equivalence import check
 
 import neurospike as ns
-from neurospike import dispatch
 
 RULES = [
     {"reset": "subtract"},
@@ -21,10 +19,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(RULES)))
-def test_surrogates_under_rules(number, backend):
-    surrogates = list(ns.surrogate.BUILT_IN)
-    if dispatch.TABLE[backend].fused:
-        surrogates = [surrogates[(number + 1) % len(surrogates)]]
-    for surrogate in surrogates:
-        check(backend, RULES[number], surrogate)
+@pytest.mark.parametrize("surrogate", list(ns.surrogate.BUILT_IN))
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_surrogates_under_rules(rule, surrogate, backend):
+    check(backend, rule, surrogate)
