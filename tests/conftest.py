@@ -1,8 +1,9 @@
-"""Shared fixtures: memory that was never written shows as NaN, seeds are fixed."""
+"""Shared fixtures: memory that was never written shows as NaN, each test starts alike."""
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +31,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _start_alike() -> Iterator[None]:
+    """Let no test see what one before it in the same process has drawn, or where it has gone."""
     torch.manual_seed(0)
+    folder = Path.cwd()
+    yield
+    os.chdir(folder)
 
 
 @pytest.fixture
