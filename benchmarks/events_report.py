@@ -34,8 +34,7 @@ def networks(events: Mapping[str, Any] | None) -> str:
         }
         if found:
             lines += _epochs(coding, [found[name] for name in (THEIRS, DENSE, OURS)])
-    lines += ["", f"Measured on {machine_line(events['step']['machine'])}"]
-    return "\n".join([*lines[:-1], lines[-1] + " `python -m benchmarks.events step epoch`"])
+    return "\n".join([*lines, "", _measured(events, "step", "epoch")])
 
 
 def _epochs(coding: str, rows: Sequence[Row]) -> list[str]:
@@ -74,7 +73,6 @@ def layers(events: Mapping[str, Any] | None) -> str:
     for width in dict.fromkeys(width for width, _, _ in cases):
         cells = (f"{ratios[width, density]:.2f}" for density in densities)
         lines.append(f"| {width} | {' | '.join(cells)} |")
-    lines += ["", f"Measured on {machine_line(events['sweep']['machine'])}"]
     if "conv" in events:
         lines += [
             "",
@@ -106,7 +104,20 @@ def layers(events: Mapping[str, Any] | None) -> str:
                 f"| {width} | {case['test_accuracy']:.2%} | {zero} "
                 f"| {case['seconds_an_epoch']:.1f} s |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _measured(events, "sweep", "conv", "window")])
+
+
+def _measured(events: Mapping[str, Any], *parts: str) -> str:
+    """Return on what each part was measured: all of the first, of others what is not the same."""
+    first, *others = (part for part in parts if part in events)
+    machine = events[first]["machine"]
+    text = f"Measured on {machine_line(machine)} `python -m benchmarks.events {first}`"
+    for part in others:
+        other = events[part]["machine"]
+        same = {**machine, "commit": None} == {**other, "commit": None}
+        place = f"the same, commit {other['commit']}." if same else machine_line(other)
+        text += f"; `{part}`: {place.rstrip('.')}"
+    return text + "."
 
 
 def _place(case: Row) -> tuple[int, str, float]:

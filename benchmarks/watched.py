@@ -4,9 +4,8 @@
 
 Trains on the bundled digits while a headless Chromium has the page open. In every other round the
 page's server is stopped (SIGSTOP), so that both kinds of rounds see the same machine. A round is
-40 epochs with eight checkpoints and records, which is faster than a training of any size writes
-them. Prints medians, least times and means of both, their ratios, and the processor time that the
-server took. Needs the extra `dev` and a Chromium.
+40 epochs with eight checkpoints and records. Prints medians, least times and means of both, their
+ratios, and the processor time that the server took. Needs the extra `dev` and a Chromium.
 """
 
 import argparse
@@ -34,9 +33,11 @@ EPOCHS = 5  # a record
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print."""
-    description = argparse.RawDescriptionHelpFormatter
-    prog = "python -m benchmarks.watched"
-    argparse.ArgumentParser(prog, None, __doc__, formatter_class=description).parse_args(argv)
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.watched",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder:

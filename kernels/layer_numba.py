@@ -33,13 +33,13 @@ from neurospike.kernels.lif_numba import (
 )
 from neurospike.kernels.linear_numba import pack, turn_block
 from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 from neurospike.kernels.numba_vectors import sum_rows
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from neurospike import buffers, formulas, rule
+from neurospike import buffers, rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.spike_layer`
 
@@ -55,21 +55,14 @@ PANEL = 128
 TILE = 16
 DELAYED = True
 SPIKES = True
-TRACE = False
-CONSTANT = False
 WINDOWED = False
 PARAMETERS = False
 STREAM = False
 COUNT = 1
-surrogate = formulas.atan
-
-
-def _row(array, start, size):
-    return array[start : start + size]
 
 
 def _line(scratch, own, k):
-    return _row(scratch, own + k * PANEL, PANEL)
+    return row_of(scratch, own + k * PANEL, PANEL)
 
 
 def _fill(out, values, low, n):
@@ -106,7 +99,7 @@ def _forward(job_at):
     own = take(job, SLOT) * LINES * PANEL
     state, current, kept = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
-    nothing = _row(scratch, own, 0)
+    nothing = row_of(scratch, own, 0)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL * blocks:
         panel, block = part // blocks, part % blocks
@@ -123,13 +116,13 @@ def _forward(job_at):
                 r = t * batch + sample
                 out = r * outputs + low
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
-                row = _row(spikes, out, PANEL) if n == PANEL and not STREAM else kept
+                row = row_of(spikes, out, PANEL) if n == PANEL and not STREAM else kept
                 forward_row(current, state, b, th, row, nothing)
                 if STREAM:
-                    stream(spikes, out, _row(kept, 0, n))
+                    stream(spikes, out, row_of(kept, 0, n))
                 elif n < PANEL:
-                    _copy(_row(spikes, out, n), kept)
-            _copy(_row(final, at, n), state)
+                    _copy(row_of(spikes, out, n), kept)
+            _copy(row_of(final, at, n), state)
         part = take(job, NEXT)
     if STREAM:
         fence()
@@ -152,7 +145,7 @@ def _backward(job_at):
     # Of the scratch: the weight's gradient, lines, the membrane before the first step, then the
     # charged one of each; with an immediate reset also the membrane after each.
     own = take(job, SLOT) * (width + LINES + 2 * (1 + steps)) * PANEL
-    sums = _row(scratch, own, width * PANEL)
+    sums = row_of(scratch, own, width * PANEL)
     own += width * PANEL
     state, current, d = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
@@ -160,7 +153,7 @@ def _backward(job_at):
     padded = _line(scratch, own, 9)
     charged = own + LINES * PANEL
     after = charged if DELAYED else charged + (1 + steps) * PANEL
-    nothing = _row(scratch, own, 0)
+    nothing = row_of(scratch, own, 0)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL:
         low = part * PANEL
@@ -184,16 +177,16 @@ def _backward(job_at):
                 if SPIKES:
                     prefetch(grad_spikes, t * stride + at, n)
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
-                later = _row(scratch, after + (1 + t) * PANEL, 0 if DELAYED else PANEL)
+                later = row_of(scratch, after + (1 + t) * PANEL, 0 if DELAYED else PANEL)
                 recompute_row(current, state, b, th, _line(scratch, charged, 1 + t), later)
             _fill(state, grad_final, at, n)
             for t in range(steps - 1, -1, -1):
                 r = t * batch + sample
                 g = nothing
                 if SPIKES:
-                    g = _row(grad_spikes, t * stride + at, n)
+                    g = row_of(grad_spikes, t * stride + at, n)
                     if n < PANEL:
-                        _copy(_row(padded, 0, n), g)
+                        _copy(row_of(padded, 0, n), g)
                         g = padded
                 v, before = _line(scratch, charged, 1 + t), _line(scratch, after, t)
                 backward_row(
@@ -203,15 +196,15 @@ def _backward(job_at):
                 for e in range(starts[r], starts[r + 1]):
                     _add(_line(sums, 0, places[e]), d)
             if out_mem.size > 0:
-                _copy(_row(out_mem, at, n), state)
+                _copy(row_of(out_mem, at, n), state)
         for j in range(0, n, TILE):
             to = (low + j) * width
             turn_block(out, to, width, sums, j, PANEL, width, min(n - j, TILE))
         if out_bias.size > 0:
-            _copy(_row(out_bias, low, n), d_bias)
+            _copy(row_of(out_bias, low, n), d_bias)
         if PARAMETERS:
-            _copy(_row(out_beta, low, n), d_beta)
-            _copy(_row(out_th, low, n), d_th)
+            _copy(row_of(out_beta, low, n), d_beta)
+            _copy(row_of(out_th, low, n), d_th)
         part = take(job, NEXT)
 
 
@@ -309,7 +302,6 @@ def backward(
         state,
         SPIKES=gs is not None,
         PARAMETERS=want_parameters,
-        DELAYED=followed.delayed,
         COUNT=len(parameters) - followed.windowed,
     )
     numbers = as_tensor(tuple(parameters), state)

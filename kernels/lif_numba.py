@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
@@ -72,10 +72,6 @@ def _fill(out, values, start):
             k = 0
 
 
-def _row(array, start, size):
-    return array[start : start + size]
-
-
 def _start(out, values, low):
     """Begin a block: a row of `values` from neuron `low` on, or zeros if there are none."""
     for i in range(out.size):
@@ -95,12 +91,8 @@ def forward_row(current, mem, beta, threshold, spikes, trace):
 
 def _forward(job_at):
     job = job_of(job_at)
-    current, mem, beta, threshold = (
-        _array(job_at, 0),
-        _array(job_at, 1),
-        _array(job_at, 2),
-        _array(job_at, 3),
-    )
+    current, mem = _array(job_at, 0), _array(job_at, 1)
+    beta, threshold = _array(job_at, 2), _array(job_at, 3)
     spikes, trace, final = _array(job_at, 4), _array(job_at, 5), _array(job_at, 6)
     steps, block, stride = job[STEPS], job[WIDTH], job[STRIDES]
     size = final.size
@@ -110,8 +102,8 @@ def _forward(job_at):
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        state = _row(scratch, own, n)
-        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
+        state = row_of(scratch, own, n)
+        b, th = row_of(scratch, own + block, n), row_of(scratch, own + 2 * block, n)
         _start(state, mem, low)
         _fill(b, beta, low)
         _fill(th, threshold, low)
@@ -120,11 +112,11 @@ def _forward(job_at):
             out = t * size + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * stride, n)
-            row = _row(scratch, own + 3 * block, n) if STREAM else _row(spikes, out, n)
-            forward_row(_row(current, x, n), state, b, th, row, _row(trace, out, n))
+            row = row_of(scratch, own + 3 * block, n) if STREAM else row_of(spikes, out, n)
+            forward_row(row_of(current, x, n), state, b, th, row, row_of(trace, out, n))
             if STREAM:
                 stream(spikes, out, row)
-        _start(_row(final, low, n), state, 0)
+        _start(row_of(final, low, n), state, 0)
         part = take(job, NEXT)
     if STREAM:
         fence()
@@ -180,22 +172,14 @@ def backward_row(
 def _backward(job_at):
     job = job_of(job_at)
     grad_spikes, grad_trace, grad_final = _array(job_at, 0), _array(job_at, 1), _array(job_at, 2)
-    current, mem, beta, threshold = (
-        _array(job_at, 3),
-        _array(job_at, 4),
-        _array(job_at, 5),
-        _array(job_at, 6),
-    )
-    out, out_mem, out_beta, out_th = (
-        _array(job_at, 7),
-        _array(job_at, 8),
-        _array(job_at, 9),
-        _array(job_at, 10),
-    )
+    current, mem = _array(job_at, 3), _array(job_at, 4)
+    beta, threshold = _array(job_at, 5), _array(job_at, 6)
+    out, out_mem = _array(job_at, 7), _array(job_at, 8)
+    out_beta, out_th = _array(job_at, 9), _array(job_at, 10)
     numbers = _array(job_at, 11)
     parameters = to_fixed_tuple(numbers, COUNT)
     window = numbers[COUNT] if WINDOWED else 0.0
-    nothing = _row(out, 0, 0)
+    nothing = row_of(out, 0, 0)
     steps, block, size = job[STEPS], job[WIDTH], out_mem.size
     # Rows of the scratch: state, beta, threshold, a row to stream; the membrane before the first
     # step, then the charged one of each; with an immediate reset also the membrane after each.
@@ -207,11 +191,11 @@ def _backward(job_at):
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        state = _row(scratch, own, n)
-        b, th = _row(scratch, own + block, n), _row(scratch, own + 2 * block, n)
+        state = row_of(scratch, own, n)
+        b, th = row_of(scratch, own + block, n), row_of(scratch, own + 2 * block, n)
         _start(state, mem, low)
-        _start(_row(scratch, first, n), state, 0)
-        _start(_row(scratch, later, n), state, 0)
+        _start(row_of(scratch, first, n), state, 0)
+        _start(row_of(scratch, later, n), state, 0)
         _fill(b, beta, low)
         _fill(th, threshold, low)
         for t in range(steps):
@@ -219,18 +203,18 @@ def _backward(job_at):
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * job[STRIDES], n)
             recompute_row(
-                _row(current, x, n),
+                row_of(current, x, n),
                 state,
                 b,
                 th,
-                _row(scratch, first + (1 + t) * block, n),
-                _row(scratch, later + (1 + t) * block, 0 if DELAYED else n),
+                row_of(scratch, first + (1 + t) * block, n),
+                row_of(scratch, later + (1 + t) * block, 0 if DELAYED else n),
             )
         _start(state, grad_final, low)
         if CONSTANT:
-            _start(_row(out, low, n), nothing, 0)
+            _start(row_of(out, low, n), nothing, 0)
         p = n if PARAMETERS else 0
-        d_beta, d_th = _row(out_beta, low, p), _row(out_th, low, p)
+        d_beta, d_th = row_of(out_beta, low, p), row_of(out_th, low, p)
         _start(d_beta, nothing, 0)
         _start(d_th, nothing, 0)
         for t in range(steps - 1, -1, -1):
@@ -239,12 +223,12 @@ def _backward(job_at):
             o = low if CONSTANT else t * size + low
             if SPIKES and t >= AHEAD:
                 prefetch(grad_spikes, gs - AHEAD * job[STRIDES + 1], n)
-            row = _row(scratch, own + 3 * block, n) if STREAM else _row(out, o, n)
+            row = row_of(scratch, own + 3 * block, n) if STREAM else row_of(out, o, n)
             backward_row(
-                _row(grad_spikes, gs, n),
-                _row(grad_trace, gt, n),
-                _row(scratch, later + t * block, n),
-                _row(scratch, first + (1 + t) * block, n),
+                row_of(grad_spikes, gs, n),
+                row_of(grad_trace, gt, n),
+                row_of(scratch, later + t * block, n),
+                row_of(scratch, first + (1 + t) * block, n),
                 b,
                 th,
                 parameters,
@@ -256,7 +240,7 @@ def _backward(job_at):
             )
             if STREAM:
                 stream(out, o, row)
-        _start(_row(out_mem, low, n), state, 0)
+        _start(row_of(out_mem, low, n), state, 0)
         part = take(job, NEXT)
     if STREAM:
         fence()

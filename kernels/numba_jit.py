@@ -53,13 +53,13 @@ def _inner(function: Any) -> Any:
     What it is compiled to, for each kind of arguments, then serves every kernel of the process.
     """
     code = function.__code__
-    values = (*code.co_consts, *(cell.cell_contents for cell in function.__closure__ or ()))
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    values = (code.co_consts, cells, function.__defaults__ or ())
     free = {
         name: function.__globals__[name] for name in code.co_names if name in function.__globals__
     }
-    names = ((name, _same(value)) for name, value in free.items())
-    found = (code.co_code, code.co_names, code.co_varnames, function.__defaults__)
-    key = (*found, *map(_same, values), *names)
+    known = (tuple(map(_same, group)) for group in (*values, free.values()))
+    key = (code.co_code, code.co_names, code.co_varnames, *free, *known)
     if key not in _compiled:
         _compiled[key] = njit(pipeline_class=_NoAlias, **INNER)(function)
     return _compiled[key]

@@ -23,6 +23,11 @@ def array_of(job_at, k, like):
     return array_at(job[HEAD + 2 * k], job[HEAD + 2 * k + 1], like)
 
 
+def row_of(array, start, size):
+    """Return `array[start : start + size]`."""
+    return array[start : start + size]
+
+
 def job_of(job_at):
     """Return the counters, the flag and the sizes of a job."""
     return array_at(job_at, HEAD, 0)

@@ -35,7 +35,8 @@ FAR, ADD_FAR = 2048, 3.0  # inputs whose rows and sums of four no second-level c
 
 # Events a row, up to which a layer is run with its neurons in one loop: what is added up twice
 # backward, and scattered, then takes less time than currents take to be written and read. It was
-# 16 to 33 trained and 40 to 120 not, in layers of 256 to 2048 inputs and 512 to 1024 outputs.
+# 20 to 40 trained, in layers of 256 to 2048 inputs and 512 to 1024 outputs, and without gradients
+# 20 to 40 with 2048 inputs, 40 to 150 with fewer.
 EVENTS, TRAINED_EVENTS = 40, 16
 
 SHAPE = (256, 512, 512)  # rows, inputs and outputs of the layer that is measured

@@ -196,7 +196,6 @@ def test_a_tail_reads_each_line_once_and_whole(tmp_path):
 def hasty(monkeypatch):
     monkeypatch.setattr(watching, "INTERVAL", 0.0)
     monkeypatch.setattr(watching, "PAUSE", 0.0)
-    monkeypatch.setattr(watching, "REST", 0.0)
 
 
 def files(folder):
@@ -254,8 +253,6 @@ def test_loading_networks_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
     network = trained(model={"hidden_size": 8, "num_steps": 3})
     run = Run(tmp_path / "run", config=network.config.model_dump(mode="json"))
     watched = WatchedRun(run.folder)
-    monkeypatch.setattr(watching, "PAUSE", 0.0)
-    monkeypatch.setattr(watching, "REST", 1e6)
     for seconds, loaded in ((100, 1), (105, 1), (111, 2)):
         monkeypatch.setattr(watching.time, "monotonic", clock(seconds))
         run.save_epoch({"model": network.model.state_dict()}, is_best=True)

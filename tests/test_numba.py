@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch
+from neurospike import break_even, dispatch
 
 pytest.importorskip("numba")
 
@@ -105,18 +105,24 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp
     assert "[cache]" not in log
 
 
-def test_no_size_compiles_anything_anew():
+def test_no_size_compiles_anything_anew(monkeypatch):
     """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
-    kernels = [dispatch.load(f".kernels.{name}") for name in ("lif_numba", "linear_numba")]
-    layer, lif = ns.SpikeLinear(40, 70), ns.LIF(0.9)
+    names = ("lif_numba", "events_numba", "linear_numba", "layer_numba")
+    kernels = [dispatch.load(f".kernels.{name}") for name in names]
+    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(break_even, "_less", lambda *_: True)
+    monkeypatch.setattr(kernels[1], "TABLE", 1 << 40)  # with sums of four it is another kernel
 
-    def run(*shape):
-        current = torch.randn(*shape, 70, requires_grad=True)
-        lif(current)[0].sum().backward()
-        kernels[1].pack(layer.weight, 64)
+    def run(steps, batch, inputs, outputs):
+        layer, lif = ns.SpikeLinear(inputs, outputs), ns.LIF(0.9)
+        spikes = (torch.rand(steps, batch, inputs) < 0.1).to(torch.uint8)
+        lif(layer(spikes))[0].sum().backward()
+        monkeypatch.setattr(break_even, "TRAINED_EVENTS", 1 << 30)
+        ns.spike_layer(layer, lif, spikes)[0].sum().backward()
 
-    run(5, 2)
+    run(5, 2, 40, 200)
     before = [kernel._compiled.cache_info().misses for kernel in kernels]
-    for shape in ((6, 2), (1, 9), (40, 3)):
+    assert all(before)
+    for shape in ((6, 2, 40, 200), (1, 9, 70, 129), (40, 3, 130, 300)):
         run(*shape)
     assert [kernel._compiled.cache_info().misses for kernel in kernels] == before

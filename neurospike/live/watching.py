@@ -16,10 +16,6 @@ INTERVAL = 0.8  # seconds between two looks at the files, however many visitors 
 # Seconds until the next look after one that found something. A browser takes some 100 ms to draw
 # it, on a small machine from the cores of the training.
 PAUSE = 10.0
-REST = (
-    40  # times as long as a network took to load until the next one is, at most MOST_REST seconds
-)
-MOST_REST = 10.0
 
 
 class Tail:
@@ -67,7 +63,6 @@ class WatchedRun:
         self._tail = Tail(self.folder / "metrics.jsonl")
         self._stamp: tuple[int, int] | None = None
         self._next_look = 0.0
-        self._rested = 0.0
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -99,13 +94,10 @@ class WatchedRun:
         path = self.folder / "checkpoints" / "last.pth"
         status = path.stat()
         stamp = status.st_ino, status.st_mtime_ns
-        start = time.monotonic()
-        if stamp != self._stamp and start >= self._rested:
+        if stamp != self._stamp:
             self.trained = load_trained(path)
             self._stamp = stamp
             self.models += 1
-            now = time.monotonic()
-            self._rested = now + min(MOST_REST, REST * (now - start))
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
