@@ -58,7 +58,7 @@ def checks(device: str, backend: str) -> Iterator[Check]:
                     device, backend, SHAPES[3], torch.float32, {**r, "surrogate": s}
                 ),
             )
-    for part in (_twice, _sixteen_bits, _constant, _compiled):
+    for part in (_twice, _sixteen_bits, _constant, _window, _of_spikes, _compiled):
         yield Check(part.__name__.strip("_").replace("_", " "), lambda p=part: p(device, backend))
     if device == "cuda":
         for part in (_other_stream, _graph, _autocast, _second_device, _long):
@@ -161,6 +161,34 @@ def _constant(device: str, backend: str) -> float:
         _equal("a constant current", got, want)
     pairs = zip(_gradients(found, [held]), _gradients(wanted, [held]))
     return max(check_close("a constant current", got, want, 1e-12) for got, want in pairs)
+
+
+def _window(device: str, backend: str) -> float:
+    """Surrogate gradients that are cut off, some of them and not all."""
+    current = problem(SHAPES[3], torch.float64)[0]
+    found = []
+    for on, name in ((device, backend), ("cpu", "reference")):
+        for window in (0.3, None):
+            leaf = current.detach().to(on).requires_grad_()
+            out = ns.lif(leaf, beta=0.9, grad_window=window, backend=name)
+            found.append(_gradients(out, [leaf])[0].cpu())
+    if torch.equal(found[0], found[1]):
+        raise GateError("a window of 0.3 cut nothing off")
+    return check_close("with a window", found[0], found[2], 1e-12)
+
+
+def _of_spikes(device: str, backend: str) -> float:
+    """`ns.spike_layer` is a linear layer and its neurons in a row."""
+    linear = ns.SpikeLinear(70, 90, backend=backend).to(device)
+    neurons = ns.LIF(0.9, backend=backend).to(device)
+    spikes = (torch.rand(12, 4, 70, generator=torch.Generator().manual_seed(0)) < 0.1).to(device)
+    currents = torch.nn.functional.linear(spikes.float(), linear.weight, linear.bias)
+    found, wanted = ns.spike_layer(linear, neurons, spikes), neurons(currents)
+    for got, want in zip(found, wanted):
+        _equal("a layer of spikes", got, want)
+    parameters = list(linear.parameters())
+    pairs = zip(_gradients(found, parameters), _gradients(wanted, parameters))
+    return max(check_close("a layer of spikes", got, want) for got, want in pairs)
 
 
 def _compiled(device: str, backend: str) -> float:

@@ -45,11 +45,13 @@ class Kernel:
     constant: bool = False
     trace: bool = False
     learned: bool = False
+    neurons: int = NEURONS
 
     @property
     def label(self) -> str:
         """What the table calls it."""
         extras = [word for word in ("constant", "trace", "learned") if getattr(self, word)]
+        extras += [f"{self.neurons} neurons"] if self.neurons != NEURONS else []
         timing = "" if self.delayed else " immediate"
         return " ".join([self.kind, f"({self.reset}{timing}{''.join(', ' + e for e in extras)})"])
 
@@ -66,6 +68,7 @@ class Code:
     loads_a_step: float
     stores_a_step: float
     widths: tuple[int, ...]  # of the loads and stores of the time loop, in bytes
+    chunks_ahead: float  # whose loads are on their way while one is computed
     bytes_a_neuron_step: float
     instructions_a_neuron_step: float
 
@@ -105,19 +108,19 @@ def compiling(architecture: int) -> Iterator[list[Any]]:
         triton.runtime.driver._active = before
 
 
-def build(kernel: Kernel, architecture: int, steps: int = STEPS, neurons: int = NEURONS) -> Any:
+def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
     """Return what Triton compiles for a kernel on an architecture, 90 for capability 9.0."""
     state = ops.state_dtype(kernel.dtype)
     chosen = surrogate.resolve(kernel.surrogate)
     key = rule.key_of(kernel.reset, kernel.delayed, False, chosen.function)
 
     def rows(count: int = 0, dtype: torch.dtype = state) -> torch.Tensor:
-        return torch.empty((count, neurons) if count else 0, dtype=dtype)
+        return torch.empty((count, kernel.neurons) if count else 0, dtype=dtype)
 
     current = rows(1 if kernel.constant else steps, kernel.dtype)
     current = current[0] if kernel.constant else current
     scalar = torch.empty(1, dtype=state)
-    saved, final = rows(-(-steps // lif_triton.EVERY)), rows(1)[0]
+    saved, final = rows(-(-steps // lif_triton.EVERY)).flatten(), rows(1)[0]
     spikes, trace = rows(steps, kernel.dtype), rows(steps if kernel.trace else 0)
     options = (key, chosen.parameters, steps, kernel.constant)
     with compiling(architecture) as made:
@@ -136,15 +139,17 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS, neurons: int = 
 def inspect(kernel: Kernel, architecture: int) -> Code:
     """Compile a kernel and count its machine code."""
     compiled = build(kernel, architecture)
-    block, warps = lif_triton._geometry(NEURONS, ops.state_dtype(kernel.dtype))
+    block, warps, _ = lif_triton._geometry(kernel.neurons, ops.state_dtype(kernel.dtype))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)
         listing = _tool("nvdisasm", "-c", file.name)
     bodies = time_loops(listing)
-    # One loop takes whole chunks, another what is left at the end: both move the same.
-    body = min(bodies, key=len)
+    # One loop takes whole chunks, another what is left at the end: both move the same, the first
+    # with fewer masks, or asynchronously.
+    body = min(bodies, key=lambda body: ("LDGSTS" not in "".join(body), len(body)))
     loads, stores = _widths(body, "LDG"), _widths(body, "STG")
+    waits = re.findall(r"DEPBAR\.LE SB0, (\w+)", "\n".join(body))
     numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     steps, mine = lif_triton.EVERY, lif_triton.EVERY * block // (32 * warps)
     return Code(
@@ -156,6 +161,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
         loads_a_step=len(loads) / steps,
         stores_a_step=len(stores) / steps,
         widths=tuple(sorted({*loads, *stores})),
+        chunks_ahead=int(waits[0], 16) / len(loads) if waits and loads else 0,
         bytes_a_neuron_step=(sum(loads) + sum(stores)) / mine,
         instructions_a_neuron_step=len(body) / mine,
     )
@@ -182,7 +188,7 @@ def _widths(instructions: Sequence[str], opcode: str) -> list[int]:
     """Return the bytes that each load (`LDG`, and the asynchronous `LDGSTS`) or store moves."""
     found = []
     for instruction in instructions:
-        if match := re.search(rf"\b{opcode}(?:STS)?((?:\.\w+)*)", instruction):
+        if match := re.search(rf"\b{opcode}(?:STS)?(?![A-Z])((?:\.\w+)*)", instruction):
             found.append(next((WIDTH[s] for s in match[1].split(".") if s in WIDTH), 4))
     return found
 
@@ -199,6 +205,11 @@ def kernels() -> list[Kernel]:
         for dtype in (torch.float32, torch.bfloat16, torch.float64)
         for kind in ("inference", "training forward", "backward")
     ]
+    table += [
+        Kernel(kind, dtype, neurons=8192)
+        for dtype in (torch.float32, torch.bfloat16)
+        for kind in ("inference", "training forward", "backward")
+    ]
     table += [Kernel(k, constant=True) for k in ("training forward", "backward")]
     table += [Kernel("backward", learned=True), Kernel("backward", trace=True)]
     table += [Kernel("backward", reset="zero", delayed=False)]
@@ -206,13 +217,14 @@ def kernels() -> list[Kernel]:
 
 
 COLUMNS = (
-    ("kernel", 38),
+    ("kernel", 42),
     ("format", 9),
     ("sm", 4),
     ("loads", 6),
     ("stores", 7),
     ("bytes", 6),
     ("width", 6),
+    ("ahead", 6),
     ("instr", 6),
     ("regs", 5),
     ("spills", 7),
@@ -223,6 +235,8 @@ LEGEND = """\
 loads, stores: of global memory, a thread and time step (of a constant current: outside the loop)
 bytes, instr:  moved and executed in the time loop, a neuron-step
 width:         of those loads and stores, bytes a thread
+ahead:         chunks whose loads are on their way while another is computed; else those of a chunk
+               are all under way before its first step is computed
 regs, local:   registers and bytes of local memory a thread; spills: accesses to the latter in
                the time loop; fma: fused multiply-adds in the whole kernel"""
 
@@ -237,6 +251,7 @@ def row(kernel: Kernel, code: Code) -> str:
         f"{code.stores_a_step:.3f}",
         f"{code.bytes_a_neuron_step:.2f}",
         "/".join(map(str, code.widths)),
+        f"{code.chunks_ahead:g}",
         f"{code.instructions_a_neuron_step:.1f}",
         code.registers,
         code.spills,

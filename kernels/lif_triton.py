@@ -2,8 +2,8 @@
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. One program takes a block of neurons
 and keeps their state in registers while it goes through time, `EVERY` steps at once: the loads of
-such a chunk are all under way before the first of its steps is computed. The formulas are those of
-`neurospike.formulas`, jitted here.
+such a chunk are all under way before the first of its steps is computed, in small layers those of
+the next chunks too. The formulas are those of `neurospike.formulas`, jitted here.
 
 Saved for backward: the membrane before every chunk. The backward kernel takes the chunks in
 reverse; it reads a chunk's currents again, runs it forward from the saved membrane with all
@@ -37,11 +37,18 @@ from neurospike.dispatch import TABLE
 from neurospike.errors import BackendError
 from neurospike.formulas import step, step_vjp, windowed
 
+OLDEST = (3, 4)  # 3.3 compiles no tuple with None in it
+if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    raise BackendError(
+        f"backend 'triton' needs triton {'.'.join(map(str, OLDEST))} or later, found "
+        f"{triton.__version__}: pip install --upgrade torch, which brings its own"
+    )
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
 
 # What a kernel is compiled for; rebound for each variant.
 EVERY = TABLE["triton"].checkpoint_every
 BLOCK = 256
+STAGES = 1
 DELAYED = True
 SPIKES = True
 TRACE = False
@@ -170,7 +177,7 @@ def _forward(
     # 64 bits: a sequence may be longer than 2^31 numbers.
     steps = steps.to(tl.int64)
     whole = steps // EVERY * EVERY
-    for first in tl.range(0, whole, EVERY):
+    for first in tl.range(0, whole, EVERY, num_stages=STAGES):
         mem = _forward_chunk(mem, held, beta, threshold, first, steps, True, place, pointers)
     for first in tl.range(whole, steps, EVERY):
         mem = _forward_chunk(mem, held, beta, threshold, first, steps, False, place, pointers)
@@ -268,7 +275,7 @@ def _backward(
         sums = _backward_chunk(
             sums, held, beta, threshold, values, window, first, steps, False, place, pointers
         )
-    for after in tl.range(0, whole, EVERY):
+    for after in tl.range(0, whole, EVERY, num_stages=STAGES):
         first = whole - EVERY - after
         sums = _backward_chunk(
             sums, held, beta, threshold, values, window, first, steps, True, place, pointers
@@ -340,14 +347,17 @@ def _launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
         ) from error
 
 
-def _geometry(size: int, state: torch.dtype) -> tuple[int, int]:
-    """Return how many neurons and warps a program has.
+def _geometry(size: int, state: torch.dtype) -> tuple[int, int, int]:
+    """Return how many neurons and warps a program has, and how many stages its loop over chunks.
 
-    16 bytes of state a thread make the widest loads; few neurons are spread over many processors.
+    16 bytes of state a thread make the widest loads. Few neurons are spread over many processors,
+    which then have nothing else to do while a chunk is on its way: with 4 stages, 2 chunks are
+    while a third is computed. (With 2, Triton asks for one only after that.) Two of them a thread:
+    the least that is copied asynchronously are 4 bytes.
     """
     if size < SMALL:
-        return 32, 1
-    return 64 * 16 // state.itemsize, 2
+        return 64, 1, 4
+    return 64 * 16 // state.itemsize, 2, 1
 
 
 def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
@@ -386,17 +396,18 @@ def forward(
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `mem` `[B, *F]` or None; `beta` and
     `threshold` `[1]` or `[P]`. All but `current` and `spikes` are in the state's format. `saved`
-    `[ceil(T/EVERY), B, *F]` is the membrane before every chunk.
+    `[ceil(T/EVERY) * B * F]` is the membrane before every chunk.
     """
     size = final.numel()
     if size == 0:
         return
     x, held = (current.contiguous(), True) if constant else _rows(current)
-    block, warps = _geometry(size, final.dtype)
+    block, warps, stages = _geometry(size, final.dtype)
     kernel = _compiled(
         _forward,
         key,
         BLOCK=block,
+        STAGES=stages,
         SPIKES=spikes.numel() > 0,
         TRACE=trace.numel() > 0,
         SCALAR_BETA=beta.numel() == 1,
@@ -452,11 +463,12 @@ def backward(
     if size:
         x, held = (current.contiguous(), True) if constant else _rows(current)
         (gs, gs_held), (gt, gt_held) = _rows(grad_spikes), _rows(grad_trace)
-        block, warps = _geometry(size, saved.dtype)
+        block, warps, stages = _geometry(size, saved.dtype)
         kernel = _compiled(
             _backward,
             key,
             BLOCK=block,
+            STAGES=stages,
             SPIKES=gs is not None,
             TRACE=gt is not None,
             SCALAR_BETA=beta.numel() == 1,

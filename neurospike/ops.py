@@ -12,11 +12,13 @@ An output nobody asked for is an empty tensor, and costs nothing. What a backend
             num_steps, constant, spikes, final, trace) -> None                fills the outputs
     backward(...)  likewise; see the docstrings of kernels/lif_numba.py
 
-A row with `checkpoint_every = K > 0` has one more output, `saved [ceil(T/K), B, *F]`: the membrane
+A row with `checkpoint_every = K > 0` has one more output, `saved [ceil(T/K) * B * F]`: the membrane
 before every K-th step, in the state's format. It is asked for only where a gradient will be
-needed, and its backward function is given it after `threshold`.
+needed, and its backward function is given it after `threshold`. It is flat because torch.compile
+and torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for one that stays 1.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +77,7 @@ def _allocate(
     trace = _empty(current, (steps, *shape) if want_trace else (0,), state)
     if not every:
         return spikes, final, trace
-    saved = _empty(current, (-(-steps // every), *shape) if want_saved else (0,), state)
+    saved = _empty(current, (-(-steps // every) * math.prod(shape) if want_saved else 0,), state)
     return spikes, final, trace, saved
 
 

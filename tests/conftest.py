@@ -5,6 +5,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is imported: no test sees a GPU, so that all do the same on every machine. Those of
+# on_cuda.py get what is kept here, in a process of their own (test_triton.py).
+if "NEUROSPIKE_TEST_DEVICES" not in os.environ:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    os.environ.update(NEUROSPIKE_TEST_DEVICES=hidden, CUDA_VISIBLE_DEVICES="")
+
 import pytest
 import torch
 

@@ -23,7 +23,7 @@ dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
 ops.implement(ROW, "cpu")
 
 # Fewer and larger programs: the interpreter takes as long for a small one.
-lif_triton._geometry = lambda size, state: (1024, 1)
+lif_triton._geometry = lambda size, state: (1024, 1, 1)
 
 _convert = interpreter._convert_float
 

@@ -143,28 +143,6 @@ def test_the_order_is_drawn_on_the_cpu():
         Batches(digits(2), 1, shuffle=True, generator=elsewhere)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fits", [True, False])
-def test_batches_on_cuda(fits):
-    split = digits(60_000)
-    torch.cuda.empty_cache()
-    free_share = 1.0 if fits else 20e6 / torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(free_share)
-    try:
-        batches = Batches(split, 128, device="cuda")
-        assert batches.resident == fits
-        for number, (images, labels) in enumerate(batches):
-            assert images.is_cuda
-            assert labels.is_cuda
-            part = slice(128 * number, 128 * (number + 1))
-            assert torch.equal(images.cpu(), split.images[part].unsqueeze(1) / 255)
-            assert torch.equal(labels.cpu(), split.labels[part])
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    with pytest.raises(ValueError, match=r"generator on cuda.*torch.Generator\(\)"):
-        Batches(split, 128, generator=torch.Generator(device="cuda"))
-
-
 def test_batches_without_room_on_the_device(monkeypatch):
     split = digits(50)
     pinned = []

@@ -240,23 +240,6 @@ def test_latency_refuses_impossible_options(options, message):
         encoding.latency(intensities(2, 3), 5, **options)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
-    data = intensities(8, 100)
-    for curve in ("linear", "logarithmic"):
-        on_device = encoding.latency(data.cuda(), 30, curve=curve)
-        assert on_device.is_cuda
-        assert torch.equal(on_device.cpu(), encoding.latency(data, 30, curve=curve))
-    for encode in (encoding.delta, encoding.phase, encoding.burst):
-        assert torch.equal(encode(data.cuda(), 30).cpu(), encode(data, 30))
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    spikes = encoding.rate(data.cuda(), 2000, generator=generator)
-    assert spikes.is_cuda
-    torch.testing.assert_close(spikes.mean(0).cpu(), data, rtol=0, atol=0.06)
-    with pytest.raises(ValueError, match="generator on cpu for data on cuda"):
-        encoding.rate(data.cuda(), 5, generator=torch.Generator())
-
-
 def test_the_module_needs_torch_only():
     # Loaded by its path, so that this is about encoding.py and not about the package around it.
     program = """

@@ -9,12 +9,11 @@ from benchmarks import equivalence, gpu
 from benchmarks.gate import GateError
 from neurospike import dispatch
 
-NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 CPU = [c for c in equivalence.checks("cpu", "numba") if c.name != "compiled"]
-FEW = [c for c in CPU if c.name in ("rule subtract", "twice", "sixteen bits", "constant")]
+NAMES = ("rule subtract", "twice", "sixteen bits", "constant", "window", "of spikes")
+FEW = [c for c in CPU if c.name in NAMES]
 
 
-@NO_DEVICE
 def test_without_a_device_it_ends_with_2_and_writes_nothing(tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr()

@@ -1,5 +1,6 @@
 """The Triton backend without a GPU: its errors, its results interpreted, its machine code."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,25 +20,44 @@ from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect
 from neurospike.kernels import lif_triton
 
 ROOT = Path(__file__).parents[1]
-NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
-# Through the interpreter
+# In processes of their own
+
+INTERPRETED = {  # files: how many of their tests there are at least
+    ("test_lif", "test_neuron"): 150,
+    ("test_equivalence", "test_grad_window", "test_truncation", "test_spikingjelly"): 69,
+    ("test_torch", "test_modules", "test_sequential", "test_layers", "test_search"): 70,
+}
 
 
-def test_every_backend_test_passes_in_the_interpreter():
-    """All of test_lif.py and test_neuron.py; in a process of its own: the switch must not leak."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "interpreted"]
-    command += ["-p", "no:cacheprovider"]
-    which = ["tests/test_lif.py", "tests/test_neuron.py", "-k", "triton or all_backends"]
+@pytest.mark.parametrize("files", INTERPRETED, ids="-".join)
+def test_what_every_backend_passes_it_passes_in_the_interpreter(files):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    run = subprocess.run(
-        [*command, *which], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stdout[-5000:]
-    assert int(run.stdout.rsplit(" passed", 1)[0].split()[-1]) > 150
+    passed = _passed_apart(files, environment, "-p", "interpreted", "-k", "triton or all_backends")
+    assert passed >= INTERPRETED[files]
     assert "TRITON_INTERPRET" not in os.environ
+
+
+@pytest.mark.skipif(
+    not any(Path(d).exists() for d in ("/dev/nvidiactl", "/dev/dxg")), reason="no NVIDIA driver"
+)
+def test_on_cuda():
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": os.environ["NEUROSPIKE_TEST_DEVICES"]}
+    assert _passed_apart(["on_cuda"], environment) > 30
+    assert _passed_apart(["test_torch"], environment, "-k", "triton") > 30
+
+
+def _passed_apart(files, environment, *options):
+    """Run test files in another process, all of which must pass; how many tests that were."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *options]
+    command += [f"tests/{name}.py" for name in files]
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
+    return int(run.stdout.rsplit(" passed", 1)[0].split()[-1])
 
 
 # As machine code
@@ -61,6 +81,19 @@ def test_what_the_machine_code_moves(kind, dtype, architecture):
     assert code.spills == code.local_bytes == 0
     # Of double precision only a division may have some, and only the surrogate divides.
     assert code.fused_multiply_adds == 0 or (dtype == torch.float64 and kind == "backward")
+
+
+@pytest.mark.parametrize("kind", BUDGET)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_small_layers_load_ahead(kind, dtype, architecture):
+    """8192 neurons wait for memory and for nothing else."""
+    code = inspect(Kernel(kind, dtype, neurons=8192), architecture)
+    assert code.chunks_ahead == 2
+    assert (code.loads_a_step, code.stores_a_step) == BUDGET[kind]
+    assert min(code.widths) == 2 * dtype.itemsize
+    assert code.spills == code.local_bytes == 0
+    assert inspect(Kernel(kind, dtype), architecture).chunks_ahead == 0
 
 
 RULES = [("subtract", True), ("zero", True), ("none", True), ("subtract", False), ("zero", False)]
@@ -99,7 +132,7 @@ def test_a_16_bit_gradient_is_rounded_to_the_nearest():
 def test_no_number_of_steps_compiles_anew(kind):
     compiled = {id(build(Kernel(kind), 90, steps)) for steps in (1, 7, 16, 25, 1000)}
     assert len(compiled) == 1
-    assert id(build(Kernel(kind), 90, neurons=triton_code.NEURONS + 1)) not in compiled
+    assert id(build(Kernel(kind, neurons=triton_code.NEURONS + 1), 90)) not in compiled
 
 
 def test_a_second_launch_compares_no_constants(monkeypatch):
@@ -160,7 +193,6 @@ def test_the_table_of_the_machine_code(capsys, tmp_path, monkeypatch):
 # Where it cannot run
 
 
-@NO_DEVICE
 def test_without_a_device_the_command_ends_with_2_and_the_way_on(capsys):
     assert train.main(["--backend", "triton"]) == 2
     error = capsys.readouterr().err
@@ -200,6 +232,13 @@ def test_a_device_too_old_is_named(monkeypatch):
     assert dispatch.choose("auto", "cuda").name == "reference"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert ns.backends()["triton"] is None
+
+
+def test_a_triton_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(lif_triton.triton, "__version__", "3.3.1")
+    again = importlib.util.spec_from_file_location("again", lif_triton.__file__)
+    with pytest.raises(BackendError, match=r"needs triton 3\.4 or later, found 3\.3\.1: pip"):
+        again.loader.exec_module(importlib.util.module_from_spec(again))
 
 
 class _Failing:
