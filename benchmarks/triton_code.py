@@ -235,8 +235,7 @@ LEGEND = """\
 loads, stores: of global memory, a thread and time step (of a constant current: outside the loop)
 bytes, instr:  moved and executed in the time loop, a neuron-step
 width:         of those loads and stores, bytes a thread
-ahead:         chunks whose loads are on their way while another is computed; else those of a chunk
-               are all under way before its first step is computed
+ahead:         chunks whose loads are on their way while another is computed
 regs, local:   registers and bytes of local memory a thread; spills: accesses to the latter in
                the time loop; fma: fused multiply-adds in the whole kernel"""
 

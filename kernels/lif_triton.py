@@ -2,8 +2,8 @@
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. One program takes a block of neurons
 and keeps their state in registers while it goes through time, `EVERY` steps at once: the loads of
-such a chunk are all under way before the first of its steps is computed, in small layers those of
-the next chunks too. The formulas are those of `neurospike.formulas`, jitted here.
+such a chunk wait for memory together and not one a step, and in small layers while those before it
+are computed. The formulas are those of `neurospike.formulas`, jitted here.
 
 Saved for backward: the membrane before every chunk. The backward kernel takes the chunks in
 reverse; it reads a chunk's currents again, runs it forward from the saved membrane with all
@@ -352,8 +352,8 @@ def _geometry(size: int, state: torch.dtype) -> tuple[int, int, int]:
 
     16 bytes of state a thread make the widest loads. Few neurons are spread over many processors,
     which then have nothing else to do while a chunk is on its way: with 4 stages, 2 chunks are
-    while a third is computed. (With 2, Triton asks for one only after that.) Two of them a thread:
-    the least that is copied asynchronously are 4 bytes.
+    while a third is computed. (With 2, Triton asks for one only after that.) A thread has two
+    neurons: the least that is copied asynchronously are 4 bytes.
     """
     if size < SMALL:
         return 64, 1, 4

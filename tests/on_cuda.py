@@ -3,7 +3,6 @@
 All other tests see no device (see `conftest.py`), and so do the same on every machine.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -23,8 +22,10 @@ from neurospike.errors import BackendError
 
 @pytest.mark.parametrize("check", list(checks("cuda", "triton")), ids=lambda check: check.name)
 def test_equal_to_the_reference_and_the_oracle(check):
-    with contextlib.suppress(MemoryError):  # "long" asks for 19 GB
+    try:
         assert check.run() <= 1e-5
+    except MemoryError as error:
+        pytest.skip(str(error))
 
 
 def test_auto_takes_it():

@@ -87,7 +87,7 @@ def test_what_the_machine_code_moves(kind, dtype, architecture):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_small_layers_load_ahead(kind, dtype, architecture):
-    """8192 neurons wait for memory and for nothing else."""
+    """Of 8192 neurons two chunks are on their way while one is computed."""
     code = inspect(Kernel(kind, dtype, neurons=8192), architecture)
     assert code.chunks_ahead == 2
     assert (code.loads_a_step, code.stores_a_step) == BUDGET[kind]
