@@ -37,12 +37,6 @@ from neurospike.dispatch import TABLE
 from neurospike.errors import BackendError
 from neurospike.formulas import step, step_vjp, windowed
 
-OLDEST = (3, 4)  # 3.3 compiles no tuple with None in it
-if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
-    raise BackendError(
-        f"backend 'triton' needs triton {'.'.join(map(str, OLDEST))} or later, found "
-        f"{triton.__version__}: pip install --upgrade torch, which brings its own"
-    )
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
 
 # What a kernel is compiled for; rebound for each variant.

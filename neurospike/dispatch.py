@@ -7,7 +7,9 @@ turns into torch operators. Nothing here imports a backend before it is used.
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -25,7 +27,8 @@ class Backend:
     Attributes:
         name: what `backend=` takes.
         module: where its functions are, relative to the package.
-        packages: what must be installed, as import names.
+        packages: what must be installed: import names, with the oldest version that will do where
+            that has to be told (`"triton>=3.4"`).
         device_types: the kinds of torch device its tensors may be on; empty means any.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
@@ -61,7 +64,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.lif_triton",
-            packages=("triton",),
+            packages=("triton>=3.4",),  # 3.3 compiles no tuple with None in it
             device_types=("cuda",),
             checkpoint_every=8,
             instead="numba",
@@ -87,11 +90,8 @@ _scoped: ContextVar[str] = ContextVar("neurospike_backend", default="auto")
 def unsupported_reasons(name: str, device_type: str | None = None) -> list[str]:
     """Return every reason why backend `name` cannot run here, or on tensors of `device_type`."""
     row = TABLE[name]
-    reasons = [
-        f"the package {package!r} is not installed (pip install {package})"
-        for package in row.packages
-        if not _installed(package)
-    ]
+    found = [_missing(package) for package in row.packages]
+    reasons = [reason for reason in found if reason]
     if "cuda" in row.device_types and "cpu" not in row.device_types:
         reasons += _cuda_reasons()
     if device_type is not None and not row.serves(device_type):
@@ -182,6 +182,31 @@ def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> No
         )
 
 
+def _missing(requirement: str) -> str | None:
+    """Return why a package that the table names cannot be used; None if it can."""
+    package, _, oldest = requirement.partition(">=")
+    if not _installed(package):
+        return f"the package {package!r} is not installed (pip install {package})"
+    if oldest and _numbers(found := _version(package)) < _numbers(oldest):
+        advice = f"pip install -U torch {package}"  # each torch asks for its own triton
+        return f"{package} {oldest} or later is needed, found {found} ({advice})"
+    return None
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Return an installed package's version, importing it only if pip knows it by another name."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(package).__version__)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: (3, 10) of "3.10.0a1+git"."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
 def _installed(package: str) -> bool:
     if sys.modules.get(package) is not None:  # 30 us sooner known
         return True
@@ -212,5 +237,5 @@ def _capability() -> tuple[int, int]:
 
 # torch.compile is not to look into them. This is all that `torch.compiler.assume_constant_result`
 # does, which would load the compiler, and Triton with it, at our import.
-_installed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,6 +1,8 @@
 """What users hand to the layers: errors that say what was got and wanted, and what is kept."""
 
 import math
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ import neurospike as ns
 from neurospike import binding, dispatch, ops, rule
 from neurospike.errors import BackendError, MissingDependencyError
 
+ROOT = Path(__file__).resolve().parents[1]
 CURRENT = torch.zeros(3, 2, 4)
 ELSEWHERE = torch.device("meta")  # stands for a second device on machines without one
 
@@ -245,8 +248,8 @@ def test_backends_lists_every_reason(monkeypatch):
     table = ns.backends()
     assert list(table) == list(dispatch.TABLE)
     for name, row in dispatch.TABLE.items():
-        for package in row.packages:
-            assert f"pip install {package}" in table[name]
+        for requirement in row.packages:
+            assert f"pip install {requirement.partition('>=')[0]}" in table[name]
     reasons = dispatch.unsupported_reasons("numba", "meta")
     assert len(reasons) == 2
     with pytest.raises(BackendError, match=r"(?s)not installed.*; it runs on cpu tensors.*Use --b"):
@@ -271,6 +274,37 @@ def test_a_package_that_cannot_even_be_looked_for_is_not_installed(monkeypatch):
     monkeypatch.setattr(dispatch, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", find_spec)
     assert "not installed" in ns.backends()["numba"]
+
+
+@pytest.mark.parametrize(
+    ("found", "is_old"),
+    [("3.3.1", True), ("2.10.0", True), ("3.4.0", False), ("3.10.0a1+git", False), ("4.0", False)],
+)
+def test_a_package_that_is_too_old_is_named_with_its_version(monkeypatch, found, is_old):
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=found))
+    for versions in ({"triton": found}, {}):  # {}: installed under another name than "triton"
+        dispatch._version.cache_clear()
+        monkeypatch.setattr(dispatch.importlib.metadata, "version", _raising(versions))
+        reasons = dispatch.unsupported_reasons("triton")
+        told = f"triton 3.4 or later is needed, found {found} (pip install -U torch triton)"
+        assert (told in reasons) is is_old
+    dispatch._version.cache_clear()
+
+
+def _raising(versions):
+    def version(package):
+        if package not in versions:
+            raise dispatch.importlib.metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    return version
+
+
+def test_setup_asks_for_what_the_table_does():
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    for row in dispatch.TABLE.values():
+        for requirement in row.packages:
+            assert f'"{requirement}' in text
 
 
 def test_a_cuda_backend_says_why_there_is_no_cuda(monkeypatch):
