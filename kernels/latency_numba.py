@@ -16,7 +16,7 @@ from neurospike.kernels.numba_memory import take
 from torch import Tensor
 
 from neurospike import buffers, parallel
-from neurospike.spike_linear import is_plain
+from neurospike.arguments import is_plain
 
 GRAIN = 1 << 16  # spikes that are worth waking a thread for
 

@@ -11,8 +11,8 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,15 @@ TABLE: dict[str, Backend] = {
 }
 OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
 
-_scoped: ContextVar[str] = ContextVar("neurospike_backend", default="auto")
+
+class _Scoped(threading.local):
+    """What `use_backend` set, one a thread as torch's modes; torch.compile guards it."""
+
+    def __init__(self) -> None:
+        self.name = "auto"
+
+
+_scoped = _Scoped()
 
 
 def unsupported_reasons(name: str, device_type: str | None = None) -> list[str]:
@@ -119,11 +127,11 @@ def use_backend(name: str) -> Iterator[None]:
     check_name(name)
     if name != "auto":
         _refuse(name, unsupported_reasons(name))
-    token = _scoped.set(name)
+    before, _scoped.name = _scoped.name, name
     try:
         yield
     finally:
-        _scoped.reset(token)
+        _scoped.name = before
 
 
 def check_name(name: str) -> None:
@@ -140,7 +148,7 @@ def choose(name: str, device_type: str) -> Backend:
     name runs or raises `BackendError`, it never falls back.
     """
     if name == "auto":
-        name = _scoped.get()
+        name = _scoped.name
     if name != "auto":
         check_name(name)
         _refuse(name, unsupported_reasons(name, device_type), device_type)
@@ -164,7 +172,7 @@ def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)
 
     kind: a column of the table, `"draws"` or `"latency"`.
     """
-    scoped = _scoped.get()
+    scoped = _scoped.name
     for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
         name = getattr(row, kind)
         if name and not unsupported_reasons(row.name, data.device.type):

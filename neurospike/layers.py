@@ -5,16 +5,14 @@ no backend: which code runs the time loop changes the speed and nothing else.
 """
 
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import dispatch, ops, rule
+from .arguments import check_current, check_mem, flat_parameter, parameters_of, window_of
 from .surrogate import Surrogate, resolve
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Outputs(NamedTuple):
@@ -74,7 +72,7 @@ def lif(
         BackendError: the backend named cannot run here; every reason is listed.
     """
     chosen = resolve(surrogate)
-    window = _window(grad_window)
+    window = window_of(grad_window)
     key = rule.key_of(
         reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron, bool(window)
     )
@@ -185,7 +183,7 @@ class LIF(_Neuron):
         self._follow()
 
     def _follow(self) -> None:
-        window = _window(getattr(self, "grad_window", None))  # layers pickled before had none
+        window = window_of(getattr(self, "grad_window", None))  # layers pickled before had none
         self.rule = rule.key_of(
             self.reset,
             bool(self.reset_delay),
@@ -293,7 +291,7 @@ def _segments(
     """
     if segment is None or not torch.is_grad_enabled():
         return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
-    steps = _check_current(current, num_steps)
+    steps = check_current(current, num_steps)
     total = steps if steps >= 0 else current.shape[0]
     if segment >= total:
         return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
@@ -321,11 +319,11 @@ def _run(
     backend: str,
 ) -> _Outputs:
     """Check the arguments, choose the backend and call it."""
-    steps = _check_current(current, num_steps)
+    steps = check_current(current, num_steps)
     shape = ops.step_shape(current, steps)
     state = ops.state_dtype(current.dtype)
     if mem is not None:
-        _check_mem(mem, current, shape, state)
+        check_mem(mem, current, shape, state)
     beta, threshold = parameters_of(beta, threshold, current, shape, state)
     row = dispatch.choose(backend, current.device.type)
     if row.fused:
@@ -342,109 +340,6 @@ def _run(
     lif_of = dispatch.load(row.module).lif
     spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
     return _Outputs(spikes.to(current.dtype), mem, trace)
-
-
-def parameters_of(
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    current: Tensor,
-    shape: torch.Size,
-    state: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
-    if isinstance(beta, Tensor):
-        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
-    else:  # a number is clamped as one, an operator less at each call
-        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
-    return beta, _parameter("threshold", threshold, current, shape, state)
-
-
-def _check_current(current: Tensor, num_steps: int | None) -> int:
-    """Return the number of steps of a constant current, -1 for one with a time axis."""
-    if not isinstance(current, Tensor):
-        raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
-    if current.dtype not in _FLOATS:
-        raise TypeError(
-            f"current must be float16, bfloat16, float32 or float64, got {current.dtype}; "
-            "convert it with .float()"
-        )
-    if current.layout != torch.strided:
-        raise TypeError(f"current must be dense, got {current.layout}; convert it with .to_dense()")
-    if num_steps is None:
-        if current.dim() < 2:
-            raise ValueError(
-                f"current must be [T, B, *F], got shape {tuple(current.shape)}, which has no time "
-                "or no batch axis; for a constant current [B, *F] pass num_steps="
-            )
-        return -1
-    if isinstance(num_steps, bool) or not isinstance(num_steps, (Integral, torch.SymInt)):
-        raise TypeError(f"num_steps must be an integer, got {num_steps!r}")
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
-    if current.dim() < 1:
-        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
-    return num_steps if isinstance(num_steps, torch.SymInt) else int(num_steps)
-
-
-def _check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
-    if not isinstance(mem, Tensor):
-        raise TypeError(f"mem must be a tensor [B, *F], got {type(mem).__name__}")
-    if mem.shape != shape:
-        raise ValueError(
-            f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
-        )
-    if mem.dtype != state:
-        raise TypeError(
-            f"mem must be {state} for a current of {current.dtype}, got {mem.dtype}; "
-            f"convert it with .to({state})"
-        )
-    if mem.device != current.device:
-        raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
-
-
-def _window(grad_window: float | None) -> tuple[float, ...]:
-    if grad_window is None:
-        return ()
-    if isinstance(grad_window, bool) or not isinstance(grad_window, Real) or not grad_window > 0:
-        raise ValueError(
-            f"grad_window must be a number above 0, a distance from the threshold, or None for no "
-            f"window, got {grad_window!r}"
-        )
-    return (float(grad_window),)
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
-    return value
-
-
-def _parameter(
-    name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
-) -> Tensor:
-    """Return beta or threshold in the state's format, a scalar as `[1]`, once it fits."""
-    if not isinstance(value, Tensor):
-        return torch.full((1,), _number(name, value), dtype=state, device=current.device)
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
-    if value.device != current.device:
-        raise ValueError(
-            f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
-        )
-    features = shape[1:]
-    padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
-    fits = len(padded) == len(features) and all(p in (1, f) for p, f in zip(padded, features))
-    if value.numel() != 1 and not fits:
-        raise ValueError(
-            f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
-            f"{tuple(features)} of the current"
-        )
-    return (value.reshape(1) if value.numel() == 1 else value).to(state)
-
-
-def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
-    """Return `[1]` for a scalar, else `[P]`: one value a neuron of the features, flattened."""
-    return value if value.numel() == 1 else value.expand(shape[1:]).reshape(-1)
 
 
 def _show(value: Tensor) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from . import break_even, dispatch, ops
-from .layers import LIF, flat_parameter, parameters_of
-from .spike_linear import HEAD, SpikeLinear, find, is_plain
+from .arguments import flat_parameter, is_plain, parameters_of
+from .layers import LIF
+from .spike_linear import HEAD, SpikeLinear, find
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from . import break_even, buffers, dispatch
+from .arguments import is_plain
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
@@ -71,7 +72,10 @@ def chosen(
     known: what `find` returned, if it was called already.
     """
     # A program that torch.export writes is to run where we are not, on batches of any size.
-    small = _exporting() or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    small = (
+        torch.compiler.is_exporting()
+        or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+    )
     if small and backend == "auto":
         return _dense(spikes, weight, bias), False
     row = dispatch.choose(backend, spikes.device.type)
@@ -167,18 +171,6 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if wide.dim() == 2 else out.view(*wide.shape[:-1], weight.shape[0])
 
 
-def is_plain(spikes: Tensor) -> bool:
-    """Whether nothing but autograd looks on, and the tensor is what it seems to be."""
-    return (
-        type(spikes) is Tensor
-        and spikes.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
-
-
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """Return `grad @ weight`, `[M, K]`, the largest of the gradients, in memory used again."""
     if type(grad) is not Tensor or grad.device.type != "cpu" or torch.is_grad_enabled():
@@ -204,11 +196,6 @@ class _Product(torch.autograd.Function):
             grad.t() @ spikes if need_weight else None,
             grad.sum(0) if need_bias else None,
         )
-
-
-def _exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
-    return is_exporting is not None and is_exporting()
 
 
 def _may_use_events(row: dispatch.Backend, weight: Tensor) -> bool:

@@ -145,6 +145,20 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+def test_compiled_it_follows_use_backend(monkeypatch):
+    module = dispatch.load(dispatch.TABLE["numba"].module)
+    forward, ran = module.forward, []
+    monkeypatch.setattr(module, "forward", lambda *given: ran.append("numba") or forward(*given))
+    layer = ns.LIF(0.9)
+    compiled = torch.compile(lambda x: layer(x)[0], backend="aot_eager")
+    x = torch.rand(5, 2, 9)
+    for name, wanted in (("auto", ["numba"]), ("reference", []), ("auto", ["numba"])):
+        ran.clear()
+        with ns.use_backend(name):
+            compiled(x)
+        assert ran == wanted
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_whole_it_gives_the_same(dynamic, fused):

@@ -1,18 +1,8 @@
-"""The typed configuration: what may be set, its meaning, its defaults and its limits.
+"""Every key of the configuration: its meaning, its default and its limits."""
 
-Everything a training run can be told stands in the models below, once: `config.yaml`, the
-command line's flags and their help, and the text of every error are made from them. This is
-the door at which values are checked; behind it they are trusted. Imports no torch, so that
-the checks cost nothing to run first.
-"""
-
-import difflib
-from collections.abc import Iterator, Mapping
 from math import isqrt
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     AllowInfNan,
@@ -21,15 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    ValidationError,
     model_validator,
 )
 
-from neurospike.errors import ConfigError
 from neurospike.steps import NAMES as STEP_NAMES
 from neurospike.steps import Step, parse_steps
-
-DEFAULT_FILE = Path("config.yaml")
 
 
 def _refuse_bool(value: object) -> object:
@@ -406,172 +392,3 @@ class Config(Section):
             "encoding": self.encoding.kind,
             "encoding_options": self.encoding.options(),
         }
-
-
-def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, object] | None = None
-) -> Config:
-    """Read a YAML file, lay `overrides` over it and check the whole.
-
-    path: the file; None takes `config.yaml` of the working folder if there is one, else the
-    defaults. Keys the file leaves out keep their defaults, so an empty file is valid.
-    overrides: values by dotted key, `{"training.epochs": 3}`; text is read as the type wanted.
-    Raises ConfigError, in one or two lines, that names file, key, value and what is allowed.
-    """
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
-    values = {} if path is None else _read_mapping(Path(path))
-    source = str(path or "configuration")
-    overrides = overrides or {}
-    for key, value in overrides.items():
-        *sections, leaf = key.split(".")
-        inner = values
-        for section in sections:
-            # Nothing, or nothing usable: if unusable, the check below would miss it.
-            if not isinstance(inner.setdefault(section, {}), dict):
-                raise ConfigError(f"{source}: {section}: got {inner[section]!r}, not a mapping")
-            inner = inner[section]
-        inner[leaf] = value
-    return check_config(values, source, overrides)
-
-
-def check_config(
-    values: Mapping[str, object], source: str, overrides: Mapping[str, object] | None = None
-) -> Config:
-    """Make a `Config` of nested mappings; ConfigError names `source`, or a key's override flag."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, values, source, overrides or {})) from None
-
-
-def fields() -> Iterator[tuple[str, str, str, object]]:
-    """Every key: its dotted name, what it means, what is allowed, its default."""
-    defaults = Config()
-    for name, value in defaults:
-        section = value if isinstance(value, Section) else defaults
-        prefix = f"{name}." if isinstance(value, Section) else ""
-        schemas = type(section).model_json_schema()["properties"]
-        for leaf in schemas if prefix else [name]:
-            text = schemas[leaf]["description"]
-            yield prefix + leaf, text, _allowed(schemas[leaf]), getattr(section, leaf)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key written twice instead of taking the last."""
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key, _ in node.value:
-        name = (key.tag, str(key.value))
-        if name in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key.value!r} stands twice", key.start_mark
-            )
-        seen.add(name)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a config file: it is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: got a {type(values).__name__}, wanted a mapping of keys to values, "
-            f"as `training: {{epochs: 3}}`"
-        )
-    # `model:` with every line below it commented out is an empty section, not a wrong one.
-    sections = [name for name, value in Config() if isinstance(value, Section)]
-    return {
-        key: {} if value is None and key in sections else value for key, value in values.items()
-    }
-
-
-def _explain(
-    error: ValidationError, values: object, file: str, overrides: Mapping[str, object]
-) -> str:
-    """One line on the first thing wrong, and how many more there are."""
-    allowed = {name: text for name, _, text, _ in fields()}
-    details = error.errors(include_url=False)
-    first = details[0]
-    parts: list[str] = []
-    value = values
-    for part in first["loc"]:  # goes on below our keys, into list items and union members
-        if ".".join(parts) in allowed or not isinstance(value, dict):
-            break
-        parts.append(str(part))
-        value = value.get(part)
-    key = ".".join(parts)
-    where = f"--{key}" if key in overrides else f"{file}: {key}" if key else file
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        sections = {name.partition(".")[0] for name in allowed if "." in name}
-        near = nearest_key(key, [*allowed, *sorted(sections)])
-        text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
-    elif first["type"] == "value_error" and (isinstance(value, dict) or key == "preprocessing"):
-        # Keys that do not agree, or a step among several.
-        text = f"{where}: {first['ctx']['error']}"
-    else:
-        text = f"{where}: got {_short(value)}, allowed: {allowed.get(key, 'a mapping of keys')}"
-    # A wrong item of a union is told once a member; count keys, not messages.
-    keys = {tuple(detail["loc"][: len(parts)]) for detail in details}
-    return text + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
-
-
-def nearest_key(key: str, known: list[str]) -> str | None:
-    """The key meant by an unknown one: same last name elsewhere, else the nearest spelling."""
-    leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return same_leaf[0]
-    spelt = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if spelt:
-        return spelt[0]
-    by_leaf = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
-    return by_leaf[near[0]] if near else None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _allowed(schema: Mapping[str, Any]) -> str:
-    """What a field takes, in words, from its JSON schema."""
-    if "allowed" in schema:
-        return str(schema["allowed"])
-    if "enum" in schema:
-        return ", ".join(schema["enum"])
-    if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"])
-    kinds = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "string": "a non-empty text",
-        "null": "null",
-    }
-    limits = {
-        "minimum": ">=",
-        "exclusiveMinimum": ">",
-        "maximum": "<=",
-        "exclusiveMaximum": "<",
-    }
-    bounds = [f"{sign} {schema[name]}" for name, sign in limits.items() if name in schema]
-    return " ".join([kinds[schema["type"]], " and ".join(bounds)]).rstrip()
