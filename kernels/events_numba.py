@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from neurospike import parallel
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, SLOT, array_of, job_of, run
 from neurospike.kernels.numba_memory import take
 from neurospike.kernels.numba_vectors import graded, lowest, nonzero, ones
-from torch import Tensor
-
-from neurospike import parallel
 
 WORD = 64  # inputs whose bits are one integer
 TABLE = 40  # additions, in the time of which a row of a table of sums of four is made

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from neurospike.kernels.events_numba import FORMATS
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, array_of, job_of, run
-from neurospike.kernels.numba_memory import take
 from torch import Tensor
 
 from neurospike import buffers, parallel
 from neurospike.arguments import is_plain
+from neurospike.kernels.events_numba import FORMATS
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, array_of, job_of, run
+from neurospike.kernels.numba_memory import take
 
 GRAIN = 1 << 16  # spikes that are worth waking a thread for
 

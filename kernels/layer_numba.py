@@ -22,6 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from torch import Tensor
+
+from neurospike import buffers, rule
 from neurospike.kernels.events_numba import FORMATS, Found, find, listed, words
 from neurospike.kernels.events_numba import threads as threads_for
 from neurospike.kernels.lif_numba import (
@@ -36,10 +40,6 @@ from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 from neurospike.kernels.numba_vectors import sum_rows
-from numba.np.unsafe.ndarray import to_fixed_tuple
-from torch import Tensor
-
-from neurospike import buffers, rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.spike_layer`
 

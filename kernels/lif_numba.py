@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from neurospike import buffers, formulas, parallel, rule
 from neurospike.formulas import step, step_vjp, windowed
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.numba_memory import fence, prefetch, stream, take
 
 BLOCK = 512  # neurons whose state stays in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from neurospike import buffers
 from neurospike.kernels.events_numba import FORMATS, WORD, Found, find, listed, transposed, words
 from neurospike.kernels.events_numba import threads as threads_for
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
 from neurospike.kernels.numba_memory import prefetch_line, take
 from neurospike.kernels.numba_vectors import sum_graded_rows, sum_rows, turn
-from torch import Tensor
-
-from neurospike import buffers
 
 __all__ = ["backward", "find", "forward", "words"]  # what `neurospike.spike_linear` asks for
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from neurospike.kernels.numba_memory import array_at
 from torch import Tensor
 
 from neurospike import buffers, parallel
+from neurospike.kernels.numba_memory import array_at
 
 NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
 

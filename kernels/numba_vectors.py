@@ -8,10 +8,11 @@ and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes t
 from typing import Any
 
 from llvmlite import ir
-from neurospike.kernels.numba_memory import element_pointer
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from neurospike.kernels.numba_memory import element_pointer
 
 BITS = 64  # numbers looked at together
 VECTOR_BYTES = 64

@@ -123,7 +123,7 @@ def carries_state(module: nn.Module) -> bool:
 
 
 def _linear_last(layers: list[tuple[str, nn.Module]]) -> bool:
-    return bool(layers) and isinstance(layers[-1][1], SpikeLinear)
+    return len(layers) > 0 and isinstance(layers[-1][1], SpikeLinear)
 
 
 def _time_batched(layers: list[tuple[str, nn.Module]], x: Tensor, constant: bool) -> Tensor:

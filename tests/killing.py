@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -90,8 +91,10 @@ def fork(argv, prepare=lambda: None):
                 os.dup2(os.open(name, os.O_CREAT | os.O_APPEND | os.O_WRONLY), number)
             prepare()
             code = train.main(argv)
-            sys.stderr.flush()
         finally:
+            if code == 9:  # os._exit leaves no time to tell of an exception
+                traceback.print_exc()
+            sys.stderr.flush()
             os._exit(code)
     return pid
 
@@ -133,7 +136,8 @@ def main(folder, *flags):
         sys.stdout.flush()
         if Path("killed/config.yaml").exists():
             argv = ["--resume=killed"]
-    assert os.waitpid(fork(argv), 0)[1] == 0
+    status = os.waitpid(fork(argv), 0)[1]
+    assert status == 0, f"left alone it ended with {status}: {Path('err.log').read_text()}"
 
 
 if __name__ == "__main__":

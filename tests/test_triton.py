@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from benchmarks import triton_code
 from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect
-from neurospike.kernels import lif_triton
+from neurospike.kernels import lif_triton, triton_jit
 
 ROOT = Path(__file__).parents[1]
 
@@ -256,13 +256,13 @@ COMPILER_ERRORS = [
 @pytest.mark.parametrize("error", COMPILER_ERRORS, ids=lambda e: type(e).__name__)
 def test_no_c_compiler_is_named(error):
     with pytest.raises(BackendError, match=r"needs a C compiler .*gcc python3-dev.*CC"):
-        lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
 
 
 def test_other_errors_of_the_device_stay_what_they_are():
     for error in (RuntimeError("Triton Error [CUDA]: x"), torch.OutOfMemoryError("2 GiB")):
         with pytest.raises(type(error)) as caught:
-            lif_triton._launch(_Failing(error), 1, 1, torch.zeros(1))
+            triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
         assert caught.value is error
 
 
