@@ -6,6 +6,7 @@ again and again, by SIGKILL: after a random time on the processor, and at every 
 save. It is resumed each time, and in the end let finish.
 """
 
+import faulthandler
 import io
 import os
 import random
@@ -114,6 +115,7 @@ def kill_after(pid, seconds):
 
 
 def main(folder, *flags):
+    faulthandler.enable()
     os.chdir(folder)
     with torch.random.fork_rng():  # compile, and import what is imported late
         assert train.main([*flags, "--run_dir=first", "--training.epochs=1"]) == 0
@@ -136,6 +138,7 @@ def main(folder, *flags):
         sys.stdout.flush()
         if Path("killed/config.yaml").exists():
             argv = ["--resume=killed"]
+    Path("killed/.metrics.jsonl.1").touch()  # as of a run killed while it went on with this one
     status = os.waitpid(fork(argv), 0)[1]
     assert status == 0, f"left alone it ended with {status}: {Path('err.log').read_text()}"
 

@@ -81,7 +81,10 @@ class Run:
 
         history: the records up to then. Where the best model was not yet copied it is now.
         """
-        for left in (self.folder / "checkpoints").glob(".*.pth.*"):
+        for left in (
+            *self.folder.glob(".metrics.jsonl.*"),
+            *(self.folder / "checkpoints").glob(".*.pth.*"),
+        ):
             left.unlink(missing_ok=True)  # of a save that was cut off
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
