@@ -24,6 +24,7 @@ DEV = [
     "pytest-cov>=7",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
+    "setuptools>=77",  # a test builds the package with what is there
     "snntorch==1.0.0",  # whose spikes the tests want bit for bit
     "types-PyYAML",
     "types-tqdm",
@@ -41,11 +42,12 @@ setup(
     package_dir={"neurospike.kernels": "kernels"},
     package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
-        "torch>=2.8",
-        "torchvision>=0.23",
+        "torch>=2.9",
+        "torchvision>=0.24",
         "snntorch>=1.0",
-        # 3.3 compiles no tuple with None in it, 3.2 takes no tuple as an argument.
-        "triton>=3.4; platform_system == 'Linux'",
+        # 3.4 finds the code it keeps by a function's text alone, whatever its constants are, and so
+        # runs a kernel's code for another of its variants.
+        "triton>=3.5; platform_system == 'Linux'",
         "numba>=0.61",
         "numpy>=1.26",
         "pyyaml>=6",

@@ -94,18 +94,19 @@ def compiling(architecture: int) -> Iterator[list[Any]]:
     """Turn launches into compilations; yields the list that will hold what they made."""
     made: list[Any] = []
     run = triton.JITFunction.run
-    before = triton.runtime.driver._active
+    driver = triton.runtime.driver
+    before = dict(vars(driver))  # there is no asking for it: without a GPU there is none
 
     def compile_only(self: Any, *arguments: Any, warmup: bool, **options: Any) -> None:
         made.append(run(self, *arguments, warmup=True, **options))
 
     triton.JITFunction.run = compile_only
-    triton.runtime.driver.set_active(_Driver(architecture))
+    driver.set_active(_Driver(architecture))
     try:
         yield made
     finally:
         triton.JITFunction.run = run
-        triton.runtime.driver._active = before
+        vars(driver).update(before)
 
 
 def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:

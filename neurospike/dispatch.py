@@ -28,7 +28,7 @@ class Backend:
         name: what `backend=` takes.
         module: where its functions are, relative to the package.
         packages: what must be installed: import names, with the oldest version that will do where
-            that has to be told (`"triton>=3.4"`).
+            that has to be told (`"triton>=3.5"`).
         device_types: the kinds of torch device its tensors may be on; empty means any.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
@@ -64,7 +64,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.lif_triton",
-            packages=("triton>=3.4",),  # 3.3 compiles no tuple with None in it
+            packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
             instead="numba",

@@ -278,7 +278,7 @@ def test_a_package_that_cannot_even_be_looked_for_is_not_installed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("found", "is_old"),
-    [("3.3.1", True), ("2.10.0", True), ("3.4.0", False), ("3.10.0a1+git", False), ("4.0", False)],
+    [("3.4.0", True), ("2.10.0", True), ("3.5.0", False), ("3.10.0a1+git", False), ("4.0", False)],
 )
 def test_a_package_that_is_too_old_is_named_with_its_version(monkeypatch, found, is_old):
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=found))
@@ -286,7 +286,7 @@ def test_a_package_that_is_too_old_is_named_with_its_version(monkeypatch, found,
         dispatch._version.cache_clear()
         monkeypatch.setattr(dispatch.importlib.metadata, "version", _raising(versions))
         reasons = dispatch.unsupported_reasons("triton")
-        told = f"triton 3.4 or later is needed, found {found} (pip install -U torch triton)"
+        told = f"triton 3.5 or later is needed, found {found} (pip install -U torch triton)"
         assert (told in reasons) is is_old
     dispatch._version.cache_clear()
 

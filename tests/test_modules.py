@@ -287,4 +287,4 @@ def test_distributed_data_parallel_averages_the_gradients(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    assert done.stdout.splitlines()[-1] == "equal"  # torch may tell of its connections before

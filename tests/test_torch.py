@@ -52,6 +52,7 @@ def test_the_fused_operator_runs_and_nothing_loops_over_time(dtype, mode, traine
 
     def calls(num_steps):
         x = torch.randn(num_steps, 2, 9).to(device, dtype).requires_grad_()
+        layer.zero_grad()
         with Calls() as recorded:
             with MODES[mode](device):
                 spikes, mem = layer(x)
