@@ -140,6 +140,20 @@ def test_a_kernel_with_other_constants_is_kept_by_another_name(function):
     assert len(set(keys)) == 1 + len(used)
 
 
+def test_so_is_a_kernel_whose_surrogate_captured_another_number():
+    def with_scale(scale):
+        def derivative(u):
+            return scale / (1.0 + abs(u))
+
+        return derivative
+
+    rules = [
+        rule.key_of("subtract", True, False, with_scale(scale)) for scale in (1, 1.0, 2.0, 3.0)
+    ]
+    keys = [triton_jit.compiled(lif_triton._backward, key).cache_key for key in rules]
+    assert len(set(keys)) == len(rules)
+
+
 @pytest.mark.parametrize("kind", BUDGET)
 def test_no_number_of_steps_compiles_anew(kind):
     compiled = {id(build(Kernel(kind), 90, steps)) for steps in (1, 7, 16, 25, 1000)}
