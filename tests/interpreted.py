@@ -41,10 +41,11 @@ interpreter._convert_float = _to_nearest
 _patch_tensor = interpreter._patch_lang_tensor
 
 
-def _patch_index(tensor: Any, scope: Any) -> None:
+def _patch_index(tensor: Any, *scope: Any) -> None:
     """Make a number of an array of one element, which numpy 2.4 and Triton 3.6 fail to do."""
-    _patch_tensor(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    _patch_tensor(tensor, *scope)
+    set_attr = scope[0].set_attr if scope else setattr  # Triton 3.5 patches for good
+    set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 interpreter._patch_lang_tensor = _patch_index
