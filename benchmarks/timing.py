@@ -166,15 +166,17 @@ def _allocator() -> str:
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
+    """Return the commit, marked if tracked files differ from it, other than stored results."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "-uno", "--", ":/", ":!results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return commit + "-dirty" * bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
