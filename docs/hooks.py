@@ -62,10 +62,10 @@ def measurements() -> Iterator[str]:
     """Of `benchmarks/README.md`, if it is there, all but its title."""
     path = ROOT / "benchmarks" / "README.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    text = re.sub(r"\A# .*\n", "", text).replace("](../docs/", "](")
+    text = re.sub(r"\A# .*\n", "", text)
     # What lies outside docs/ is no page of the site: its name instead of a link.
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|images/|#)([^)]+)\)", r"\1 (`benchmarks/\2`)", text)
-    yield from text.splitlines()
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|\.\./docs/|#)([^)]+)\)", r"\1 (`benchmarks/\2`)", text)
+    yield from text.replace("](../docs/", "](").splitlines()
 
 
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {

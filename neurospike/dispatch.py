@@ -117,6 +117,8 @@ def backends() -> dict[str, str | None]:
 def use_backend(name: str) -> Iterator[None]:
     """Make `name` the backend of every layer inside the `with` block that was not given its own.
 
+    It holds for this thread, as torch's modes do, and for what torch.compile made before too.
+
     Args:
         name: a name of `backends()`, or `"auto"`.
 

@@ -192,3 +192,8 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
         fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', html)
         assert not fetched, path
         assert "--8&lt;--" not in html, path
+    html = (tmp_path / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(\.\./docs/(\w+)\.md(#[\w-]+)\)", readme)
+    assert links
+    assert all(f'href="../{page}/{place}"' in html for page, place in links)
