@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .bounds import clamped
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -68,13 +70,14 @@ def window_of(grad_window: float | None) -> tuple[float, ...]:
 def parameters_of(
     beta: float | Tensor,
     threshold: float | Tensor,
+    beta_gradient: str,
     current: Tensor,
     shape: torch.Size,
     state: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
     if isinstance(beta, Tensor):
-        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+        beta = clamped(_parameter("beta", beta, current, shape, state), beta_gradient)
     else:  # a number is clamped as one, an operator less at each call
         beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
     return beta, _parameter("threshold", threshold, current, shape, state)
@@ -118,9 +121,29 @@ def _parameter(
     features = shape[1:]
     padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
     fits = len(padded) == len(features) and all(p in (1, f) for p, f in zip(padded, features))
+    if value.numel() != 1 and value.dim() == 1 and len(features) > 1:
+        _check_axis(name, value.shape[0], features, fits)
     if value.numel() != 1 and not fits:
         raise ValueError(
             f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
             f"{tuple(features)} of the current"
         )
     return (value.reshape(1) if value.numel() == 1 else value).to(state)
+
+
+def _check_axis(name: str, size: int, features: torch.Size, fits: bool) -> None:
+    """Raise where one axis of values is meant for the first axis of the features, or may be."""
+    if size != features[0]:
+        return
+    rest = len(features) - 1
+    first, last = (size, *(1,) * rest), (*(1,) * rest, size)
+    shape = f"{name} of shape ({size},) with features {tuple(features)}"
+    if not fits:
+        raise ValueError(
+            f"{shape} of the current does not broadcast against the last axis; for one value per "
+            f"channel give it the shape {first}"
+        )
+    raise ValueError(
+        f"{shape} may mean the first axis or the last; give it the shape {first} for one value per "
+        f"channel, or {last} for one per column"
+    )

@@ -64,18 +64,17 @@ def from_leaky(
         )
     _check_options(leaky)
     layer = kind(
-        leaky.beta,
-        leaky.threshold,
+        0.0,
+        1.0,
         _surrogate(leaky) if surrogate is None else surrogate,
         reset=leaky.reset_mechanism,
         reset_delay=leaky.reset_delay,
         backend=backend,
+        beta_gradient="clamp",
     )
-    for name in ("beta", "threshold"):
-        kept = getattr(leaky, name)
-        if isinstance(kept, nn.Parameter):
-            delattr(layer, name)
-            layer.register_parameter(name, kept)
+    for name in ("beta", "threshold"):  # whatever training made of them, in range or not
+        delattr(layer, name)
+        layer._keep(name, getattr(leaky, name))
     return layer.train(leaky.training)
 
 

@@ -32,11 +32,12 @@ _LIBRARY = torch.library.Library("neurospike", "DEF")
 
 _FORWARD = (
     "(Tensor current, Tensor? mem, Tensor beta, Tensor threshold, str rule, float[] parameters, "
-    "int num_steps, bool want_spikes, bool want_trace, bool want_saved) -> (Tensor, Tensor, Tensor"
+    "SymInt num_steps, bool want_spikes, bool want_trace, bool want_saved) "
+    "-> (Tensor, Tensor, Tensor"
 )
 _BACKWARD = (
     "(Tensor? grad_spikes, Tensor? grad_mem, Tensor? grad_trace, Tensor current, Tensor? mem, "
-    "Tensor beta, Tensor threshold, Tensor? saved, str rule, float[] parameters, int num_steps, "
+    "Tensor beta, Tensor threshold, Tensor? saved, str rule, float[] parameters, SymInt num_steps, "
     "bool want_mem, bool want_beta, bool want_threshold) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
