@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import buffers, dispatch
+from . import batching, buffers, dispatch
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 
@@ -119,6 +119,8 @@ def define(row: dispatch.Backend) -> None:
         implement(row, device)
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+    for operator, mapped in zip((name, f"{name}_backward"), batching.rules(name, every)):
+        torch.library.register_vmap(f"neurospike::{operator}", mapped, lib=_LIBRARY)
 
 
 def implement(row: dispatch.Backend, device_type: str) -> None:
@@ -151,7 +153,9 @@ for _row in dispatch.TABLE.values():
 
 
 class Once(torch.autograd.Function):
-    """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
+    """Identity on gradients; its backward raises: a fused kernel has no second derivative."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -221,6 +225,8 @@ class _Fused(torch.autograd.Function):
 
 class _Split(_Fused):
     """The same in two parts, which the transforms of `torch.func` ask for."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(name: str, *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
