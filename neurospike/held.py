@@ -83,7 +83,9 @@ def _sources(layer: nn.Module, device: torch.device) -> list[_Source]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """True for equal states: tensors, or tuples that may hold an array of NumPy."""
+    """True for equal states: tensors, arrays of NumPy, or tuples of these and of numbers."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
-    return all(np.array_equal(a, b) for a, b in zip(one, other))
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other)
+    )
