@@ -100,8 +100,8 @@ def rate(
     probability = working(data) * gain + offset
     check_probability(data, probability, gain, offset)
     module = _coder("draws", probability, num_steps)
-    if module is not None:
-        compact = module.spikes(probability, num_steps, generator)
+    compact = None if module is None else module.spikes(probability, num_steps, generator)
+    if compact is not None:
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
