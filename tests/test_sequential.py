@@ -195,6 +195,7 @@ class Noisy(nn.Module):
         self.norm = nn.BatchNorm1d(64)
 
     def forward(self, x):
+        x = x.mul_(0.5)  # in place: what is tried must not be seen in the input
         return nn.functional.dropout(self.norm(x).clamp(0, 1), 0.5, self.training)
 
 
