@@ -5,6 +5,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
 
 from .bounds import clamped
 
@@ -13,6 +14,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
     """Return the number of steps of a constant current, -1 for one with a time axis."""
+    refuse_ragged("current", current)
     if not isinstance(current, Tensor):
         raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
     if current.dtype not in FLOATS:
@@ -29,13 +31,32 @@ def check_current(current: Tensor, num_steps: int | None) -> int:
                 "or no batch axis; for a constant current [B, *F] pass num_steps="
             )
         return -1
+    if current.dim() < 1:
+        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
+    return check_steps(num_steps)
+
+
+def check_steps(num_steps: int) -> int:
+    """Return the number of steps of a constant input; raise unless it is a whole number >= 0."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, (Integral, torch.SymInt)):
         raise TypeError(f"num_steps must be an integer, got {num_steps!r}")
     if num_steps < 0:
         raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
-    if current.dim() < 1:
-        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
     return num_steps if isinstance(num_steps, torch.SymInt) else int(num_steps)
+
+
+def refuse_ragged(name: str, value: object) -> None:
+    """Raise TypeError for sequences of several lengths in one object, and say how to pad them."""
+    if isinstance(value, PackedSequence):
+        raise TypeError(
+            f"{name} is a PackedSequence; hand on the padded sequences [T, B, *F] of "
+            "torch.nn.utils.rnn.pad_packed_sequence"
+        )
+    if isinstance(value, Tensor) and value.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor of sequences of several lengths; pad them, as in "
+            "torch.nested.to_padded_tensor(x, 0.0).transpose(0, 1), which is [T, B, *F]"
+        )
 
 
 def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
