@@ -1,10 +1,10 @@
 """Splits, and batches of them that stay on the device."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurospike.data import Batches, Split
 
@@ -63,6 +63,9 @@ def test_split_refuses_other_tensors(images, labels, message):
 @pytest.mark.parametrize(
     ("count", "size", "drop_last", "sizes"),
     [
+        (9, 4, True, [4, 4]),
+        (1, 4, False, [1]),
+        (3, 1, False, [1, 1, 1]),
         (10, 4, False, [4, 4, 2]),
         (10, 4, True, [4, 4]),
         (8, 4, True, [4, 4]),
@@ -76,6 +79,40 @@ def test_batch_sizes(count, size, drop_last, sizes, shuffle):
     batches = Batches(digits(count), size, drop_last=drop_last, shuffle=shuffle)
     assert len(batches) == len(sizes)
     assert [len(labels) for _, labels in batches] == sizes
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "world", "options", "sizes"),
+    [
+        (9, 4, 1, {"shuffle": True}, [4, 5]),
+        (9, 4, 1, {}, [4, 4, 1]),
+        (9, 4, 1, {"shuffle": True, "smallest": 1}, [4, 4, 1]),
+        (11, 4, 1, {"smallest": 4}, [4, 7]),
+        (11, 4, 2, {"shuffle": True}, [4, 7]),
+        (12, 4, 2, {"shuffle": True}, [4, 4, 4]),
+        (15, 12, 2, {"shuffle": True}, [15]),
+        (16, 12, 2, {"shuffle": True}, [12, 4]),
+    ],
+)
+def test_no_process_is_left_with_a_lone_last_sample(count, size, world, options, sizes):
+    parts = [
+        Batches(digits(count), size, rank=rank, world=world, **options) for rank in range(world)
+    ]
+    assert [len(part) for part in parts] == [len(sizes)] * world
+    shares = list(zip(*([len(labels) for _, labels in part] for part in parts), strict=True))
+    assert [sum(share) for share in shares] == sizes
+    if options.get("smallest", 2) == 2 and "shuffle" in options:
+        assert min(map(min, shares)) >= 2
+
+
+def test_an_epoch_whose_last_batch_is_joined_goes_on_where_it_was():
+    def batches():
+        return Batches(digits(9), 2, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    whole, again = [labels.tolist() for _, labels in batches()], batches()
+    assert [len(labels) for labels in whole] == [2, 2, 2, 3]
+    again.load_state_dict(batches().state_dict(done=3))
+    assert [labels.tolist() for _, labels in again] == whole[3:]
 
 
 def test_batches_hold_every_sample_in_order():
@@ -105,20 +142,23 @@ def test_shuffled_batches():
     assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels[order])
 
 
-def test_an_epoch_as_large_as_mnist_takes_under_a_second():
-    """Time of this thread, which other programs on the machine do not lengthen much."""
-    batches = Batches(digits(60_000), 128, shuffle=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        seconds = []
-        for _ in range(2):
-            start = time.thread_time()
-            assert sum(len(labels) for _, labels in batches) == 60_000
-            seconds.append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    assert min(seconds) < 1.0
+class Counted(TorchDispatchMode):
+    """Counts the calls of torch's operators."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_batch_of_many_pictures_takes_no_more_calls_than_one_of_few():
+    found = []
+    for size in (2, 2048):
+        with Counted() as counted:
+            assert len(list(Batches(digits(4 * size), size, shuffle=True))) == 4
+        found.append(counted.calls)
+    assert found[0] == found[1] < 60
 
 
 def test_writing_into_a_batch_leaves_the_split_alone():
@@ -135,6 +175,9 @@ def test_writing_into_a_batch_leaves_the_split_alone():
 def test_batches_refuse_other_sizes(size):
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
         Batches(digits(2), size)
+    if size is not None:
+        with pytest.raises(ValueError, match="smallest must be an int of at least 1"):
+            Batches(digits(2), 2, smallest=size)
 
 
 def test_the_order_is_drawn_on_the_cpu():
