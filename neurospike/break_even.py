@@ -49,7 +49,7 @@ class Policy:
         add: products of the dense layer that take as long as adding one number of a row; likewise
             look: going through one input; write: writing one output; read: reading one number of a
             gradient; pack: packing one weight.
-        far, add_far: inputs whose rows and sums of four no second-level cache holds, and `add` then.
+        far, add_far: inputs whose rows and sums of four no second-level cache holds; `add` then.
         events, trained_events: events per row up to which a layer is run with its neurons in one
             loop, without gradients and with them: what is added up twice backward, and scattered,
             then takes less time than currents take to be written and read. It was 20 to 40 trained,

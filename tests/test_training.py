@@ -160,7 +160,11 @@ def test_it_learns_and_says_so(capsys, run):
     trainer = make_trainer()
     history = trainer.fit(Data(), Data(), 20, run)
     assert history[-1]["validation_accuracy"] > 0.9 > history[0]["validation_accuracy"]
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    lines = [line for line in said if line.startswith("epoch ")]
+    assert [line for line in said if line not in lines] == [
+        f"{run.published} is this run's best model from now on"
+    ]
     assert len(lines) == 20
     assert lines[0].startswith("epoch  1/20 | train loss ")
     assert "samples/s" in lines[0]
@@ -347,7 +351,8 @@ def test_checkpoint_holds_all_a_continued_run_needs(run):
     trainer.fit(data, Data(), 1, run)
     state = load_checkpoint(run.last)
     expected = {"model", "optimizer", "scheduler", "precision", "epoch", "step", "best", "waited"}
-    expected |= {"history", "order", "random", "config", "record", "versions"}
+    expected |= {"history", "order", "random", "unpromising", "guessing", "config", "record"}
+    expected.add("versions")
     assert set(state) == expected | {"epoch_step", "epoch_sums", "epoch_learning_rate"}
     assert state["config"] == CONFIG
     assert state["versions"]["python"]

@@ -89,8 +89,8 @@ class Batches:
     device has no room for them, they stay where they are and each batch goes over by itself, as
     uint8 through pinned memory; `resident` is then False.
 
-    Errors: `ValueError` for a `batch_size` or `smallest` below 1, a generator that is not on the CPU or a
-    `rank` that is not one of `world`.
+    Errors: `ValueError` for a `batch_size` or `smallest` below 1, a generator that is not on the
+    CPU or a `rank` that is not one of `world`.
     """
 
     def __init__(
