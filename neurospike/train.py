@@ -4,7 +4,6 @@ Reads from top to bottom: what was asked for, the data, the network, the trainin
 This is also the one place that chooses a backend; model and trainer know none.
 """
 
-import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from neurospike.training.board import Board
 from neurospike.training.progress import summary
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
 from neurospike.training.scale import launch, leave, make_fabric
-from neurospike.training.setup import make_trainer
+from neurospike.training.setup import check_batch, make_trainer
 from neurospike.training.trainer import Stopped
 
 ABOUT = (
@@ -104,7 +103,7 @@ def train(
         check_epochs(config, state)
         torch.manual_seed(config.seed)
         model = build_model(config)
-        _check_batch(config, model, fabric.world_size)
+        check_batch(config, model, fabric.world_size)
         if init_from is not None:
             start_from(init_from, model, config)
         data = load(config.dataset, config.data_path)
@@ -234,24 +233,6 @@ def _go_on(trainer: SNNTrainer, state: dict[str, Any], batches: Batches) -> None
             f"{state['path']}: its weights are not those of the configuration beside it, "
             f"{Path(state['path']).parents[1]}/config.yaml: was that changed? {first}"
         ) from None
-
-
-def _check_batch(config: Config, model: SpikingNetwork, processes: int) -> None:
-    """Raise ConfigError if a process gets one picture per step and the network needs more."""
-    size = config.training.batch_size
-    if size // processes >= 2:
-        return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise ConfigError(
-                    f"training.batch_size: got {size} for {processes} process"
-                    f"{'es' if processes > 1 else ''}, but batch normalisation cannot train on "
-                    f"one picture; use a --batch_size of at least {2 * processes}, or "
-                    "--model.normalization layer"
-                ) from None
 
 
 def _check_sizes(config: Config, data: DigitData) -> None:

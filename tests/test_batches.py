@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurospike.data import Batches, Split
+from neurospike import ConvSNN, SNNModel, train
+from neurospike.config import Config
+from neurospike.data import Batches, DigitData, Split
+from neurospike.errors import ConfigError
+from neurospike.training.setup import check_batch
 
 
 def digits(count: int, seed: int = 0) -> Split:
@@ -237,3 +241,50 @@ def test_every_sample_is_seen_once_an_epoch_by_one_of_the_processes(count, world
             assert sorted(numbers) == sorted(round(float(x) * 255) for x in whole[0][:, 0, 0, 0])
             seen += numbers
         assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--batch_size=1", "--model.normalization=batch"], True),
+        (["--batch_size=1", "--model.normalization=threshold_batch"], True),
+        (["--batch_size=1", "--model.normalization=layer"], False),
+        (["--batch_size=1", "--model.normalization=batch", "--encoding.kind=rate"], False),
+        (["--batch_size=4", "--model.normalization=batch"], False),  # 29 pictures
+    ],
+)
+def test_batches_of_one_are_refused_where_the_network_cannot_train_on_them(
+    flags, refused, tmp_path, monkeypatch, capsys
+):
+    def load(name, data_path):
+        assert not refused, "loaded"
+        return DigitData(name, digits(29), digits(10), "few")
+
+    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr(train, "draw_network", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model.hidden_size=8", "--model.num_steps=3", "--training.validation=0", "--epochs=1"]
+    code = train.main([*argv, "--model.kind=mlp", "--run_dir=out", *flags])
+    said = capsys.readouterr().err
+    if not refused:
+        assert (code, said) == (0, "")
+        return
+    assert code == 2
+    assert said == (
+        "error: training.batch_size: got 1 for 1 process, but batch normalisation cannot train on "
+        "one picture; use a --batch_size of at least 2, or --model.normalization layer\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_share_of_each_of_several_processes_counts():
+    model = SNNModel(784, 8, normalization="batch")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    three, four = (Config(training={"batch_size": size}) for size in (3, 4))
+    with pytest.raises(ConfigError, match=r"got 3 for 2 processes, .* at least 4"):
+        check_batch(three, model, 2)
+    check_batch(three, model, 1)
+    check_batch(four, model, 2)
+    check_batch(three, SNNModel(784, 8), 2)
+    check_batch(three, ConvSNN(784, channels=[2], normalization="batch"), 2)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())

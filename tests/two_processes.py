@@ -1,9 +1,9 @@
 """Two processes that train together, one of them stopped, for test_resume.py.
 
-`python tests/two_processes.py FOLDER FLAGS...`. A run that nobody disturbs is in FOLDER/whole, one
-of which only the second process got Ctrl-C, in the third step, and which was resumed, in FOLDER/stopped; FOLDER/alone is a
-copy of that before, resumed by one process alone. Each process is a fork of this one, as torchrun
-would have started it.
+`python tests/two_processes.py FOLDER FLAGS...`. A run that nobody disturbs is in FOLDER/whole. Of
+the one in FOLDER/stopped only the second process got Ctrl-C, in the third step; it was resumed, and
+its copy FOLDER/alone by one process alone. Each process is a fork of this one, as torchrun would
+have started it.
 """
 
 import faulthandler

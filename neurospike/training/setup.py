@@ -1,5 +1,6 @@
-"""From a configuration to the trainer: optimiser, loss, penalty and schedule."""
+"""From a configuration to the trainer: optimiser, loss, penalty, schedule, and what they need."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurospike import losses
+from neurospike.errors import ConfigError
 from neurospike.training.schedule import Schedule
 from neurospike.training.trainer import SNNTrainer
 
@@ -61,3 +63,21 @@ def _optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
         betas=(training.beta1, training.beta2),
         fused=True,
     )
+
+
+def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
+    """Raise ConfigError if a process gets one picture per step and the network needs more."""
+    size = config.training.batch_size
+    if size // processes >= 2:
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ConfigError(
+                    f"training.batch_size: got {size} for {processes} process"
+                    f"{'es' if processes > 1 else ''}, but batch normalisation cannot train on "
+                    f"one picture; use a --batch_size of at least {2 * processes}, or "
+                    "--model.normalization layer"
+                ) from None
