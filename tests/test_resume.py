@@ -287,6 +287,38 @@ def test_stopped_after_any_step_it_tells_what_it_would_have_told(how, step, chec
         assert told[state["epoch"]]["seconds"] >= state["epoch_sums"][0]["seconds"] > 0
 
 
+def test_batches_that_a_layer_does_not_look_at_are_counted_on():
+    """After the first, of which events do not pay, three are multiplied densely."""
+    images = torch.full((40, 28, 28), 5, dtype=torch.uint8)
+    images[:10] = 255
+    batches = Batches(Split(images, torch.arange(40) % 10), 10)
+    costs = {"add": 6.0, "look": 0.0, "write": 0.0, "read": 0.0, "pack": 0.0}
+
+    def start():
+        torch.manual_seed(0)
+        model = ns.SNNModel(784, 64, num_steps=3, encoding="rate")
+        return SNNTrainer(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
+
+    whole, stopped, again, forgetful = (start() for _ in range(4))
+    with use_policy(Policy(least_products=0, rest=3, **costs)):
+        torch.manual_seed(1)
+        whole.fit(batches, None, 1)
+        interrupt_in(stopped, 1)
+        torch.manual_seed(1)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.fit(batches, None, 1)
+        state = stopped.state_dict(batches)
+        for trainer, counts in ((again, state["unpromising"]), (forgetful, [{}])):
+            trainer.load_state_dict({**state, "unpromising": counts}, batches)
+            trainer.fit(batches, None, 1)
+    found = [
+        torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        for trainer in (whole, again, forgetful)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])  # so the counts matter here
+
+
 def test_after_an_interrupt_the_same_trainer_goes_on():
     fit(None, *(whole := begin()))
     again = begin()
