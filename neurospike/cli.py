@@ -124,7 +124,13 @@ def _training_parser(prog: str, description: str) -> Parser:
     parser.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on with the run in this folder, which ends as if it had never stopped",
+        help="go on with the run in this folder, which ends as if it had never stopped; with "
+        "--epochs N it is trained for N epochs in all",
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="FILE",
+        help="start a new run from the weights of this checkpoint, of the same network",
     )
     groups = {"": parser.add_argument_group("run")}
     for key, text, allowed, default in fields():

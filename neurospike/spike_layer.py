@@ -81,7 +81,7 @@ def _row(
     fits = (
         spikes.dim() == 3
         and spikes.shape[2] == width
-        and spikes.numel() * outputs >= max(1, break_even.LEAST_PRODUCTS)
+        and spikes.numel() * outputs >= max(1, break_even.policy().least_products)
         and spikes.dtype in (torch.bool, torch.uint8, weight.dtype)
         and spikes.layout == torch.strided
         and weight.dtype in (torch.float32, torch.float64)

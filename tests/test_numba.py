@@ -1,5 +1,7 @@
 """Code kept on disk: used again while it fits, never once a formula has changed."""
 
+import dataclasses
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import break_even, dispatch
+from neurospike import dispatch
+from neurospike.break_even import Policy, use_policy
 
 pytest.importorskip("numba")
 
@@ -109,16 +112,17 @@ def test_no_size_compiles_anything_anew(monkeypatch):
     """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
     names = ("lif_numba", "events_numba", "linear_numba", "layer_numba")
     kernels = [dispatch.load(f".kernels.{name}") for name in names]
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(break_even, "_less", lambda *_: True)
+    events = Policy(least_products=1, margin=math.inf)
+    together = dataclasses.replace(events, trained_events=1 << 30)
     monkeypatch.setattr(kernels[1], "TABLE", 1 << 40)  # with sums of four it is another kernel
 
     def run(steps, batch, inputs, outputs):
         layer, lif = ns.SpikeLinear(inputs, outputs), ns.LIF(0.9)
         spikes = (torch.rand(steps, batch, inputs) < 0.1).to(torch.uint8)
-        lif(layer(spikes))[0].sum().backward()
-        monkeypatch.setattr(break_even, "TRAINED_EVENTS", 1 << 30)
-        ns.spike_layer(layer, lif, spikes)[0].sum().backward()
+        with use_policy(events):
+            lif(layer(spikes))[0].sum().backward()
+        with use_policy(together):
+            ns.spike_layer(layer, lif, spikes)[0].sum().backward()
 
     run(5, 2, 40, 200)
     before = [kernel._compiled.cache_info().misses for kernel in kernels]
