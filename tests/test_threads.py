@@ -93,7 +93,7 @@ def test_workers_of_a_data_loader(threads):
     data = Encoded()
     here = [data[index] for index in range(len(data))]  # threads exist before the fork
     loader = DataLoader(
-        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=600
     )
     assert list(loader) == here
 
