@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,24 @@ class _NoAlias(Compiler):
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
         return super().define_pipelines()
+
+
+class _Telling(Compiler):
+    """Say on a terminal what the first call of a kernel waits for; else nothing is printed."""
+
+    AGAIN = "once: the code is kept on disk"
+
+    def define_pipelines(self) -> Any:
+        if sys.stderr is not None and sys.stderr.isatty():
+            kernel = self.state.func_id.modname.rpartition(".")[2]
+            loop = self.state.func_id.func_name.partition("-")[0].strip("_")
+            said = f"neurospike: compiling {kernel}.{loop} ({self.AGAIN})"
+            print(said, file=sys.stderr)  # noqa: T201 (for a person who waits)
+        return super().define_pipelines()
+
+
+class _TellingEachTime(_Telling):
+    AGAIN = "in each process: there is no folder to keep the code in"
 
 
 def cast(condition, like):
@@ -89,8 +108,8 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label
         try:
-            return entry(cache=True, error_model="numpy")(bound)
+            return entry(cache=True, error_model="numpy", pipeline_class=_Telling)(bound)
         except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy")(bound)
+            return entry(error_model="numpy", pipeline_class=_TellingEachTime)(bound)
 
     return bind(function, known, jit, literal)

@@ -138,6 +138,7 @@ def test_every_surrogate_against_the_oracle(surrogate: str, rule: dict, backend:
             assert relative(got, want) <= BUDGET[dtype]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_spikes_and_membranes_are_those_of_snntorch(reset: str, backend: str) -> None:
     """Bit for bit in float32, over random shapes, values on the threshold among them."""
@@ -293,6 +294,7 @@ def test_layouts_of_inputs_and_gradients(layout: str, backend: str) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.smoke
 def test_each_output_alone_gives_its_own_gradient(backend: str) -> None:
     """Unused outputs have no gradient; each one used alone adds up to all of them together."""
     inputs = problem((6, 2, 20), torch.float64)

@@ -1,6 +1,8 @@
 """Code kept on disk: used again while it fits, never once a formula has changed."""
 
 import dataclasses
+import importlib
+import io
 import math
 import os
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,7 +60,7 @@ def run(package: Path, *flags: str, **environment: str) -> tuple[list[float], st
         text=True,
         cwd=package,
         env={**os.environ, "NUMBA_DEBUG_CACHE": "1", **environment},
-        timeout=120,
+        timeout=3000,  # a process that hangs, not a slow machine
     )
     assert done.returncode == 0, done.stderr
     log, result = done.stdout.split("RESULT")
@@ -106,6 +109,49 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp
     }
     _, log = run(package, "forward only", **nowhere)
     assert "[cache]" not in log
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """A loop that was never compiled, in a folder of its own, where its code is kept."""
+    (tmp_path / "doubling.py").write_text("def _forward(job_at):\n    job_at * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("doubling")._forward
+    del sys.modules["doubling"]
+
+
+def said_by_compiling(loop, stream, monkeypatch):
+    """What stands on stderr after a kernel was needed, as by a process that has not run it yet."""
+    with monkeypatch.context() as context:
+        context.setattr(sys, "stderr", stream)
+        dispatch.load(".kernels.numba_jit").compiled(loop, {}, np.float32)
+    return stream.getvalue()
+
+
+def test_a_terminal_is_told_what_the_first_call_waits_for_and_no_later_one(loop, monkeypatch):
+    told = "neurospike: compiling doubling.forward (once: the code is kept on disk)\n"
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == told
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == ""
+
+
+def test_what_is_no_terminal_is_told_nothing(loop, monkeypatch):
+    assert said_by_compiling(loop, io.StringIO(), monkeypatch) == ""
+
+
+def test_a_terminal_is_told_where_the_code_cannot_be_kept(loop, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    (tmp_path / "__pycache__").write_text("")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "__pycache__" / "in a file"))
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == (
+        "neurospike: compiling doubling.forward "
+        "(in each process: there is no folder to keep the code in)\n"
+    )
 
 
 def test_no_size_compiles_anything_anew(monkeypatch):
