@@ -88,7 +88,8 @@ def load(name: str, source: str) -> FunctionType:
     file = f"<neurospike formula {_digest(source)}>"
     # Triton reads a function's text where Python's tracebacks do.
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
+    names: dict[str, Any] = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
+    names["__name__"] = __name__  # Triton asks in which module a function was made
     exec(compile(source, file, "exec"), names)
     function = names[name]
     function.formula = source

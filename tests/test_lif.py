@@ -1,6 +1,7 @@
 """The contract: every backend against the two-step table, snnTorch, and a naive float64 oracle."""
 
 import itertools
+from collections.abc import Callable
 
 import oracle
 import pytest
@@ -378,12 +379,11 @@ def half_of(u):
     return u / 2
 
 
-def abs_of_its_own(u):
-    return max(u) + 1
+def with_a_name_that_python_has() -> Callable:
+    def max(u):
+        return where(u > 0, u, -u)
 
-
-def max(u):  # a name that Python has, for something else
-    return where(u > 0, u, -u)
+    return lambda u: max(u) + 1
 
 
 made: dict = {}
@@ -396,7 +396,7 @@ FORMULAS = {
         with_helper,
         lambda u: torch.where(u.abs() < 1, 0.3 + u * u / 4, torch.full_like(u, 0.7)),
     ),
-    "own names": (abs_of_its_own, lambda u: u.abs() + 1),
+    "own names": (with_a_name_that_python_has(), lambda u: u.abs() + 1),
     "number": (lambda u: 2, lambda u: torch.full_like(u, 2.0)),
     "choice of numbers": (
         lambda u: where(u > 0, 0.1, 0.7),

@@ -106,8 +106,9 @@ def test_in_double_precision(shape, together, poisoned):
 @pytest.mark.parametrize("rule", RULES[::3], ids=str)
 def test_decay_and_threshold_of_all_or_of_each(rule, each, learn, together, poisoned):
     outputs = SHAPES[1][3]
-    # As training may have left them: a Parameter may lie beyond the bounds.
-    beta = nn.Parameter(torch.linspace(-0.2, 1.2, outputs), learn) if each else 0.8
+    beta = torch.linspace(0, 1, outputs) if each else 0.8
+    if each and learn:  # training may have taken them beyond the bounds
+        beta = nn.Parameter(torch.linspace(-0.2, 1.2, outputs))
     threshold = torch.linspace(0.3, 1.5, outputs) if each else 0.7
     options = {"beta": beta, "threshold": threshold, "learn_beta": learn, "learn_threshold": learn}
     compare(*problem(SHAPES[1], **options, **rule), together)
