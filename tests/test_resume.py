@@ -167,7 +167,7 @@ def test_two_processes_train_as_one_does(tmp_path, alone, launcher):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     start, *_ = every_row(tmp_path / "run")
@@ -187,7 +187,7 @@ def test_one_of_two_processes_is_stopped_and_both_go_on_with_the_same_bits(tmp_p
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr + (tmp_path / "err.log").read_text()
     whole, stopped, alone = (tmp_path / name for name in ("whole", "stopped", "alone"))
