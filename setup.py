@@ -8,7 +8,7 @@ the checkout `import neurospike` would then find the checkout's own folder, and 
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
@@ -43,8 +43,10 @@ class BuildWithKernels(build_py):
     def finalize_options(self) -> None:
         """Add the package to those that are found."""
         super().finalize_options()
-        self.packages = [*self.packages, "neurospike.kernels"]
         self.package_dir["neurospike.kernels"] = "kernels"
+        folders = ["", *(f".{name}" for name in find_namespace_packages("kernels"))]
+        kernels = [f"neurospike.kernels{name}" for name in folders if "__pycache__" not in name]
+        self.packages = [*self.packages, *kernels]
 
 
 setup(

@@ -67,7 +67,7 @@ def clone(tmp_path_factory):
     raw = folder / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     digits = load("digits", "")
-    for name, split, count in (("train", digits.train, 640), ("t10k", digits.test, 128)):
+    for name, split, count in (("train", digits.train, 320), ("t10k", digits.test, 64)):
         write_idx(raw / f"{name}-images-idx3-ubyte", split.images[:count])
         write_idx(raw / f"{name}-labels-idx1-ubyte", split.labels[:count].byte())
     # No browser is opened, and NiceGUI behaves otherwise where it finds pytest's variable.
