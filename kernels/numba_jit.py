@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core.compiler import Compiler
 
 from neurospike.binding import bind, digest
 from neurospike.kernels import numba_memory, numba_vectors
+from neurospike.kernels.numba_cache import c_function
 
 INNER: dict[str, Any] = {
     "error_model": "numpy",
@@ -80,7 +81,6 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
     known |= {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
     known |= names
     label = f"{function.__name__}-{digest(function, known, literal.__name__ + _beneath())}"
-    entry = functools.partial(cfunc, types.void(types.intp))
 
     def jit(bound: Any) -> Any:
         if bound.__name__ != function.__name__:
@@ -88,9 +88,6 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         # Numba names its files on disk by the function and would run stale code where a callee
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label
-        try:
-            return entry(cache=True, error_model="numpy")(bound)
-        except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy")(bound)
+        return c_function(bound, types.void(types.intp), error_model="numpy")
 
     return bind(function, known, jit, literal)
