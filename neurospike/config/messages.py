@@ -82,14 +82,14 @@ def explain(
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {known.get(key, 'a mapping of keys')}"
-        text += beyond_format(first)
+        text += about_device(value) if key == "device" else beyond_format(first)
     # A wrong item of a union is told once a member; count keys, not messages.
     keys = {tuple(detail["loc"][: len(parts)]) for detail in details}
     return text + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The key meant by an unknown one: the same last name elsewhere, another word, or the nearest."""
+    """The key meant by an unknown one: its last name elsewhere, another word, or the nearest."""
     leaf = key.rpartition(".")[2]
     meant = {word: name for name, words in SYNONYMS.items() for word in words}
     for name in (leaf, meant.get(leaf.lower())):
@@ -104,8 +104,18 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
     return by_leaf[near[0]] if near else None
 
 
+def about_device(name: object) -> str:
+    """What to say to those who asked for a device by another name, or for one that is no use."""
+    kind = str(name).partition(":")[0].lower()
+    if kind in ("gpu", "nvidia", "rocm"):
+        return "; a GPU of torch's is called cuda"
+    if kind in ("mps", "metal"):
+        return "; Apple's GPUs lack float64, which delta and burst coding need: use cpu"
+    return ""
+
+
 def beyond_format(detail: ErrorDetails) -> str:
-    """What else was wanted of a number that is within a key's bounds and still too small or large."""
+    """What else was wanted of a number that is within a key's bounds and too small or large."""
     context = detail.get("ctx", {})
     if str(context.get("error")) == FLOAT32:
         return f", {FLOAT32}"
