@@ -322,8 +322,7 @@ def until_it_begins(folder, monkeypatch, capsys):
     return run
 
 
-ODD = ["", "nan", "inf", "-1", "0", "1.5", "1e400", "1e-300", str(2**31), str(2**63), "9" * 30]
-ODD += ["true", "null", "x", "[1, 2]", "[]", "{a: 1}", "\x00", "é", "[", " 5 "]
+ODD = ["", "nan", "-1", "0", "1.5", "1e400", "1e-300", str(2**63), "null", "x", "[1, 2]", "{a: 1}"]
 
 
 @pytest.mark.parametrize("section", ["", "model", "encoding", "training"])
@@ -421,9 +420,9 @@ def test_a_share_that_holds_no_picture_out(folder, capsys):
 
 
 def test_memory_that_runs_out_during_a_run_is_one_line(folder, capsys, monkeypatch):
-    # Each needs 90 GB where the machine's size is not known, as on Windows.
+    # As on a machine that does not tell how much it has.
     monkeypatch.setattr(os, "sysconf", lambda _: sys.maxsize)
-    for argv in (["--hidden_size=30000000"], ["--num_steps=100000000"]):
+    for argv in (["--hidden_size=100000000000"], ["--num_steps=1000000000000"]):
         assert train.main([*SMALL, "--batch_size=200", *argv]) == 2
         message = capsys.readouterr().err
         assert "Train with a smaller --batch_size, --num_steps or --hidden_size" in message

@@ -1,13 +1,14 @@
 """What people are told of the keys: a table of them all, and what is wrong with a value."""
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from neurospike.config.schema import Config, Section
+from neurospike.config.schema import KINDS, Config, Section
 from neurospike.steps import FLOAT32
 
 LARGEST = 2**63 - 1  # of whole numbers, in torch; said only to those who go beyond it
@@ -47,14 +48,24 @@ SYNONYMS = {
 
 def fields() -> Iterator[tuple[str, str, str, object]]:
     """Every key: its dotted name, what it means, what is allowed, its default."""
-    defaults = Config()
+    yield from _fields(tuple(KINDS))
+
+
+@functools.cache
+def _fields(kinds: tuple[str, ...]) -> list[tuple[str, str, str, object]]:
+    """As above; kinds: of networks, which are registered one after the other."""
+    defaults, found = Config(), []
+    own = Config.model_json_schema()["properties"]
     for name, value in defaults:
-        section = value if isinstance(value, Section) else defaults
-        prefix = f"{name}." if isinstance(value, Section) else ""
-        schemas = type(section).model_json_schema()["properties"]
-        for leaf in schemas if prefix else [name]:
-            text = schemas[leaf]["description"]
-            yield prefix + leaf, text, allowed(schemas[leaf]), getattr(section, leaf)
+        if isinstance(value, Section):
+            schemas = type(value).model_json_schema()["properties"]
+            rows = [
+                (f"{name}.{leaf}", part, getattr(value, leaf)) for leaf, part in schemas.items()
+            ]
+        else:
+            rows = [(name, own[name], value)]
+        found += [(key, part["description"], allowed(part), value) for key, part, value in rows]
+    return found
 
 
 def explain(
