@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core.compiler import Compiler
 
 from neurospike.binding import bind, digest
 from neurospike.kernels import numba_memory, numba_vectors
+from neurospike.kernels.numba_cache import c_function
 
 INNER: dict[str, Any] = {
     "error_model": "numpy",
@@ -99,7 +100,6 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
     known |= {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
     known |= names
     label = f"{function.__name__}-{digest(function, known, literal.__name__ + _beneath())}"
-    entry = functools.partial(cfunc, types.void(types.intp))
 
     def jit(bound: Any) -> Any:
         if bound.__name__ != function.__name__:
@@ -107,9 +107,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         # Numba names its files on disk by the function and would run stale code where a callee
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label
-        try:
-            return entry(cache=True, error_model="numpy", pipeline_class=_Telling)(bound)
-        except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy", pipeline_class=_TellingEachTime)(bound)
+        signature = types.void(types.intp)
+        return c_function(bound, signature, _Telling, _TellingEachTime, error_model="numpy")
 
     return bind(function, known, jit, literal)

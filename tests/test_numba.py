@@ -1,6 +1,8 @@
 """Code kept on disk: used again while it fits, never once a formula has changed."""
 
+import ctypes
 import dataclasses
+import errno
 import importlib
 import io
 import math
@@ -18,7 +20,8 @@ import neurospike as ns
 from neurospike import dispatch
 from neurospike.break_even import Policy, use_policy
 
-pytest.importorskip("numba")
+types = pytest.importorskip("numba").types
+c_function = dispatch.load(".kernels.numba_cache").c_function
 
 ROOT = Path(__file__).parents[1]
 # An immediate reset: there the reference steps the very formulas that are changed below.
@@ -152,6 +155,63 @@ def test_a_terminal_is_told_where_the_code_cannot_be_kept(loop, tmp_path, monkey
         "neurospike: compiling doubling.forward "
         "(in each process: there is no folder to keep the code in)\n"
     )
+
+
+def cut_off(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    """A bit in the middle: of a key in an index, of machine code in what it points to."""
+    return (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 16])
+        + content[len(content) // 2 + 1 :]
+    )
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [cut_off, flipped, lambda _: b""])
+def test_damaged_code_is_compiled_anew_and_kept_again(tmp_path, ending, damage):
+    def load():
+        """Compile, or take what is kept; the result, and whether it was taken."""
+        compiled = c_function(loop, types.void(types.intp), error_model="numpy")
+        row = (ctypes.c_int64 * 1)(41)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)(ctypes.addressof(row))
+        return row[0], compiled.cache_hits
+
+    loop = add_one_in(tmp_path)
+    assert load() == (42, 0)
+    assert load() == (42, 1)
+    files = list((tmp_path / "__pycache__").glob(f"*.{ending}"))
+    assert files
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert load() == (42, 0)
+    assert load() == (42, 1)
+
+
+def test_a_disk_that_became_full_costs_only_the_compilation(tmp_path, monkeypatch):
+    loop = add_one_in(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert c_function(loop, types.void(types.intp)).address
+    assert not list((tmp_path / "__pycache__").glob("*.nb*"))
+
+
+def add_one_in(folder: Path):
+    """A compiled loop's function, from a file of its own, beside which Numba keeps its code."""
+    text = (
+        "from neurospike.kernels.numba_memory import array_at\n"
+        "def loop(job_at):\n    array_at(job_at, 1, 0)[0] += 1\n"
+    )
+    (folder / "loops.py").write_text(text, encoding="utf-8")
+    names: dict = {}
+    exec(compile(text, str(folder / "loops.py"), "exec"), names)
+    return names["loop"]
 
 
 def test_no_size_compiles_anything_anew(monkeypatch):
