@@ -325,7 +325,7 @@ def _run(
     if mem is not None:
         check_mem(mem, current, shape, state)
     beta, threshold = parameters_of(beta, threshold, current, shape, state)
-    row = dispatch.choose(backend, current.device.type)
+    row = dispatch.choose(backend, current.device)
     if row.fused:
         flat = (flat_parameter(beta, shape), flat_parameter(threshold, shape))
         return _Outputs(

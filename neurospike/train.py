@@ -92,7 +92,7 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
         torch.use_deterministic_algorithms(True)
     with use_backend(check_backend(config.backend)):
         device = choose_device(config.device, config.backend)
-        backend = choose("auto", device.type).name  # also: can it run on this device?
+        backend = choose("auto", device).name  # also: can it run on this device?
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)
         data = load(config.dataset, config.data_path)

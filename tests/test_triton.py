@@ -1,15 +1,18 @@
 """The Triton backend without a GPU: its errors, its results interpreted, its machine code."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import neurospike as ns
 from neurospike import dispatch, rule, train
+from neurospike.devices import choose_device
 from neurospike.errors import BackendError
 
 pytest.importorskip("triton")
@@ -236,28 +239,74 @@ def test_every_reason_is_told(monkeypatch):
         assert reason in str(caught.value)
 
 
-def test_cpu_tensors_are_refused_where_there_is_a_device(monkeypatch):
-    monkeypatch.setattr(dispatch, "_cuda_reasons", list)
+@pytest.fixture
+def gpus(monkeypatch):
+    """Let torch find GPUs of the compute capabilities given; the list of those it was asked for."""
+
+    def find(*capabilities):
+        asked = []
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda i: asked.append(i) or capabilities[i]
+        )
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+        dispatch._capability.cache_clear()
+        return asked
+
+    yield find
+    dispatch._capability.cache_clear()
+
+
+def test_cpu_tensors_are_refused_where_there_is_a_device(gpus):
+    gpus((9, 0))
     with pytest.raises(BackendError, match="it runs on cuda tensors, these are on cpu"):
         ns.lif(torch.zeros(1, 1, 1), beta=0.9, backend="triton")
 
 
-def test_auto_takes_it_for_cuda_tensors_alone(monkeypatch):
-    monkeypatch.setattr(dispatch, "_cuda_reasons", list)
+def test_auto_takes_it_for_cuda_tensors_alone(gpus):
+    gpus((9, 0))
     assert dispatch.choose("auto", "cuda").name == "triton"
     assert dispatch.choose("auto", "cpu").name == "numba"
     assert ns.backends()["triton"] is None
 
 
-def test_a_device_too_old_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    told = "Tesla T4 has compute capability 7.5, Triton supports 8.0 and later"
-    assert ns.backends()["triton"] == told
+TOLD = "cuda:0 (GPU 0) has compute capability 7.5, Triton supports 8.0 and later"
+
+
+def test_a_gpu_too_old_is_named(gpus):
+    gpus((7, 5))
+    assert ns.backends()["triton"] == TOLD
     assert dispatch.choose("auto", "cuda").name == "reference"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert choose_device("auto", "triton").type == choose_device("auto", "numba").type == "cpu"
+    assert choose_device("auto", "auto") == torch.device("cuda")  # whatever runs there
+    gpus((8, 0))
     assert ns.backends()["triton"] is None
+    assert choose_device("auto", "triton") == torch.device("cuda")
+
+
+def test_of_two_gpus_the_one_that_the_tensors_are_on_decides(gpus):
+    gpus((7, 5), (9, 0))
+    assert ns.backends()["triton"] is None
+    for backend in ("auto", "triton"):
+        assert choose_device("auto", backend) == torch.device("cuda:1")
+    assert choose_device("auto", "numba") == torch.device("cpu")
+    assert dispatch.choose("auto", "cuda:0").name == "reference"
+    assert dispatch.choose("auto", torch.device("cuda:1")).name == "triton"
+    with FakeTensorMode():
+        spikes, _ = ns.lif(torch.empty(5, 2, 3, device="cuda:1"), beta=0.9, backend="triton")
+        assert spikes.shape == (5, 2, 3)
+        with pytest.raises(BackendError, match=re.escape(TOLD)):
+            ns.lif(torch.empty(5, 2, 3, device="cuda:0"), beta=0.9, backend="triton")
+
+
+def test_a_gpu_is_asked_for_its_capability_once(gpus):
+    asked = gpus((9, 0), (9, 0))
+    for index in (0, 1, 0, 1):
+        dispatch.choose("auto", f"cuda:{index}")
+    assert asked == [0, 1]
 
 
 class _Failing:
