@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurospike.data import Batches, Split
 
@@ -194,3 +195,22 @@ def test_every_sample_is_seen_once_an_epoch_by_one_of_the_processes(count, world
             assert sorted(numbers) == sorted(round(float(x) * 255) for x in whole[0][:, 0, 0, 0])
             seen += numbers
         assert sorted(seen) == list(range(count))
+
+
+class _DividesAsCuda(TorchDispatchMode):
+    """Multiplies by the reciprocal where the divisor is a number, as torch's kernels on CUDA do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div_.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0].mul_(torch.tensor(1.0 / args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_gets_the_pictures_that_the_cpu_gets():
+    split = digits(20)
+    wanted = torch.cat([images for images, _ in Batches(split, 8)])
+    with _DividesAsCuda():
+        one = torch.arange(256.0).div_(255)
+        found = torch.cat([images for images, _ in Batches(split, 8)])
+    assert not torch.equal(one, torch.arange(256.0) / 255)
+    assert torch.equal(found, wanted)
