@@ -97,9 +97,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
         advice = _advice(error)
         if advice is None:
             raise
-        raise BackendError(
-            f"backend 'triton' {advice}; or use backend='reference'"
-        ) from error
+        raise BackendError(f"backend 'triton' {advice}; or use backend='reference'") from error
 
 
 def _run(kernel: Any, run: Callable[[], None]) -> None:
@@ -139,8 +137,8 @@ def _keep_elsewhere(error: OSError) -> None:
     except OSError:
         return  # then the first error comes again, and is told
     warnings.warn(
-        f"Triton cannot keep compiled kernels in {wanted} ({error.strerror or error}); this process "
-        "compiles its own. Set TRITON_CACHE_DIR to a folder that can be written",
+        f"Triton cannot keep compiled kernels in {wanted} ({error.strerror or error}); this "
+        "process compiles its own. Set TRITON_CACHE_DIR to a folder that can be written",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,5 +1,6 @@
 """The Triton backend without a GPU: its errors, its results interpreted, its machine code."""
 
+import errno
 import os
 import re
 import subprocess
@@ -17,8 +18,10 @@ from neurospike.errors import BackendError
 
 pytest.importorskip("triton")
 
+import triton
+
 from benchmarks import triton_code
-from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect
+from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect, parsing
 from neurospike.kernels import lif_triton, triton_jit
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +38,11 @@ INTERPRETED = {  # files: how many of their tests there are at least
 
 @pytest.mark.parametrize("files", INTERPRETED, ids="-".join)
 def test_what_every_backend_passes_it_passes_in_the_interpreter(files):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    passed = _passed_apart(files, environment, "-p", "interpreted", "-k", "triton or all_backends")
+    before = os.environ.get("PYTHONPATH")
+    path = [str(ROOT), str(ROOT / "tests"), *([before] if before else [])]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
+    options = ["-n0", "-p", "interpreted", "-k", "triton or all_backends"]
+    passed = _passed_apart(files, environment, *options)
     assert passed >= INTERPRETED[files]
     assert "TRITON_INTERPRET" not in os.environ
 
@@ -47,13 +52,15 @@ def test_what_every_backend_passes_it_passes_in_the_interpreter(files):
 )
 def test_on_cuda():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": os.environ["NEUROSPIKE_TEST_DEVICES"]}
-    assert _passed_apart(["on_cuda"], environment) > 30
-    assert _passed_apart(["test_torch"], environment, "-k", "triton") > 30
+    # Side by side, a test at a time: most of the time one core compiles.
+    together = [f"-n{max(1, min(15, (os.cpu_count() or 1) - 1))}", "--dist=load"]
+    assert _passed_apart(["on_cuda"], environment, *together) > 30
+    assert _passed_apart(["test_torch"], environment, *together, "-k", "triton") > 30
 
 
 def _passed_apart(files, environment, *options):
     """Run test files in another process, all of which must pass; how many tests that were."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     command += [f"tests/{name}.py" for name in files]
     run = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
@@ -320,6 +327,95 @@ class _Failing:
 
     def __call__(self, *arguments, **options):
         raise self.error
+
+
+def raised_to(power):
+    def surrogate(u):
+        return 1.0 / (1.0 + abs(u) ** power)
+
+    return surrogate
+
+
+def test_what_cannot_be_compiled_is_named_with_its_line():
+    """Triton's error is a chain, a link for each caller; what is wrong is said at its end."""
+    with pytest.raises(BackendError) as caught, parsing(90):
+        build(Kernel("backward", surrogate=raised_to(3.0)), 90)
+    wanted = (
+        "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** power)' of 'def surrogate"
+    )
+    assert wanted in str(caught.value)
+
+
+def test_code_that_triton_cannot_read_is_no_error_of_the_device():
+    error = RuntimeError("error encountered during parsing")
+    with pytest.raises(BackendError, match=r"cannot compile this layer: .*backend='reference'"):
+        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder for what Triton compiles, and nothing compiled in this process."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        triton_jit.compiled.cache_clear()
+        triton_jit._own_folder.cache_clear()
+        yield tmp_path / "cache"
+    triton_jit.compiled.cache_clear()
+    triton_jit._own_folder.cache_clear()
+
+
+def _loading(monkeypatch):
+    """Let a launch load its machine code as a device does, which refuses what is cut off."""
+    run = triton.JITFunction.run
+
+    def compile_and_load(self, *arguments, **options):
+        kernel = run(self, *arguments, **{**options, "warmup": True})
+        code = kernel.asm["cubin"]
+        sections, size, count = code[40:48], code[58:60], code[60:62]  # of the header of an ELF
+        offset, size, count = (int.from_bytes(part, "little") for part in (sections, size, count))
+        if not code.startswith(b"\x7fELF") or len(code) < offset + size * count:
+            raise RuntimeError("Triton Error [CUDA]: device kernel image is invalid")
+        return kernel
+
+    monkeypatch.setattr(triton.JITFunction, "run", compile_and_load)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.9])
+def test_damaged_files_of_the_cache_are_compiled_anew(cache, monkeypatch, left):
+    _loading(monkeypatch)
+    build(Kernel("inference"), 90)
+    whole = {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+    kinds = {file.name.rpartition(".")[2] for file in whole}
+    assert kinds >= {"json", "ttir", "ptx", "cubin"}
+    for damaged in ("json", "cubin"):
+        for file, content in whole.items():
+            if file.name.endswith(damaged):
+                file.write_bytes(content[: int(left * len(content))])
+        triton_jit.compiled.cache_clear()  # as a new process
+        build(Kernel("inference"), 90)
+        for file, content in whole.items():
+            if file.name == f"_forward.{damaged}":
+                assert file.read_bytes() == content  # and kept for the next
+
+
+def test_a_folder_that_cannot_be_written_costs_compiling_alone(cache):
+    cache.write_text("a file, and no folder")
+    with pytest.warns(RuntimeWarning, match=r"cannot keep compiled kernels in .*TRITON_CACHE_DIR"):
+        kernel = build(Kernel("inference"), 90)
+    assert kernel.asm["cubin"].startswith(b"\x7fELF")
+    elsewhere = Path(triton.knobs.cache.dir)
+    assert list(elsewhere.rglob("_forward.cubin"))
+    triton_jit._own_folder().cleanup()
+
+
+def test_a_full_disk_is_no_missing_compiler(cache):
+    error = OSError(errno.ENOSPC, "No space left on device")
+    wanted = r"cannot keep what it compiles: .*TRITON_CACHE_DIR"
+    with (
+        pytest.warns(RuntimeWarning, match="No space left"),
+        pytest.raises(BackendError, match=wanted),
+    ):
+        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
 
 
 COMPILER_ERRORS = [

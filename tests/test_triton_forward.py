@@ -50,8 +50,8 @@ WHOLE = {
 }
 GRADIENTS = ("spikes", "spikes held", "trace", "trace held", "final", "learned")
 MACHINE_CODE = {
-    "forward": WHOLE | {name: variants.BOTH for name in ("spikes", "trace", "saved", "mem")},
-    "backward": WHOLE | {name: variants.BOTH for name in GRADIENTS},
+    "forward": WHOLE | dict.fromkeys(("spikes", "trace", "saved", "mem"), variants.BOTH),
+    "backward": WHOLE | dict.fromkeys(GRADIENTS, variants.BOTH),
 }
 
 
