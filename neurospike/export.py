@@ -99,7 +99,7 @@ def export_model(
         pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255
     pictures = pictures.to(device)
     model = model.to(device).eval()
-    backend = "reference" if form == "onnx" else choose("auto", pictures.device.type).name
+    backend = "reference" if form == "onnx" else choose("auto", pictures.device).name
     if form == "onnx":
         content, run = _onnx(model, pictures)
     else:

@@ -78,7 +78,7 @@ def chosen(
     )
     if small and backend == "auto":
         return _dense(spikes, weight, bias), False
-    row = dispatch.choose(backend, spikes.device.type)
+    row = dispatch.choose(backend, spikes.device)
     if small or spikes.numel() == 0 or not _may_use_events(row, weight):
         return _dense(spikes, weight, bias), False
     trained = torch.is_grad_enabled() and weight.requires_grad

@@ -62,7 +62,7 @@ def run(
     if mem is not None:
         check_mem(mem, current, shape, state)
     beta, threshold = parameters_of(beta, threshold, beta_gradient, current, shape, state)
-    row = dispatch.choose(backend, current.device.type)
+    row = dispatch.choose(backend, current.device)
     if row.fused:
         flat = (flat_parameter(beta, shape), flat_parameter(threshold, shape))
         return Outputs(

@@ -97,7 +97,7 @@ def train(
         torch.use_deterministic_algorithms(True)
     with use_backend(config.backend):
         device = choose_device(config.device, config.backend)
-        backend = choose("auto", device.type).name  # also: can it run on this device?
+        backend = choose("auto", device).name  # also: can it run on this device?
         check_run(config, device, resumed=resumed is not None)
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)

@@ -288,3 +288,22 @@ def test_the_share_of_each_of_several_processes_counts():
     check_batch(three, SNNModel(784, 8), 2)
     check_batch(three, ConvSNN(784, channels=[2], normalization="batch"), 2)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+class _DividesAsCuda(TorchDispatchMode):
+    """Multiplies by the reciprocal where the divisor is a number, as torch's kernels on CUDA do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div_.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0].mul_(torch.tensor(1.0 / args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_gets_the_pictures_that_the_cpu_gets():
+    split = digits(20)
+    wanted = torch.cat([images for images, _ in Batches(split, 8)])
+    with _DividesAsCuda():
+        one = torch.arange(256.0).div_(255)
+        found = torch.cat([images for images, _ in Batches(split, 8)])
+    assert not torch.equal(one, torch.arange(256.0) / 255)
+    assert torch.equal(found, wanted)

@@ -86,7 +86,7 @@ class Answerer:
             raise ValueError(f"steps must be 1 to {MOST_STEPS}, got {choice.num_steps}")
         view = self._view(choice)
         with use_backend(choice.backend):
-            backend = choose("auto", self.device.type).name
+            backend = choose("auto", self.device).name
             images = picture.to(self.device)[None, None]
             start = time.perf_counter()
             recording = view.record(images)
