@@ -85,7 +85,9 @@ def light(shape: tuple[int, ...], rng: np.random.Generator, edge: float, least: 
 
 def saved(page: Array, kind: str = "PNG", **options: object) -> bytes:
     """The page `[H, W]` or `[H, W, C]` in 0 to 1 as an 8-bit file."""
-    return encoded(Image.fromarray((page.clip(0, 1) * 255).round().astype(np.uint8)), kind, **options)
+    return encoded(
+        Image.fromarray((page.clip(0, 1) * 255).round().astype(np.uint8)), kind, **options
+    )
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -115,7 +117,9 @@ def original_dark(digit, rng):
 
 def thumbnail(digit, rng):
     """A photograph with grey paper, resized to 28 x 28 by its owner."""
-    page = seen(written(digit, rng, width=(280, 600), share=(0.5, 0.75)), rng.uniform(0.55, 0.95), 0.1)
+    page = seen(
+        written(digit, rng, width=(280, 600), share=(0.5, 0.75)), rng.uniform(0.55, 0.95), 0.1
+    )
     image = Image.fromarray((page * 255).astype(np.uint8))
     return encoded(image.resize((28, 28), Image.Resampling.BICUBIC))
 
@@ -159,11 +163,14 @@ def faint(digit, rng):
 
 def scanner_edge(digit, rng):
     """A dark line of one to three pixels along the edges, as scanners leave."""
-    return saved(_bordered(seen(written(digit, rng), 1.0, 0.05), rng, lambda page: rng.integers(1, 4)))
+    return saved(
+        _bordered(seen(written(digit, rng), 1.0, 0.05), rng, lambda page: rng.integers(1, 4))
+    )
 
 
 def border(digit, rng):
     """A dark border of any width up to 8% on any of the sides."""
+
     def wide(page):
         return max(1, round(page.shape[1] * rng.uniform(0.005, 0.08)))
 
@@ -333,7 +340,9 @@ def _lined(digit, rng, both: bool) -> Array:
     lean = np.tan(np.radians(rng.uniform(-3, 3)))
     lines = (thick - np.abs((y + lean * x) % apart - apart / 2) + 0.5).clip(0, 1)
     if both:
-        lines = np.maximum(lines, (thick - np.abs((x - lean * y) % apart - apart / 2) + 0.5).clip(0, 1))
+        lines = np.maximum(
+            lines, (thick - np.abs((x - lean * y) % apart - apart / 2) + 0.5).clip(0, 1)
+        )
     return seen(ink, 1 - rng.uniform(0.1, 0.35) * lines, 0.1)
 
 
@@ -362,7 +371,9 @@ def blurred(digit, rng):
     """Out of focus."""
     page = seen(written(digit, rng), 0.95, 0.1)
     image = Image.fromarray((page * 255).astype(np.uint8))
-    return encoded(image.filter(ImageFilter.GaussianBlur(page.shape[1] * rng.uniform(0.003, 0.012))))
+    return encoded(
+        image.filter(ImageFilter.GaussianBlur(page.shape[1] * rng.uniform(0.003, 0.012)))
+    )
 
 
 def coloured(digit, rng):

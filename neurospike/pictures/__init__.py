@@ -66,7 +66,7 @@ def read_picture(
         elif count > 1:
             notes = [f"the first of {count} frames", *notes]
         return torch.from_numpy(picture), "; ".join(notes) or None
-    several = f" (the first of {count} frames; the others show no digit either)" if count > 1 else ""
+    several = f" (so are the other {count - 1} frames)" if count > 1 else ""
     raise PictureError(f"{path}: {unread}{several}")
 
 

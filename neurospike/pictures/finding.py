@@ -21,7 +21,7 @@ SIDE = 400  # pixels of the longer side that are looked at; a digit of 8% of it 
 STROKE = 0.25  # of the longer side: no stroke is as wide, no shadow as narrow
 FAINTEST = 0.2  # of a digit's darkest ink: measured best on enlarged test pictures
 BLUR = 600  # the longer side over the radius by which grain is smoothed first
-REACH = 0.12  # of the digit's size: how far its parts lie from it
+NEAR, FAR = 0.08, 0.2  # of the digit's size, between its parts: any of them, and small ones
 LEAST_SIZE = 12  # pixels of a digit; with fewer its shape is lost
 CORNERS_TOO = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner hang together
 
@@ -85,7 +85,7 @@ def find_digit(grey: np.ndarray, ink: Ink, writing: bool = True) -> Found:
         except PictureError as error:
             reasons.append(error)
         else:
-            found.append((one.score * (0.05 + likely), one))
+            found.append((one.score * (0.2 + likely), one))
     if not found:
         raise reasons[0]
     return max(found, key=lambda one: one[0])[1]
@@ -112,12 +112,13 @@ def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     if not pieces:
         raise PictureError("only specks and lines are on it: a digit is wanted")
     core = _main(pieces)
+    peak = core.peak
     inside = np.flatnonzero(labels.ravel() == core.number)[0]
     # Down to the faintest ink, unless that takes in the lines of the paper, shadows or an edge.
     for cut in (FAINTEST, 0.3, 0.4, 0.5):
         pieces, labels = _pieces(ink, cut * peak)
         main = next((piece for piece in pieces if piece.number == labels.flat[inside]), core)
-        if main.size < 3 * core.size and bool(main.border) == bool(core.border):
+        if main.size < 2 * core.size and bool(main.border) == bool(core.border):
             break
     pieces = [piece for piece in pieces if piece.peak > 0.5 * peak]
     group = _with_parts(main, pieces, labels)
@@ -186,7 +187,7 @@ def _is_edge(piece: Piece, labels: np.ndarray) -> bool:
 
 
 def _main(pieces: list[Piece]) -> Piece:
-    """The largest; what touches the picture's edge is seldom the digit if anything else is there."""
+    """The largest; what touches the picture's edge is seldom it if there is anything else."""
     return max(pieces, key=lambda piece: piece.mass * (0.1 if piece.border else 1))
 
 
@@ -199,13 +200,13 @@ def _with_parts(main: Piece, pieces: list[Piece], labels: np.ndarray) -> list[Pi
     away = ndimage.distance_transform_edt(labels != main.number)
     for piece in others:
         box = piece.rows, piece.columns
-        if away[box][labels[box] == piece.number].min() > REACH * main.size:
-            continue
+        apart = away[box][labels[box] == piece.number].min() / main.size
         shared = min(p.columns.stop for p in (piece, main)) - max(
             p.columns.start for p in (piece, main)
         )
         narrower = min(p.columns.stop - p.columns.start for p in (piece, main))
-        if piece.mass < 0.3 * main.mass or shared > 0.5 * narrower:
+        is_part = piece.mass < 0.3 * main.mass or shared > 0.5 * narrower
+        if apart < (FAR if is_part else NEAR):
             group.append(piece)
     return group
 
@@ -219,7 +220,7 @@ def _likeness(strength: np.ndarray, border: float) -> float:
     """How long strokes are for their width; what lies along the picture's edge is none."""
     inked = np.pad(strength > 0.5, 1)
     width = 2 * float(ndimage.distance_transform_edt(inked)[inked].mean())
-    return float(inked.sum()) / width**2 * (1 - border) ** 2
+    return (float(inked.sum()) / width**2 * (1 - border)) ** 2
 
 
 def _notes(
