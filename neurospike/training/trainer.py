@@ -257,10 +257,10 @@ class SNNTrainer:
 
         together: all processes are here. One alone cannot save what belongs to all.
         """
-        if not self._whole:  # the weights are neither the old ones nor the new
-            return
         self._stop = False
         self.meter.stop()
+        if not self._whole:  # the weights are neither the old ones nor the new
+            return
         if together or self.fabric.world_size == 1:
             state = self.state_dict(train)
             if run is not None:
