@@ -8,6 +8,7 @@ disk would become a weight.
 import os
 import pickle
 import shutil
+import sys
 import time
 import warnings
 import zipfile
@@ -157,7 +158,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "check
 
 def _move(temporary: Path, path: Path) -> None:
     """Put a file in another's place; on Windows once nobody reads that one, which is soon."""
-    for _ in range(RETRIES if os.name == "nt" else 0):
+    for _ in range(RETRIES if sys.platform == "win32" else 0):
         try:
             temporary.replace(path)
         except PermissionError:
