@@ -71,8 +71,8 @@ def draw_membranes(
     if not strips:
         return np.zeros((1, 1, 3), dtype=np.uint8)
     places = [(k * (tick + height) + height, f"{n}") for k, n in enumerate(neurons_drawn)]
-    level = "" if threshold is None else f", threshold {threshold:.3g}"
-    title = f"neuron, membrane from {low:.2g} to {high:.2g}{level}"
+    above = "" if threshold is None else f", threshold {threshold:.3g}"
+    title = f"neuron, membrane from {low:.2g} to {high:.2g}{above}"
     return framed(np.concatenate(strips), title, places, steps)
 
 
