@@ -220,8 +220,8 @@ def _files(paths: Sequence[str]) -> Iterator[Path | PictureError]:
         path = Path(name)
         try:
             inside = sorted(path.iterdir()) if path.is_dir() else None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            yield PictureError(f"{name!r}: cannot be read: {getattr(error, 'strerror', error)}")
+        except OSError as error:  # no right to look into it, or a name that is too long
+            yield PictureError(f"{name}: cannot be read: {error.strerror}")
             continue
         if inside is None:
             yield path

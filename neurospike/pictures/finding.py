@@ -22,6 +22,8 @@ STROKE = 0.25  # of the longer side: no stroke is as wide, no shadow as narrow
 FAINTEST = 0.2  # of a digit's darkest ink: measured best on enlarged test pictures
 BLUR = 600  # the longer side over the radius by which grain is smoothed first
 NEAR, FAR = 0.08, 0.2  # of the digit's size, between its parts: any of them, and small ones
+LEAST_AREA = 3  # pixels of a patch of ink; grain has fewer
+LEAST_SHARE = 0.03  # of the picture's longer side; what is smaller is dust
 LEAST_SIZE = 12  # pixels of a digit; with fewer its shape is lost
 CORNERS_TOO = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner hang together
 
@@ -102,15 +104,15 @@ def _resized(grey: np.ndarray, scale: float) -> np.ndarray:
 def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     """The digit whose ink is darker, or lighter, than its paper."""
     ink, least = _ink(grey if dark else 1 - grey, stroke, shaded=dark)
-    pieces, _ = _pieces(ink, least)
+    pieces, labels = _pieces(ink, least)
+    if not pieces and np.bincount(labels.ravel())[1:].max(initial=0) < LEAST_AREA:
+        raise PictureError("nothing stands out from its grain and its light: a digit is wanted")
     if not pieces:
-        raise PictureError(
-            "only its edges differ from the rest: a digit that stands in from them is wanted"
-        )
+        raise PictureError("only its edges differ from the rest: a digit away from them is wanted")
     peak = _main(pieces).peak
     pieces, labels = _pieces(ink, 0.5 * peak)
     if not pieces:
-        raise PictureError("only specks and lines are on it: a digit is wanted")
+        raise PictureError("only specks or lines are on it: a digit is wanted")
     core = _main(pieces)
     peak = core.peak
     inside = np.flatnonzero(labels.ravel() == core.number)[0]
@@ -124,6 +126,11 @@ def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     group = _with_parts(main, pieces, labels)
     mask = np.isin(labels, [piece.number for piece in group])
     box = _box(mask)
+    if max(mask[box].shape) < LEAST_SHARE * max(grey.shape):
+        raise PictureError(
+            f"only specks are on it, the largest {LEAST_SHARE:.0%} of its size or less: a digit is "
+            "wanted; cut the picture to it"
+        )
     near = ndimage.binary_dilation(mask[box], CORNERS_TOO, 2)
     floor = cut - FAINTEST
     strength = ((ink[box] / peak - floor) / (1 - floor) * near).clip(0, 1)
@@ -165,7 +172,7 @@ def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
     pieces = [
         Piece(n, *box, float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
         for n, box in enumerate(ndimage.find_objects(labels), 1)
-        if area[n] > 2
+        if area[n] >= LEAST_AREA
     ]
     return [piece for piece in pieces if not _is_edge(piece, labels)], labels
 
