@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
+from triton.runtime.cache import FileCacheManager
 
 from neurospike import rule
 from neurospike.binding import bind
@@ -108,9 +109,17 @@ def _run(kernel: Any, run: Callable[[], None]) -> None:
         if not isinstance(kernel, triton.JITFunction) or not _may_be_damage(error):
             raise
     kernel.device_caches.clear()  # which may hold what cannot be loaded
-    with triton.knobs.compilation.scope():
-        triton.knobs.compilation.always_compile = True
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.manager_class = _Anew
         return run()
+
+
+class _Anew(FileCacheManager):
+    """Triton's folder where it finds nothing, and keeps what it compiles."""
+
+    def get_group(self, filename: str) -> None:
+        """Return None, as for what was never compiled."""
+        return
 
 
 def _may_be_damage(error: Exception) -> bool:

@@ -169,10 +169,10 @@ def choose(name: str, device: Device) -> Backend:
     raise BackendError(f"no backend can run on {kind} tensors here: {reasons}")
 
 
+@functools.cache
 def load(module: str):  # noqa: ANN201 (with the functions that the row of the table promises)
     """Import and return a module that a row of the table names."""
-    name = f"{__package__}{module}"
-    return sys.modules[name] if name in sys.modules else importlib.import_module(name)
+    return importlib.import_module(module, __package__)
 
 
 def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)

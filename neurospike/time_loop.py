@@ -1,5 +1,6 @@
 """One call of a layer: its arguments checked, a backend chosen, the time loop run."""
 
+import importlib
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,7 @@ def run(
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = whole.new_zeros(shape) if mem is None else mem
-    lif_of = dispatch.load(row.module).lif
+    # Not by `dispatch.load`, of whose cache torch.compile would warn.
+    lif_of = importlib.import_module(row.module, __package__).lif
     spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
     return Outputs(spikes.to(current.dtype), mem, trace)
