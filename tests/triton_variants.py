@@ -13,7 +13,7 @@ import torch
 from test_neuron import QUADRATIC
 from torch import Tensor
 
-from neurospike import conversion, ops, rule, surrogate
+from neurospike import ops, rule, snntorch_surrogates, surrogate
 from neurospike.kernels import lif_triton
 
 SUBTRACT = ("subtract", True, False)
@@ -31,9 +31,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 STEPS = 20  # no multiple of a chunk
 SURROGATES = {
     **{name: surrogate.resolve(name) for name in surrogate.BUILT_IN},
-    "parameter 0": surrogate.Surrogate(conversion.sparse, (25.0, 0.0)),
-    "parameter 5e-324": surrogate.Surrogate(conversion.sparse, (25.0, 5e-324)),
-    "parameter below 0": surrogate.Surrogate(conversion.sparse, (25.0, -1.0)),
+    "parameter 0": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, 0.0)),
+    "parameter 5e-324": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, 5e-324)),
+    "parameter below 0": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, -1.0)),
 }
 BOTH = (False, True)
 COMMON = {  # what a kernel depends on

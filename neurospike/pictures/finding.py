@@ -170,7 +170,7 @@ def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     border = np.bincount(edge, minlength=count + 1) / len(edge)
     pieces = [
-        Piece(n, *box, float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
+        Piece(n, box[0], box[1], float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
         for n, box in enumerate(ndimage.find_objects(labels), 1)
         if area[n] >= LEAST_AREA
     ]
