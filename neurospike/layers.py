@@ -206,7 +206,9 @@ class LIF(_Neuron):
 
         Args:
             leaky: its decay, threshold, reset and surrogate are taken; parameters that it learns
-                are shared, not copied. `init_hidden` and `output` only say how it is called.
+                are shared, not copied, whatever values training gave them, and a decay at its
+                bounds has the gradient that it has there (`beta_gradient="clamp"`). `init_hidden`
+                and `output` only say how it is called.
             surrogate: in place of its own.
             backend: see `LIF`.
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import snntorch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -217,6 +218,26 @@ def test_the_gradient_of_torchs_clamp_is_there_by_name(start, backend):
     mem.sum().backward()
     assert torch.allclose(layer.beta.grad, leaf.grad)
     assert (leaf.grad > 0) or start != 0.5
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_converted_layer_keeps_what_training_made_of_it(learn, backend):
+    """Decays beyond their bounds or at them, and a negative threshold, with snnTorch's gradient."""
+    decays, threshold = torch.tensor([1.3, -0.2, 0.5, 1.0, 0.0]), -0.5
+    leaky = snntorch.Leaky(decays, threshold, learn_beta=learn)
+    layer = ns.LIF.from_snntorch(leaky, backend=backend)
+    x, mem, spikes = torch.randn(6, 2, 5), torch.zeros(2, 5), []
+    for current in x:
+        spike, mem = leaky(current, mem)
+        spikes.append(spike)
+    found, last = layer(x)
+    assert torch.equal(found, torch.stack(spikes))
+    assert torch.equal(layer.beta, decays)
+    if learn:
+        assert layer.beta is leaky.beta
+        (wanted,) = torch.autograd.grad(mem.sum(), leaky.beta)
+        (got,) = torch.autograd.grad(last.sum(), layer.beta)
+        assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_choice_of_the_gradient_is_checked():
