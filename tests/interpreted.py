@@ -30,7 +30,7 @@ def _few_programs(size: int, state: torch.dtype) -> tuple[int, int, int]:
 
     The interpreter takes as long for a small program.
     """
-    return _geometry(size, state) if size <= 4 * SMALL_BLOCK else (1024, 1, 1)
+    return _geometry(size, state) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
 
 
 SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32)
