@@ -17,6 +17,7 @@ from neurospike.config import Config, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import load_checkpoint
+from neurospike.training.setup import make_optimizer
 
 SMALL = ["--model.hidden_size=16", "--num-steps=4", "--batch_size=16", "--threads=1", "--epochs=2"]
 ROOT = Path(__file__).parents[1]
@@ -230,14 +231,15 @@ def test_first_step_is_bit_equal_on_both_cpu_backends(folder):
 
 
 def test_test_uses_the_best_model_not_the_last(folder, monkeypatch, capsys):
-    class Trainer(train.SNNTrainer):
-        def fit(self, *arguments, **options):
-            super().fit(*arguments, **options)
-            with torch.no_grad():
-                for parameter in self.model.parameters():
-                    parameter.zero_()
+    fit = train.SNNTrainer.fit
 
-    monkeypatch.setattr(train, "SNNTrainer", Trainer)
+    def forgetful(trainer, *arguments, **options):
+        fit(trainer, *arguments, **options)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.zero_()
+
+    monkeypatch.setattr(train.SNNTrainer, "fit", forgetful)
     assert train.main([*SMALL, "--learning_rate=0.01"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "test accuracy: 100.00%"
 
@@ -253,7 +255,7 @@ def test_without_validation_and_schedule(folder):
 def test_learned_parameters_get_no_weight_decay(folder):
     config = load_config(overrides={"model.learn_beta": True, "training.weight_decay": 0.1})
     model = train.build_model(config)
-    matrices, others = train._optimizer(config, model).param_groups
+    matrices, others = make_optimizer(config, model).param_groups
     assert matrices["weight_decay"] == 0.1
     assert others["weight_decay"] == 0.0
     assert all(p.ndim == 2 for p in matrices["params"])

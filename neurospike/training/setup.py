@@ -21,7 +21,7 @@ def make_trainer(
 ) -> SNNTrainer:
     """The trainer that the configuration asks for, of so many steps per epoch."""
     training = config.training
-    optimizer = _optimizer(config, model)
+    optimizer = make_optimizer(config, model)
     penalty = None
     if training.rate_penalty:
 
@@ -49,7 +49,8 @@ def make_trainer(
     )
 
 
-def _optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
+    """Adam as the configuration has it; weights decay, biases and what neurons learn do not."""
     # Decay is for weight matrices: it would pull biases, and learned beta and threshold, to 0.
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
