@@ -64,8 +64,16 @@ def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtyp
     if not isinstance(mem, Tensor):
         raise TypeError(f"mem must be a tensor [B, *F], got {type(mem).__name__}")
     if mem.shape != shape:
+        read = ""
+        if shape != current.shape:
+            read = (
+                f"; the current {tuple(current.shape)} was read as [T, B, *F]. In a loop over time, "
+                "hand the whole sequence over at once, or one step as current[None]; for a constant "
+                "current [B, *F] pass num_steps="
+            )
         raise ValueError(
             f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
+            + read
         )
     if mem.dtype != state:
         raise TypeError(

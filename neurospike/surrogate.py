@@ -119,8 +119,9 @@ BUILT_IN: dict[str, Callable[..., Surrogate]] = {
 def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
     """Return the `Surrogate` that a name, a `Surrogate` or a scalar function stands for.
 
-    A function of the user's is recorded (`neurospike.own_formulas`): the result computes the same,
-    and the numbers that the function reads from outside are its parameters.
+    A surrogate of snnTorch is translated. A function of the user is recorded
+    (`neurospike.own_formulas`): the result computes the same, and the numbers that the function
+    reads from outside are its parameters.
 
     Raises:
         ValueError: an unknown name.
@@ -141,7 +142,10 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
                 f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
                 f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
             )
-        surrogate = Surrogate(surrogate)
+        # Here, because that module is made of this one.
+        from .snntorch_surrogates import surrogate_of
+
+        surrogate = surrogate_of(surrogate) or Surrogate(surrogate)
     if is_built_in(surrogate.function):
         return surrogate
     return Surrogate(

@@ -431,3 +431,11 @@ def test_the_example_learns_the_same_digits_and_prints_its_gain(capsys):
     assert min(accuracy, fused_accuracy) > 0.5
     with capsys.disabled():
         sys.stdout.write(f"\ntutorial 5: {slow:.0f} ms a step, fused {fast:.0f} ms\n")
+
+
+def test_a_layer_takes_snntorchs_surrogates_as_they_are():
+    theirs, ours = (
+        ns.LIF(0.9, surrogate=surrogates.fast_sigmoid(slope=7)),
+        ns.LIF(0.9, surrogate=ns.surrogate.fast_sigmoid(7.0)),
+    )
+    assert (theirs.surrogate, theirs.rule) == (ours.surrogate, ours.rule)

@@ -670,3 +670,13 @@ def test_state_dtype_is_float64_only_for_float64():
     formats = {torch.float16, torch.bfloat16, torch.float32}
     assert {ops.state_dtype(dtype) for dtype in formats} == {torch.float32}
     assert ops.state_dtype(torch.float64) == torch.float64
+
+
+def test_a_loop_over_time_is_told_that_the_batch_was_taken_for_time():
+    layer, current = ns.LIF(0.9), torch.rand(3, 5)
+    with pytest.raises(ValueError, match=r"\(3, 5\) was read as \[T, B, \*F\].*current\[None\]"):
+        layer(current, torch.zeros(3, 5))
+    spikes, mem = layer(current[None], torch.zeros(3, 5))
+    assert spikes.shape == (1, 3, 5) and mem.shape == (3, 5)
+    with pytest.raises(ValueError, match=r"of one step, \(3, 5\), got \(4, 5\)$"):
+        layer(current, torch.zeros(4, 5), num_steps=2)

@@ -32,7 +32,8 @@ def _lies_as_mnist(picture: np.ndarray) -> bool:
     longest = max(np.ptp(rows), np.ptp(columns)) + 1
     places = np.arange(SIZE)
     centres = [float(picture.sum(axis) @ places / picture.sum()) for axis in (0, 1)]
-    return 14 <= longest <= 21 and all(abs(c - (SIZE - 1) / 2 - 0.5) <= 1 for c in centres)
+    is_of_size = bool(14 <= longest <= 21)
+    return is_of_size and all(abs(c - (SIZE - 1) / 2 - 0.5) <= 1 for c in centres)
 
 
 def framed(strength: np.ndarray, dataset: str) -> np.ndarray:
