@@ -82,8 +82,8 @@ def _inner(function: Any) -> Any:
     known = (tuple(map(_same, group)) for group in (*values, free.values()))
     key = (code.co_code, code.co_names, code.co_varnames, *free, *known)
     if key not in _compiled:
-        # Numba names machine code by the function and a counter of the process. Where one process
-        # loads code that two others compiled, names could be equal and one function run for another.
+        # Numba names machine code by the function and a counter of the process. Where a process
+        # loads code that two others compiled, one function could be run for another of its name.
         held = (*code.co_consts, *cells, *(function.__defaults__ or ()), *free.values())
         content = repr((code.co_code, code.co_names, code.co_varnames, *free, *map(_label, held)))
         function.__qualname__ += "_" + hashlib.sha256(content.encode()).hexdigest()[:16]

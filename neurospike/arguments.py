@@ -67,9 +67,9 @@ def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtyp
         read = ""
         if shape != current.shape:
             read = (
-                f"; the current {tuple(current.shape)} was read as [T, B, *F]. In a loop over time, "
-                "hand the whole sequence over at once, or one step as current[None]; for a constant "
-                "current [B, *F] pass num_steps="
+                f"; the current {tuple(current.shape)} was read as [T, B, *F]. In a loop over "
+                "time, hand the whole sequence over at once, or one step as current[None]; for a "
+                "constant current [B, *F] pass num_steps="
             )
         raise ValueError(
             f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
