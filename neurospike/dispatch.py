@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import BackendError
+from .errors import BackendError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` unless `name` is a backend or `"auto"`."""
+    """Raise `ConfigError`, a `ValueError`, unless `name` is a backend or `"auto"`."""
     if name != "auto" and name not in TABLE:
         known = ", ".join(["auto", *TABLE])
-        raise ValueError(f"unknown backend {name!r}; choose one of {known}")
+        raise ConfigError(f"unknown backend {name!r}; choose one of {known}")
 
 
 def choose(name: str, device_type: str) -> Backend:

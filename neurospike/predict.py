@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurospike.cli import Parser, guarded
-from neurospike.devices import check_backend, choose_device
+from neurospike.devices import choose_device
 from neurospike.dispatch import use_backend
 from neurospike.errors import ConfigError, NeuroSpikeError, PictureError
 from neurospike.loading import Trained, load_trained
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
         flags = _parser(prog).read(argv)
         if flags.image_path is None:
             raise ConfigError("--image_path is missing: name picture files, or folders of them")
-        with use_backend(check_backend(flags.backend)):
+        with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
             return _predict_all(

@@ -1,13 +1,14 @@
 """What people are told of the keys: a table of them all, and what is wrong with a value."""
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from neurospike.config.schema import Config, Section
+from neurospike.config.schema import KINDS, Config, Section
 from neurospike.steps import FLOAT32
 
 LARGEST = 2**63 - 1  # of whole numbers, in torch; said only to those who go beyond it
@@ -47,14 +48,24 @@ SYNONYMS = {
 
 def fields() -> Iterator[tuple[str, str, str, object]]:
     """Every key: its dotted name, what it means, what is allowed, its default."""
-    defaults = Config()
+    yield from _fields(tuple(KINDS))
+
+
+@functools.cache
+def _fields(kinds: tuple[str, ...]) -> list[tuple[str, str, str, object]]:
+    """As above; kinds: of networks, which are registered one after the other."""
+    defaults, found = Config(), []
+    own = Config.model_json_schema()["properties"]
     for name, value in defaults:
-        section = value if isinstance(value, Section) else defaults
-        prefix = f"{name}." if isinstance(value, Section) else ""
-        schemas = type(section).model_json_schema()["properties"]
-        for leaf in schemas if prefix else [name]:
-            text = schemas[leaf]["description"]
-            yield prefix + leaf, text, allowed(schemas[leaf]), getattr(section, leaf)
+        if isinstance(value, Section):
+            schemas = type(value).model_json_schema()["properties"]
+            rows = [
+                (f"{name}.{leaf}", part, getattr(value, leaf)) for leaf, part in schemas.items()
+            ]
+        else:
+            rows = [(name, own[name], value)]
+        found += [(key, part["description"], allowed(part), value) for key, part, value in rows]
+    return found
 
 
 def explain(
@@ -82,14 +93,14 @@ def explain(
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {known.get(key, 'a mapping of keys')}"
-        text += beyond_format(first)
+        text += about_device(value) if key == "device" else beyond_format(first)
     # A wrong item of a union is told once a member; count keys, not messages.
     keys = {tuple(detail["loc"][: len(parts)]) for detail in details}
     return text + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The key meant by an unknown one: the same last name elsewhere, another word, or the nearest."""
+    """The key meant by an unknown one: its last name elsewhere, another word, or the nearest."""
     leaf = key.rpartition(".")[2]
     meant = {word: name for name, words in SYNONYMS.items() for word in words}
     for name in (leaf, meant.get(leaf.lower())):
@@ -104,8 +115,18 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
     return by_leaf[near[0]] if near else None
 
 
+def about_device(name: object) -> str:
+    """What to say to those who asked for a device by another name, or for one that is no use."""
+    kind = str(name).partition(":")[0].lower()
+    if kind in ("gpu", "nvidia", "rocm"):
+        return "; a GPU of torch's is called cuda"
+    if kind in ("mps", "metal"):
+        return "; Apple's GPUs lack float64, which delta and burst coding need: use cpu"
+    return ""
+
+
 def beyond_format(detail: ErrorDetails) -> str:
-    """What else was wanted of a number that is within a key's bounds and still too small or large."""
+    """What else was wanted of a number that is within a key's bounds and too small or large."""
     context = detail.get("ctx", {})
     if str(context.get("error")) == FLOAT32:
         return f", {FLOAT32}"
