@@ -61,7 +61,7 @@ def c_function(function: Any, signature: Any, **options: Any) -> CFunc:
     arguments = (signature.args, signature.return_type)
     compiled = CFunc(function, arguments, locals={}, options=options)
     with contextlib.suppress(RuntimeError, OSError):  # no folder to keep code in
-        compiled._cache = _CheckedCache(function)
+        compiled._cache = _CheckedCache(function)  # type: ignore[attr-defined]
     compiled.compile()
     return compiled
 

@@ -89,7 +89,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if size < LEAST_BYTES:
         return torch.empty(shape, dtype=dtype)
     lent = torch.from_numpy(_pool.lend(size)).view(dtype).view(*shape)
-    if torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:
+    fills: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fills and torch.are_deterministic_algorithms_enabled():
         lent.fill_(_unwritten(dtype))
     return lent
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from neurospike import buffers, losses
+from neurospike.checks import check_data, check_run
 from neurospike.cli import guarded, parse, stopping_whole
 from neurospike.config import Config, load_config
-from neurospike.data import Batches, DigitData, Preprocessing, Split, load
-from neurospike.devices import check_backend, choose_device
+from neurospike.data import Batches, DigitData, Split, load
+from neurospike.devices import choose_device
 from neurospike.dispatch import choose, use_backend
-from neurospike.errors import CheckpointError, ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
 from neurospike.training import (
     Metrics,
@@ -90,13 +91,14 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
         # cuBLAS asks for it, and reads it when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    with use_backend(check_backend(config.backend)):
+    with use_backend(config.backend):
         device = choose_device(config.device, config.backend)
         backend = choose("auto", device.type).name  # also: can it run on this device?
+        check_run(config, device, resumed=resumed is not None)
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)
         data = load(config.dataset, config.data_path)
-        _check_sizes(config, data)
+        check_data(config, data)
         run = None
         if fabric.is_global_zero:
             print(data.note, flush=True)
@@ -252,25 +254,6 @@ def _optimizer(config: Config, model: nn.Module, *, fused: bool = True) -> torch
         betas=(training.beta1, training.beta2),
         fused=fused,
     )
-
-
-def _check_sizes(config: Config, data: DigitData) -> None:
-    """Raise ConfigError for a network that does not fit the pictures or has too few classes."""
-    try:
-        height, width = Preprocessing(config.preprocessing).size(*data.train.images[0].shape)
-    except ValueError as error:
-        raise ConfigError(f"preprocessing: {error}") from None
-    if config.model.input_size != height * width:
-        raise ConfigError(
-            f"model.input_size: got {config.model.input_size}, but the pictures of {data.name} "
-            f"have {height * width} pixels"
-        )
-    classes = int(data.train.labels.max()) + 1
-    if config.model.output_size < classes:
-        raise ConfigError(
-            f"model.output_size: got {config.model.output_size}, but {data.name} has {classes} "
-            "classes"
-        )
 
 
 def _kept(run: Run) -> str:

@@ -198,7 +198,8 @@ class ModelConfig(Section):
         if self.kind == "conv" and side >> len(self.channels) < 1:
             raise ValueError(
                 f"each of the {len(self.channels)} stages of channels {self.channels} halves the "
-                f"picture, whose side is {side}: use at most {side.bit_length() - 1}, or another kind"
+                f"picture, whose side is {side}: use at most {side.bit_length() - 1}, or another "
+                "kind"
             )
         return self
 

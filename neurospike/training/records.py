@@ -187,18 +187,38 @@ def environment() -> dict[str, Any]:
     }
 
 
+def check_folder(folder: Path) -> None:
+    """Raise NeuroSpikeError for a folder that no new run could be kept in; makes none."""
+    for name in ("config.yaml", "checkpoints", "metrics.jsonl"):
+        if (folder / name).exists():
+            raise _taken(folder, name)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise NeuroSpikeError for a folder that could not be made or written to; makes none."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise NeuroSpikeError(
+            f"cannot write the run folder {folder}: {there} is "
+            f"{'read-only' if there.is_dir() else 'not a folder'}; give another --run_dir"
+        )
+
+
 def _claim(folder: Path) -> Path:
     """Make the folder this run's, also against a run that starts at the same moment."""
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    taken = [name for name in ("config.yaml", "checkpoints") if (folder / name).exists()]
     try:
-        if not taken:
-            (folder / "metrics.jsonl").touch(exist_ok=False)
-            return folder
+        (folder / "metrics.jsonl").touch(exist_ok=False)
     except FileExistsError:
-        taken = ["metrics.jsonl"]
-    raise NeuroSpikeError(
-        f"the run folder {folder} holds a {taken[0]} already; give another --run_dir, or none "
+        raise _taken(folder, "metrics.jsonl") from None
+    return folder
+
+
+def _taken(folder: Path, name: str) -> NeuroSpikeError:
+    return NeuroSpikeError(
+        f"the run folder {folder} holds a {name} already; give another --run_dir, or none "
         "for a new folder in runs/"
     )
 
