@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from neurospike.errors import PictureError
@@ -97,6 +96,8 @@ _WANTED = {"auto": "a", "light": "a light", "dark": "a dark"}
 
 
 def _resized(grey: np.ndarray, scale: float) -> np.ndarray:
+    from PIL import Image
+
     size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
     return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
 
@@ -176,8 +177,8 @@ def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     border = np.bincount(edge, minlength=count + 1) / len(edge)
     pieces = [
-        Piece(n, *box, float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
-        for n, box in enumerate(ndimage.find_objects(labels), 1)
+        Piece(n, rows, columns, float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
+        for n, (rows, columns) in enumerate(ndimage.find_objects(labels), 1)
         if area[n] >= LEAST_AREA
     ]
     return [piece for piece in pieces if not _is_edge(piece, labels)], labels
