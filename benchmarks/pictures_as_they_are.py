@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         stored = {
             "machine": machine(),
+            "readers": {name: metadata.version(name) for name in ("pillow", "scipy")},
             "seed": options.seed,
             "digits": len(digits),
             "model": model_line(trained),

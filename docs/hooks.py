@@ -60,18 +60,11 @@ def depth() -> Iterator[str]:
 
 def pictures() -> Iterator[str]:
     """How many digits were recognised on each kind of picture."""
-    path = RESULTS / "pictures.json"
-    if not path.exists():
-        yield "Not measured yet: `python -m benchmarks.pictures_as_they_are` says how."
-        return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = json.loads((RESULTS / "pictures.json").read_text(encoding="utf-8"))
     yield f"| picture | right of {stored['digits']} |"
     yield "|---|--:|"
     for kind in stored["kinds"].values():
         yield f"| {_cell(kind['about'])} | {kind['right']} |"
-    machine = stored["machine"]
-    yield f"\n{stored['model']}; neurospike {machine['versions']['neurospike']}, "
-    yield f"torch {machine['versions']['torch']}, commit {machine['commit']}."
 
 
 def measurements() -> Iterator[str]:
