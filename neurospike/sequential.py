@@ -94,7 +94,7 @@ class Sequential(nn.Sequential):
             TypeError: `x` is no dense tensor; a layer returns something else than it has to.
             ValueError: `x` has no time or batch axis; another number of states than of layers that
                 carry one; a layer that changes the length of the batch.
-            An error of a layer is raised anew, with its name and how `x` was read.
+            Exception: a layer's own error, with the layer's name and how `x` was read.
         """
         refuse_ragged("x", x)
         if not isinstance(x, Tensor):

@@ -420,6 +420,7 @@ def test_the_device_is_the_gpu_where_the_backend_runs_on_one(tmp_path, capsys, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("neurospike.dispatch._cuda_reasons", list)
+    monkeypatch.setattr("neurospike.dispatch._capability", lambda *_: (9, 0))
     monkeypatch.setattr(predict, "load_trained", load_trained)
     monkeypatch.setattr("neurospike.live.__main__.load_trained", load_trained)
     for backend in ("triton", "numba", "auto"):

@@ -194,6 +194,7 @@ def test_same_seed_same_metrics():
     assert losses(0) != losses(1)
 
 
+@pytest.mark.unpoisoned("nothing is measured under deterministic algorithms")
 @pytest.mark.parametrize("measured", [0.4, 2.5])
 def test_same_seed_same_bits_whatever_a_process_might_measure(measured, monkeypatch):
     """The default network in rate coding, near where events and dense products take as long."""
@@ -390,7 +391,9 @@ def test_explicit_folder_in_use_is_refused_and_untouched(tmp_path, name):
 def test_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    with pytest.raises(NeuroSpikeError, match="run folder file/run: Not a directory; give another"):
+    with pytest.raises(
+        NeuroSpikeError, match="run folder file/run: .*file is not a folder; give another"
+    ):
         Run("file/run", config={})
     Path("runs").touch()
     with pytest.raises(NeuroSpikeError, match="cannot write the run folder runs: File exists"):

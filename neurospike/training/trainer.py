@@ -132,7 +132,14 @@ class SNNTrainer:
 
     def _train_step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, ...]:
         """Loss, scores and the gradient's norm before it is clipped."""
-        loss, scores = self._loss(self._forward, images, labels)
+        try:
+            loss, scores = self._loss(self._forward, images, labels)
+        except ValueError:
+            if bool(images.isfinite().all()):
+                raise
+            # An encoder has refused them.
+            where = "the pictures of that batch"
+            raise self._not_finite("bad pictures", self.epoch_step + 1, where) from None
         self.fabric.backward(loss if share == 1 else loss * share)
         if self._scaler is not None:
             # Before the norm is taken. Lightning's `unscale_gradients` refuses fused optimisers.
@@ -365,8 +372,10 @@ class SNNTrainer:
                 return self._loss(self.model, images, labels)[0]
 
         where = find_not_finite(self.model, loss_of, *batches[error.step])
+        return self._not_finite(error, before + error.step + 1, where)
+
+    def _not_finite(self, what: object, step: int, where: str) -> NeuroSpikeError:
         return NeuroSpikeError(
-            f"epoch {self.epoch + 1}: {error} at step {before + error.step + 1}; not finite first: "
-            f"{where}. Try a smaller learning rate or training.clip. Checkpoints saved before "
-            "are good."
+            f"epoch {self.epoch + 1}: {what} at step {step}; not finite first: {where}. "
+            "Try a smaller learning rate or training.clip. Checkpoints saved before are good."
         )
