@@ -392,7 +392,7 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     with pytest.raises(
-        NeuroSpikeError, match="run folder file/run: .*file is not a folder; give another"
+        NeuroSpikeError, match=r"run folder file/run: .*file is not a folder; give another"
     ):
         Run("file/run", config={})
     Path("runs").touch()
