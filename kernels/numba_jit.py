@@ -1,6 +1,7 @@
 """Compile a loop of ours into a C function that `neurospike.parallel` runs, and keep it on disk."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,8 +41,8 @@ def where(condition, a, b):
 @functools.cache
 def _beneath() -> str:
     """Return the text of what is compiled in but stands in files that Numba does not watch."""
-    texts = (Path(module.__file__).read_text("utf-8") for module in (numba_memory, numba_vectors))
-    return "".join(texts)
+    files = (__file__, numba_memory.__file__, numba_vectors.__file__)
+    return "".join(Path(file).read_text("utf-8") for file in files)
 
 
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -53,7 +54,7 @@ def _inner(function: Any) -> Any:
     What it is compiled to, for each kind of arguments, then serves every kernel of the process.
     """
     code = function.__code__
-    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
     values = (code.co_consts, cells, function.__defaults__ or ())
     free = {
         name: function.__globals__[name] for name in code.co_names if name in function.__globals__
@@ -61,8 +62,20 @@ def _inner(function: Any) -> Any:
     known = (tuple(map(_same, group)) for group in (*values, free.values()))
     key = (code.co_code, code.co_names, code.co_varnames, *free, *known)
     if key not in _compiled:
+        # Numba names machine code by the function and a counter of the process. Where one process
+        # loads code that two others compiled, names could be equal and one function run for another.
+        held = (*code.co_consts, *cells, *(function.__defaults__ or ()), *free.values())
+        content = repr((code.co_code, code.co_names, code.co_varnames, *free, *map(_label, held)))
+        function.__qualname__ += "_" + hashlib.sha256(content.encode()).hexdigest()[:16]
         _compiled[key] = njit(pipeline_class=_NoAlias, **INNER)(function)
     return _compiled[key]
+
+
+def _label(value: Any) -> str:
+    """Return what tells a value that is compiled in from others, in every process."""
+    if callable(value):
+        return str(getattr(value, "py_func", value).__qualname__)
+    return f"{type(value).__name__} {value!r}"
 
 
 def _same(value: Any) -> tuple[Any, ...]:
