@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .layers import LI, LIF
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
+from .spiking import Spiking
 
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
@@ -88,7 +89,7 @@ class Sequential(nn.Sequential):
                 x, state = spike_layer(without[-1][1], layer, x, state)
             elif num_steps is None:
                 x, state = layer(x, state)
-            elif isinstance(layer, (LIF, LI, Sequential)):
+            elif isinstance(layer, (LIF, LI, Spiking, Sequential)):
                 x, state = layer(x, state, num_steps=num_steps)
             else:
                 x, state = layer(x.expand(num_steps, *x.shape), state)

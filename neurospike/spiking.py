@@ -307,6 +307,12 @@ def _range(value: Tensor) -> str:
     return f"values from {float(value.min()):g} to {float(value.max()):g}"
 
 
+def _function_of(functions: Mapping[str, Callable[..., Any]], reset: str) -> Callable[..., Any]:
+    if reset not in functions:
+        raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(functions)}")
+    return functions[reset]
+
+
 class Synaptic(Spiking):
     """LIF neurons with a synaptic current, CuBa-LIF: snnTorch's `Synaptic`, bit for bit.
 
@@ -336,32 +342,37 @@ class Synaptic(Spiking):
         reset: str = "subtract",
         **options: Any,
     ) -> None:
-        if reset not in self._FUNCTIONS:
-            raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(self._FUNCTIONS)}")
+        function = _function_of(self._FUNCTIONS, reset)
         bounds = {"alpha": UNIT, "beta": UNIT}
         values = {"alpha": alpha, "beta": beta, "threshold": threshold}
-        super().__init__(self._FUNCTIONS[reset], bounds=bounds, **values, **options)
+        super().__init__(function, bounds=bounds, **values, **options)
 
 
 class Alpha(Spiking):
     """Neurons whose membrane answers a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
 
     States `exc`, `inh` and `mem`. Args: `alpha` and `beta`, the decays per step of the rising and of
-    the falling trace, in (0, 1) with `alpha > beta`; `threshold`; options as of `Spiking`.
+    the falling trace, in (0, 1) with `alpha > beta`; `threshold`; `reset`, at the step after a spike,
+    of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
     """
+
+    _FUNCTIONS = {"zero": zoo.alpha, "subtract": zoo.alpha_subtract, "none": zoo.alpha_none}
 
     def __init__(
         self,
         alpha: float | Tensor,
         beta: float | Tensor,
         threshold: float | Tensor = 1.0,
+        *,
+        reset: str = "zero",
         **options: Any,
     ) -> None:
+        function = _function_of(self._FUNCTIONS, reset)
         if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
             raise ValueError("alpha must be greater than beta, the decay of the falling trace")
         bounds = {"alpha": UNIT, "beta": UNIT}
         values = {"alpha": alpha, "beta": beta, "threshold": threshold}
-        super().__init__(zoo.alpha_neuron, bounds=bounds, **values, **options)
+        super().__init__(function, bounds=bounds, **values, **options)
 
     def _names(self) -> tuple[str, ...]:
         return ("alpha", "beta", "threshold")

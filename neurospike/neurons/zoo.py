@@ -29,13 +29,31 @@ def synaptic_none(current, syn, mem, alpha, beta, threshold):
     return fire(v - threshold), syn, v
 
 
-def alpha_neuron(current, exc, inh, mem, alpha, beta, tau, threshold):
+def alpha(current, exc, inh, mem, alpha, beta, tau, threshold):
     """Membrane as a difference of two decaying traces; snnTorch's `Alpha`, arXiv:2109.12894."""
-    reset = heaviside(mem - threshold)
     rising = alpha * exc + current
     falling = beta * inh - current
+    v = tau * (rising + falling)
+    reset = heaviside(mem - threshold)
+    v = v - v * reset
+    return fire(v - threshold), rising - rising * reset, falling - falling * reset, v
+
+
+def alpha_subtract(current, exc, inh, mem, alpha, beta, tau, threshold):
+    """The same, whose reset takes away what a spike stands for, as snnTorch computes it."""
+    rising = alpha * exc + current
+    falling = beta * inh - current
+    reset = heaviside(mem - threshold)
     v = tau * (rising + falling) - -inh * reset
     return fire(v - threshold), rising - threshold * reset, falling - falling * reset, v
+
+
+def alpha_none(current, exc, inh, mem, alpha, beta, tau, threshold):
+    """The same without a reset."""
+    rising = alpha * exc + current
+    falling = beta * inh - current
+    v = tau * (rising + falling)
+    return fire(v - threshold), rising, falling, v
 
 
 def lif(current, mem, beta, threshold):
