@@ -211,8 +211,9 @@ def _made(text: str, name: str) -> Callable[..., Any]:
     """Return the function `name` of a text; its free names are bound later."""
     space: dict[str, Any] = {}
     exec(compile(text, f"<{name}>", "exec"), space)  # noqa: S102 (written here)
-    function = space[name]
-    return FunctionType(function.__code__, {}, name)
+    made = FunctionType(space[name].__code__, {}, name)
+    made.__module__ = __name__  # Numba imports it where it loads what it kept
+    return made
 
 
 def _row_text(

@@ -183,23 +183,22 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what backward needs."""
-        name, neuron, numbers, num_steps, wants, given, *tensors = inputs
-        saved = output[len(output) - _count_saved(name, neuron) :]
+        name, _, _, _, _, count, _, *tensors = inputs
+        saved = output[len(output) - count :] if dispatch.TABLE[name].checkpoint_every else ()
         ctx.save_for_backward(*tensors, *saved)
-        ctx.options = (name, neuron, numbers, num_steps, wants, given, len(tensors))
+        ctx.options = (*inputs[:7], len(tensors))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        name, neuron, numbers, num_steps, wants, given, many = ctx.options
+        name, neuron, numbers, num_steps, wants, count, given, many = ctx.options
         tensors, saved = ctx.saved_tensors[:many], ctx.saved_tensors[many:]
         current, states, parameters = tensors[0], tensors[1 : 1 + given], tensors[1 + given :]
-        count = Program.parse(neuron).states
         left = list(grads)
         grad_spikes = left.pop(0) if wants & SPIKES else None
         grad_finals, grad_traces = left[:count], left[count : 2 * count] if wants & TRACES else []
-        needs = ctx.needs_input_grad[6:]
+        needs = ctx.needs_input_grad[7:]
         asked = STATES if any(needs[1 : 1 + given]) else 0
         for k, need in enumerate(needs[1 + given :]):
             asked |= (FIRST_PARAMETER << k) if need else 0
@@ -224,7 +223,7 @@ class _Scan(torch.autograd.Function):
         gradients += [next(whole) if asked & STATES else None for _ in range(given)]
         gradients += [next(whole) if need else None for need in needs[1 + given :]]
         wanted = (grad if need else None for grad, need in zip(gradients, needs))
-        return (*(None,) * 6, *wanted)
+        return (*(None,) * 7, *wanted)
 
 
 class _Split(_Scan):
@@ -238,15 +237,18 @@ class _Split(_Scan):
 
 
 def _call(
-    name: str, neuron: str, numbers: Any, num_steps: int, wants: int, given: int, *tensors: Tensor
+    name: str,
+    neuron: str,
+    numbers: Sequence[float],
+    num_steps: int,
+    wants: int,
+    count: int,
+    given: int,
+    *tensors: Tensor,
 ) -> tuple[Tensor, ...]:
     operator = getattr(torch.ops.neurospike, f"{name}_scan")
     current, states, parameters = tensors[0], tensors[1 : 1 + given], tensors[1 + given :]
     return tuple(operator(current, states, parameters, neuron, numbers, num_steps, wants | SAVED))
-
-
-def _count_saved(name: str, neuron: str) -> int:
-    return Program.parse(neuron).states if dispatch.TABLE[name].checkpoint_every else 0
 
 
 def fused_scan(
@@ -258,8 +260,11 @@ def fused_scan(
     numbers: Sequence[float],
     num_steps: int,
     wants: int,
+    count: int,
 ) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run the fused backend `name`; return `(spikes, states, traces)`, as far as they are wanted.
+
+    count: how many states the neuron has.
 
     Shapes: `current` `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; `states` none, which means
     zeros, or each `[B, *F]` in the state's number format; `parameters` `[1]` or `[P]`, one for each
@@ -270,11 +275,11 @@ def fused_scan(
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         function = _Split if torch._C._are_functorch_transforms_active() else _Scan
-        found = function.apply(name, neuron, numbers, num_steps, wants, len(states), *tensors)
+        options = (neuron, numbers, num_steps, wants, count, len(states))
+        found = function.apply(name, *options, *tensors)
     else:
         operator = getattr(torch.ops.neurospike, f"{name}_scan")
         found = operator(current, states, parameters, neuron, numbers, num_steps, wants)
-    count = Program.parse(neuron).states
     spikes = found[0] if wants & SPIKES else None
     first = 1 if wants & SPIKES else 0
     finals = tuple(found[first : first + count])

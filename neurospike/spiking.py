@@ -220,7 +220,15 @@ class Spiking(nn.Module):
             flat = tuple(flat_parameter(value, shape) for value in parameters)
             wants = scan.SPIKES | (scan.TRACES if trace else 0)
             spikes, finals, traces = scan.fused_scan(
-                row.name, current, states, flat, self.program, self.numbers, steps, wants
+                row.name,
+                current,
+                states,
+                flat,
+                self.program,
+                self.numbers,
+                steps,
+                wants,
+                len(self.states),
             )
             assert spikes is not None
             return spikes, finals, traces
