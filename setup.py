@@ -1,9 +1,15 @@
-"""Packaging. `kernels/` is installed as `neurospike.kernels`, see neurospike/kernels.py."""
+"""Packaging. `kernels/` is installed as `neurospike.kernels`, see neurospike/kernels.py.
+
+Only what is built knows that: with a mapping in `package_dir`, `pip install -e .` would not write
+the plain path of the checkout but an import hook, which Python asks last. In the folder that holds
+the checkout `import neurospike` would then find the checkout's own folder, and nothing in it.
+"""
 
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
@@ -30,6 +36,19 @@ DEV = [
     "types-tqdm",
 ]
 
+
+class BuildWithKernels(build_py):
+    """Put `kernels/` into wheels and source distributions, as `neurospike.kernels`."""
+
+    def finalize_options(self) -> None:
+        """Add the package to those that are found."""
+        super().finalize_options()
+        self.package_dir["neurospike.kernels"] = "kernels"
+        folders = ["", *(f".{name}" for name in find_namespace_packages("kernels"))]
+        kernels = [f"neurospike.kernels{name}" for name in folders if "__pycache__" not in name]
+        self.packages = [*self.packages, *kernels]
+
+
 setup(
     name="neurospike",
     version=VERSION,
@@ -38,8 +57,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["neurospike", "neurospike.*"]), "neurospike.kernels"],
-    package_dir={"neurospike.kernels": "kernels"},
+    packages=find_packages(include=["neurospike", "neurospike.*"]),
+    package_dir={"": "."},  # said, so that an editable install is this path and nothing else
+    cmdclass={"build_py": BuildWithKernels},
     package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
         "torch>=2.9",
@@ -53,6 +73,7 @@ setup(
         "pyyaml>=6",
         "matplotlib>=3.8",
         "scikit-learn>=1.4",
+        "scipy>=1.11",  # patches of ink in pictures; scikit-learn brings it
         "pillow>=10.1",
         "tqdm>=4.66",
         "pydantic>=2.7",

@@ -22,7 +22,11 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """Show a median, its spread and how often it was timed; the other columns on request."""
+    """Show a median, its spread and how often it was timed; the other columns on request.
+
+    And no warning above them that a rival's own code causes: Norse scripts its functions.
+    """
+    config.addinivalue_line("filterwarnings", "ignore::FutureWarning:torch.jit.*")
     if getattr(config.option, "benchmark_columns", "") is None:
         config.option.benchmark_columns = ["median", "iqr", "rounds"]
         config.option.benchmark_sort = "median"

@@ -3,17 +3,18 @@
 What the tests do on any machine, for a device that the tests' machines lack; needs no pytest.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neurospike as ns
-from neurospike import dispatch
 from tests import oracle
 
+from .device import Device
 from .gate import GateError, check_close
 
 RULES = (
@@ -34,7 +35,10 @@ SHAPES = (  # of the current, beta and threshold
     ((40, 2, 700), (), (700,)),
 )
 BUDGET = {torch.float32: 1e-5, torch.float64: 1e-12}
-LONG = (3, 1 << 30)  # more numbers than 32 bits count
+
+
+class Skip(Exception):
+    """A check that this machine has no room for."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,29 @@ class Check:
     run: Callable[[], float]
 
 
-def checks(device: str, backend: str) -> Iterator[Check]:
-    """Yield the proofs for a backend on a device; those of CUDA only there."""
+def checks(device: Device, backend: str) -> Iterator[Check]:
+    """Yield the proofs for a backend on a device."""
     for rule in RULES:
         name = " ".join(str(v) for v in rule.values())
-        yield Check(f"rule {name}", lambda r=rule: _matrix(device, backend, r))
+        for dtype in BUDGET:
+            yield Check(
+                f"rule {name} {str(dtype).removeprefix('torch.')}",
+                lambda r=rule, d=dtype: _matrix(device, backend, r, d),
+            )
     for surrogate in ns.surrogate.BUILT_IN:
         for rule in (RULES[0], RULES[4]):
             yield Check(
                 f"surrogate {surrogate}, {rule['reset']}",
                 lambda s=surrogate, r=rule: _one(
-                    device, backend, SHAPES[3], torch.float32, {**r, "surrogate": s}
+                    device.type, backend, SHAPES[3], torch.float32, {**r, "surrogate": s}
                 ),
             )
     for part in (_twice, _sixteen_bits, _constant, _window, _of_spikes, _compiled):
-        yield Check(part.__name__.strip("_").replace("_", " "), lambda p=part: p(device, backend))
-    if device == "cuda":
-        for part in (_other_stream, _graph, _autocast, _second_device, _long):
-            title = part.__name__.strip("_").replace("_", " ")
-            yield Check(title, lambda p=part: p(backend))
+        name = part.__name__.strip("_").replace("_", " ")
+        yield Check(name, lambda p=part: p(device.type, backend))
+    for part in (_other_stream, _graph, _autocast, _second_device, _long):
+        name = part.__name__.strip("_").replace("_", " ")
+        yield Check(name, lambda p=part: p(device, backend))
 
 
 def problem(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
@@ -79,9 +87,8 @@ def problem(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tenso
     return [v.to(dtype).requires_grad_() for v in values]
 
 
-def _matrix(device: str, backend: str, rule: dict) -> float:
-    every = [_one(device, backend, s, d, rule) for s in SHAPES for d in BUDGET]
-    return max(every)
+def _matrix(device: Device, backend: str, rule: dict, dtype: torch.dtype) -> float:
+    return max(_one(device.type, backend, shapes, dtype, rule) for shapes in SHAPES)
 
 
 def _one(device: str, backend: str, shapes: Sequence, dtype: torch.dtype, rule: dict) -> float:
@@ -206,89 +213,80 @@ def _compiled(device: str, backend: str) -> float:
     return check_close("under torch.compile", grads[1], grads[0])
 
 
-def _other_stream(backend: str) -> float:
-    wanted = _run("cuda", backend)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        found = _run("cuda", backend)
-    torch.cuda.current_stream().wait_stream(stream)
+def _other_stream(device: Device, backend: str) -> float:
+    wanted = _run(device.type, backend)
+    found = device.on_another_stream(lambda: _run(device.type, backend))
     for got, want in zip(found, wanted):
         _equal("on another stream", got, want)
     return 0.0
 
 
-def _graph(backend: str) -> float:
-    """A captured forward and backward, replayed on new values."""
-    layer = ns.LIF(0.9, learn_beta=True, backend=backend).cuda()
-    held = torch.zeros(25, 4, 1000, device="cuda", requires_grad=True)
+def _graph(device: Device, backend: str) -> float:
+    """A recorded forward and backward, replayed on new values."""
+    layer = ns.LIF(0.9, learn_beta=True, backend=backend).to(device.type)
+    held = torch.zeros(25, 4, 1000, device=device.type, requires_grad=True)
 
     def step() -> tuple[Tensor, Tensor]:
         spikes, mem = layer(held)
         (grad,) = torch.autograd.grad(spikes.sum() + mem.sum(), held)
-        return spikes, grad
+        return spikes.detach(), grad
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
+    recorded = device.record(step)
     with torch.no_grad():
         held.copy_(torch.randn_like(held))
-    graph.replay()
-    for got, want in zip(found, step()):
+    for got, want in zip(recorded(), step()):
         _equal("a replayed graph", got, want)
     return 0.0
 
 
-def _autocast(backend: str) -> float:
+def _autocast(device: Device, backend: str) -> float:
     """16-bit currents of a linear layer reach the fused kernel as they are."""
-    linear, layer = torch.nn.Linear(64, 100).cuda(), ns.LIF(0.9, backend=backend).cuda()
-    pictures = torch.rand(25, 8, 64, device="cuda")
-    with torch.autocast("cuda", dtype=torch.bfloat16), _launches(backend) as count:
+    linear = torch.nn.Linear(64, 100).to(device.type)
+    layer = ns.LIF(0.9, backend=backend).to(device.type)
+    pictures = torch.rand(25, 8, 64, device=device.type)
+    with torch.autocast(device.type, dtype=torch.bfloat16), Launches() as launches:
         spikes, mem = layer(linear(pictures))
         (spikes.sum() + mem.sum()).backward()
     if spikes.dtype != torch.bfloat16 or mem.dtype != torch.float32:
         raise GateError(f"autocast: spikes of {spikes.dtype} and a state of {mem.dtype}")
-    if len(count) != 2:
-        raise GateError(f"autocast: {len(count)} launches of fused kernels, wanted 2")
+    wanted = [f"{backend}_lif", f"{backend}_lif_backward"]
+    if launches.names != wanted:
+        raise GateError(f"autocast: {launches.names} were launched, wanted {wanted}")
     return 0.0
 
 
-@contextlib.contextmanager
-def _launches(backend: str) -> Iterator[list[object]]:
-    module = dispatch.load(dispatch.TABLE[backend].module)
-    launch, seen = module._launch, []
+class Launches(TorchDispatchMode):
+    """Records the names of our operators that run within the `with` block."""
 
-    def counted(kernel: object, *rest: object) -> None:
-        seen.append(kernel)
-        launch(kernel, *rest)
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
-    module._launch = counted
-    try:
-        yield seen
-    finally:
-        module._launch = launch
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator, and keep its name if it is ours."""
+        space, _, name = func.name().partition("::")
+        if space == "neurospike":
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
 
 
-def _second_device(backend: str) -> float:
+def _second_device(device: Device, backend: str) -> float:
     """The last device, while the first is the current one."""
-    last = f"cuda:{torch.cuda.device_count() - 1}"
-    for got, want in zip(_run(last, backend), _run("cuda:0", backend)):
+    last = device.last()
+    for got, want in zip(_run(last, backend), _run(device.type, backend)):
         _equal(last, got.cpu(), want.cpu())
     return 0.0
 
 
-def _long(backend: str) -> float:
+def _long(device: Device, backend: str) -> float:
     """A sequence of more than 2^31 numbers: its last neurons are those of a short one."""
-    needed = 2 * 2 * LONG[0] * LONG[1] + 4 * LONG[1]
-    if torch.cuda.mem_get_info()[0] < 1.2 * needed:
-        raise MemoryError(f"{needed / 2**30:.0f} GiB of the device's memory are not free")
-    current = torch.empty(LONG[0], 1, LONG[1], dtype=torch.bfloat16, device="cuda").normal_()
+    steps, neurons = device.long
+    needed = 2 * 2 * steps * neurons + 4 * neurons
+    if device.free_bytes() < 1.2 * needed:
+        raise Skip(f"{needed / 2**30:.0f} GiB of the device's memory are not free")
+    current = torch.empty(steps, 1, neurons, dtype=torch.bfloat16, device=device.type).normal_()
     with torch.no_grad():
         spikes, mem = ns.lif(current, beta=0.9, backend=backend)
         few = ns.lif(current[..., -1024:].clone(), beta=0.9, backend=backend)

@@ -1,10 +1,11 @@
 """Prove and measure the Triton backend on a GPU: `python -m benchmarks.gpu --out DIR`.
 
-In this order: spikes and gradients against the reference and the float64 oracle, the ways torch
-calls a layer (streams, CUDA graphs, torch.compile, autocast), throughput beside the rivals that are
-installed, the whole training step, a short training run, peak memory. Every case passes the
-equivalence gate before it is timed. Writes `gpu.json` and `gpu.txt`. Without a CUDA device it says
-so and ends with exit code 2: no figure is guessed.
+In this order: spikes and gradients against the reference and the float64 oracle, and the ways torch
+calls a layer (streams, CUDA graphs, torch.compile, autocast), all side by side in processes; then
+throughput beside the rivals that are installed, the whole training step, a short training run, peak
+memory, and at last the rival that torch.compile takes minutes for. Every case passes the
+equivalence gate before it is timed. Writes `gpu.json` and `gpu.txt` after every part. Without a
+CUDA device it says so and ends with exit code 2: no figure is guessed.
 """
 
 import argparse
@@ -15,8 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +26,17 @@ from torch import Tensor
 from neurospike.dispatch import TABLE, unsupported_reasons
 
 from . import rivals
-from .equivalence import Check, checks
-from .gate import BUDGET, GateError, check_close, gate
+from .gate import GateError, check_close
+from .gpu_checks import FORMATS, every, name_of, on, outcomes, prove_case
+from .gpu_session import Row, Session, finish
 from .networks import FusedTutorial5, Tutorial5, training_step
-from .timing import copy_bandwidth, interleave, machine, tensors
+from .timing import Timing, copy_bandwidth, interleave, machine
 
-CASES = ("25x32x256", "25x128x1000", "100x128x1000", "100x128x8192", "32x64x65536")
-FORMATS = (torch.float32, torch.bfloat16)
 # Steps that snnTorch under torch.compile is unrolled to: more of them compile for minutes.
 COMPILED_STEPS = 25
+CHECKS_SHARE = 0.4  # of the time there is; the rest is for the timings
 DIFFERENT = 1e-3  # share of a rival's spikes
 ROOT = Path(__file__).parents[1]
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What a figure must reach, and what it is a ratio of."""
-
-    case: str
-    ratio: str
-    least: float
-
-
-FLOORS = (
-    *(
-        Floor(f"100x128x8192 {dtype}", ratio, least)
-        for dtype in ("float32", "bfloat16")
-        for ratio, least in (("share of copy, training", 0.80), ("share of copy, inference", 0.85))
-    ),
-    Floor("25x128x1000 float32", "snntorch loop / ours, training", 30.0),
-    Floor("32x64x65536 bfloat16", "spikingjelly / ours, training", 1.2),
-    Floor("784-1000-10", "snntorch / ours", 20.0),
-)
-
-
-@dataclass
-class Session:
-    """A run: where it computes, how long it may take, and what it found."""
-
-    device: str = "cuda"
-    backend: str = "triton"
-    cases: Sequence[str] = CASES
-    seconds: float = 1.5  # spent timing a case
-    limit: float = 480.0  # after which no new case is begun
-    lines: list[str] = field(default_factory=list)
-    results: Row = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
-
-    def say(self, line: str = "") -> None:
-        """Print a line and keep it for the text table."""
-        print(line, flush=True)
-        self.lines.append(line)
-
-    def add(self, part: str, row: Row) -> None:
-        """Keep a row of the results."""
-        self.results.setdefault(part, []).append(row)
-
-    def has_time(self, part: str) -> bool:
-        """Whether another case may begin; says so if not."""
-        spent = time.perf_counter() - self.began
-        if spent > self.limit:
-            self.say(f"{part}: left out, {spent:.0f} s have passed")
-        return spent <= self.limit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,77 +55,138 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     # SpikingJelly would take its CUDA extension where one was built; the rival is its Triton path.
     os.environ.setdefault("SJ_LIF_CUDA_IMPLEMENTATION", "triton")
-    session = Session(seconds=options.seconds)
+    session = Session(seconds=options.seconds, out=options.out)
     measure(session, options.data_path)
-    return write(session, options.out)
+    return finish(session)
 
 
 def measure(session: Session, data_path: Path | None = None) -> None:
     """Do everything; what fails is told and kept, and the rest goes on."""
-    session.results["machine"] = machine(session.device)
+    session.results["machine"] = machine(session.device.type)
     session.say(json.dumps(session.results["machine"], indent=2))
-    for check in checks(session.device, session.backend):
-        _prove(session, check)
+    prove(session)
     for case in session.cases:
         for dtype in FORMATS:
-            _guard(session, f"{case} {_name(dtype)}", lambda c=case, d=dtype: layer(session, c, d))
-    _guard(session, "784-1000-10", lambda: network(session))
+            _guard(
+                session, f"{case} {name_of(dtype)}", lambda c=case, d=dtype: layer(session, c, d)
+            )
+    _guard(session, network_name(session), lambda: network(session))
     _guard(session, "training run", lambda: training_run(session, data_path))
+    for case in session.cases:
+        if int(case.split("x")[0]) <= COMPILED_STEPS:
+            part = f"{case} float32, compiled rival"
+            _guard(session, part, lambda c=case: compiled_rival(session, c))
 
 
-def write(session: Session, out: Path) -> int:
-    """Compare with the floors, write both files; the exit code."""
-    missed = [*_failed(session), *_below(session)]
-    session.say(f"{time.perf_counter() - session.began:.0f} s in all")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps(session.results, indent=1) + "\n", encoding="utf-8")
-    (out / "gpu.txt").write_text("\n".join(session.lines) + "\n", encoding="utf-8")
-    print(f"written to {out / 'gpu.json'} and {out / 'gpu.txt'}")
-    return 1 if missed else 0
+def prove(session: Session) -> None:
+    """Run the checks, side by side; those that take too long leave the timings their time."""
+    seconds = CHECKS_SHARE * session.left()
+    given = (session.device, session.backend, session.cases)
+    for found in outcomes(*given, session.processes, seconds):
+        if found.error:
+            session.fail(found.name, found.error)
+        elif found.skipped:
+            session.say(f"  skipped {found.name}: {found.skipped}")
+            session.add("skipped", {"check": found.name, "reason": found.skipped})
+        else:
+            session.say(f"  equal  {found.name:<40} gradients within {found.distance:.1e}")
+            row = {"check": found.name, "gradient_distance": found.distance}
+            session.add("equivalence", row)
+    for name in missing(session):
+        session.leave_out(name)
+
+
+def missing(session: Session) -> list[str]:
+    """Return the checks of which nothing was heard."""
+    kept = [session.results.get(part, []) for part in ("equivalence", "skipped", "failed")]
+    heard = {row.get("check", row.get("part")) for rows in kept for row in rows}
+    names = (check.name for check in every(session.device, session.backend, session.cases))
+    return [name for name in names if name not in heard]
 
 
 def layer(session: Session, case: str, dtype: torch.dtype) -> Row:
     """Training step and inference of one layer beside its rivals and a copy of as many bytes."""
-    current, grad = _on(session.device, dtype, *tensors(case))
+    distance = prove_case(session.device, session.backend, case, dtype)
+    current, grad = on(session.device, dtype, case)
     ours = rivals.ours(session.backend)
-    oracle = rivals.ours("reference")
-    distance = gate(case, ours, oracle, current, grad, budget=_budget(dtype))
     steps = {
         "ours, training": rivals.layer_step(ours, current, grad),
         "ours, inference": rivals.inference(ours, current),
     }
-    others = list(_rivals(session, ours, case, dtype))
-    differ = {}
-    for name, rival, mine in others:
-        differ[name] = _agree(name, rival, mine, current)
-        steps[f"{name}, training"] = rivals.layer_step(rival, current, grad)
-        if mine is not ours:
-            steps[f"ours for {name}, training"] = rivals.layer_step(mine, current, grad)
     number = current.numel()
     for what, moved in bytes_moved(session.backend, dtype).items():
-        steps[f"copy, {what}"] = copy_bandwidth(round(moved * number), session.device)
-    peaks = {name: _peak(session.device, step) for name, step in steps.items()}
+        steps[f"copy, {what}"] = copy_bandwidth(round(moved * number), session.device.type)
+    label = f"{case} {name_of(dtype)}"
+    others = _rivals(session, ours, dtype)
+    differ, against = _beside(session, label, ours, others, current, grad, steps)
+    peaks = {name: session.device.peak_mb(step) for name, step in steps.items()}
     found = interleave(steps, seconds=session.seconds, least=5, finest=5e-3)
     ratios = {
         f"share of copy, {what}": found[f"copy, {what}"].over(found[f"ours, {what}"])
         for what in ("training", "inference")
     }
-    for name, *_ in others:
-        own = found.get(f"ours for {name}, training", found["ours, training"])
-        ratios[f"{name} / ours, training"] = found[f"{name}, training"].over(own)
     more = {"peak_mb": peaks, "gradient_distance": distance, "rivals' other spikes": differ}
-    return _tell(session, f"{case} {_name(dtype)}", found, ratios, **more)
+    return _tell(session, label, found, ratios | _over(found, against), **more)
 
 
-def _rivals(
-    session: Session, ours: rivals.Layer, case: str, dtype: torch.dtype
-) -> Iterator[tuple[str, rivals.Layer, rivals.Layer]]:
-    """Yield each rival's name, what it is, and our layer with the same kind of reset."""
+def compiled_rival(session: Session, case: str) -> Row:
+    """Training step beside snnTorch under torch.compile, which takes its time to compile."""
+    current, grad = on(session.device, torch.float32, case)
+    ours, loop = rivals.ours(session.backend), rivals.snntorch_loop()
+    loop(current)  # takes the loop's module to the device, which is no part of the graph
+    others = [("snntorch compiled", rivals.compiled(loop), ours)]
+    steps = {"ours, training": rivals.layer_step(ours, current, grad)}
+    label = f"{case} float32, compiled rival"
+    differ, against = _beside(session, label, ours, others, current, grad, steps)
+    found = interleave(steps, seconds=session.seconds, least=5, finest=5e-3)
+    return _tell(session, label, found, _over(found, against), differ=differ)
+
+
+Other = tuple[str, rivals.Layer, rivals.Layer]  # a rival's name, it, and ours of the same reset
+
+
+def _beside(
+    session: Session,
+    label: str,
+    ours: rivals.Layer,
+    others: Iterable[Other],
+    current: Tensor,
+    grad: Tensor,
+    steps: dict[str, Callable[[], object]],
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Add the steps of rivals that run and compute what we do.
+
+    Returns by their names the share of spikes in which they differ, and the step that each is to be
+    compared with. What goes wrong with one costs neither ours nor the others.
+    """
+    differ, against = {}, {}
+    for name, rival, mine in others:
+        step = rivals.layer_step(rival, current, grad)
+        try:
+            differ[name] = _agree(name, rival, mine, current)
+            step()
+        except Exception:  # noqa: BLE001
+            session.fail(f"{label}: {name}", traceback.format_exc())
+            continue
+        steps[f"{name}, training"] = step
+        against[name] = "ours, training"
+        if mine is not ours:
+            against[name] = f"ours for {name}, training"
+            steps[against[name]] = rivals.layer_step(mine, current, grad)
+    return differ, against
+
+
+def _over(found: Mapping[str, Timing], against: Mapping[str, str]) -> dict[str, float]:
+    return {
+        f"{name} / ours, training": found[f"{name}, training"].over(found[own])
+        for name, own in against.items()
+    }
+
+
+def _rivals(session: Session, ours: rivals.Layer, dtype: torch.dtype) -> Iterator[Other]:
     if dtype == torch.float32:
         # In 16 bits snnTorch keeps a 16-bit membrane, which is another neuron.
         yield "snntorch loop", rivals.snntorch_loop(), ours
-        if session.device == "cuda" and int(case.split("x")[0]) <= COMPILED_STEPS:
-            yield "snntorch compiled", rivals.compiled(rivals.snntorch_loop()), ours
     if rivals.installed("spikingjelly"):
         immediate = rivals.ours(session.backend, reset_delay=False)
         yield "spikingjelly", rivals.spikingjelly_multi_step(), immediate
@@ -218,47 +227,40 @@ def network(session: Session) -> Row:
         steps[name] = training_step(net, images, labels, optimizer)
     # The product with the second matrix is one for all steps or one a step, summed in another
     # order; of 32,000 output neurons and steps a few fire otherwise.
-    distance = check_close("784-1000-10", gradients["ours"], gradients["snntorch"], 1e-2)
-    if session.device == "cuda":
-        steps["ours, CUDA graph"] = _captured(*_tutorial(session, "ours"))
-    peaks = {name: _peak(session.device, step) for name, step in steps.items()}
+    label = network_name(session)
+    distance = check_close(label, gradients["ours"], gradients["snntorch"], 1e-2)
+    steps["ours, CUDA graph"] = session.device.record(training_step(*_tutorial(session, "ours")))
+    peaks = {name: session.device.peak_mb(step) for name, step in steps.items()}
     found = interleave(steps, seconds=2 * session.seconds, finest=5e-3)
-    best = found.get("ours, CUDA graph", found["ours"])
     ratios = {
-        "snntorch / ours": found["snntorch"].over(best),
+        "snntorch / ours": found["snntorch"].over(found["ours, CUDA graph"]),
         "snntorch / ours without a graph": found["snntorch"].over(found["ours"]),
     }
-    return _tell(session, "784-1000-10", found, ratios, peak_mb=peaks, gradient_distance=distance)
+    return _tell(session, label, found, ratios, peak_mb=peaks, gradient_distance=distance)
+
+
+def network_name(session: Session) -> str:
+    """Return what the network is called: its sizes."""
+    return "-".join(map(str, session.network))
 
 
 def _tutorial(session: Session, name: str) -> tuple[Any, Tensor, Tensor, torch.optim.Optimizer]:
     torch.manual_seed(0)
     ours = name == "ours"
-    net: Any = FusedTutorial5(backend=session.backend) if ours else Tutorial5()
-    images, labels = torch.rand(128, 784), torch.randint(0, 10, (128,))
-    net, images, labels = (t.to(session.device) for t in (net, images, labels))
-    graph = ours and session.device == "cuda"
+    sizes = (*session.network, session.steps)
+    net: Any = FusedTutorial5(*sizes, backend=session.backend) if ours else Tutorial5(*sizes)
+    inputs, _, classes = session.network
+    images = torch.rand(session.batch, inputs)
+    labels = torch.randint(0, classes, (session.batch,))
+    net, images, labels = (t.to(session.device.type) for t in (net, images, labels))
     optimizer = torch.optim.Adam(
-        net.parameters(), lr=5e-4, betas=(0.9, 0.999), fused=ours or None, capturable=graph
+        net.parameters(),
+        lr=5e-4,
+        betas=(0.9, 0.999),
+        fused=ours or None,
+        capturable=ours and session.device.type == "cuda",
     )
     return net, images, labels, optimizer
-
-
-def _captured(
-    net: Any, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
-) -> Callable[[], object]:
-    """Return a whole training step as one CUDA graph."""
-    step = training_step(net, images, labels, optimizer)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def training_run(session: Session, data_path: Path | None) -> Row:
@@ -266,12 +268,14 @@ def training_run(session: Session, data_path: Path | None) -> Row:
     data = ["--dataset", "digits"] if data_path is None else ["--dataset", "mnist"]
     if data_path is not None:
         data += ["--data_path", str(data_path.resolve())]
-    epochs = "10" if data_path is None else "2"
+    epochs = str(session.epochs) if data_path is None else "2"
     command = [sys.executable, "-m", "neurospike.train", *data, "--epochs", epochs]
-    command += ["--backend", session.backend, "--device", session.device, "--run_dir", "run"]
+    command += ["--backend", session.backend, "--device", session.device.type, "--run_dir", "run"]
     start = time.perf_counter()
+    before = os.environ.get("PYTHONPATH")  # where torch itself may be
+    path = os.pathsep.join([str(ROOT), *([before] if before else [])])
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
         )
@@ -285,70 +289,15 @@ def training_run(session: Session, data_path: Path | None) -> Row:
     return row
 
 
-def _prove(session: Session, check: Check) -> None:
-    def run() -> None:
-        distance = check.run()
-        session.say(f"  equal  {check.name:<40} gradients within {distance:.1e}")
-        session.add("equivalence", {"check": check.name, "gradient_distance": distance})
-
-    _guard(session, check.name, run)
-
-
 def _guard(session: Session, part: str, run: Callable[[], object]) -> None:
     """Do a part; an error is told and kept, and the next part is done all the same."""
     if not session.has_time(part):
-        session.add("left out", {"part": part})
         return
     try:
         run()
     # One broken rival or a device too small for a case must not cost the results of the others.
-    except Exception as error:  # noqa: BLE001
-        session.say(f"  FAILED {part}: {type(error).__name__}: {error}")
-        session.add("failed", {"part": part, "error": traceback.format_exc()})
-
-
-def _failed(session: Session) -> list[str]:
-    return [row["part"] for part in ("failed", "left out") for row in session.results.get(part, [])]
-
-
-def _below(session: Session) -> list[Floor]:
-    """Tell which floors were reached; return those that were not."""
-    ratios = {row["case"]: row["ratios"] for row in session.results.get("cases", [])}
-    below = []
-    for floor in FLOORS:
-        found = ratios.get(floor.case, {}).get(floor.ratio)
-        reached = found is not None and found >= floor.least
-        value = "not measured" if found is None else f"{found:.2f}"
-        word = "reached" if reached else "MISSED "
-        session.say(f"  {word} {floor.case}: {floor.ratio} {value}, at least {floor.least:g}")
-        if not reached:
-            below.append(floor)
-    return below
-
-
-def _peak(device: str, step: Callable[[], object]) -> float | None:
-    """Return by how many MB a step raises what is allocated on the GPU."""
-    if device != "cuda":
-        return None
-    step()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def _on(device: str, dtype: torch.dtype, current: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return current.detach().to(device, dtype).requires_grad_(), grad.to(device, dtype)
-
-
-def _budget(dtype: torch.dtype) -> float:
-    # In 16 bits a gradient is rounded to its format: a unit in its last place is the least that
-    # two float32 values on either side of a rounding boundary differ by.
-    return BUDGET if dtype == torch.float32 else torch.finfo(dtype).eps
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    except Exception:  # noqa: BLE001
+        session.fail(part, traceback.format_exc())
 
 
 def _tell(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import neurospike as ns
+from neurospike import ops
 
 Layer = Callable[[Tensor], Tensor]
 BETA = 0.95
@@ -66,6 +67,8 @@ def snntorch_loop() -> Layer:
     leaky = snntorch.Leaky(beta=BETA)
 
     def layer(current: Tensor) -> Tensor:
+        if leaky.beta.device != current.device:
+            leaky.to(current.device)
         mem = leaky.init_leaky()
         spikes = []
         for current_t in current.unbind(0):
@@ -77,14 +80,17 @@ def snntorch_loop() -> Layer:
 
 
 def spikingjelly_multi_step() -> Layer:
-    """SpikingJelly's `lif_multi_step`: soft immediate reset, fires at `>=`, atan(2)."""
+    """SpikingJelly's `lif_multi_step`: soft immediate reset, fires at `>=`, atan(2).
+
+    Its kernels take a 16-bit current with a float32 state, as ours do.
+    """
     from spikingjelly.activation_based import functional, surrogate
 
     function = surrogate.ATan(alpha=2.0)
 
     def layer(current: Tensor) -> Tensor:
-        mem = torch.zeros_like(current[0])
-        return functional.lif_multi_step(
+        mem = torch.zeros_like(current[0], dtype=ops.state_dtype(current.dtype))
+        spikes = functional.lif_multi_step(
             current,
             mem,
             tau=1.0 / (1.0 - BETA),
@@ -92,6 +98,7 @@ def spikingjelly_multi_step() -> Layer:
             v_reset=None,
             surrogate_function=function,
         )[0]
+        return spikes.to(current.dtype)
 
     return layer
 

@@ -16,7 +16,7 @@ import torch
 
 import neurospike as ns
 from neurospike import dispatch
-from neurospike.data import Batches, load
+from neurospike.data import Batches, Split, load
 
 from . import rivals
 from .gate import check_close, gate
@@ -177,6 +177,34 @@ def test_one_epoch(benchmark, device, name, tmp_path):
     benchmark.name = name
     with ns.use_backend(name):
         benchmark.pedantic(waiting(lambda: model.train_epoch(batches)), rounds=3)
+
+
+def test_batches(benchmark):
+    benchmark.group = "shuffled batches of 128, 60,000 pictures of 28 x 28, without a network"
+    benchmark.name = "an epoch"
+    images = torch.randint(256, (60_000, 28, 28), dtype=torch.uint8)
+    batches = Batches(Split(images, torch.randint(10, (60_000,))), 128, shuffle=True)
+    found = benchmark.pedantic(lambda: sum(len(labels) for _, labels in batches), rounds=3)
+    assert found == 60_000
+
+
+PLOTS = {
+    "raster": lambda v, spikes: v.plot_spike_train(spikes),
+    "membranes": lambda v, spikes: v.plot_membrane_potential(spikes),
+    "firing rates": lambda v, spikes: v.plot_firing_rates(spikes),
+    "input of spikes": lambda v, spikes: v.plot_input_encoding(torch.rand(100, 100), spikes),
+    "input of currents": lambda v, spikes: v.plot_input_encoding(torch.rand(100, 100), spikes / 2),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots(benchmark, name, tmp_path):
+    benchmark.group = "plots, drawn and saved, 10,000 neurons, T=1000, 5% spikes"
+    benchmark.name = name
+    spikes, visualizer = (torch.rand(1000, 10_000) < 0.05).float(), ns.SpikeVisualizer(dpi=50)
+    path = tmp_path / "plot.png"
+    benchmark.pedantic(lambda: PLOTS[name](visualizer, spikes)[0].savefig(path), rounds=2)
+    assert path.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("coding", ["constant", "rate", "latency", "delta", "phase", "burst"])

@@ -6,7 +6,10 @@ doi:10.1145/272991.272995), whose 624 numbers are made from the last 624 in thre
 dependencies: vectors do it. A number's lowest 24 bits are the digits of the float in [0, 1).
 
 The generator's state is torch's, read before and written after, so the stream goes on as if torch
-had drawn. `usable` tells whether this torch's state and stream are those known here.
+had drawn. `usable` tells whether this torch's state and stream are those known here. Torch gives no
+way to hold the generator meanwhile, so another thread may draw from it: if it has, what was made
+here is dropped, and torch draws. What remains are the microseconds between that look and the
+writing: a draw of another thread from the same generator just then is drawn here a second time.
 """
 
 import functools
@@ -104,8 +107,11 @@ def _compiled() -> Any:
     return compiled(_draw, names, np.float32)
 
 
-def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | None) -> Tensor:
-    """Return uint8 `[T, *N]`: 1 where a draw of `torch.rand` is below the float32 `probability`."""
+def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | None) -> Tensor | None:
+    """Return uint8 `[T, *N]`: 1 where a draw of `torch.rand` is below the float32 `probability`.
+
+    None, and the generator as it is, if another thread has drawn from it meanwhile.
+    """
     generator = torch.default_generator if generator is None else generator
     out = torch.empty((num_steps, *probability.shape), dtype=torch.uint8)
     if out.numel() == 0:
@@ -114,6 +120,7 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
     scratch = torch.empty(2 * SIZE, dtype=torch.int32)
     with _lock:
         state = generator.get_state()
+        before = state.clone()
         numbers = state.numpy()
         left = numbers[HEADER : HEADER + 4].view(np.int32)
         at = numbers[HEADER + 8 : HEADER + 16].view(np.uint64)
@@ -125,6 +132,8 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
             job += [array.data_ptr(), count]
         place = int(parallel.run(_compiled().address, job, 1)[0])
         left[0], at[0] = SIZE - place + 1, place
+        if not torch.equal(generator.get_state(), before):
+            return None
         generator.set_state(state)
     return out
 
@@ -142,6 +151,6 @@ def _known() -> bool:
     for steps in (1, 3, 7):
         found = spikes(probability, steps, ours)
         wanted = torch.rand((steps, 331), generator=theirs) < probability
-        if not torch.equal(found, wanted.to(torch.uint8)):
+        if found is None or not torch.equal(found, wanted.to(torch.uint8)):
             return False
     return torch.equal(ours.get_state(), theirs.get_state())

@@ -64,6 +64,11 @@ def _parameter(ptr, is_scalar, count, place):
     return tl.load(ptr) if is_scalar else tl.load(ptr + offsets % count, mask=valid, other=0.0)
 
 
+def _number(bits, state):
+    """Return the number of these bits; where few of them are set, they come as 32-bit integers."""
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True).to(state)
+
+
 def _inside(t, steps, is_whole, place):
     """Return which neurons have a step `t`: all that exist, or none after the end of time."""
     offsets, valid, size = place
@@ -167,6 +172,8 @@ def _backward_chunk(
         spikes = _chunk(grad_spikes_ptr, HELD_SPIKES, held_spikes, first, steps, is_whole, place)
     if TRACE:
         trace = _chunk(grad_trace_ptr, HELD_TRACE, held_trace, first, steps, is_whole, place)
+    # Tensors and not numbers: in `step_vjp` each way to return has to be of the same type.
+    zeros = tl.zeros([BLOCK], carry.dtype)
     before, charged = (), ()
     for k in tl.static_range(EVERY):
         before = before + (mem,)
@@ -176,7 +183,7 @@ def _backward_chunk(
         grad_mem = carry
         if TRACE:
             grad_mem = trace[k] + grad_mem
-        grad_spike, h = 0.0, 0.0
+        grad_spike, h = zeros, zeros
         if SPIKES:
             grad_spike = spikes[k]
         if SPIKES or not DELAYED:
@@ -223,10 +230,10 @@ def _backward(
     state = saved_ptr.dtype.element_ty
     values = ()
     for k in tl.static_range(COUNT):
-        values = values + (parameters[k].to(tl.float64, bitcast=True).to(state),)
+        values = values + (_number(parameters[k], state),)
     window = 0.0
     if WINDOWED:
-        window = parameters[COUNT].to(tl.float64, bitcast=True).to(state)
+        window = _number(parameters[COUNT], state)
     zeros = tl.zeros([BLOCK], state)
     carry = zeros
     if grad_final_ptr is not None:
@@ -285,6 +292,14 @@ def _wanted(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() else None
 
 
+def _of_no_step(grad_final: Tensor | None, out: Tensor, out_mem: Tensor, *others: Tensor) -> None:
+    """Fill the gradients of a sequence without steps, whose last membrane is its first."""
+    for tensor in (out, out_mem, *others):
+        tensor.zero_()
+    if grad_final is not None and out_mem.numel() > 0:
+        out_mem.copy_(grad_final)
+
+
 def forward(
     current: Tensor,
     mem: Tensor | None,
@@ -306,7 +321,9 @@ def forward(
     `[ceil(T/EVERY) * B * F]` is the membrane before every chunk.
     """
     size = final.numel()
-    if size == 0:
+    if steps == 0:
+        final.zero_() if mem is None else final.copy_(mem)
+    if steps == 0 or size == 0:
         return
     x, held = (current.contiguous(), True) if constant else _rows(current)
     block, warps, stages = _geometry(size, final.dtype)
@@ -365,6 +382,9 @@ def backward(
     `saved` is what `forward` filled.
     """
     size = math.prod(current.shape if constant else current.shape[1:])
+    if steps == 0:
+        _of_no_step(grad_final, out, out_mem, out_beta, out_threshold)
+        return
     wants_parameters = out_beta.numel() > 0 or out_threshold.numel() > 0
     each = [beta.new_empty(size) for _ in range(2)] if wants_parameters else [None, None]
     if size:

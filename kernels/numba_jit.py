@@ -3,15 +3,17 @@
 import functools
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core.compiler import Compiler
 
 from neurospike.binding import bind, digest
 from neurospike.kernels import numba_memory, numba_vectors
+from neurospike.kernels.numba_cache import c_function
 
 INNER: dict[str, Any] = {
     "error_model": "numpy",
@@ -26,6 +28,24 @@ class _NoAlias(Compiler):
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
         return super().define_pipelines()
+
+
+class _Telling(Compiler):
+    """Say on a terminal what the first call of a kernel waits for; else nothing is printed."""
+
+    AGAIN = "once: the code is kept on disk"
+
+    def define_pipelines(self) -> Any:
+        if sys.stderr is not None and sys.stderr.isatty():
+            kernel = self.state.func_id.modname.rpartition(".")[2]
+            loop = self.state.func_id.func_name.partition("-")[0].strip("_")
+            said = f"neurospike: compiling {kernel}.{loop} ({self.AGAIN})"
+            print(said, file=sys.stderr)  # noqa: T201 (for a person who waits)
+        return super().define_pipelines()
+
+
+class _TellingEachTime(_Telling):
+    AGAIN = "in each process: there is no folder to keep the code in"
 
 
 def cast(condition, like):
@@ -62,8 +82,8 @@ def _inner(function: Any) -> Any:
     known = (tuple(map(_same, group)) for group in (*values, free.values()))
     key = (code.co_code, code.co_names, code.co_varnames, *free, *known)
     if key not in _compiled:
-        # Numba names machine code by the function and a counter of the process. Where one process
-        # loads code that two others compiled, names could be equal and one function run for another.
+        # Numba names machine code by the function and a counter of the process. Where a process
+        # loads code that two others compiled, one function could be run for another of its name.
         held = (*code.co_consts, *cells, *(function.__defaults__ or ()), *free.values())
         content = repr((code.co_code, code.co_names, code.co_varnames, *free, *map(_label, held)))
         function.__qualname__ += "_" + hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -93,7 +113,6 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
     known |= {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
     known |= names
     label = f"{function.__name__}-{digest(function, known, literal.__name__ + _beneath())}"
-    entry = functools.partial(cfunc, types.void(types.intp))
 
     def jit(bound: Any) -> Any:
         if bound.__name__ != function.__name__:
@@ -101,9 +120,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         # Numba names its files on disk by the function and would run stale code where a callee
         # changed. The digest in the name covers every formula that is compiled in.
         bound.__qualname__ = label
-        try:
-            return entry(cache=True, error_model="numpy")(bound)
-        except RuntimeError:  # no folder to keep code in
-            return entry(error_model="numpy")(bound)
+        signature = types.void(types.intp)
+        return c_function(bound, signature, _Telling, _TellingEachTime, error_model="numpy")
 
     return bind(function, known, jit, literal)

@@ -2,12 +2,11 @@
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
 from neurospike.cli import guarded
-from neurospike.errors import ConfigError, NeuroSpikeError
+from neurospike.errors import ConfigError
 
 MODULES = {
     "train": "neurospike.train",
@@ -16,6 +15,7 @@ MODULES = {
     "export": "neurospike.export",
     "live": "neurospike.live.__main__",
 }
+WORDS = {**{mode: mode for mode in MODULES}, "predict": "inference", "test": "evaluate"}
 USAGE = """usage: python -m neurospike --mode train|inference|evaluate|export|live [flags]
 
   --mode train      train a network          (the same as python -m neurospike.train)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--mode", nargs="?")
     known, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if known.mode is None and {"-h", "--help"} & set(rest):
+    if known.mode not in MODULES and {"-h", "--help"} & set(rest):
         print(USAGE)
         return 0
     return guarded(lambda: _run(known.mode, rest))
@@ -40,12 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(mode: str | None, flags: list[str]) -> int:
     if mode not in MODULES:
-        raise ConfigError(f"--mode: got {mode or 'nothing'}, allowed: {', '.join(MODULES)}")
-    module = MODULES[mode]
-    if importlib.util.find_spec(module) is None:
-        raise NeuroSpikeError(f"--mode {mode} comes with {module}, which this version lacks yet")
+        meant = WORDS.get(mode or (flags[0] if flags else ""))
+        hint = f"; did you mean --mode {meant}?" if meant else "; see --help"
+        raise ConfigError(f"--mode: got {mode or 'nothing'}, allowed: {', '.join(MODULES)}{hint}")
     prog = f"python -m neurospike --mode {mode}"
-    return int(importlib.import_module(module).main(flags, prog=prog))
+    return int(importlib.import_module(MODULES[mode]).main(flags, prog=prog))
 
 
 if __name__ == "__main__":

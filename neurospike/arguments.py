@@ -5,12 +5,16 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from .bounds import clamped
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
     """Return the number of steps of a constant current, -1 for one with a time axis."""
+    refuse_ragged("current", current)
     if not isinstance(current, Tensor):
         raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
     if current.dtype not in FLOATS:
@@ -27,30 +31,59 @@ def check_current(current: Tensor, num_steps: int | None) -> int:
                 "or no batch axis; for a constant current [B, *F] pass num_steps="
             )
         return -1
+    if current.dim() < 1:
+        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
+    return check_steps(num_steps)
+
+
+def check_steps(num_steps: int) -> int:
+    """Return the number of steps of a constant input; raise unless it is a whole number >= 0."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, (Integral, torch.SymInt)):
         raise TypeError(f"num_steps must be an integer, got {num_steps!r}")
     if num_steps < 0:
         raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
-    if current.dim() < 1:
-        raise ValueError("a constant current must be [B, *F], got a tensor without axes")
     return num_steps if isinstance(num_steps, torch.SymInt) else int(num_steps)
 
 
-def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
-    """Raise unless a membrane handed in fits the current: shape, format `state` and device."""
+def refuse_ragged(name: str, value: object) -> None:
+    """Raise TypeError for sequences of several lengths in one object, and say how to pad them."""
+    if isinstance(value, PackedSequence):
+        raise TypeError(
+            f"{name} is a PackedSequence; hand on the padded sequences [T, B, *F] of "
+            "torch.nn.utils.rnn.pad_packed_sequence"
+        )
+    if isinstance(value, Tensor) and value.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor of sequences of several lengths; pad them, as in "
+            "torch.nested.to_padded_tensor(x, 0.0).transpose(0, 1), which is [T, B, *F]"
+        )
+
+
+def check_mem(
+    mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype, name: str = "mem"
+) -> None:
+    """Raise unless a state handed in fits the current: shape, format `state` and device."""
     if not isinstance(mem, Tensor):
-        raise TypeError(f"mem must be a tensor [B, *F], got {type(mem).__name__}")
+        raise TypeError(f"{name} must be a tensor [B, *F], got {type(mem).__name__}")
     if mem.shape != shape:
+        read = ""
+        if shape != current.shape:
+            read = (
+                f"; the current {tuple(current.shape)} was read as [T, B, *F]. In a loop over "
+                "time, hand the whole sequence over at once, or one step as current[None]; for a "
+                "constant current [B, *F] pass num_steps="
+            )
         raise ValueError(
-            f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
+            f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
+            + read
         )
     if mem.dtype != state:
         raise TypeError(
-            f"mem must be {state} for a current of {current.dtype}, got {mem.dtype}; "
+            f"{name} must be {state} for a current of {current.dtype}, got {mem.dtype}; "
             f"convert it with .to({state})"
         )
     if mem.device != current.device:
-        raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
+        raise ValueError(f"{name} is on {mem.device}, current on {current.device}; move one of them")
 
 
 def window_of(grad_window: float | None) -> tuple[float, ...]:
@@ -68,16 +101,17 @@ def window_of(grad_window: float | None) -> tuple[float, ...]:
 def parameters_of(
     beta: float | Tensor,
     threshold: float | Tensor,
+    beta_gradient: str,
     current: Tensor,
     shape: torch.Size,
     state: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
     if isinstance(beta, Tensor):
-        beta = _parameter("beta", beta, current, shape, state).clamp(0.0, 1.0)
+        beta = clamped(parameter_of("beta", beta, current, shape, state), beta_gradient)
     else:  # a number is clamped as one, an operator less at each call
-        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
-    return beta, _parameter("threshold", threshold, current, shape, state)
+        beta = parameter_of("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
+    return beta, parameter_of("threshold", threshold, current, shape, state)
 
 
 def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
@@ -103,10 +137,10 @@ def _number(name: str, value: float) -> float:
     return value
 
 
-def _parameter(
+def parameter_of(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return beta or threshold in the state's format, a scalar as `[1]`, once it fits."""
+    """Return a parameter in the state's format, a scalar as `[1]`, once it fits the features."""
     if not isinstance(value, Tensor):
         return torch.full((1,), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in FLOATS:
@@ -118,9 +152,29 @@ def _parameter(
     features = shape[1:]
     padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
     fits = len(padded) == len(features) and all(p in (1, f) for p, f in zip(padded, features))
+    if value.numel() != 1 and value.dim() == 1 and len(features) > 1:
+        _check_axis(name, value.shape[0], features, fits)
     if value.numel() != 1 and not fits:
         raise ValueError(
             f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
             f"{tuple(features)} of the current"
         )
     return (value.reshape(1) if value.numel() == 1 else value).to(state)
+
+
+def _check_axis(name: str, size: int, features: torch.Size, fits: bool) -> None:
+    """Raise where one axis of values is meant for the first axis of the features, or may be."""
+    if size != features[0]:
+        return
+    rest = len(features) - 1
+    first, last = (size, *(1,) * rest), (*(1,) * rest, size)
+    shape = f"{name} of shape ({size},) with features {tuple(features)}"
+    if not fits:
+        raise ValueError(
+            f"{shape} of the current does not broadcast against the last axis; for one value per "
+            f"channel give it the shape {first}"
+        )
+    raise ValueError(
+        f"{shape} may mean the first axis or the last; give it the shape {first} for one value per "
+        f"channel, or {last} for one per column"
+    )

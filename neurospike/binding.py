@@ -5,6 +5,7 @@ looked up in `names` first. Plain Python functions it calls are bound the same w
 what they are, and everything goes through `jit`, the compiler's decorator. No source text is made.
 """
 
+import builtins
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType
@@ -34,7 +35,7 @@ def bind(
         TypeError: `function` is not a plain Python function, or uses a name that is neither in
             `names` nor a number nor a plain function of its own module.
     """
-    return _Binder(names, jit, literal).function(function)
+    return Binder(names, jit, literal).function(function)
 
 
 def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str = "") -> str:
@@ -44,48 +45,67 @@ def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str
     it. It names compiled code kept on disk.
     """
     seen = hashlib.sha256(extra.encode())
-    for part in _parts(_plain(function), names, {}):
+    for part in _parts(plain(function), names, {}):
         seen.update(part.encode())
         seen.update(b"\0")
     return seen.hexdigest()[:16]
 
 
-class _Binder:
-    def __init__(self, names: Mapping[str, object], jit: Jit, literal: Literal) -> None:
-        self.names, self.jit, self.literal = names, jit, literal
-        self.bound: dict[object, Any] = {}
-
-    def function(self, function: Callable[..., Any]) -> Any:
-        plain = _plain(function)
-        if plain not in self.bound:
-            free = {name: self.value(value) for name, value in _free(plain, self.names)}
-            cells = tuple(CellType(self.value(value)) for _, value in _captured(plain, self.names))
-            code = self.code(plain.__code__)
-            new = FunctionType(code, free, plain.__name__, plain.__defaults__, cells)
-            new.__qualname__, new.__module__ = plain.__qualname__, plain.__module__
-            new.__doc__ = plain.__doc__
-            self.bound[plain] = self.jit(new)
-        return self.bound[plain]
-
-    def value(self, value: object) -> Any:
-        if isinstance(value, FunctionType):
-            return self.function(value)
-        return self.literal(value) if type(value) is float else value
-
-    def code(self, code: CodeType) -> CodeType:
-        if self.literal is float:
-            return code
-        constants = (self.literal(c) if type(c) is float else c for c in code.co_consts)
-        return code.replace(co_consts=tuple(constants))
-
-
-def _plain(function: object) -> FunctionType:
+def plain(function: object) -> FunctionType:
+    """Return a formula if it is a plain Python function; raise TypeError if not."""
     if not isinstance(function, FunctionType):
         raise TypeError(
             f"a formula must be a plain Python function, got {function!r}; "
             "wrap it in a `def` that uses arithmetic, comparison, exp, abs and where"
         )
     return function
+
+
+class Binder:
+    """Rebinds functions; see `bind`, and `neurospike.own_formulas` for another use."""
+
+    def __init__(
+        self,
+        names: Mapping[str, object],
+        jit: Jit = lambda function: function,
+        literal: Literal = float,
+        builtins: Mapping[str, object] = vars(builtins),
+    ) -> None:
+        self.names, self.jit, self.literal, self.builtins = names, jit, literal, builtins
+        self.bound: dict[object, Any] = {}
+
+    def function(self, function: Callable[..., Any]) -> Any:
+        """Return `function`, a plain one, with other free names."""
+        given = plain(function)
+        if given not in self.bound:
+            known = self.known(given)
+            free = {name: self.value(value) for name, value in _free(given, known)}
+            # Torch looks for them in the frame that it is called from.
+            free["__builtins__"] = self.builtins
+            cells = tuple(CellType(self.value(value)) for _, value in _captured(given, known))
+            code = self.code(given.__code__)
+            new = FunctionType(code, free, given.__name__, given.__defaults__, cells)
+            new.__qualname__, new.__module__ = given.__qualname__, given.__module__
+            new.__doc__ = given.__doc__
+            self.bound[given] = self.jit(new)
+        return self.bound[given]
+
+    def known(self, function: FunctionType) -> Mapping[str, object]:
+        """Return what free names of `function` stand for before its own are looked up."""
+        return self.names
+
+    def value(self, value: object) -> Any:
+        """Return what a free name that stands for `value` is to stand for."""
+        if isinstance(value, FunctionType):
+            return self.function(value)
+        return self.literal(value) if type(value) is float else value
+
+    def code(self, code: CodeType) -> CodeType:
+        """Return a function's code with each float as the compiler takes it."""
+        if self.literal is float:
+            return code
+        constants = (self.literal(c) if type(c) is float else c for c in code.co_consts)
+        return code.replace(co_consts=tuple(constants))
 
 
 def _free(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -1,19 +1,23 @@
 """When adding up the rows of active inputs is faster than the dense product.
 
-Both times are linear in what there is to do, and all but one of the factors are those of any
-processor with caches and vectors; `Costs` has them in units of a product of the dense layer. The
-one that is the machine's own, how much faster it multiplies densely than it adds up rows from its
-caches, is measured: once a process, for each number format and number of threads, in a few
-milliseconds. A batch is first looked at in a few of its rows; only if that looks promising are its
-events found, and then they are counted.
+Both times are linear in what there is to do, and the factors are those of any processor with caches
+and vectors; `Policy` has them in units of a product of the dense layer. A batch is first looked at
+in a few of its rows; only if that looks promising are its events found, and then they are counted.
 
-Under `torch.use_deterministic_algorithms` nothing is measured, so that the same batch is computed
-in the same way in every process.
+The two products differ in their last bits, and a spike may depend on those. The choice is therefore
+made by the batch alone, so that a program with the same seed computes the same in every process, as
+torch's own does (`torch.backends.cudnn.benchmark` is off by default, too). One factor is the
+machine's own: how much faster it multiplies densely than it adds up rows from its caches. By
+`use_policy(Policy(factor=None))` it is measured, once per process, and the bits are then those of
+the measurement; never under `torch.use_deterministic_algorithms`.
 """
 
+import contextlib
 import functools
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,36 +25,95 @@ from torch import Tensor
 
 from . import dispatch
 
-LEAST_PRODUCTS = 1 << 26  # in a smaller layer, looking would be felt
-WIDE = 512  # outputs from which finding all events in bytes takes under 2% of the dense product
-SAMPLE = 4096  # inputs that are looked at, in at least 8 rows: each row waits for the memory
-REST = 7  # batches after one that was looked at in vain: Python costs most between large products
-MARGIN = 0.75  # of the dense product's time, up to which events are taken
-PANEL = 64  # outputs that are summed together at least
-
-# Products of the dense layer that take as long as, event-driven, adding one number of a row, going
-# through one input, writing one output, reading one number of a gradient, packing one weight.
-ADD, LOOK, WRITE, READ, PACK = 2.0, 20.0, 40.0, 75.0, 65.0
-FAR, ADD_FAR = 2048, 3.0  # inputs whose rows and sums of four no second-level cache holds
-
-# Events a row, up to which a layer is run with its neurons in one loop: what is added up twice
-# backward, and scattered, then takes less time than currents take to be written and read. It was
-# 20 to 40 trained, in layers of 256 to 2048 inputs and 512 to 1024 outputs, and without gradients
-# 20 to 40 with 2048 inputs, 40 to 150 with fewer.
-EVENTS, TRAINED_EVENTS = 40, 16
-
 SHAPE = (256, 512, 512)  # rows, inputs and outputs of the layer that is measured
 DENSITY = 0.1  # share of its inputs that are active
 ROUNDS = 10
 PLAUSIBLE = (0.4, 2.5)  # no machine's own factor lies outside; other programs may have disturbed it
 
 
+@dataclass(frozen=True)
+class Policy:
+    """By what dense and event-driven products are weighed; `use_policy` sets it.
+
+    Attributes:
+        factor: this machine's ratio of event-driven to dense time, over the one that the costs
+            below expect; None measures it, once per process.
+        margin: share of the dense product's time up to which events are taken.
+        least_products: products (inputs times outputs) of a layer from which its spikes are looked
+            at; in a smaller one, looking would take a noticeable share of the time.
+        wide: outputs from which finding all events in bytes takes under 2% of the dense product.
+        sample: inputs that are looked at, in at least 8 rows: each row waits for the memory.
+        rest: batches that a module in training does not look at after one that did not pay: Python
+            costs most between large products.
+        panel: outputs that are summed together at least.
+        add: products of the dense layer that take as long as adding one number of a row; likewise
+            look: going through one input; write: writing one output; read: reading one number of a
+            gradient; pack: packing one weight.
+        far, add_far: inputs whose rows and sums of four no second-level cache holds; `add` then.
+        events, trained_events: events per row up to which a layer is run with its neurons in one
+            loop, without gradients and with them: what is added up twice backward, and scattered,
+            then takes less time than currents take to be written and read. It was 20 to 40 trained,
+            in layers of 256 to 2048 inputs and 512 to 1024 outputs, and without gradients 20 to 40
+            with 2048 inputs, 40 to 150 with fewer.
+    """
+
+    factor: float | None = 1.0
+    margin: float = 0.75
+    least_products: int = 1 << 26
+    wide: int = 512
+    sample: int = 4096
+    rest: int = 7
+    panel: int = 64
+    add: float = 2.0
+    look: float = 20.0
+    write: float = 40.0
+    read: float = 75.0
+    pack: float = 65.0
+    far: int = 2048
+    add_far: float = 3.0
+    events: int = 40
+    trained_events: int = 16
+
+    def cost(self, sums: float, rows: int, width: int, outputs: int, trained: bool) -> float:
+        """Return the event-driven cost, forward and, if `trained`, of the weight's gradient."""
+        add = self.add if width <= self.far else self.add_far
+        adding = add * sums * (-(-outputs // self.panel) * self.panel)
+        both = adding + self.look * rows * width + self.pack * width * outputs
+        forward = both + self.write * rows * outputs
+        return forward + both + self.read * rows * outputs if trained else forward
+
+
+class _Scoped(threading.local):
+    """What `use_policy` set, one per thread as torch's modes; torch.compile guards it."""
+
+    def __init__(self) -> None:
+        self.policy = Policy()
+
+
+_scoped = _Scoped()
+
+
+def policy() -> Policy:
+    """Return the policy of this thread."""
+    return _scoped.policy
+
+
+@contextlib.contextmanager
+def use_policy(policy: Policy) -> Iterator[None]:
+    """Weigh products by this policy inside the `with` block, in this thread."""
+    before, _scoped.policy = _scoped.policy, policy
+    try:
+        yield
+    finally:
+        _scoped.policy = before
+
+
 def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bool) -> bool:
     """Whether events may pay for spikes `[M, K]`, judged by some of the rows."""
-    if spikes.element_size() == 1 and weight.shape[0] >= WIDE:
+    if spikes.element_size() == 1 and weight.shape[0] >= policy().wide:
         return True
     # An odd stride: rows of every step and sample, also where batches are powers of two.
-    rows = max(8, SAMPLE // max(1, spikes.shape[1]))
+    rows = max(8, policy().sample // max(1, spikes.shape[1]))
     seen = spikes.detach()[:: max(1, spikes.shape[0] // rows) | 1]
     share = int(torch.count_nonzero(seen)) / max(1, seen.numel())
     # Groups of four with any, if inputs were active one independently of the other.
@@ -61,7 +124,7 @@ def promising(row: dispatch.Backend, spikes: Tensor, weight: Tensor, trained: bo
 def layer_pays(row: dispatch.Backend, found: Any, weight: Tensor, trained: bool) -> bool:
     """Whether a layer and its neurons are best run in one loop, by what was found in spikes."""
     rows = found.counts.shape[1] - 1
-    few = found.events < rows * (TRAINED_EVENTS if trained else EVENTS)
+    few = found.events < rows * (policy().trained_events if trained else policy().events)
     return few and not found.valued and pays(row, found, weight, trained)
 
 
@@ -73,27 +136,19 @@ def pays(row: dispatch.Backend, found: Any, weight: Tensor, trained: bool) -> bo
 
 def _less(row: dispatch.Backend, sums: float, rows: int, weight: Tensor, trained: bool) -> bool:
     """Whether so many sums in so many rows take clearly less time than the dense product."""
-    factor = 1.0
-    if not torch.are_deterministic_algorithms_enabled():
+    chosen, factor = policy(), policy().factor
+    if torch.are_deterministic_algorithms_enabled():
+        factor = 1.0
+    elif factor is None:
         factor = machine_factor(row, weight.dtype, torch.get_num_threads())
     outputs, width = weight.shape
     dense = (2 if trained else 1) * rows * width * outputs
-    return factor * _events(sums, rows, width, outputs, trained) < MARGIN * dense
-
-
-def _events(sums: float, rows: int, width: int, outputs: int, trained: bool) -> float:
-    """Return the event-driven cost, forward and, if `trained`, of the weight's gradient."""
-    adding = (ADD if width <= FAR else ADD_FAR) * sums * (-(-outputs // PANEL) * PANEL)
-    looking = LOOK * rows * width
-    forward = adding + looking + WRITE * rows * outputs + PACK * width * outputs
-    if not trained:
-        return forward
-    return forward + adding + looking + READ * rows * outputs + PACK * width * outputs
+    return factor * chosen.cost(sums, rows, width, outputs, trained) < chosen.margin * dense
 
 
 @functools.cache
 def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> float:
-    """Measure how the ratio of event-driven to dense time is to the one that `_events` expects."""
+    """Measure how the ratio of event-driven to dense time is to the one that `Policy` expects."""
     module = dispatch.load(row.linear)
     rows, width, outputs = SHAPE
     with torch.no_grad():
@@ -108,9 +163,8 @@ def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> f
 
         # What disturbs a call only makes it longer.
         least = _least((lambda: torch.addmm(bias, wide, weight.t()), sparse))
-    expected = _events(module.find(spikes, bits).groups, rows, width, outputs, False) / (
-        rows * width * outputs
-    )
+    groups = module.find(spikes, bits).groups
+    expected = Policy().cost(groups, rows, width, outputs, False) / (rows * width * outputs)
     low, high = PLAUSIBLE
     return min(max(least[1] / least[0] / expected, low), high)
 

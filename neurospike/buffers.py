@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 LEAST_BYTES = 1 << 20  # below, the C library keeps what it frees
 IDLE_BYTES = 1 << 30  # how much may lie idle
@@ -78,11 +79,27 @@ if hasattr(os, "register_at_fork"):
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised contiguous CPU tensor; a large one in memory used before."""
+    """Return an uninitialised contiguous CPU tensor; a large one in memory used before.
+
+    As `torch.empty`, it holds NaN or the largest whole number at every place while
+    `torch.use_deterministic_algorithms` and `torch.utils.deterministic.fill_uninitialized_memory`
+    are both on, so that an output left unwritten is seen.
+    """
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_BYTES:
         return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(_pool.lend(size)).view(dtype).view(*shape)
+    lent = torch.from_numpy(_pool.lend(size)).view(dtype).view(*shape)
+    fills: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fills and torch.are_deterministic_algorithms_enabled():
+        lent.fill_(_unwritten(dtype))
+    return lent
+
+
+def _unwritten(dtype: torch.dtype) -> float | int | bool:
+    """Return what torch fills new memory of a format with."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    return True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
 def keep_freed_memory() -> None:
@@ -93,7 +110,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library of no name
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt(mmap_threshold, KEPT_BYTES)

@@ -1,7 +1,9 @@
 """What the commands share: flags made from the configuration, and errors told in a line."""
 
 import argparse
+import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -42,14 +44,44 @@ def guarded(job: Callable[[], int]) -> int:
     Such errors are one or two lines on stderr. Any other exception is a bug of ours and keeps
     its traceback.
     """
+    with _printable():
+        try:
+            return job()
+        except (NeuroSpikeError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as interrupt:
+            print(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    """Print what an output's code page lacks, as in a file's name on Windows, as an escape."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+            changed.append(stream)
     try:
-        return job()
-    except (NeuroSpikeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        for stream in changed:
+            stream.reconfigure(errors="strict")
+
+
+def check_target(flag: str, path: str) -> None:
+    """Raise ConfigError for a file that a flag names and that plainly cannot be written there.
+
+    Commands ask before they begin; that the disk fills up meanwhile is told when it is written.
+    """
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if Path(path).is_dir() or path.endswith(("/", os.sep)):
+        raise ConfigError(f"{flag}: {path} is a folder; name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"{flag}: {path}: cannot write the file: {folder} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag}: {path}: cannot write the file: {folder} is read-only")
 
 
 @contextmanager
@@ -105,7 +137,7 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected {word!r}: every value follows its flag"
         flag = word.partition("=")[0]
         names = [name.lstrip("-") for name in self._option_string_actions]
-        near = nearest_key(flag.lstrip("-"), names)
+        near = nearest_key(flag.lstrip("-"), [name for name in names if len(name) > 1])
         return f"no such flag {flag}; " + (f"did you mean --{near}?" if near else "see --help")
 
 
@@ -124,7 +156,13 @@ def _training_parser(prog: str, description: str) -> Parser:
     parser.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on with the run in this folder, which ends as if it had never stopped",
+        help="go on with the run in this folder, which ends as if it had never stopped; with "
+        "--epochs N it is trained for N epochs in all",
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="FILE",
+        help="start a new run from the weights of this checkpoint, of the same network",
     )
     groups = {"": parser.add_argument_group("run")}
     for key, text, allowed, default in fields():

@@ -2,7 +2,8 @@
 
 The inverse of `neurospike.encoding`: every function takes what the output neurons did, `[T, B, C]`,
 and returns scores `[B, C]` of which the greatest is the answer. Gradients flow back to every one
-of them, so each can be trained through.
+of them, so each can be trained through. Scores are float32, or float64 of float64: the 16-bit
+formats, in which spikes come out of autocast, cannot tell counts or times above 256 apart.
 
 Sources: S. Thorpe, A. Delorme, R. van Rullen, "Spike-based strategies for rapid processing", Neural
 Networks 14, 2001 (the first spike decides); A. P. Georgopoulos et al., Science 233, 1986 (many
@@ -12,11 +13,14 @@ neurons vote for one thing); J. K. Eshraghian et al., Proc. IEEE 111(9), 2023 (c
 import torch
 from torch import Tensor
 
+from .arguments import refuse_ragged
+from .ops import state_dtype
+
 
 def counts(spikes: Tensor) -> Tensor:
     """Return the number of spikes over time: `[T, B, C]` to `[B, C]`."""
     _check("spikes", spikes)
-    return spikes.sum(0)
+    return spikes.sum(0, dtype=state_dtype(spikes.dtype))
 
 
 def first_spike(spikes: Tensor) -> Tensor:
@@ -28,7 +32,7 @@ def first_spike(spikes: Tensor) -> Tensor:
     """
     _check("spikes", spikes)
     steps = len(spikes)
-    left = torch.arange(steps, 0, -1, dtype=spikes.dtype, device=spikes.device)
+    left = torch.arange(steps, 0, -1, dtype=state_dtype(spikes.dtype), device=spikes.device)
     fired = spikes.detach().ne(0).to(torch.int32)
     none_before = fired.cumsum(0).sub_(fired) == 0
     return (spikes * none_before * left.view(-1, 1, 1)).sum(0)
@@ -40,12 +44,13 @@ def membrane(trace: Tensor, how: str = "mean") -> Tensor:
     Shapes: trace `[T, B, C]` to `[B, C]`. Raises ValueError for another `how`.
     """
     _check("trace", trace)
+    scores = state_dtype(trace.dtype)
     if how == "mean":
-        return trace.mean(0)
+        return trace.mean(0, dtype=scores)
     if how == "max":
-        return trace.amax(0)
+        return trace.amax(0).to(scores)
     if how == "last":
-        return trace[-1]
+        return trace[-1].to(scores)
     raise ValueError(f"membrane got how={how!r}; use 'mean', 'max' or 'last'")
 
 
@@ -61,10 +66,11 @@ def population(spikes: Tensor, classes: int) -> Tensor:
             f"population cannot share {spikes.shape[2]} neurons out among {classes} classes: make "
             "their number a multiple of the classes"
         )
-    return spikes.sum(0).unflatten(1, (classes, -1)).mean(2)
+    return counts(spikes).unflatten(1, (classes, -1)).mean(2)
 
 
 def _check(name: str, data: Tensor) -> None:
+    refuse_ragged(name, data)
     if not isinstance(data, Tensor) or not data.is_floating_point():
         found = data.dtype if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {found}: use .float()")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import BackendError
+from .errors import BackendError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ TABLE: dict[str, Backend] = {
         Backend("reference", ".reference", packages=("snntorch",), fused=False, instead="numba"),
     )
 }
+Device = str | torch.device
 OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supports
 
 
@@ -99,16 +100,20 @@ class _Scoped(threading.local):
 _scoped = _Scoped()
 
 
-def unsupported_reasons(name: str, device_type: str | None = None) -> list[str]:
-    """Return every reason why backend `name` cannot run here, or on tensors of `device_type`."""
+def unsupported_reasons(name: str, device: Device | None = None) -> list[str]:
+    """Return every reason why backend `name` cannot run here, or on tensors on `device`.
+
+    device: `"cuda"` is the current one of several GPUs; None asks for any device that will do.
+    """
     row = TABLE[name]
     found = [_missing(package) for package in row.packages]
     reasons = [reason for reason in found if reason]
+    where = None if device is None else torch.device(device)
     if "cuda" in row.device_types and "cpu" not in row.device_types:
-        reasons += _cuda_reasons()
-    if device_type is not None and not row.serves(device_type):
+        reasons += _cuda_reasons() or _gpu_reasons(where)
+    if where is not None and not row.serves(where.type):
         wanted = " or ".join(row.device_types)
-        reasons.append(f"it runs on {wanted} tensors, these are on {device_type}")
+        reasons.append(f"it runs on {wanted} tensors, these are on {where.type}")
     return reasons
 
 
@@ -141,14 +146,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` unless `name` is a backend or `"auto"`."""
+    """Raise `ConfigError`, a `ValueError`, unless `name` is a backend or `"auto"`."""
     if name != "auto" and name not in TABLE:
         known = ", ".join(["auto", *TABLE])
-        raise ValueError(f"unknown backend {name!r}; choose one of {known}")
+        raise ConfigError(f"unknown backend {name!r}; choose one of {known}")
 
 
-def choose(name: str, device_type: str) -> Backend:
-    """Return the row that serves tensors of `device_type`.
+def choose(name: str, device: Device) -> Backend:
+    """Return the row that serves tensors on `device`.
 
     `"auto"` gives way to `use_backend`, then takes the first row that can run; a backend chosen by
     name runs or raises `BackendError`, it never falls back.
@@ -157,14 +162,15 @@ def choose(name: str, device_type: str) -> Backend:
         name = _scoped.name
     if name != "auto":
         check_name(name)
-        _refuse(name, unsupported_reasons(name, device_type), device_type)
+        _refuse(name, unsupported_reasons(name, device), device)
         return TABLE[name]
+    kind = torch.device(device).type
     for row in TABLE.values():
-        if row.serves(device_type) and not unsupported_reasons(row.name, device_type):
+        if row.serves(kind) and not unsupported_reasons(row.name, device):
             return row
-    every = {name: unsupported_reasons(name, device_type) for name in TABLE}
+    every = {name: unsupported_reasons(name, device) for name in TABLE}
     reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in every.items())
-    raise BackendError(f"no backend can run on {device_type} tensors here: {reasons}")
+    raise BackendError(f"no backend can run on {kind} tensors here: {reasons}")
 
 
 @functools.cache
@@ -181,15 +187,15 @@ def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)
     scoped = _scoped.name
     for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
         name = getattr(row, kind)
-        if name and not unsupported_reasons(row.name, data.device.type):
+        if name and not unsupported_reasons(row.name, data.device):
             module = load(name)
             return module if module.usable(data) else None
     return None
 
 
-def _refuse(name: str, reasons: list[str], device_type: str | None = None) -> None:
+def _refuse(name: str, reasons: list[str], device: Device | None = None) -> None:
     if reasons:
-        where = f" on {device_type} tensors" if device_type else " here"
+        where = " here" if device is None else f" on {torch.device(device).type} tensors"
         raise BackendError(
             f"backend {name!r} cannot run{where}: {'; '.join(reasons)}. "
             f"Use --backend {TABLE[name].instead} (backend={TABLE[name].instead!r}) instead."
@@ -235,21 +241,38 @@ def _cuda_reasons() -> list[str]:
         return ["this torch was built without CUDA"]
     if not torch.cuda.is_available():
         return ["torch finds no CUDA device"]
-    capability = _capability()
-    if capability < OLDEST:
-        found, wanted = (".".join(map(str, c)) for c in (capability, OLDEST))
-        return [
-            f"{torch.cuda.get_device_name()} has compute capability {found}, Triton supports "
-            f"{wanted} and later"
-        ]
     return []
 
 
-def _capability() -> tuple[int, int]:
-    return torch.cuda.get_device_capability()
+def _gpu_reasons(device: torch.device | None) -> list[str]:
+    """Return why Triton cannot run on this GPU, or if None is named, on any that is here."""
+    if device is not None and device.type != "cuda":
+        return []
+    indices = range(torch.cuda.device_count()) if device is None else [device.index]
+    found = [_too_old(index) for index in indices]
+    return [] if None in found else [reason for reason in found if reason]
+
+
+def _too_old(index: int | None) -> str | None:
+    """Return why Triton cannot run on a GPU, None if it can; no index means the current one."""
+    if index is None:
+        index = torch.cuda.current_device()
+    capability = _capability(index)
+    if capability >= OLDEST:
+        return None
+    found, wanted = (".".join(map(str, c)) for c in (capability, OLDEST))
+    return (
+        f"cuda:{index} ({torch.cuda.get_device_name(index)}) has compute capability {found}, "
+        f"Triton supports {wanted} and later"
+    )
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 # torch.compile is not to look into them. This is all that `torch.compiler.assume_constant_result`
 # does, which would load the compiler, and Triton with it, at our import.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]

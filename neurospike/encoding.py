@@ -13,6 +13,11 @@ Half-precision data are encoded in float32 (float64 in float64), and only the re
 converted back, so a float16 picture gets the same code as the same values in float32.
 Every spike is exactly 0 or 1, which all these dtypes hold.
 
+NaN and infinity are refused by every one, as a neuron would hide them: a membrane that is not a
+number never fires. That check makes a CUDA device wait once; it is left out where there is nothing
+to look at: in torch.compile and torch.export, under `torch.func`, while a CUDA graph is captured,
+and on the meta device.
+
 Sources: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep
 Learning", Proc. IEEE 111(9), 2023, section III (rate and latency codes, the RC time); S. Thorpe,
 A. Delorme, R. van Rullen, "Spike-based strategies for rapid processing", Neural Networks 14,
@@ -24,13 +29,24 @@ neural networks: a comparative study", Front. Neurosci. 15:638474, 2021 (burst).
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Curve = Literal["linear", "logarithmic"]
-Subthreshold = Literal["silent", "last"]
+from .intensities import (
+    Curve,
+    Subthreshold,
+    check,
+    check_finite,
+    check_latency,
+    check_probability,
+    check_range,
+    is_whole,
+    same_device,
+    spikes_format,
+    working,
+)
 
 LEAST_COMPILED = 1 << 16  # fewer spikes are made sooner than a compiled loop is loaded
 _COMPILED = (torch.bool, torch.uint8, torch.float32, torch.float64)
@@ -39,14 +55,15 @@ _COMPILED = (torch.bool, torch.uint8, torch.float32, torch.float64)
 def constant(data: Tensor, num_steps: int) -> Tensor:
     """Present the same current at every step (direct, or analog, coding).
 
-    Shapes: `data [B, *F]`, any real intensities, to `[T, B, *F]`. The result is an expanded
+    Shapes: `data [B, *F]`, any finite intensities, to `[T, B, *F]`. The result is an expanded
     view: its stride over T is 0 and nothing is copied, so write into a `.clone()` only.
     Gradients flow through.
 
-    Errors: `TypeError` for data that are not floating point or a `num_steps` that is no int;
-    `ValueError` for data without a dimension or `num_steps < 1`.
+    Errors: `TypeError` for data that are not floating point or a `num_steps` that is no whole
+    number; `ValueError` for data without a dimension, NaN or infinity, or `num_steps < 1`.
     """
-    _check(data, num_steps)
+    num_steps = check(data, num_steps)
+    check_finite("constant", data)
     return data.unsqueeze(0).expand(num_steps, *data.shape)
 
 
@@ -66,29 +83,25 @@ def rate(
     probability) raise or lower the mean rate. The draws are float32 uniforms (float64 for
     float64 data) made on the data's device, from `generator` or from torch's global state:
     the same generator state gives the same spikes on the same kind of device, in every `dtype`
-    (default: the data's) and whichever code draws. No gradient flows. The NaN check makes a CUDA
-    device wait once.
+    (default: the data's) and whichever code draws. No gradient flows.
 
     Errors: `TypeError`, `ValueError` as for `constant`; `TypeError` for a `dtype` that is neither
     bool, uint8 nor floating point; `ValueError` for a generator of another device than the data's,
-    or when a probability is NaN.
+    a probability that is NaN or infinite, or data that seem to be pictures of 0..255: both they
+    and the probabilities made of them reach beyond 32.
     """
-    _check(data, num_steps)
-    dtype = _format("rate", data, dtype)
-    if generator is not None and not _same_device(generator.device, data.device):
+    num_steps = check(data, num_steps)
+    dtype = spikes_format("rate", data, dtype)
+    if generator is not None and not same_device(generator.device, data.device):
         raise ValueError(
             f"rate got a generator on {generator.device} for data on {data.device}; the draws are "
             f"made where the data are: use torch.Generator(device={str(data.device)!r})"
         )
-    probability = _working(data) * gain + offset
-    if not _exporting() and bool(probability.isnan().any()):
-        raise ValueError(
-            f"rate got NaN from data with gain={gain}, offset={offset}; a firing probability must "
-            "be a number: remove NaN and infinity from the data"
-        )
+    probability = working(data) * gain + offset
+    check_probability(data, probability, gain, offset)
     module = _coder("draws", probability, num_steps)
-    if module is not None:
-        compact = module.spikes(probability, num_steps, generator)
+    compact = None if module is None else module.spikes(probability, num_steps, generator)
+    if compact is not None:
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     draws = torch.rand(
@@ -126,18 +139,17 @@ def latency(
 
     The times depend on the arguments only, so a sample has the same code alone and in any
     batch; snnTorch's `spikegen.latency(normalize=True)` divides by the batch's latest time
-    instead. `dtype` is the spikes' format, by default the data's. No gradient flows. The range
-    check makes a CUDA device wait once.
+    instead. `dtype` is the spikes' format, by default the data's. No gradient flows.
 
     Errors: `TypeError`, `ValueError` as for `constant`, `TypeError` for a `dtype` as for `rate`;
     `ValueError` for intensities outside [0, 1] or NaN, an unknown `curve` or `subthreshold`, a
     threshold outside [0, 1) (linear) or (0, 1) (logarithmic), a `tau` that is not positive and
     finite or is given with `"linear"`.
     """
-    _check(data, num_steps)
-    dtype = _format("latency", data, dtype)
-    _check_latency(curve, threshold, subthreshold, tau)
-    intensity = _working(data)
+    num_steps = check(data, num_steps)
+    dtype = spikes_format("latency", data, dtype)
+    check_latency(curve, threshold, subthreshold, tau)
+    intensity = working(data)
     table = _edges(num_steps, curve, threshold, tau)
     module = _coder("latency", intensity, num_steps)
     if module is not None and dtype in _COMPILED:
@@ -145,7 +157,7 @@ def latency(
         found = module.spikes(intensity, table, threshold, last, dtype)
         if found is not None:
             return found
-    _check_range("latency", data)
+    check_range("latency", data)
     intensity = intensity.contiguous()
     edges = torch.tensor(table, dtype=intensity.dtype, device=data.device)
     # Comparing with a table, not computing each time, makes the code independent of how a
@@ -164,8 +176,8 @@ def delta(
 ) -> Tensor:
     """Fire when the intensity has changed by `threshold`: 1 for brighter, -1 for darker.
 
-    Shapes: a sequence `data [T, B, *F]` (any values) to spikes `[T, B, *F]`, comparing each step
-    with the one before, and the first with 0; as snnTorch's `spikegen.delta(off_spike=True)`.
+    Shapes: a sequence `data [T, B, *F]` (any finite values) to spikes `[T, B, *F]`, comparing each
+    step with the one before, and the first with 0; as snnTorch's `spikegen.delta(off_spike=True)`.
     Without `off_spikes` what gets darker is silent.
 
     With `num_steps`, `data [B, *F]` is a still picture, in which nothing changes; it is faded in
@@ -178,21 +190,22 @@ def delta(
     Errors: `TypeError`, `ValueError` as for `constant`; `ValueError` for a threshold that is not
     positive and finite.
     """
-    _check(data, 1 if num_steps is None else num_steps)
+    steps = check(data, 1 if num_steps is None else num_steps)
     if not 0 < threshold < math.inf:
         raise ValueError(
             f"delta got threshold={threshold}; it must be positive and finite: 0.1 is the default"
         )
+    check_finite("delta", data)
     near = threshold * (1 - 1e-6)
+    values = working(data)
     if num_steps is None:
-        values = _working(data)
         change = torch.diff(values, dim=0, prepend=torch.zeros_like(values[:1]))
         spikes = (change >= near).to(data.dtype)
         return spikes - (change <= -near).to(data.dtype) if off_spikes else spikes
-    # Levels passed by each step; in float64, so that every device counts the same ones.
-    fade = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps / near
-    shape = (num_steps + 1,) + (1,) * data.ndim
-    levels = (data.detach() * fade.to(data.device).view(shape)).trunc_()
+    # Levels passed by each step: one product, rounded once, so every device counts the same ones.
+    fade = [step / steps / near for step in range(steps + 1)]
+    table = torch.tensor(fade, dtype=values.dtype, device=data.device)
+    levels = (values * table.view((-1,) + (1,) * data.ndim)).trunc_()
     change = torch.diff(levels, dim=0).clamp_(-1.0 if off_spikes else 0.0, 1.0)
     return change.to(data.dtype)
 
@@ -209,15 +222,16 @@ def phase(data: Tensor, num_steps: int, *, period: int = 8, weighted: bool = Fal
     Errors: `TypeError`, `ValueError` as for `latency`; `ValueError` for a period that is not a
     whole number from 1 to 16.
     """
-    _check(data, num_steps)
-    if isinstance(period, bool) or not isinstance(period, int) or not 1 <= period <= 16:
+    num_steps = check(data, num_steps)
+    if not is_whole(period) or not 1 <= period <= 16:
         raise ValueError(
             f"phase got period={period!r}; it must be a whole number of steps from 1 to 16: 8 is "
             "the default, a step a binary digit"
         )
-    _check_range("phase", data)
+    check_range("phase", data)
+    period = int(period)
     top = 2**period - 1
-    digits = (_working(data) * 2**period).floor_().clamp_(max=top).to(torch.int32)
+    digits = (working(data) * 2**period).floor_().clamp_(max=top).to(torch.int32)
     phases = torch.arange(num_steps, device=data.device) % period
     places = (period - 1 - phases).to(torch.int32).view((-1,) + (1,) * data.ndim)
     spikes = torch.bitwise_right_shift(digits, places).remainder_(2).to(data.dtype)
@@ -246,28 +260,44 @@ def burst(
     Errors: `TypeError`, `ValueError` as for `latency`; `ValueError` for a `max_spikes` or interval
     that is not a whole number of at least 1, or a `max_interval` below `min_interval`.
     """
-    _check(data, num_steps)
-    longest = max(min_interval, (num_steps - 1) // max(1, max_spikes - 1))
-    longest = longest if max_interval is None else max_interval
-    for name, value in (
-        ("max_spikes", max_spikes),
-        ("min_interval", min_interval),
-        ("max_interval", longest),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    num_steps = check(data, num_steps)
+    given = {"max_spikes": max_spikes, "min_interval": min_interval}
+    given |= {} if max_interval is None else {"max_interval": max_interval}
+    for name, value in given.items():
+        if not is_whole(value) or value < 1:
             raise ValueError(f"burst got {name}={value!r}; it must be a whole number, 1 or more")
-    if longest < min_interval:
+    spikes, shortest = int(max_spikes), int(min_interval)
+    fitting = max(shortest, (num_steps - 1) // max(1, spikes - 1))
+    longest = fitting if max_interval is None else int(max_interval)
+    if longest < shortest:
         raise ValueError(
-            f"burst got max_interval={longest} below min_interval={min_interval}: swap them"
+            f"burst got max_interval={longest} below min_interval={shortest}: swap them"
         )
-    _check_range("burst", data)
-    intensity = _working(data).double()
-    count = (intensity * max_spikes - 1e-6).ceil_().to(torch.int32)
-    apart = longest - (longest - min_interval) * intensity
-    interval = (apart - 1e-6).ceil_().to(torch.int32)
+    check_range("burst", data)
+    intensity = working(data).contiguous()
+    count, interval = (
+        torch.bucketize(intensity, intensity.new_tensor(table), out_int32=True, right=right)
+        for table, right in zip(_bursts(num_steps, spikes, shortest, longest), (False, True))
+    )
+    interval = min(longest, num_steps) - interval
     step = torch.arange(num_steps, dtype=torch.int32, device=data.device)
     step = step.view((-1,) + (1,) * data.ndim)
     return ((step % interval == 0) & (step // interval < count)).to(data.dtype)
+
+
+def _bursts(
+    num_steps: int, spikes: int, shortest: int, longest: int
+) -> tuple[list[float], list[float]]:
+    """The intensities, ascending, at which a burst changes: tables, as `_edges` is one.
+
+    Above each of the first it has a spike more, from each of the second on its interval is a step
+    shorter; they solve the formulas of `burst` for x. What makes no difference within T is left
+    out: more than T spikes, and intervals of more than T steps.
+    """
+    more = [(k + 1e-6) / spikes for k in range(min(spikes, num_steps))]
+    first = max(1, longest - num_steps + 1)
+    span = longest - shortest
+    return more, [(k - 1e-6) / span for k in range(first, span + 1)]
 
 
 def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) -> list[float]:
@@ -290,74 +320,3 @@ def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
     from .dispatch import coder
 
     return coder(kind, data)
-
-
-def _format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype is None:
-        return data.dtype
-    if not isinstance(dtype, torch.dtype) or not (
-        dtype.is_floating_point or dtype in (torch.bool, torch.uint8)
-    ):
-        raise TypeError(
-            f"{name} got dtype={dtype}; spikes are torch.bool, torch.uint8 or floating point"
-        )
-    return dtype
-
-
-def _working(data: Tensor) -> Tensor:
-    return data.detach().to(torch.float64 if data.dtype == torch.float64 else torch.float32)
-
-
-def _same_device(one: torch.device, other: torch.device) -> bool:
-    return one.type == other.type and (
-        one.index is None or other.index is None or one.index == other.index
-    )
-
-
-def _check(data: Tensor, num_steps: int) -> None:
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a tensor, got {type(data).__name__}: use torch.as_tensor")
-    if not data.is_floating_point():
-        raise TypeError(
-            f"data must be floating-point intensities in [0, 1], got {data.dtype}: for pictures of "
-            "0..255 divide by 255, as in data / 255"
-        )
-    if data.ndim == 0:
-        raise ValueError("data must be [B, *F], got a tensor without dimensions: use data[None]")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
-        raise TypeError(f"num_steps must be an int, got {num_steps!r}: use int(...)")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}: ask for 1 or more steps")
-
-
-def _exporting() -> bool:
-    # A graph that torch.export makes cannot stop for what its input holds.
-    return torch.compiler.is_exporting()
-
-
-def _check_range(name: str, data: Tensor) -> None:
-    if not _exporting() and not bool(((data >= 0) & (data <= 1)).all()):
-        raise ValueError(
-            f"{name} got intensities from {float(data.min())} to {float(data.max())}; they must "
-            "lie in [0, 1]: scale the data, or use data.clamp(0, 1)"
-        )
-
-
-def _check_latency(curve: str, threshold: float, subthreshold: str, tau: float | None) -> None:
-    if curve not in ("linear", "logarithmic"):
-        raise ValueError(f"latency got curve={curve!r}; use 'linear' or 'logarithmic'")
-    if subthreshold not in ("silent", "last"):
-        raise ValueError(f"latency got subthreshold={subthreshold!r}; use 'silent' or 'last'")
-    if not 0 <= threshold < 1 or (threshold == 0 and curve == "logarithmic"):
-        wanted = "[0, 1)" if curve == "linear" else "(0, 1)"
-        raise ValueError(
-            f"latency got threshold={threshold}; the {curve} curve needs one in {wanted}: "
-            "0.01 is the default"
-        )
-    if tau is not None and curve == "linear":
-        raise ValueError(
-            f"latency got tau={tau} with curve='linear', which has no time constant: leave tau "
-            "out, or use curve='logarithmic'"
-        )
-    if tau is not None and not 0 < tau < math.inf:
-        raise ValueError(f"latency got tau={tau}; it must be positive and finite, in steps")

@@ -10,7 +10,7 @@ import torch
 
 from neurospike.cli import Parser, guarded
 from neurospike.data import Batches, load
-from neurospike.devices import check_backend, choose_device
+from neurospike.devices import choose_device
 from neurospike.dispatch import use_backend
 from neurospike.errors import MissingDependencyError
 from neurospike.loading import load_trained
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ev
 
     def job() -> int:
         flags = _parser(prog).read(argv)
-        with use_backend(check_backend(flags.backend)):
+        with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             folder = Path(flags.pictures or Path(flags.model_path).parent / "evaluation")
             result, metrics = evaluate(
@@ -97,7 +97,7 @@ def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
         "Test a trained network on the test pictures of a data set: accuracy by class with the "
-        "confusion matrix, how its neurons fire, operations and estimated energy a picture.",
+        "confusion matrix, how its neurons fire, operations and estimated energy per picture.",
         usage=f"{prog} [--model_path FILE] [--KEY VALUE ...]",
     )
     parser.add_argument(
@@ -136,8 +136,11 @@ def _parser(prog: str) -> Parser:
 
 
 def _text(result: dict[str, Any], metrics: Metrics) -> str:
-    lines = [result["data"], "label  accuracy  answers"]
-    width = len(str(max(map(max, metrics.confusion))))
+    counts = range(len(metrics.confusion))
+    width = max(len(str(n)) for row in (counts, *metrics.confusion) for n in row)
+    answers = " ".join(f"{answer:{width}}" for answer in counts)
+    lines = [result["data"], "pictures that show a label (row), by what was answered (column):"]
+    lines.append(f"label  accuracy  {answers}")
     for label, (row, share) in enumerate(
         zip(metrics.confusion, metrics.class_accuracy, strict=True)
     ):
@@ -145,13 +148,14 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         lines.append(f"{label:5}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
     for name, layer in metrics.activity.items():
         lines.append(
-            f"{name}: {layer.rate:.4f} spikes a neuron and time step, {layer.dead:.1%} of the "
+            f"{name}: {layer.rate:.4f} spikes per neuron and time step, {layer.dead:.1%} of the "
             f"neurons dead, {layer.saturated:.1%} saturated"
         )
     energy = result["a_picture"]
     lines.append(
-        f"a picture: {energy['macs']:,.0f} MAC and {energy['acs']:,.0f} AC, about "
-        f"{energy['nanojoules']:,.0f} nJ (without spikes {energy['dense_nanojoules']:,.0f} nJ)"
+        f"per picture {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
+        f"estimated at {energy['nanojoules']:,.0f} nJ on a chip of 45 nm; a network of the same "
+        f"layers without spikes, run once: {energy['dense_nanojoules']:,.0f} nJ"
     )
     if result.get("pictures"):
         lines.append(f"pictures in {Path(result['pictures'][0]).parent}")

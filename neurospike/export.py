@@ -3,14 +3,15 @@
 Two formats. `.pt2` is what `torch.export` makes: with a fused backend it holds that backend's
 operators, and loads where `neurospike` is imported; with `reference` nothing but torch's own.
 `.onnx` goes through the reference backend, and runs wherever ONNX does. Either takes pictures
-`[B, 1, 28, 28]` in [0, 1], any number of them, and gives scores `[B, C]`; each is run once before
-it is called done, and has to answer as the network does.
+`[B, 1, 28, 28]` in [0, 1], any number of them, and gives scores `[B, C]`; each is run
+before it is written, and has to answer as the network does.
 """
 
 import importlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurospike.cli import Parser, guarded
+from neurospike.cli import Parser, check_target, guarded
 from neurospike.data import load
-from neurospike.devices import check_backend, choose_device
+from neurospike.devices import choose_device
 from neurospike.dispatch import choose, use_backend
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import load_trained
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
             raise ConfigError(
                 f"--out: {flags.out} ends with neither .pt2 nor .onnx; give --format pt2 or onnx"
             )
-        with use_backend(check_backend(flags.backend)):
+        check_target("--out", flags.out)
+        if form == "onnx":
+            _check_packages()
+        with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
             checked = export_model(trained.model, flags.out, form, device=device)
@@ -80,7 +84,9 @@ def export_model(
     pictures: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Checked:
-    """Write a network to `path` and check that what was written answers as the network does.
+    """Export a network, check that the result answers as the network does, and write it to `path`.
+
+    A file already there stays as it was until then, and if anything fails.
 
     form: `"onnx"` or `"pt2"`; the latter with the backend in force (`ns.use_backend`). pictures:
     to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
@@ -93,23 +99,24 @@ def export_model(
         pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255
     pictures = pictures.to(device)
     model = model.to(device).eval()
-    backend = "reference" if form == "onnx" else choose("auto", pictures.device.type).name
+    backend = "reference" if form == "onnx" else choose("auto", pictures.device).name
     if form == "onnx":
         content, run = _onnx(model, pictures)
     else:
         content, run = _pt2(model, pictures)
-    replace_file(Path(path), content)
     torch.manual_seed(0)
     with torch.no_grad():
         expected = model(pictures)
     torch.manual_seed(0)
-    found = run(Path(path))
+    found = run(content)
     alike = int((found.argmax(1) == expected.argmax(1)).sum())
     if alike < LEAST_ALIKE * len(pictures):
         raise NeuroSpikeError(
-            f"{path}: gives another class than the network for {len(pictures) - alike} of "
-            f"{len(pictures)} pictures; do not use it, and please report the network's config"
+            f"{path}: not written, because what was exported gives another class than the network "
+            f"for {len(pictures) - alike} of {len(pictures)} pictures; please report the network's "
+            "config"
         )
+    replace_file(Path(path), content)
     return Checked(
         path=str(path),
         format=form,
@@ -135,26 +142,25 @@ def export_program(model: SpikingNetwork, pictures: Tensor) -> torch.export.Expo
         )
 
 
-def _pt2(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[Path], Tensor]]:
+def _pt2(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[bytes], Tensor]]:
     file = io.BytesIO()
     torch.export.save(export_program(model, pictures), file)
 
-    def run(path: Path) -> Tensor:
+    def run(content: bytes) -> Tensor:
         with torch.no_grad():
-            found: Tensor = torch.export.load(str(path)).module()(pictures)
+            found: Tensor = torch.export.load(io.BytesIO(content)).module()(pictures)
         return found
 
     return file.getvalue(), run
 
 
-def _onnx(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[Path], Tensor]]:
+def _onnx(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[bytes], Tensor]]:
     if model.encoding == "rate":
         raise ConfigError(
             "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
             "export it as .pt2, or train with another encoding"
         )
-    _require("onnx")
-    _require("onnxscript")
+    _check_packages()
     runtime = _require("onnxruntime")
     with use_backend("reference"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -169,12 +175,28 @@ def _onnx(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[Pat
         )
     assert program is not None
 
-    def run(path: Path) -> Tensor:
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    def run(content: bytes) -> Tensor:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
         (scores,) = session.run(None, {"pictures": pictures.cpu().numpy()})
         return torch.from_numpy(scores).to(pictures.device)
 
-    return program.model_proto.SerializeToString(), run
+    proto = program.model_proto
+    _name_batch(proto.graph)
+    return proto.SerializeToString(), run
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the axis of pictures `batch`, wherever torch.export made up a name for it, `s34`."""
+    made_up = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:  # a name, or a formula of it
+                axis.dim_param = re.sub(rf"\b{re.escape(made_up)}\b", "batch", axis.dim_param)
+
+
+def _check_packages() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _require(package)
 
 
 def _require(package: str) -> Any:
@@ -215,8 +237,8 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--device",
         metavar="NAME",
-        default="cpu",
-        help="where to do it: cpu (default), auto, cuda or cuda:N",
+        default="auto",
+        help="where to do it: auto (default), cpu, cuda or cuda:N",
     )
     return parser
 

@@ -5,22 +5,21 @@ no backend: which code runs the time loop changes the speed and nothing else.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import dispatch, ops, rule
-from .arguments import check_current, check_mem, flat_parameter, parameters_of, window_of
+from . import dispatch, rule
+from .arguments import window_of
+from .bounds import check_beta, check_beta_gradient, check_threshold
+from .other_names import explain_other_names
 from .surrogate import Surrogate, resolve
+from .time_loop import run, run_in_segments
 
 
-class _Outputs(NamedTuple):
-    spikes: Tensor
-    mem: Tensor
-    trace: Tensor
-
-
+@explain_other_names
 def lif(
     current: Tensor,
     mem: Tensor | None = None,
@@ -33,6 +32,7 @@ def lif(
     detach_reset: bool = False,
     neuron: rule.Neuron | None = None,
     grad_window: float | None = None,
+    beta_gradient: str = "inward",
     num_steps: int | None = None,
     return_trace: bool = False,
     backend: str = "auto",
@@ -47,8 +47,10 @@ def lif(
             once. float16, bfloat16, float32 or float64.
         mem: membrane `[B, *F]` to carry on from, float64 if the current is, else float32. Default:
             zeros. Its reset is due at the first step if it lies above the threshold.
-        beta: decay a step, clamped to [0, 1]; a number or a tensor that broadcasts against `F`.
-        threshold: a neuron fires when its membrane is strictly greater; number or tensor likewise.
+        beta: the share of the membrane that a step leaves, from 0 to 1; a number or a tensor that
+            broadcasts against `F`. One that learns may leave these bounds and is clamped.
+        threshold: above 0; a neuron fires when its membrane is strictly greater. Number or tensor
+            likewise.
         surrogate: derivative of the spike in the backward pass: a name, an object of
             `neurospike.surrogate`, or a scalar function of your own.
         reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
@@ -57,6 +59,8 @@ def lif(
         neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
         grad_window: let the spike's gradient flow only where the membrane lies within this distance
             of the threshold (Perez-Nieves and Goodman 2021, arXiv:2105.08810). Default: everywhere.
+        beta_gradient: of a beta at a bound, or beyond: `"inward"` lets through the gradient against
+            which a step leads back, `"clamp"` what torch's clamp lets through, as snnTorch does.
         num_steps: number of steps `T >= 0` of a constant current.
         return_trace: also return the membrane at every step.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
@@ -68,22 +72,27 @@ def lif(
 
     Raises:
         TypeError: a tensor of integers, complex numbers or another unsupported format.
-        ValueError: a wrong shape, device or option.
+        ValueError: a wrong shape, device or option; a constant beta or threshold out of range
+            (looked at if it is a number, or a tensor on the CPU that does not learn).
         BackendError: the backend named cannot run here; every reason is listed.
     """
+    check_beta(beta)
+    check_beta_gradient(beta_gradient)
+    check_threshold(threshold, reset, neuron is not None)
     chosen = resolve(surrogate)
     window = window_of(grad_window)
     key = rule.key_of(
         reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron, bool(window)
     )
-    out = _run(
+    out = run(
         current,
         mem,
+        num_steps,
         beta,
         threshold,
+        beta_gradient,
         key,
         chosen.parameters + window,
-        num_steps,
         True,
         return_trace,
         backend,
@@ -95,31 +104,57 @@ class _Neuron(nn.Module):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
 
     carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
-    segment: int | None = None  # steps after which the gradient is cut off; see `_segments`
+    segment: int | None = None  # steps after which the gradient is cut off; see `time_loop`
+    beta_gradient = "inward"  # of layers that were pickled before they had one
     beta: Tensor
 
-    def _keep(self, name: str, value: float | Tensor, learn: bool) -> None:
+    def _keep(self, name: str, value: float | Tensor, learn: bool = False) -> None:
+        """Make a buffer or, to learn it, a parameter of `value`; an `nn.Parameter` stays itself."""
         try:
-            tensor = torch.as_tensor(value).detach().clone()
-            if tensor.is_complex() or tensor.dtype == torch.bool:
+            is_number = isinstance(value, Real)  # whose digits 16 bits would not hold
+            wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            tensor = torch.as_tensor(value, dtype=wide if is_number else None)
+            if isinstance(value, bool) or tensor.is_complex() or tensor.dtype == torch.bool:
+                raise TypeError
+            if isinstance(value, nn.Parameter) and not tensor.is_floating_point():
                 raise TypeError
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"{name} must be a number or a tensor of numbers, got {value!r}"
             ) from None
-        if not tensor.is_floating_point():
-            tensor = tensor.to(torch.get_default_dtype())
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+            return
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{name} is a tensor that requires a gradient, of which a layer would keep a copy "
+                f"that learns apart. Give an nn.Parameter, which it shares, or learn_{name}=True; "
+                f"to compute it anew at every call, use ns.lif(current, {name}=...)"
+            )
+        tensor = tensor.clone() if tensor.is_floating_point() else tensor.to(wide)
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Neuron":
+        """Move and convert as torch does, but to no 16 bits: the state has 32, so has its decay."""
+
+        def converted(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            is_narrowed = found.is_floating_point() and found.itemsize < min(4, tensor.itemsize)
+            return tensor.to(found.device) if is_narrowed else found
+
+        return super()._apply(converted, recurse)
 
 
 class LIF(_Neuron):
     """Leaky integrate-and-fire layer; see `lif` for the arguments, shapes and equations.
 
     `beta` and `threshold` are in the state dict; `learn_beta` and `learn_threshold` make them
-    parameters (beta is clamped to [0, 1] where it is used, its gradient is 0 outside).
+    parameters. An `nn.Parameter` is kept, shared and learned, whatever these say. A learned beta
+    may leave [0, 1]; it is clamped where it is used, and comes back where its gradient leads there
+    (`beta_gradient`). `.half()` and `.bfloat16()` leave both in float32, like the membrane.
 
         lif = LIF(beta=0.95)
         spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
@@ -128,6 +163,7 @@ class LIF(_Neuron):
 
     threshold: Tensor
 
+    @explain_other_names
     def __init__(
         self,
         beta: float | Tensor,
@@ -141,10 +177,17 @@ class LIF(_Neuron):
         backend: str = "auto",
         neuron: rule.Neuron | None = None,
         grad_window: float | None = None,
+        beta_gradient: str = "inward",
     ) -> None:
         super().__init__()
         self._keep("beta", beta, learn_beta)
         self._keep("threshold", threshold, learn_threshold)
+        if not isinstance(beta, nn.Parameter):
+            check_beta(_values(self.beta))
+        if not isinstance(threshold, nn.Parameter):
+            check_threshold(_values(self.threshold), reset, neuron is not None)
+        check_beta_gradient(beta_gradient)
+        self.beta_gradient = beta_gradient
         self.surrogate = resolve(surrogate)
         self.reset, self.reset_delay, self.detach_reset = reset, reset_delay, detach_reset
         self.neuron, self.grad_window = neuron, grad_window
@@ -163,7 +206,9 @@ class LIF(_Neuron):
 
         Args:
             leaky: its decay, threshold, reset and surrogate are taken; parameters that it learns
-                are shared, not copied. `init_hidden` and `output` only say how it is called.
+                are shared, not copied, whatever values training gave them, and a decay at its
+                bounds has the gradient that it has there (`beta_gradient="clamp"`). `init_hidden`
+                and `output` only say how it is called.
             surrogate: in place of its own.
             backend: see `LIF`.
 
@@ -180,6 +225,7 @@ class LIF(_Neuron):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # A process that unpickles the layer has not seen a surrogate of the user's own.
+        self.surrogate = resolve(self.surrogate)
         self._follow()
 
     def _follow(self) -> None:
@@ -203,15 +249,16 @@ class LIF(_Neuron):
         return_trace: bool = False,
     ) -> tuple[Tensor, ...]:
         """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
-        out = _segments(
+        out = run_in_segments(
             self.segment,
             current,
             mem,
+            num_steps,
             self.beta,
             self.threshold,
+            self.beta_gradient,
             self.rule,
             self.numbers,
-            num_steps,
             True,
             return_trace,
             self.backend,
@@ -223,6 +270,7 @@ class LIF(_Neuron):
         own = f"neuron={self.neuron.charge.__name__}, " if self.neuron is not None else ""
         reset = f"reset={self.reset!r}, reset_delay={self.reset_delay}, "
         window = f"grad_window={self.grad_window}, " if self.grad_window is not None else ""
+        window += "beta_gradient='clamp', " if self.beta_gradient == "clamp" else ""
         return (
             f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
             f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}{window}"
@@ -239,11 +287,20 @@ class LI(_Neuron):
     Arguments, number formats and errors are those of `lif`; the trace is in the state's format.
     """
 
+    @explain_other_names
     def __init__(
-        self, beta: float | Tensor, learn_beta: bool = False, backend: str = "auto"
+        self,
+        beta: float | Tensor,
+        learn_beta: bool = False,
+        backend: str = "auto",
+        beta_gradient: str = "inward",
     ) -> None:
         super().__init__()
         self._keep("beta", beta, learn_beta)
+        if not isinstance(beta, nn.Parameter):
+            check_beta(_values(self.beta))
+        check_beta_gradient(beta_gradient)
+        self.beta_gradient = beta_gradient
         self.rule = rule.key_of("none", True, False, resolve("straight_through").function)
         dispatch.check_name(backend)
         self.backend = backend
@@ -252,15 +309,16 @@ class LI(_Neuron):
         self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return `(trace [T, B, *F], mem [B, *F])`."""
-        out = _segments(
+        out = run_in_segments(
             self.segment,
             current,
             mem,
+            num_steps,
             self.beta,
             1.0,
+            self.beta_gradient,
             self.rule,
             (),
-            num_steps,
             False,
             True,
             self.backend,
@@ -272,74 +330,8 @@ class LI(_Neuron):
         return f"beta={_show(self.beta)}, backend={self.backend!r}"
 
 
-def _segments(
-    segment: int | None,
-    current: Tensor,
-    mem: Tensor | None,
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    key: str,
-    parameters: tuple[float, ...],
-    num_steps: int | None,
-    *options: Any,
-) -> _Outputs:
-    """Run `segment` steps at a time, carrying the membrane on without its gradient.
-
-    That is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4),
-    1990). Time enters a network of such layers through their membranes alone, so cutting these is
-    cutting the whole network. None, or without gradients: all steps at once, the same values.
-    """
-    if segment is None or not torch.is_grad_enabled():
-        return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
-    steps = check_current(current, num_steps)
-    total = steps if steps >= 0 else current.shape[0]
-    if segment >= total:
-        return _run(current, mem, beta, threshold, key, parameters, num_steps, *options)
-    parts = []
-    for start in range(0, total, segment):
-        length = min(segment, total - start)
-        given = current if steps >= 0 else current[start : start + length]
-        constant = length if steps >= 0 else None
-        parts.append(_run(given, mem, beta, threshold, key, parameters, constant, *options))
-        mem = parts[-1].mem.detach()
-    spikes, mems, traces = zip(*parts, strict=True)
-    return _Outputs(torch.cat(spikes), mems[-1], torch.cat(traces))
-
-
-def _run(
-    current: Tensor,
-    mem: Tensor | None,
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    key: str,
-    parameters: tuple[float, ...],
-    num_steps: int | None,
-    want_spikes: bool,
-    want_trace: bool,
-    backend: str,
-) -> _Outputs:
-    """Check the arguments, choose the backend and call it."""
-    steps = check_current(current, num_steps)
-    shape = ops.step_shape(current, steps)
-    state = ops.state_dtype(current.dtype)
-    if mem is not None:
-        check_mem(mem, current, shape, state)
-    beta, threshold = parameters_of(beta, threshold, current, shape, state)
-    row = dispatch.choose(backend, current.device.type)
-    if row.fused:
-        flat = (flat_parameter(beta, shape), flat_parameter(threshold, shape))
-        return _Outputs(
-            *ops.fused_lif(
-                row.name, current, mem, *flat, key, parameters, steps, want_spikes, want_trace
-            )
-        )
-    whole = current.to(state)
-    if steps >= 0:
-        whole = whole.expand(steps, *shape)
-    start = whole.new_zeros(shape) if mem is None else mem
-    lif_of = dispatch.load(row.module).lif
-    spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
-    return _Outputs(spikes.to(current.dtype), mem, trace)
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.is_meta else tensor.detach().cpu()
 
 
 def _show(value: Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neurospike.devices import choose_device
 from neurospike.errors import CheckpointError, ConfigError
 from neurospike.models import MODELS, SpikingNetwork
 from neurospike.training.checkpoint import load_checkpoint
@@ -34,8 +35,11 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> SpikingN
         model = ns.load_model("checkpoints/best_model.pth")
         scores = model(images)                     # [B, *] in [0, 1] -> [B, output_size]
 
-    path: a file that `python -m neurospike.train` wrote; nothing in it is ever run. The model is
-    in evaluation mode on `device`. Raises CheckpointError, in one line.
+    path: a file that `python -m neurospike.train` wrote; nothing in it is ever run. device:
+    `"cpu"`, `"cuda"`, `"cuda:N"` or `"auto"`. The model is in evaluation mode. Raises in one line
+    CheckpointError for a file that is missing, damaged or not such a one, and ConfigError for a
+    device that this machine lacks. A network of one's own has to be registered before
+    (`neurospike.models.register`).
     """
     return load_trained(path, device).model
 
@@ -45,26 +49,56 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     # Here, because it takes a tenth of a second that `import neurospike` need not spend.
     from neurospike.config import check_config
 
+    device = choose_device(device)
     checkpoint = load_checkpoint(path, device)
     if not isinstance(checkpoint.get("config"), dict):
         raise CheckpointError(
             f"{path}: holds weights but no config, so the network they belong to is not known; "
             "use a file that python -m neurospike.train wrote"
         )
+    _check_kind(path, checkpoint["config"])
     try:
         config = check_config(checkpoint["config"], f"{path}: its config")
     except ConfigError as error:
         raise CheckpointError(f"{error}; was it written by another version?") from None
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = build_model(config)
     try:
+        outline = build_on_meta(config)
+        if outline is not None:
+            outline.load_state_dict(checkpoint["model"], assign=True)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+            model = build_model(config)
         model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         first = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path}: its weights are not those of its config: {first}") from None
     record = checkpoint.get("record")
     dataset = record.get("dataset") if isinstance(record, dict) else None
     return Trained(model.to(device).eval(), config, dataset or _dataset_of(config), checkpoint)
+
+
+def _check_kind(path: str | Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError for a network that nobody has registered in this process."""
+    section = config.get("model")
+    kind = section.get("kind") if isinstance(section, dict) else None
+    if isinstance(kind, str) and kind not in MODELS:
+        raise CheckpointError(
+            f"{path}: its network is of the kind {kind!r}, which is none of {', '.join(MODELS)}: "
+            "a network of one's own? Import the module that registers it (ns.models.register) "
+            "before loading"
+        )
+
+
+def build_on_meta(config: "Config") -> SpikingNetwork | None:
+    """The network that a configuration describes, without memory for its weights.
+
+    It tells what would fit, and how much it would take, before anything is allocated. None for a
+    network of one's own, whose constructor may look at numbers. Raises ValueError or RuntimeError
+    for a network that cannot be.
+    """
+    if not MODELS[config.model.kind].__module__.startswith("neurospike.models."):
+        return None
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def build_model(config: "Config") -> SpikingNetwork:

@@ -2,7 +2,9 @@
 
 A readout makes scores `[B, C]` of the output over time `[T, B, C]`: membranes of neurons that never
 fire, or spikes. A loss is the mean over a batch, of the output over time or of scores. All are
-computed for every step at once; none loops over T.
+computed for every step at once; none loops over T. Spikes and membranes of 16-bit formats are added
+up in float32, and scores are float32: above 256 steps those formats cannot tell counts or times
+apart. float64 stays float64.
 
 Sources: J. K. Eshraghian et al., Proc. IEEE 111(9), 2023, section IV (rate, count, membrane and
 latency objectives); H. Mostafa, IEEE TNNLS 29(7), 2018 (cross-entropy on spike times); F. Zenke and
@@ -15,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import refuse_ragged
+from .ops import state_dtype
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Readouts: output over time [T, B, C] -> scores [B, C]
@@ -22,17 +27,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def mean_membrane(trace: Tensor) -> Tensor:
     """The membrane `[T, B, C]` averaged over time."""
-    return trace.mean(0)
+    return trace.mean(0, dtype=_scores(trace))
 
 
 def max_membrane(trace: Tensor) -> Tensor:
     """The highest membrane that each neuron reached."""
-    return trace.amax(0)
+    return trace.amax(0).to(_scores(trace))
 
 
 def spike_count(spikes: Tensor) -> Tensor:
     """The number of spikes (0 or 1) `[T, B, C]` over time."""
-    return spikes.sum(0)
+    return spikes.sum(0, dtype=_scores(spikes))
 
 
 def first_spike(spikes: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def first_spike(spikes: Tensor) -> Tensor:
     The first step is the number of steps up to which no spike was, `sum_t prod_{k<=t} (1 - s_k)`,
     so a gradient reaches every spike that decides it.
     """
-    return -(1 - spikes).cumprod(0).sum(0)
+    return -(1 - spikes).cumprod(0).sum(0, dtype=_scores(spikes))
 
 
 READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -81,7 +86,7 @@ def mse_count(spikes: Tensor, labels: Tensor, right: float = 0.8, wrong: float =
 
     right, wrong: spikes a step wanted of the label's neuron, and of the others, 0 to 1.
     """
-    rates = spikes.mean(0)
+    rates = spikes.mean(0, dtype=_scores(spikes))
     wanted = torch.where(F.one_hot(labels, rates.shape[1]).bool(), right, wrong)
     return F.mse_loss(rates, wanted.to(rates.dtype))
 
@@ -113,7 +118,7 @@ def rate_penalty(activity: Mapping[str, Tensor], low: float = 0.01, high: float 
     """
     penalties = []
     for spikes in activity.values():
-        rates = spikes.mean((0, 1))
+        rates = spikes.mean((0, 1), dtype=_scores(spikes))
         penalties.append(((low - rates).relu() ** 2 + (rates - high).relu() ** 2).mean())
     if not penalties:
         raise ValueError("rate_penalty needs the spikes of at least one layer, got none")
@@ -122,6 +127,13 @@ def rate_penalty(activity: Mapping[str, Tensor], low: float = 0.01, high: float 
 
 def _every_step(output: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy averaged over the batch and summed over steps."""
+    output = output.to(_scores(output))
     steps = output.shape[0]
     # Classes not last: torch's softmax over a short last axis takes five times as long on a CPU.
     return steps * F.cross_entropy(output.transpose(1, 2), labels.expand(steps, -1))
+
+
+def _scores(output: Tensor) -> torch.dtype:
+    """Return the number format of scores."""
+    refuse_ragged("the output over time", output)
+    return state_dtype(output.dtype)

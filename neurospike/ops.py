@@ -26,17 +26,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import buffers, dispatch
+from . import batching, buffers, dispatch
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 
 _FORWARD = (
     "(Tensor current, Tensor? mem, Tensor beta, Tensor threshold, str rule, float[] parameters, "
-    "int num_steps, bool want_spikes, bool want_trace, bool want_saved) -> (Tensor, Tensor, Tensor"
+    "SymInt num_steps, bool want_spikes, bool want_trace, bool want_saved) "
+    "-> (Tensor, Tensor, Tensor"
 )
 _BACKWARD = (
     "(Tensor? grad_spikes, Tensor? grad_mem, Tensor? grad_trace, Tensor current, Tensor? mem, "
-    "Tensor beta, Tensor threshold, Tensor? saved, str rule, float[] parameters, int num_steps, "
+    "Tensor beta, Tensor threshold, Tensor? saved, str rule, float[] parameters, SymInt num_steps, "
     "bool want_mem, bool want_beta, bool want_threshold) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -118,6 +119,8 @@ def define(row: dispatch.Backend) -> None:
         implement(row, device)
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+    for operator, mapped in zip((name, f"{name}_backward"), batching.rules(name, every)):
+        torch.library.register_vmap(f"neurospike::{operator}", mapped, lib=_LIBRARY)
 
 
 def implement(row: dispatch.Backend, device_type: str) -> None:
@@ -150,7 +153,9 @@ for _row in dispatch.TABLE.values():
 
 
 class Once(torch.autograd.Function):
-    """Gradients as they are, which tell of a second derivative instead of giving a wrong one."""
+    """Identity on gradients; its backward raises: a fused kernel has no second derivative."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -220,6 +225,8 @@ class _Fused(torch.autograd.Function):
 
 class _Split(_Fused):
     """The same in two parts, which the transforms of `torch.func` ask for."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(name: str, *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]

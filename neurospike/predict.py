@@ -4,6 +4,8 @@ Pictures are taken one by one, so that a result never depends on the pictures be
 folder of any size needs the memory of one.
 """
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,19 +16,19 @@ import torch
 from torch import Tensor
 
 from neurospike.cli import Parser, guarded
-from neurospike.devices import check_backend, choose_device
+from neurospike.devices import choose_device
 from neurospike.dispatch import use_backend
-from neurospike.errors import ConfigError, NeuroSpikeError, PictureError
+from neurospike.errors import ConfigError, PictureError
 from neurospike.loading import Trained, load_trained
 from neurospike.pictures import Ink, read_picture, suffixes
 
 MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
-SOME_FAILED = 1  # the exit code when a picture could not be read and the others were predicted
+SOME_FAILED = 1  # the exit code when an entry could not be read and the others were predicted
 
 
 @dataclass(frozen=True)
 class LayerSpikes:
-    """What a layer fired: spikes in all, a neuron and step, and the first step with one."""
+    """What a layer fired: spikes in all, per neuron and step, and the first step with one."""
 
     count: int
     rate: float
@@ -37,9 +39,11 @@ class LayerSpikes:
 class Prediction:
     """What the network says of one picture.
 
-    confidence: softmax of the scores, a number a class, 1 in all; not calibrated. output_counts
-    and output_first_steps: spikes a class and the step of the first (None: silent), if the
-    output neurons fire, else empty. note: what was left out of the picture.
+    confidence: softmax of the scores, one number per class, 1 in all. It is not calibrated: 0.9
+    does not mean that nine of ten such answers are right, and a picture of no digit can get 1.0.
+    output_counts and output_first_steps: spikes per class and the step of the first (None:
+    silent), if the output neurons fire, else empty. note: what was left out of the picture, or
+    makes the answer doubtful.
     """
 
     path: str
@@ -57,24 +61,47 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
 
     def job() -> int:
         flags = _parser(prog).read(argv)
-        if flags.image_path is None:
+        paths = [*flags.pictures, *(flags.image_path or [])]
+        if not paths:
             raise ConfigError("--image_path is missing: name picture files, or folders of them")
-        with use_backend(check_backend(flags.backend)):
+        if flags.plot is not None:
+            from neurospike.prediction_plot import check_plot
+
+            check_plot(flags.plot)
+        with use_backend(flags.backend), _any_name():
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
-            return _predict_all(
-                trained, device, flags.image_path, flags.ink, flags.json, flags.plot
-            )
+            return _predict_all(trained, device, paths, flags.ink, flags.json, flags.plot)
 
     return guarded(job)
+
+
+@contextlib.contextmanager
+def _any_name() -> Iterator[None]:
+    r"""Print what the terminal or file has no sign for as an escape such as `\u6570`."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
-        usage=f"{prog} [--model_path FILE] --image_path PATH [PATH ...] [--KEY VALUE ...]",
-        description="Recognise the digit in each picture. Exit code 0: all were predicted; "
-        "1: some could not be read, the others were predicted; 2: nothing could be done.",
+        usage=f"{prog} [--model_path FILE] PICTURE [PICTURE ...] [--KEY VALUE ...]",
+        description="Recognise the digit in each picture, photographs and scans included. The "
+        "confidence is the softmax of the scores and not calibrated: it can be near 100%% for a "
+        "wrong answer, and for a picture of no digit. What makes an answer doubtful is noted "
+        "beside it. Exit code 0: all were predicted; 1: some could not be read, the others were "
+        "predicted; 2: nothing could be done.",
+    )
+    parser.add_argument(
+        "pictures", metavar="PICTURE", nargs="*", help="the same as --image_path PICTURE"
     )
     parser.add_argument(
         "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"
@@ -83,9 +110,9 @@ def _parser(prog: str) -> Parser:
         "--image_path",
         metavar="PATH",
         nargs="+",
-        help="picture files of any kind and size, or folders of them",
+        help="picture files of any kind and size, or folders of them (not of their sub-folders)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw pictures, confidences and spikes (.png, .pdf, .svg)"
     )
@@ -104,8 +131,9 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--device",
         metavar="NAME",
-        default="cpu",
-        help="where to compute: cpu (default), auto, cuda or cuda:N",
+        default="auto",
+        help="where to compute: auto (default: the GPU if the backend runs there), cpu, cuda or "
+        "cuda:N",
     )
     return parser
 
@@ -124,6 +152,8 @@ def _predict_all(
         from neurospike.prediction_plot import MOST_ROWS, draw_predictions
     for path in _files(paths):
         try:
+            if isinstance(path, PictureError):
+                raise path
             picture, note = read_picture(path, ink, trained.dataset)
         except PictureError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -184,25 +214,44 @@ def _first_step(fired: Tensor) -> int | None:
     return int(fired.int().argmax()) if bool(fired.any()) else None
 
 
-def _files(paths: Sequence[str]) -> Iterator[Path]:
-    """The files named, and those in a folder named that end as a picture's name does."""
+def _files(paths: Sequence[str]) -> Iterator[Path | PictureError]:
+    """The files named, those in a folder named that end as a picture's name does, and errors."""
     for name in paths:
         path = Path(name)
-        if not path.is_dir():
-            yield path
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else None
+        except OSError as error:  # no right to look into it, or a name that is too long
+            yield PictureError(f"{name}: cannot be read: {error.strerror}")
             continue
-        known = suffixes()
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        pictures = [p for p in files if p.suffix.lower() in known]
-        if not pictures:
-            raise NeuroSpikeError(f"{path}: a folder without pictures; give files, or another one")
-        if len(pictures) < len(files):
-            others = len(files) - len(pictures)
-            print(
-                f"{path}: {others} of {len(files)} files passed over, no pictures by name",
-                file=sys.stderr,
-            )
-        yield from pictures
+        if inside is None:
+            yield path
+        else:
+            yield from _pictures(path, [p for p in inside if not p.name.startswith(".")])
+
+
+def _pictures(folder: Path, inside: list[Path]) -> Iterator[Path | PictureError]:
+    """The pictures among what is in a folder; what is passed over is told on stderr."""
+    known = suffixes()
+    folders = [path for path in inside if path.is_dir()]
+    files = [path for path in inside if path.is_file()]
+    pictures = [path for path in files if path.suffix.lower() in known]
+    deeper = ""
+    if folders:
+        what = f"{len(folders)} sub-folders" if len(folders) > 1 else "a sub-folder"
+        deeper = f"{what} not looked into, such as {folders[0]}: name each that is wanted"
+    if not pictures:
+        said = f"({deeper})" if deeper else "; give files, or another one"
+        yield PictureError(f"{folder}: a folder without pictures{' ' if deeper else ''}{said}")
+        return
+    others = len(files) - len(pictures)
+    if others:
+        print(
+            f"{folder}: {others} of {len(files)} files passed over, no pictures by name",
+            file=sys.stderr,
+        )
+    if deeper:
+        print(f"{folder}: {deeper}", file=sys.stderr)
+    yield from pictures
 
 
 def _text(prediction: Prediction) -> str:
@@ -215,7 +264,7 @@ def _text(prediction: Prediction) -> str:
     for name, layer in prediction.spikes.items():
         first = "silent" if layer.first_step is None else f"first at step {layer.first_step}"
         lines.append(
-            f"  {name} {layer.count} spikes, {layer.rate:.4f} a neuron and time step, {first}"
+            f"  {name} {layer.count} spikes, {layer.rate:.4f} per neuron and time step, {first}"
         )
     if prediction.output_counts:
         counts = "  ".join(f"{k} {count}" for k, count in enumerate(prediction.output_counts))

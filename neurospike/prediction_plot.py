@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from neurospike.errors import MissingDependencyError, NeuroSpikeError
+from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 
 if TYPE_CHECKING:
     from neurospike.predict import Prediction
@@ -15,14 +15,23 @@ MOST_ROWS = 8
 CHOSEN, OTHER = "#D55E00", "#0072B2"  # two of Okabe and Ito's, told apart by everyone
 
 
-def draw_predictions(
-    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]", path: str | Path
-) -> None:
-    """Draw a row a picture: the 28 x 28 that the network saw, confidences, first layer's spikes.
+def check_plot(path: str | Path) -> None:
+    """Raise NeuroSpikeError if nothing could be drawn into this file, before there is anything."""
+    path = Path(path)
+    figure_type, canvas_type = _matplotlib()
+    formats = canvas_type(figure_type()).get_supported_filetypes()
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in formats:
+        raise ConfigError(
+            f"--plot {path}: got the ending {path.suffix!r}, allowed: {', '.join(sorted(formats))}"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise NeuroSpikeError(f"{path}: cannot draw into this file: {reason}")
 
-    rows: predictions with pictures `[28, 28]` and spikes `[T, N]` by layer. Raises
-    MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
-    """
+
+def _matplotlib() -> tuple[Any, Any]:
+    """A figure's and a canvas's type."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -30,8 +39,20 @@ def draw_predictions(
         raise MissingDependencyError(
             f"--plot needs matplotlib ({error}): pip install matplotlib"
         ) from error
-    figure = Figure(figsize=(10, 2.6 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    return Figure, FigureCanvasAgg
+
+
+def draw_predictions(
+    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]", path: str | Path
+) -> None:
+    """Draw a row per picture: the 28 x 28 that the network saw, confidences, first layer's spikes.
+
+    rows: predictions with pictures `[28, 28]` and spikes `[T, N]` by layer. Raises
+    MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
+    """
+    figure_type, canvas_type = _matplotlib()
+    figure = figure_type(figsize=(10, 2.6 * len(rows)), layout="constrained")
+    canvas_type(figure)
     grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=[1, 1.6, 2.4])
     for (prediction, picture, spikes), (seen, bars, raster) in zip(rows, grid, strict=True):
         seen.imshow(picture.cpu().numpy(), cmap="gray", vmin=0, vmax=1)

@@ -7,6 +7,7 @@ the reset, snnTorch 1.0.0 would add the threshold back on the next step (current
 input is taken apart by `unbind`: indexing `x[t]` would make torch's backward quadratic in T.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -85,9 +86,28 @@ def _snntorch_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> S
         spike_grad=fire,
         reset_mechanism=rule.reset,
     )
-    # snnTorch keeps every layer ever made in a class-wide list; this one lives for one call.
-    Leaky.instances.remove(leaky)
+    # snnTorch keeps every layer ever made in class-wide lists; this one lives for one call. A call
+    # of init() gives a class a list of its own, and another thread may empty them meanwhile.
+    for kind in Leaky.__mro__:
+        with contextlib.suppress(ValueError):
+            vars(kind).get("instances", []).remove(leaky)
+    del leaky.beta
+    leaky.beta = _Clamped(beta)
     return leaky
+
+
+class _Clamped:
+    """A decay between 0 and 1, for code that clamps it again.
+
+    Where it lies at a bound, torch's clamp would stop the gradient that the first one let through.
+    """
+
+    def __init__(self, beta: Tensor) -> None:
+        self.beta = beta
+
+    def clamp(self, low: float, high: float) -> Tensor:
+        """Return the decay as it is."""
+        return self.beta
 
 
 def _formula_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:

@@ -5,23 +5,22 @@ graphs that torch.compile or torch.export make of them, as a string. The paramet
 travel beside it as numbers: another slope is no other rule and compiles nothing anew.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from . import formulas
-from .binding import bind, digest
-from .surrogate import BUILT_IN
+from . import formulas, own_formulas
+from .binding import bind
+from .surrogate import BUILT_IN, is_built_in
 
 RESETS = ("subtract", "zero", "none")
 
-# Functions that users brought as surrogates, by their name in a key, with the numbers they read
-# from outside as these were: compiled backends fix them, so all do.
+# Recorded functions of users, by their names in a key: one for each text, whatever the numbers.
 _own_surrogates: dict[str, Callable[..., Any]] = {}
 _own_neurons: dict[str, "Neuron"] = {}  # likewise
+_rules: dict[str, "Rule"] = {}  # those met so far; torch.compile warns of functools.cache
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Neuron:
     """Another recurrence of one state, in place of the LIF's: three plain scalar functions.
 
     They are written as those of `neurospike.formulas`: arithmetic, comparison, and `exp`, `abs`,
-    `where` and `heaviside` of that module; floats, no integers. Every backend runs them.
+    `where` and `heaviside` of that module. Every backend runs them; what not every backend could
+    run is refused when a layer is made, with its line and what to write instead.
 
     Args:
         charge: `(mem, current, beta, threshold)` to `v`, the membrane that is compared with the
@@ -103,10 +103,9 @@ def key_of(
     if reset not in RESETS:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")
     name = surrogate.__name__
-    if name not in BUILT_IN or getattr(formulas, name) is not surrogate:
-        names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
-        name += "-" + digest(surrogate, dict.fromkeys(names))
-        _own_surrogates.setdefault(name, bind(surrogate, names))
+    if not is_built_in(surrogate):
+        name = own_formulas.key_of(surrogate)
+        _own_surrogates.setdefault(name, surrogate)
     # Without a reset there is nothing to delay; with a delayed one there is nothing to detach.
     timing = "delayed" if delayed or reset == "none" else "detached" if detached else "immediate"
     end = " windowed" * windowed
@@ -122,23 +121,42 @@ def key_of(
     return f"none immediate {name} {_keep(neuron)}{end}"
 
 
+# Of a neuron's functions: what they are called with, and what they return.
+_CHARGE = ("mem", "current", "beta", "threshold")
+_SETTLE = ("v", "spike", "threshold")
+_VJP = ("mem", "v", "beta", "threshold", "surrogate", "grad_spike", "grad_mem")
+_GRADIENTS = tuple(f"the gradient of {name}" for name in ("current", "mem", "beta", "threshold"))
+
+
 def _keep(neuron: Neuron) -> str:
     """Keep a neuron's functions as they are now; the name they are found by."""
-    names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES}
-    every = "".join(digest(one, dict.fromkeys(names)) for one in neuron.functions.values())
-    name = f"neuron-{every}"
-    bound = {what: bind(one, names) for what, one in neuron.functions.items()}
-    _own_neurons.setdefault(name, Neuron(**bound))
+    parts = (
+        ("charge", neuron.charge, _CHARGE, ("",)),
+        ("settle", neuron.settle, _SETTLE, ("",)),
+        ("step_vjp", neuron.step_vjp, _VJP, _GRADIENTS),
+    )
+    found = {}
+    for what, function, arguments, results in parts:
+        found[what], _ = own_formulas.record(
+            function, f"the neuron's {what}", arguments, results=results, fixed=True
+        )
+    name = "neuron-" + "".join(own_formulas.key_of(one)[-16:] for one in found.values())
+    _own_neurons.setdefault(name, Neuron(**found))
     return name
 
 
-@functools.cache
 def from_key(key: str) -> Rule:
     """Return the rule of a key that `key_of` made.
 
     Raises:
         LookupError: it names a surrogate or a neuron of the user's that this process has not seen.
     """
+    if key not in _rules:
+        _rules[key] = _parse(key)
+    return _rules[key]
+
+
+def _parse(key: str) -> Rule:
     reset, timing, name, *more = key.split(" ")
     own = [one for one in more if one != "windowed"]
     if own and own[0] not in _own_neurons:

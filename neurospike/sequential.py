@@ -5,11 +5,14 @@ matrix product or convolution instead of T small ones. Neurons run over `[T, B, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .arguments import check_steps, refuse_ragged
+from .held import run_once
 from .layers import LI, LIF
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
@@ -19,6 +22,8 @@ from .spiking import Spiking
 State = Any
 
 _OTHER_LIBRARIES = ("snntorch", "spikingjelly", "norse")
+# Told anew with the layer's name; subclasses, such as torch's for memory, pass as they are.
+_RETOLD = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 
 class Sequential(nn.Sequential):
@@ -36,6 +41,10 @@ class Sequential(nn.Sequential):
     it returned last (None at first) and returns `(output, state)`. Everything else is run over
     `[T*B, *F]`: batch normalisation takes its statistics over steps and samples, dropout draws
     anew at every step.
+
+    A module that stands in it twice is run at both places, as in `nn.Sequential`, with the same
+    weights; neurons that do so have a state at each. In a float16 or bfloat16 network the membranes
+    of an `LI` are float32 if it is the last layer, else in the format of its current.
     """
 
     carries_state = True
@@ -46,9 +55,27 @@ class Sequential(nn.Sequential):
         Raises:
             TypeError: the layer holds neurons that would lose track of time.
         """
-        if module is not None and not carries_state(module):
-            _check_without_memory(name, module)
+        _check_layer(name, module)
         super().add_module(name, module)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_layer(name, value)  # net[1] = layer comes here, too
+        super().__setattr__(name, value)
+
+    def insert(self, index: int, module: nn.Module) -> "Sequential":
+        """Insert a layer at a place; raises as `add_module` does."""
+        _check_layer(str(index), module)
+        super().insert(index, module)
+        return self
+
+    def __add__(self, other: nn.Sequential) -> "Sequential":
+        return Sequential(*super().__add__(other))
+
+    def __radd__(self, other: nn.Sequential) -> "Sequential":
+        return Sequential(*other, *self)
+
+    def __mul__(self, other: int) -> "Sequential":
+        return Sequential(*super().__mul__(other))
 
     def forward(
         self, x: Tensor, states: Sequence[State] | None = None, *, num_steps: int | None = None
@@ -57,65 +84,54 @@ class Sequential(nn.Sequential):
 
         Args:
             x: `[T, B, *F]`; with `num_steps` `[B, *F]`, the same at every step. The layers before
-                the first neurons run once on it then, and their output is held.
+                the first neurons run once on it then, and their output is held, up to the first
+                that draws at random, such as dropout in training: from there on every step is run.
+                Batch normalisation sees the B samples once, so its running variance is theirs.
             states: what an earlier call returned, one for each layer that carries a state, to
                 carry on from there. Default: all at rest.
             num_steps: number of steps `T >= 0` of a constant input.
 
         Raises:
-            TypeError: `x` is no tensor; a layer returns something else than a tensor.
+            TypeError: `x` is no dense tensor; a layer returns something else than it has to.
             ValueError: `x` has no time or batch axis; another number of states than of layers that
                 carry one; a layer that changes the length of the batch.
+            An error of a layer is raised anew, with its name and how `x` was read.
         """
+        refuse_ragged("x", x)
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor [T, B, *F], got {type(x).__name__}")
-        if x.dim() < (2 if num_steps is None else 1):
+        steps = None if num_steps is None else check_steps(num_steps)
+        if x.dim() < (2 if steps is None else 1):
             raise ValueError(
                 f"x must be [T, B, *F], got shape {tuple(x.shape)}, which has no time or no batch "
                 "axis; for a constant input [B, *F] pass num_steps="
             )
-        before = self._checked(states)
+        layers = [(name, layer) for name, layer in self._modules.items() if layer is not None]
+        before = _checked(states, layers)
+        call = _Caller(x.shape, steps)
         after: list[State] = []
         without: list[tuple[str, nn.Module]] = []  # layers since the last neurons
-        for name, layer in self.named_children():
+        for place, (name, layer) in enumerate(layers):
             if not carries_state(layer):
                 without.append((name, layer))
                 continue
-            together = num_steps is None and isinstance(layer, LIF) and _linear_last(without)
-            first = without[:-1] if together else without
-            x = _time_batched(first, x, constant=num_steps is not None)
-            state = before[len(after)]
-            if together:
-                x, state = spike_layer(without[-1][1], layer, x, state)
-            elif num_steps is None:
-                x, state = layer(x, state)
-            elif isinstance(layer, (LIF, LI, Spiking, Sequential)):
-                x, state = layer(x, state, num_steps=num_steps)
-            else:
-                x, state = layer(x.expand(num_steps, *x.shape), state)
-            num_steps = None
+            together = isinstance(layer, LIF) and _linear_last(without)
+            x, steps = _time_batched(call, without[:-1] if together else without, x, steps)
+            if together and steps is not None:
+                x, steps = _time_batched(call, without[-1:], x, steps)
+                together = False
+            linear = without[-1][1] if together else None
+            current = x
+            x, state = _with_memory(call, name, layer, linear, current, before[len(after)], steps)
+            if place < len(layers) - 1:
+                x = _narrowed(layer, x, current)
+            steps = None
             without = []
             after.append(state)
-        x = _time_batched(without, x, constant=num_steps is not None)
-        if num_steps is not None:
-            x = x.expand(num_steps, *x.shape)
+        x, steps = _time_batched(call, without, x, steps)
+        if steps is not None:
+            x = x.expand(steps, *x.shape)
         return x, tuple(after)
-
-    def _checked(self, states: Sequence[State] | None) -> Sequence[State]:
-        names = [name for name, layer in self.named_children() if carries_state(layer)]
-        if states is None:
-            return [None] * len(names)
-        if isinstance(states, Tensor) or not isinstance(states, Sequence):
-            raise TypeError(
-                "states must be the tuple that an earlier call returned, got "
-                f"{type(states).__name__}"
-            )
-        if len(states) != len(names):
-            raise ValueError(
-                f"states must hold one state for each of the {len(names)} layers that carry one "
-                f"({', '.join(names)}), got {len(states)}"
-            )
-        return states
 
 
 def carries_state(module: nn.Module) -> bool:
@@ -123,41 +139,175 @@ def carries_state(module: nn.Module) -> bool:
     return bool(getattr(module, "carries_state", False))
 
 
+def library_of(module: nn.Module) -> str | None:
+    """Return the other library of spiking neurons that a module's class comes from, if one."""
+    for kind in type(module).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in _OTHER_LIBRARIES:
+            return library
+    return None
+
+
+class _Caller:
+    """Calls layers; what they raise names the layer and how the network's input was read."""
+
+    def __init__(self, shape: torch.Size, steps: int | None) -> None:
+        self.shape, self.steps = shape, steps
+
+    def __call__(
+        self, name: str, layer: nn.Module, function: Callable[..., Any], *given: Any, **options: Any
+    ) -> Any:
+        """Return `function(*given, **options)`, which is the call of `layer`."""
+        if torch.compiler.is_compiling():
+            return function(*given, **options)
+        try:
+            return function(*given, **options)
+        except _RETOLD as error:
+            if type(error) not in _RETOLD:
+                raise
+            text = f"layer {name} ({type(layer).__name__}): {error}"
+            if not isinstance(layer, Sequential):  # which has said so itself
+                text += self.hint(given)
+            raise type(error)(text) from error
+
+    def hint(self, given: tuple[Any, ...]) -> str:
+        """Return how the input was read, and what to write if that was not meant."""
+        shape = list(self.shape)
+        for tensor in given:
+            if isinstance(tensor, Tensor) and not tensor.dtype.is_floating_point:
+                return (
+                    f"; it was given {tensor.dtype}: convert spikes with .float(), or use "
+                    "ns.SpikeLinear, which takes bool and uint8 as they are"
+                )
+        if self.steps is None:
+            rest = f", *F={shape[2:]}" if shape[2:] else ""
+            return (
+                f"; x {shape} was read as [T={shape[0]}, B={shape[1]}{rest}]: for a constant input "
+                "[B, *F] pass num_steps=, for a batch [B, T, *F] x.transpose(0, 1)"
+            )
+        return (
+            f"; x {shape} was read as [B={shape[0]}, *F={shape[1:]}], the same at each of "
+            f"num_steps={self.steps} steps: leave num_steps out for a sequence [T, B, *F]"
+        )
+
+
+def _checked(
+    states: Sequence[State] | None, layers: list[tuple[str, nn.Module]]
+) -> Sequence[State]:
+    names = [f"{name} ({type(layer).__name__})" for name, layer in layers if carries_state(layer)]
+    if states is None:
+        return [None] * len(names)
+    if isinstance(states, Tensor) or not isinstance(states, Sequence):
+        raise TypeError(
+            f"states must be the tuple that an earlier call returned, got {type(states).__name__}"
+        )
+    if len(states) != len(names):
+        if not names:
+            wanted = "be empty or left out, as no layer carries one"
+        elif len(names) == 1:
+            wanted = f"hold one state, that of layer {names[0]}"
+        else:
+            wanted = f"hold {len(names)} states, those of the layers {', '.join(names)}"
+        raise ValueError(f"states must {wanted}; got {len(states)}")
+    return states
+
+
 def _linear_last(layers: list[tuple[str, nn.Module]]) -> bool:
     return len(layers) > 0 and isinstance(layers[-1][1], SpikeLinear)
 
 
-def _time_batched(layers: list[tuple[str, nn.Module]], x: Tensor, constant: bool) -> Tensor:
-    """Run layers without memory over `[T*B, *F]`; over `[B, *F]` if the input is constant."""
-    if not layers:
-        return x
-    lead = x.shape[: 1 if constant else 2]
-    size = math.prod(lead)
-    y = x if constant else x.flatten(0, 1)
-    for name, layer in layers:
-        y = layer(y)
-        if not isinstance(y, Tensor):
-            raise TypeError(
-                f"layer {name} ({type(layer).__name__}) returned a {type(y).__name__}, wanted one "
-                "tensor; a layer with a state of its own needs the attribute carries_state = True"
-            )
-        if y.dim() == 0 or y.shape[0] != size:
-            raise ValueError(
-                f"layer {name} ({type(layer).__name__}) made {tuple(y.shape)} of a batch of {size} "
-                "(steps times samples); a layer without a state must keep the first axis"
-            )
-    return y if constant else y.unflatten(0, lead)
+def _with_memory(
+    call: _Caller,
+    name: str,
+    layer: nn.Module,
+    linear: nn.Module | None,
+    x: Tensor,
+    state: State,
+    steps: int | None,
+) -> tuple[Any, State]:
+    """Run neurons, with the linear layer before them if one is given; return output and state."""
+    if linear is not None:
+        found = call(name, layer, spike_layer, linear, layer, x, state)
+    elif steps is None:
+        found = call(name, layer, layer, x, state)
+    elif isinstance(layer, (LIF, LI, Spiking, Sequential)):
+        found = call(name, layer, layer, x, state, num_steps=steps)
+    else:
+        found = call(name, layer, layer, x.expand(steps, *x.shape), state)
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(
+            f"layer {name} ({type(layer).__name__}) returned a {type(found).__name__}, wanted "
+            "(output, state): it has the attribute carries_state = True"
+        )
+    return found[0], found[1]
 
 
-def _check_without_memory(name: str, module: nn.Module) -> None:
+def _narrowed(layer: nn.Module, x: Any, current: Tensor) -> Any:
+    """Return float32 membranes in the format of their 16-bit current, as the next layer's."""
+    if (
+        isinstance(layer, (LI, Sequential))
+        and isinstance(x, Tensor)
+        and x.dtype == torch.float32
+        and current.dtype in (torch.float16, torch.bfloat16)
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
+        return x.to(current.dtype)
+    return x
+
+
+def _time_batched(
+    call: _Caller, layers: list[tuple[str, nn.Module]], x: Tensor, steps: int | None
+) -> tuple[Tensor, int | None]:
+    """Run layers without memory over `[T*B, *F]`; once over a constant `[B, *F]`.
+
+    Returns the output and `steps`, which is None for a sequence: what was given as one, or what a
+    layer that draws at random made of a constant input.
+    """
+    done = 0
+    while steps is not None and done < len(layers):
+        name, layer = layers[done]
+        y = call(name, layer, run_once, layer, x)
+        if y is None:
+            x, steps = x.expand(steps, *x.shape), None
+        else:
+            x = _same_batch(name, layer, y, x.shape[0])
+            done += 1
+    if done == len(layers):
+        return x, steps
+    lead = x.shape[:2]
+    x = x.flatten(0, 1)
+    for name, layer in layers[done:]:
+        x = _same_batch(name, layer, call(name, layer, layer, x), math.prod(lead))
+    return x.unflatten(0, lead), None
+
+
+def _same_batch(name: str, layer: nn.Module, y: Any, size: int) -> Tensor:
+    """Return what a layer without memory made of a batch of `size`, once it is such a batch."""
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"layer {name} ({type(layer).__name__}) returned a {type(y).__name__}, wanted one "
+            "tensor; a layer with a state of its own needs the attribute carries_state = True"
+        )
+    if y.dim() == 0 or y.shape[0] != size:
+        raise ValueError(
+            f"layer {name} ({type(layer).__name__}) made {tuple(y.shape)} of a batch of {size} "
+            "(steps times samples); a layer without a state must keep the first axis"
+        )
+    return y
+
+
+def _check_layer(name: str, module: Any) -> None:
+    """Raise TypeError for a layer that holds neurons whose state it does not hand on."""
+    if not isinstance(module, nn.Module) or carries_state(module):
+        return
     for inner in module.modules():
         if carries_state(inner):
             raise TypeError(
                 f"layer {name} ({type(module).__name__}) holds a {type(inner).__name__}, whose "
                 "state it does not hand on; use ns.Sequential in its place"
             )
-        library = type(inner).__module__.partition(".")[0]
-        if library in _OTHER_LIBRARIES:
+        library = library_of(inner)
+        if library is not None:
             raise TypeError(
                 f"layer {name} ({type(module).__name__}) holds a {type(inner).__name__} of "
                 f"{library}, which steps through time on its own; use ns.LIF, or ns.convert for "

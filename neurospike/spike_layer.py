@@ -55,7 +55,14 @@ def spike_layer(
         known = find(row, flat)
         if break_even.layer_pays(row, known[1], weight, trained):
             shape = torch.Size((batch, weight.shape[0]))
-            pair = parameters_of(neurons.beta, neurons.threshold, weight, shape, weight.dtype)
+            pair = parameters_of(
+                neurons.beta,
+                neurons.threshold,
+                neurons.beta_gradient,
+                weight,
+                shape,
+                weight.dtype,
+            )
             given = (weight, bias, mem, *(flat_parameter(value, shape) for value in pair))
             return _Layer.apply(row, *known, *given, neurons.rule, neurons.numbers, steps)
         return neurons(linear.product(spikes, known), mem)
@@ -74,7 +81,7 @@ def _row(
     fits = (
         spikes.dim() == 3
         and spikes.shape[2] == width
-        and spikes.numel() * outputs >= max(1, break_even.LEAST_PRODUCTS)
+        and spikes.numel() * outputs >= max(1, break_even.policy().least_products)
         and spikes.dtype in (torch.bool, torch.uint8, weight.dtype)
         and spikes.layout == torch.strided
         and weight.dtype in (torch.float32, torch.float64)

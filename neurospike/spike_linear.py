@@ -3,8 +3,8 @@
 Spikes are mostly 0, and a dense product multiplies with every one of them. Where a backend has an
 event-driven product (`Backend.linear` in the table), the rows of the weight that belong to active
 inputs are added up instead: forward, and again for the weight's gradient, by what was found out
-about the spikes once. Which of the two is faster depends on the share of active inputs, the shape
-and the machine; `neurospike.break_even` decides for every batch. Results are those of
+about the spikes once. Which of the two is faster depends on the share of active inputs and the
+shape; `neurospike.break_even` decides for every batch. Results are those of
 `torch.nn.functional.linear` up to the order of summation.
 
 The event-driven product is a pair of torch operators, `neurospike::<name>_linear` and
@@ -74,11 +74,11 @@ def chosen(
     # A program that torch.export writes is to run where we are not, on batches of any size.
     small = (
         torch.compiler.is_exporting()
-        or spikes.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+        or spikes.numel() * weight.shape[0] < break_even.policy().least_products
     )
     if small and backend == "auto":
         return _dense(spikes, weight, bias), False
-    row = dispatch.choose(backend, spikes.device.type)
+    row = dispatch.choose(backend, spikes.device)
     if small or spikes.numel() == 0 or not _may_use_events(row, weight):
         return _dense(spikes, weight, bias), False
     trained = torch.is_grad_enabled() and weight.requires_grad
@@ -105,7 +105,9 @@ class SpikeLinear(nn.Linear):
         current = linear(ns.encoding.rate(images, 25, dtype=torch.uint8))  # [T, B, 784] -> 1000
 
     See `spike_linear` for shapes, number formats and errors. The state dict is `nn.Linear`'s.
-    After a batch that did not look promising the next few are not looked at.
+    In training mode the few batches after one that did not look promising are not looked at. Their
+    number, `unpromising`, is all that a layer keeps from batch to batch besides its parameters: a
+    program that is to go on with the same bits saves it too, as `SNNTrainer` does.
     """
 
     unpromising = 0  # batches that are not looked at
@@ -132,7 +134,7 @@ class SpikeLinear(nn.Linear):
             self.backend == "auto"
             and _fits(input, weight, bias)
             and not input.requires_grad
-            and input.numel() * weight.shape[0] < break_even.LEAST_PRODUCTS
+            and input.numel() * weight.shape[0] < break_even.policy().least_products
         ):
             return functional.linear(input, weight, bias)
         return self.product(input)
@@ -145,14 +147,18 @@ class SpikeLinear(nn.Linear):
             self.unpromising -= 1
             return _dense(spikes, weight, bias)
         out, in_vain = chosen(spikes, weight, bias, self.backend, known)
-        if in_vain:
-            self.unpromising = break_even.REST
+        if in_vain and self.training:
+            self.unpromising = break_even.policy().rest
         return out
 
     def is_resting(self) -> bool:
-        """Whether the next batch is not looked at: its product will be dense."""
+        """Whether the next batch is not looked at: its product will be dense.
+
+        Only in training mode, so that no evaluation in between changes what training computes.
+        """
         return (
             self.unpromising > 0
+            and self.training
             and not torch.compiler.is_compiling()
             and not torch.are_deterministic_algorithms_enabled()
         )

@@ -6,14 +6,15 @@ every backend runs it fused over time: one path for the neurons of the library a
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import dispatch, formulas, ops, scan
-from .arguments import check_current, flat_parameter, window_of
+from . import dispatch, ops, scan
+from .arguments import check_current, check_mem, flat_parameter, parameter_of, window_of
+from .bounds import clamped
+from .layers import _Neuron
 from .neurons import stepped, zoo
 from .neurons.program import Program
 from .neurons.record import arguments_of, record
@@ -23,7 +24,7 @@ Bounds = Mapping[str, tuple[float, float]]
 UNIT = (0.0, 1.0)
 
 
-class Spiking(nn.Module):
+class Spiking(_Neuron):
     """Neurons of your own over whole sequences `[T, B, *F]`, from one scalar function.
 
         def cuba_lif(current, syn, mem, alpha, beta, threshold):
@@ -57,9 +58,6 @@ class Spiking(nn.Module):
         ValueError: a parameter that is not finite or out of its bounds.
     """
 
-    carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
-    segment: int | None = None  # steps after which the gradient is cut off
-
     def __init__(
         self,
         neuron: Callable[..., Any],
@@ -86,7 +84,7 @@ class Spiking(nn.Module):
         self.rest = self._checked_rest(rest or {})
         dispatch.check_name(backend)
         self.backend = backend
-        self._keep(parameters, {learn} if isinstance(learn, str) else set(learn))
+        self._keep_all(parameters, {learn} if isinstance(learn, str) else set(learn))
 
     def forward(
         self,
@@ -153,7 +151,7 @@ class Spiking(nn.Module):
         limits = self.bounds.get(name)
         if limits is None or not isinstance(value, nn.Parameter):
             return value
-        return value.clamp(*limits)
+        return clamped(value, "inward") if limits == UNIT else value.clamp(*limits)
 
     def _checked_rest(self, rest: Mapping[str, float]) -> dict[str, float]:
         unknown = sorted(set(rest) - set(self.states))
@@ -164,7 +162,7 @@ class Spiking(nn.Module):
             )
         return {name: float(value) for name, value in rest.items() if value}
 
-    def _keep(self, values: dict[str, Any], learn: set[str]) -> None:
+    def _keep_all(self, values: dict[str, Any], learn: set[str]) -> None:
         wanted = self._names()
         for what, found in (("parameters", set(values)), ("learn", learn)):
             unknown = sorted(found - set(wanted))
@@ -180,30 +178,19 @@ class Spiking(nn.Module):
                 + ", ".join(f"{name}=..." for name in missing)
             )
         for name in wanted:
-            value = self._checked(name, values[name])
-            if isinstance(values[name], nn.Parameter):
-                self.register_parameter(name, values[name])
-            elif name in learn:
-                self.register_parameter(name, nn.Parameter(value))
-            else:
-                self.register_buffer(name, value)
+            if hasattr(self, name):
+                raise TypeError(
+                    f"the neuron {self.name!r} has a parameter {name!r}, which is an attribute of "
+                    "every layer; give it another name"
+                )
+            self._keep(name, values[name], name in learn)
+            if not isinstance(values[name], nn.Parameter):
+                self._check_value(name, getattr(self, name).detach())
 
-    def _checked(self, name: str, value: Any) -> Tensor:
-        """Return a parameter as a tensor, once its values are possible."""
-        if hasattr(nn.Module, name) or name in self.__dict__:
-            raise TypeError(
-                f"the neuron {self.name!r} has a parameter {name!r}, which is an attribute of every "
-                "layer; give it another name"
-            )
-        if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
-            raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
-        tensor = torch.as_tensor(value).detach().clone()
-        if not tensor.is_floating_point():
-            tensor = tensor.to(torch.get_default_dtype())
+    def _check_value(self, name: str, value: Tensor) -> None:
         low, high = self.bounds.get(name, (-math.inf, math.inf))
-        if bool(((tensor < low) | (tensor > high) | tensor.isnan()).any()):
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {_range(tensor)}")
-        return tensor
+        if bool(((value < low) | (value > high) | value.isnan()).any()):
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {_range(value)}")
 
     def _run(
         self, current: Tensor, given: Sequence[Tensor] | None, steps: int, trace: bool
@@ -212,10 +199,10 @@ class Spiking(nn.Module):
         format_ = ops.state_dtype(current.dtype)
         states = self._start(given, current, shape, format_)
         parameters = tuple(
-            _fitting(name, value, current, shape, format_)
+            parameter_of(name, value, current, shape, format_)
             for name, value in zip(self.parameter_names, self.parameter_values())
         )
-        row = dispatch.choose(self.backend, current.device.type)
+        row = dispatch.choose(self.backend, current.device)
         if row.fused:
             flat = tuple(flat_parameter(value, shape) for value in parameters)
             wants = scan.SPIKES | (scan.TRACES if trace else 0)
@@ -262,47 +249,8 @@ class Spiking(nn.Module):
                 f"the state of {self.name} is a tuple ({', '.join(self.states)}) of {many}, got {got}"
             )
         for name, one in zip(self.states, given):
-            _check_state(name, one, current, shape, format_)
+            check_mem(one, current, shape, format_, name)
         return tuple(given)
-
-
-def _check_state(
-    name: str, value: Tensor, current: Tensor, shape: torch.Size, format_: torch.dtype
-) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor [B, *F], got {type(value).__name__}")
-    if value.shape != shape:
-        raise ValueError(
-            f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got "
-            f"{tuple(value.shape)}"
-        )
-    if value.dtype != format_:
-        raise TypeError(
-            f"{name} must be {format_} for a current of {current.dtype}, got {value.dtype}; "
-            f"convert it with .to({format_})"
-        )
-    if value.device != current.device:
-        raise ValueError(f"{name} is on {value.device}, current on {current.device}; move one of them")
-
-
-def _fitting(
-    name: str, value: Tensor, current: Tensor, shape: torch.Size, format_: torch.dtype
-) -> Tensor:
-    """Return a parameter in the state's format, a scalar as `[1]`, once it fits the features."""
-    if value.device != current.device:
-        raise ValueError(
-            f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
-        )
-    features = shape[1:]
-    if value.numel() == 1:
-        return value.reshape(1).to(format_)
-    padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
-    if len(padded) != len(features) or any(p not in (1, f) for p, f in zip(padded, features)):
-        raise ValueError(
-            f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
-            f"{tuple(features)} of the current"
-        )
-    return value.to(format_)
 
 
 def _show(value: Tensor) -> str:

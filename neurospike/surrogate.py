@@ -12,18 +12,19 @@ function of your own in the same style (arithmetic, comparison, and the names `e
 
     ns.LIF(beta=0.9, surrogate=cusp)
 
-Write floats (`1.0`), not integers (`1`): compilers widen the latter to double precision.
+Numbers that it reads from outside are those of the moment when the layer is made. A function that
+not every backend can run is refused then, with the line and what to write instead.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 
-from . import formulas
-from .binding import digest
+from . import formulas, own_formulas
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,41 @@ class Surrogate:
     """A derivative `function(u, *parameters)` with its parameters' values.
 
     Calling it with a tensor `u` of any shape returns the derivative, same shape and dtype.
+
+    Raises:
+        TypeError: a parameter that is no number, such as a tensor; surrogates learn nothing.
     """
 
     function: Callable[..., Any]
     parameters: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        for value in self.parameters:
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(
+                    f"a surrogate's parameters must be plain numbers, which are not learned, got "
+                    f"{value!r}"
+                )
+
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         """Return h(u), elementwise."""
         return self.function(u, *self.parameters)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        source = getattr(self.function, "formula", None)
+        if source is None:
+            return Surrogate, (self.function, self.parameters)
+        return _recorded, (self.name, source, self.parameters)
 
     @property
     def name(self) -> str:
         """The function's name."""
         return self.function.__name__
+
+
+def _recorded(name: str, source: str, parameters: tuple[float, ...]) -> Surrogate:
+    """Return the surrogate that was pickled: a recorded function is its text."""
+    return Surrogate(own_formulas.load(name, source), parameters)
 
 
 def atan(alpha: float = 2.0) -> Surrogate:
@@ -96,50 +119,48 @@ BUILT_IN: dict[str, Callable[..., Surrogate]] = {
 def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
     """Return the `Surrogate` that a name, a `Surrogate` or a scalar function stands for.
 
+    A surrogate of snnTorch is translated. A function of the user is recorded
+    (`neurospike.own_formulas`): the result computes the same, and the numbers that the function
+    reads from outside are its parameters.
+
     Raises:
         ValueError: an unknown name.
         TypeError: neither of the three, or a function that not every backend can run.
     """
-    if isinstance(surrogate, Surrogate):
-        return surrogate
     if isinstance(surrogate, str):
         if surrogate not in BUILT_IN:
             known = ", ".join(BUILT_IN)
             raise ValueError(f"unknown surrogate {surrogate!r}; choose one of {known}")
         return BUILT_IN[surrogate]()
-    if not callable(surrogate):
-        raise TypeError(
-            f"surrogate must be a name, a Surrogate or a function of u, got {surrogate!r}"
-        )
-    if surrogate in BUILT_IN.values():
-        raise TypeError(
-            f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
-            f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
-        )
-    digest(surrogate, dict.fromkeys(formulas.FREE_NAMES))
-    _check_own(surrogate)
-    return Surrogate(surrogate)
-
-
-def _check_own(function: Callable[..., Any]) -> None:
-    """Raise `TypeError` for what a compiler would only tell of in pages, at the first backward."""
-    code = function.__code__
-    required = code.co_argcount - len(function.__defaults__ or ())
-    if code.co_argcount < 1 or required > 1 or code.co_kwonlyargcount:
-        raise TypeError(
-            f"the surrogate {function.__name__!r} takes {code.co_varnames[: code.co_argcount]}; it "
-            "must be callable with one argument, u; give its other arguments defaults"
-        )
-    for name in code.co_names:
-        if name not in formulas.FREE_NAMES and name not in function.__globals__:
+    if not isinstance(surrogate, Surrogate):
+        if not callable(surrogate):
             raise TypeError(
-                f"the surrogate {function.__name__!r} uses {name!r}, which is no number or "
-                "function known where it is written; it may use arithmetic, comparison, and exp, "
-                "abs and where of neurospike.formulas"
+                f"surrogate must be a name, a Surrogate or a function of u, got {surrogate!r}"
             )
+        if surrogate in BUILT_IN.values():
+            raise TypeError(
+                f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
+                f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
+            )
+        # Here, because that module is made of this one.
+        from .snntorch_surrogates import surrogate_of
+
+        surrogate = surrogate_of(surrogate) or Surrogate(surrogate)
+    if is_built_in(surrogate.function):
+        return surrogate
+    return Surrogate(
+        *own_formulas.record(surrogate.function, "the surrogate", ["u"], surrogate.parameters)
+    )
+
+
+def is_built_in(function: Callable[..., Any]) -> bool:
+    """Return whether a derivative is one of those of `neurospike.formulas`."""
+    name = getattr(function, "__name__", "")
+    return name in BUILT_IN and getattr(formulas, name) is function
 
 
 def _positive(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)

@@ -5,21 +5,22 @@ This is also the one place that chooses a backend; model and trainer know none.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from neurospike import buffers, losses
+from neurospike import buffers
+from neurospike.checks import check_data, check_run
 from neurospike.cli import guarded, parse, stopping_whole
 from neurospike.config import Config, load_config
-from neurospike.data import Batches, DigitData, Preprocessing, Split, load
-from neurospike.devices import check_backend, choose_device
+from neurospike.data import Batches, DigitData, Split, load
+from neurospike.devices import choose_device
 from neurospike.dispatch import choose, use_backend
-from neurospike.errors import CheckpointError, ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.loading import build_model
+from neurospike.models import SpikingNetwork
 from neurospike.training import (
     Metrics,
     Run,
@@ -30,9 +31,10 @@ from neurospike.training import (
 )
 from neurospike.training.board import Board
 from neurospike.training.progress import summary
-from neurospike.training.resume import newest_state, resumable
+from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
 from neurospike.training.scale import launch, leave, make_fabric
-from neurospike.training.schedule import Schedule
+from neurospike.training.setup import check_batch, make_trainer
+from neurospike.training.trainer import Stopped
 
 ABOUT = (
     "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
@@ -46,13 +48,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
 
     def job() -> int:
         path, overrides = parse(argv, prog, ABOUT)
-        resumed = overrides.pop("resume", None)
+        resumed, start = overrides.pop("resume", None), overrides.pop("init_from", None)
         if resumed is not None:
-            path = resumable(resumed, path, overrides)
+            path = resumable(resumed, path, overrides, start)
         config = load_config(path, overrides)
         buffers.keep_freed_memory()
         try:
-            tested = train(config, resumed)
+            tested = train(config, resumed, init_from=start)
         except (MemoryError, RuntimeError, TypeError) as error:
             if not _too_large(error):
                 raise
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
 
 
 def _too_large(error: Exception) -> bool:
-    """Whether it tells of memory that there is not, or of more than 64 bits can count."""
+    """True for out-of-memory and size-overflow errors."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # On a CPU torch has no exception of its own for it.
@@ -76,13 +78,16 @@ def _too_large(error: Exception) -> bool:
     return any(text in str(error) for text in told)
 
 
-def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
+def train(
+    config: Config, resumed: str | Path | None = None, *, init_from: str | Path | None = None
+) -> Metrics | None:
     """Do one training run as configured; the metrics of its best model on the test pictures.
 
-    resumed: the folder of a run to go on with, which must have been made with this config.
-    Writes a run folder (see `Run`), and a copy of the best model as `checkpoints/best_model.pth`
-    of the working folder. Of several processes the first does so, and None comes back from the
-    others. Raises NeuroSpikeError and OSError for what the user can put right.
+    resumed: the folder of a run to go on with, which must have been made with this config, but for
+    its epochs. init_from: a checkpoint whose weights a new run starts from.
+    Writes a run folder (see `Run`), and if that lies in the working folder, a copy of the best
+    model as `checkpoints/best_model.pth` there. Of several processes the first does so, and None
+    comes back from the others. Raises NeuroSpikeError and OSError for what the user can put right.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -90,13 +95,21 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
         # cuBLAS asks for it, and reads it when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    with use_backend(check_backend(config.backend)):
+    with use_backend(config.backend):
         device = choose_device(config.device, config.backend)
-        backend = choose("auto", device.type).name  # also: can it run on this device?
+        backend = choose("auto", device).name  # also: can it run on this device?
+        check_run(config, device, resumed=resumed is not None)
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)
+        state = None if resumed is None else newest_state(Path(resumed))
+        check_epochs(config, state)
+        torch.manual_seed(config.seed)
+        model = build_model(config)
+        check_batch(config, model, fabric.world_size)
+        if init_from is not None:
+            start_from(init_from, model, config)
         data = load(config.dataset, config.data_path)
-        _check_sizes(config, data)
+        check_data(config, data)
         run = None
         if fabric.is_global_zero:
             print(data.note, flush=True)
@@ -107,25 +120,41 @@ def train(config: Config, resumed: str | Path | None = None) -> Metrics | None:
                 "device": str(device),
                 "processes": fabric.world_size,
                 "seed": config.seed,
+                "init_from": None if init_from is None else str(init_from),
             }
-            settings = {"config": config.model_dump(mode="json"), "record": record}
-            run = Run(
-                config.run_dir if resumed is None else resumed,
-                published=PUBLISHED,
-                resumed=resumed is not None,
-                **settings,
-            )
+            run = _run_of(config, record, resumed)
             print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
-        tested = _train_and_test(config, data, fabric, run, resumed)
+            if run.published is None:
+                print(f"that is not in the working folder: {PUBLISHED} stays as it is", flush=True)
+        tested = _train_and_test(config, data, model, fabric, run, state)
         leave(fabric)
         return tested
 
 
+def _run_of(config: Config, record: dict[str, Any], resumed: str | Path | None) -> Run:
+    folder = config.run_dir if resumed is None else resumed
+    within = folder is None
+    if folder is not None:
+        # Links are not followed: one in the working folder to a larger disk is within it.
+        within = Path.cwd() in Path(os.path.abspath(folder)).parents  # noqa: PTH100
+    return Run(
+        folder,
+        config=config.model_dump(mode="json"),
+        record=record,
+        published=PUBLISHED if within else None,
+        resumed=resumed is not None,
+    )
+
+
 def _train_and_test(
-    config: Config, data: DigitData, fabric: Any, run: Run | None, resumed: str | Path | None
+    config: Config,
+    data: DigitData,
+    model: SpikingNetwork,
+    fabric: Any,
+    run: Run | None,
+    state: dict[str, Any] | None,
 ) -> Metrics | None:
     training = config.training
-    torch.manual_seed(config.seed)
     rest, held_out = data.train, None
     if training.validation > 0:
         rest, held_out = data.train.split(training.validation, config.seed)
@@ -143,17 +172,15 @@ def _train_and_test(
 
     train_batches = batches(rest, torch.Generator().manual_seed(config.seed))
     epochs = training.epochs_of(len(train_batches))
-    model = build_model(config)
     model.truncate(training.segment)
-    trainer = _trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
+    trainer = make_trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
     # What is drawn from here on, spikes of a random encoding, is each process's own.
     torch.manual_seed(config.seed + fabric.global_rank)
-    if resumed is not None:
-        state = newest_state(Path(resumed))
-        if state is not None:
-            _go_on(trainer, state, train_batches, resumed)
-        if run is not None:
-            run.go_on(trainer.history, trainer.step)
+    if state is not None:
+        _go_on(trainer, state, train_batches)
+    if run is not None and run.resumed:
+        tell(trainer, state, config, epochs, run.folder)
+        run.go_on(trainer.history, trainer.step)
     board = None
     if config.tensorboard and run is not None:
         picture = data.test.images[:1, None].to(fabric.device).float() / 255
@@ -169,21 +196,26 @@ def _train_and_test(
                 patience=training.patience,
                 on_record=None if board is None else board.add,
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("" if run is None else _kept(run)) from None
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, Stopped):
+                leave(fabric)
+            kept = "" if run is None else _kept(run)
+            raise KeyboardInterrupt(*filter(None, [kept])) from None
         finally:
             if board is not None:
                 board.close()
     fabric.barrier()
-    best = run.best if run is not None else None
-    best = fabric.broadcast(best)
-    model.load_state_dict(load_checkpoint(best, fabric.device)["model"])
+    path = fabric.broadcast(run.best if run is not None else None)
+    best = load_checkpoint(path, fabric.device)
+    model.load_state_dict(best["model"])
     tested = trainer.evaluate(batches(data.test), "test")
     if run is None:
         return None
     run.log("test", **summary(tested))
     for layer, rate in tested.spike_rates.items():
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
+    if run.published is not None and best.get("guessing"):
+        print(f"{PUBLISHED} stays as it was: this run's best model is no better than guessing")
     try:
         draw_curves(run.folder)
         draw_network(run.folder, model, batches(data.test), tested.confusion)
@@ -192,85 +224,17 @@ def _train_and_test(
     return tested
 
 
-def _go_on(
-    trainer: SNNTrainer, state: dict[str, Any], batches: Batches, folder: str | Path
-) -> None:
+def _go_on(trainer: SNNTrainer, state: dict[str, Any], batches: Batches) -> None:
     try:
         trainer.load_state_dict(state, batches)
+    except CheckpointError:
+        raise
     except (RuntimeError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{folder}/checkpoints/last.pth: its weights are not those of the configuration beside "
-            f"it, {folder}/config.yaml: was that changed? {first}"
+            f"{state['path']}: its weights are not those of the configuration beside it, "
+            f"{Path(state['path']).parents[1]}/config.yaml: was that changed? {first}"
         ) from None
-
-
-def _trainer(config: Config, model: nn.Module, fabric: Any, steps: int, epochs: int) -> SNNTrainer:
-    """The trainer that the configuration asks for; `steps` an epoch."""
-    training = config.training
-    # A gradient that is scaled and clipped cannot be left to a fused optimiser.
-    fused = not (config.precision == "16-mixed" and training.clip is not None)
-    optimizer = _optimizer(config, model, fused=fused)
-    penalty = None
-    if training.rate_penalty:
-
-        def penalty(activity: Mapping[str, Tensor]) -> Tensor:
-            beyond = losses.rate_penalty(activity, training.rate_low, training.rate_high)
-            return training.rate_penalty * beyond
-
-    return SNNTrainer(
-        model,
-        optimizer,
-        losses.LOSSES.get(training.loss, nn.CrossEntropyLoss()),
-        fabric=fabric,
-        scheduler=Schedule(
-            optimizer,
-            training.schedule,
-            total_steps=epochs * steps,
-            warmup=training.warmup,
-            every=training.step_epochs * steps,
-            gamma=training.gamma,
-            patience=training.plateau_patience,
-        ),
-        on_output=training.loss in losses.LOSSES,
-        penalty=penalty,
-        clip=training.clip,
-    )
-
-
-def _optimizer(config: Config, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
-    # Decay is for weight matrices: it would pull biases, and learned beta and threshold, to 0.
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    training = config.training
-    return torch.optim.Adam(
-        [
-            {"params": matrices, "weight_decay": training.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        fused=fused,
-    )
-
-
-def _check_sizes(config: Config, data: DigitData) -> None:
-    """Raise ConfigError for a network that does not fit the pictures or has too few classes."""
-    try:
-        height, width = Preprocessing(config.preprocessing).size(*data.train.images[0].shape)
-    except ValueError as error:
-        raise ConfigError(f"preprocessing: {error}") from None
-    if config.model.input_size != height * width:
-        raise ConfigError(
-            f"model.input_size: got {config.model.input_size}, but the pictures of {data.name} "
-            f"have {height * width} pixels"
-        )
-    classes = int(data.train.labels.max()) + 1
-    if config.model.output_size < classes:
-        raise ConfigError(
-            f"model.output_size: got {config.model.output_size}, but {data.name} has {classes} "
-            "classes"
-        )
 
 
 def _kept(run: Run) -> str:

@@ -22,8 +22,20 @@ dispatch.TABLE.clear()
 dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
 ops.implement(ROW, "cpu")
 
-# Fewer and larger programs: the interpreter takes as long for a small one.
-lif_triton._geometry = lambda size, state: (1024, 1, 1)
+_geometry = lif_triton._geometry
+
+
+def _few_programs(size: int, state: torch.dtype) -> tuple[int, int, int]:
+    """Leave small layers theirs, of few neurons; make of others fewer and larger programs.
+
+    The interpreter takes as long for a small program.
+    """
+    return _geometry(size, state) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
+
+
+SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32)
+assert STAGES > 1  # else the loop that loads ahead is run nowhere
+lif_triton._geometry = _few_programs
 
 _convert = interpreter._convert_float
 

@@ -2,35 +2,68 @@
 
 Everything is imported and compiled once; each run is a fork of that, so that twenty of them take
 seconds. First one that nobody disturbs, in FOLDER/whole; then one in FOLDER/killed that is killed
-again and again, by SIGKILL: after a random time on the processor, and at every kind of moment of a
-save. It is resumed each time, and in the end let finish.
+by SIGKILL again and again, and stopped by Ctrl-C: some calls of Python after some step, and at
+every kind of moment of a save. No clock has a say in when. It is resumed each time, and in the end
+let finish.
 """
 
 import faulthandler
 import io
+import itertools
 import os
 import random
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 
 import torch
 
 from neurospike import train
-from neurospike.training import records
+from neurospike.training import SNNTrainer, records
 
-TIMES, SAVES = 10, 12  # kills of each kind
+TIMES, STOPS, SAVES = 8, 3, 12  # kills of each kind
+STEPS = 11  # of an epoch
+CALLS = 3000  # of functions of Python, more than a step and a validation make
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_a_file(number):
+def after_steps(number, act):
+    """Call `act` in that step of this process, from 1, after its optimiser's."""
+    step, steps = SNNTrainer._train_step, itertools.count(1)
+
+    def count(*given):
+        done = step(*given)
+        if next(steps) == number:
+            act()
+        return done
+
+    SNNTrainer._train_step = count
+
+
+def somewhere(drawn):
+    """Some calls after some step: within the next, in a validation, in a save, between two."""
+    calls = iter(range(drawn.randint(0, CALLS)))
+
+    def look(frame, event, _):
+        if event == "call" and next(calls, None) is None:
+            die()
+
+    after_steps(drawn.randint(1, 2 * STEPS), lambda: sys.setprofile(look))
+
+
+def ctrl_c(drawn):
+    """In the step after which the process is to stop, be it an epoch's first, last or another."""
+    number = drawn.choice([1, STEPS // 2, STEPS - 1, STEPS, STEPS + 1])
+    after_steps(number, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def half_a_file(drawn):
     """The checkpoint is half written."""
-    save, left = torch.save, iter(range(number - 1))
+    save, left = torch.save, iter(range(drawn.randint(0, 2)))
 
     def write(state, file):
         if next(left, None) is not None:
@@ -45,15 +78,15 @@ def half_a_file(number):
     torch.save = write
 
 
-def not_renamed(number):
+def not_renamed(drawn):
     """The checkpoint is written, but still has its temporary name."""
-    sync, left = os.fsync, iter(range(number - 1))
+    sync, left = os.fsync, iter(range(drawn.randint(0, 2)))
     os.fsync = lambda file: die() if next(left, None) is None else sync(file)
 
 
-def not_copied(number):
+def not_copied(drawn):
     """The last checkpoint is there; if it is the best, its copy is not."""
-    save, left = records.Run.save_epoch, iter(range(number - 1))
+    save, left = records.Run.save_epoch, iter(range(drawn.randint(0, 2)))
 
     def cut(run, state, *, is_best):
         if next(left, None) is not None:
@@ -65,9 +98,9 @@ def not_copied(number):
     records.Run.save_epoch = cut
 
 
-def half_a_line(number):
+def half_a_line(drawn):
     """The checkpoint is there, its record half written."""
-    write, left = records.Run.write, iter(range(number - 1))
+    write, left = records.Run.write, iter(range(drawn.randint(0, 2)))
 
     def cut(run, row):
         if next(left, None) is not None:
@@ -84,6 +117,7 @@ MOMENTS = (half_a_file, not_renamed, not_copied, half_a_line)
 
 
 def fork(argv, prepare=lambda: None):
+    """Run training in a fork of this process; how it ended, as `os.waitpid` has it."""
     pid = os.fork()
     if pid == 0:
         code = 9
@@ -97,20 +131,6 @@ def fork(argv, prepare=lambda: None):
                 traceback.print_exc()
             sys.stderr.flush()
             os._exit(code)
-    return pid
-
-
-def processor_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def kill_after(pid, seconds):
-    while processor_seconds(pid) < seconds:
-        time.sleep(0.002)
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            raise SystemExit("a run ended before it was killed")
-    os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
 
 
@@ -119,27 +139,25 @@ def main(folder, *flags):
     os.chdir(folder)
     with torch.random.fork_rng():  # compile, and import what is imported late
         assert train.main([*flags, "--run_dir=first", "--training.epochs=1"]) == 0
-    assert os.waitpid(fork([*flags, "--run_dir=whole"]), 0)[1] == 0
+    assert fork([*flags, "--run_dir=whole"]) == 0
     drawn = random.Random(0)
-    kinds = [None] * TIMES + [MOMENTS[k % len(MOMENTS)] for k in range(SAVES)]
+    kinds = (
+        [somewhere] * TIMES + [ctrl_c] * STOPS + [MOMENTS[k % len(MOMENTS)] for k in range(SAVES)]
+    )
     drawn.shuffle(kinds)
     argv = [*flags, "--run_dir=killed"]
     for kind in kinds:
-        if kind is None:
-            status = kill_after(fork(argv), drawn.uniform(0.05, 0.25))
-            name = "at a random moment"
-        else:
-            number = drawn.randint(1, 3)
-            status = os.waitpid(fork(argv, lambda k=kind, n=number: k(n)), 0)[1]
-            name = kind.__name__
-        if status != signal.SIGKILL:
-            raise SystemExit(f"{name}: the run was not killed, but ended with {status}")
-        sys.stdout.write(f"{name}\n")
+        status = fork(argv, lambda kind=kind: kind(drawn))
+        drawn.random()  # what a fork draws is not drawn here
+        if status != (130 << 8 if kind is ctrl_c else signal.SIGKILL):
+            said = Path("err.log").read_text()
+            raise SystemExit(f"{kind.__name__}: it was not killed, but ended with {status}: {said}")
+        sys.stdout.write(f"{kind.__name__}\n")
         sys.stdout.flush()
         if Path("killed/config.yaml").exists():
             argv = ["--resume=killed"]
     Path("killed/.metrics.jsonl.1").touch()  # as of a run killed while it went on with this one
-    status = os.waitpid(fork(argv), 0)[1]
+    status = fork(argv)
     assert status == 0, f"left alone it ended with {status}: {Path('err.log').read_text()}"
 
 

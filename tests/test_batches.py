@@ -1,12 +1,16 @@
 """Splits, and batches of them that stay on the device."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurospike.data import Batches, Split
+from neurospike import ConvSNN, SNNModel, train
+from neurospike.config import Config
+from neurospike.data import Batches, DigitData, Split
+from neurospike.errors import ConfigError
+from neurospike.training.setup import check_batch
 
 
 def digits(count: int, seed: int = 0) -> Split:
@@ -63,6 +67,9 @@ def test_split_refuses_other_tensors(images, labels, message):
 @pytest.mark.parametrize(
     ("count", "size", "drop_last", "sizes"),
     [
+        (9, 4, True, [4, 4]),
+        (1, 4, False, [1]),
+        (3, 1, False, [1, 1, 1]),
         (10, 4, False, [4, 4, 2]),
         (10, 4, True, [4, 4]),
         (8, 4, True, [4, 4]),
@@ -76,6 +83,40 @@ def test_batch_sizes(count, size, drop_last, sizes, shuffle):
     batches = Batches(digits(count), size, drop_last=drop_last, shuffle=shuffle)
     assert len(batches) == len(sizes)
     assert [len(labels) for _, labels in batches] == sizes
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "world", "options", "sizes"),
+    [
+        (9, 4, 1, {"shuffle": True}, [4, 5]),
+        (9, 4, 1, {}, [4, 4, 1]),
+        (9, 4, 1, {"shuffle": True, "smallest": 1}, [4, 4, 1]),
+        (11, 4, 1, {"smallest": 4}, [4, 7]),
+        (11, 4, 2, {"shuffle": True}, [4, 7]),
+        (12, 4, 2, {"shuffle": True}, [4, 4, 4]),
+        (15, 12, 2, {"shuffle": True}, [15]),
+        (16, 12, 2, {"shuffle": True}, [12, 4]),
+    ],
+)
+def test_no_process_is_left_with_a_lone_last_sample(count, size, world, options, sizes):
+    parts = [
+        Batches(digits(count), size, rank=rank, world=world, **options) for rank in range(world)
+    ]
+    assert [len(part) for part in parts] == [len(sizes)] * world
+    shares = list(zip(*([len(labels) for _, labels in part] for part in parts), strict=True))
+    assert [sum(share) for share in shares] == sizes
+    if options.get("smallest", 2) == 2 and "shuffle" in options:
+        assert min(map(min, shares)) >= 2
+
+
+def test_an_epoch_whose_last_batch_is_joined_goes_on_where_it_was():
+    def batches():
+        return Batches(digits(9), 2, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    whole, again = [labels.tolist() for _, labels in batches()], batches()
+    assert [len(labels) for labels in whole] == [2, 2, 2, 3]
+    again.load_state_dict(batches().state_dict(done=3))
+    assert [labels.tolist() for _, labels in again] == whole[3:]
 
 
 def test_batches_hold_every_sample_in_order():
@@ -105,20 +146,23 @@ def test_shuffled_batches():
     assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels[order])
 
 
-def test_an_epoch_as_large_as_mnist_takes_under_a_second():
-    """Time of this thread, which other programs on the machine do not lengthen much."""
-    batches = Batches(digits(60_000), 128, shuffle=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        seconds = []
-        for _ in range(2):
-            start = time.thread_time()
-            assert sum(len(labels) for _, labels in batches) == 60_000
-            seconds.append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    assert min(seconds) < 1.0
+class Counted(TorchDispatchMode):
+    """Counts the calls of torch's operators."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_batch_of_many_pictures_takes_no_more_calls_than_one_of_few():
+    found = []
+    for size in (2, 2048):
+        with Counted() as counted:
+            assert len(list(Batches(digits(4 * size), size, shuffle=True))) == 4
+        found.append(counted.calls)
+    assert found[0] == found[1] < 60
 
 
 def test_writing_into_a_batch_leaves_the_split_alone():
@@ -135,6 +179,9 @@ def test_writing_into_a_batch_leaves_the_split_alone():
 def test_batches_refuse_other_sizes(size):
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
         Batches(digits(2), size)
+    if size is not None:
+        with pytest.raises(ValueError, match="smallest must be an int of at least 1"):
+            Batches(digits(2), 2, smallest=size)
 
 
 def test_the_order_is_drawn_on_the_cpu():
@@ -194,3 +241,69 @@ def test_every_sample_is_seen_once_an_epoch_by_one_of_the_processes(count, world
             assert sorted(numbers) == sorted(round(float(x) * 255) for x in whole[0][:, 0, 0, 0])
             seen += numbers
         assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--batch_size=1", "--model.normalization=batch"], True),
+        (["--batch_size=1", "--model.normalization=threshold_batch"], True),
+        (["--batch_size=1", "--model.normalization=layer"], False),
+        (["--batch_size=1", "--model.normalization=batch", "--encoding.kind=rate"], False),
+        (["--batch_size=4", "--model.normalization=batch"], False),  # 29 pictures
+    ],
+)
+def test_batches_of_one_are_refused_where_the_network_cannot_train_on_them(
+    flags, refused, tmp_path, monkeypatch, capsys
+):
+    def load(name, data_path):
+        assert not refused, "loaded"
+        return DigitData(name, digits(29), digits(10), "few")
+
+    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr(train, "draw_network", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model.hidden_size=8", "--model.num_steps=3", "--training.validation=0", "--epochs=1"]
+    code = train.main([*argv, "--model.kind=mlp", "--run_dir=out", *flags])
+    said = capsys.readouterr().err
+    if not refused:
+        assert (code, said) == (0, "")
+        return
+    assert code == 2
+    assert said == (
+        "error: training.batch_size: got 1 for 1 process, but batch normalisation cannot train on "
+        "one picture; use a --batch_size of at least 2, or --model.normalization layer\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_share_of_each_of_several_processes_counts():
+    model = SNNModel(784, 8, normalization="batch")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    three, four = (Config(training={"batch_size": size}) for size in (3, 4))
+    with pytest.raises(ConfigError, match=r"got 3 for 2 processes, .* at least 4"):
+        check_batch(three, model, 2)
+    check_batch(three, model, 1)
+    check_batch(four, model, 2)
+    check_batch(three, SNNModel(784, 8), 2)
+    check_batch(three, ConvSNN(784, channels=[2], normalization="batch"), 2)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+class _DividesAsCuda(TorchDispatchMode):
+    """Multiplies by the reciprocal where the divisor is a number, as torch's kernels on CUDA do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div_.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0].mul_(torch.tensor(1.0 / args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_gets_the_pictures_that_the_cpu_gets():
+    split = digits(20)
+    wanted = torch.cat([images for images, _ in Batches(split, 8)])
+    with _DividesAsCuda():
+        one = torch.arange(256.0).div_(255)
+        found = torch.cat([images for images, _ in Batches(split, 8)])
+    assert not torch.equal(one, torch.arange(256.0) / 255)
+    assert torch.equal(found, wanted)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import rivals, saved, step, workload
+from benchmarks import networks, rivals, saved, step, workload
 from benchmarks.gate import GateError, gate
 from benchmarks.timing import tensors
 
@@ -15,6 +15,39 @@ TORCH = [r for r in rivals.here() if r.package != "spyx"]  # JAX takes seconds t
 def test_a_rival_computes_what_its_row_says(rival):
     current, grad = tensors("12x3x40")
     assert gate(rival.name, rival.make(), rival.wanted(), current, grad) <= 1e-6
+
+
+ON_GPUS = [r for r in TORCH if r.package in ("snntorch", "spikingjelly")]
+
+
+@pytest.mark.parametrize("rival", ON_GPUS, ids=lambda rival: rival.name)
+def test_a_rival_runs_where_its_current_is(rival):
+    current = torch.randn(3, 2, 4, device="meta", requires_grad=True)  # any device but the CPU
+    spikes = rival.make()(current)
+    assert spikes.device.type == "meta"
+    rivals.layer_step(rival.make(), current, torch.empty(3, 2, 4, device="meta"))()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_spikingjelly_is_given_a_state_that_its_kernels_take(dtype, monkeypatch):
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    given, whole = [], functional.lif_multi_step
+
+    def seen(current, state, **options):
+        given.append(state.dtype)
+        return whole(current, state, **options)
+
+    monkeypatch.setattr(functional, "lif_multi_step", seen)
+    assert rivals.spikingjelly_multi_step()(torch.randn(3, 2, 4, dtype=dtype)).dtype == dtype
+    assert given == [torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+@pytest.mark.parametrize("network", [networks.Tutorial5, networks.FusedTutorial5])
+def test_a_network_runs_where_its_pictures_are(network):
+    net = network(16, 12, 10, steps=3).to("meta")
+    images = torch.empty(4, 16, device="meta")
+    net.loss(images, torch.zeros(4, dtype=torch.int64, device="meta")).backward()
+    assert {p.grad.device.type for p in net.parameters()} == {"meta"}
 
 
 def test_spyx_computes_what_its_row_says():

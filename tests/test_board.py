@@ -13,7 +13,16 @@ from neurospike import train
 from neurospike.errors import MissingDependencyError
 from neurospike.training import load_checkpoint
 from neurospike.training.board import Board
-from neurospike.training.tiles import HIGH, INK, LOW, draw_membranes, draw_raster, draw_weights
+from neurospike.training.tiles import (
+    HIGH,
+    INK,
+    LEFT,
+    LINE,
+    LOW,
+    draw_membranes,
+    draw_raster,
+    draw_weights,
+)
 
 SMALL = ["--dataset=digits", "--hidden_size=16", "--num_steps=4", "--threads=1", "--epochs=2"]
 needs_tensorboard = pytest.mark.skipif(
@@ -64,7 +73,7 @@ def test_a_run_leaves_curves_and_pictures_and_is_the_same_run(folder):
     images = set(found.Tags()["images"])
     assert images == {
         "spikes/hidden1",
-        "membranes/neurons.0",
+        "membranes/hidden1",
         "membranes/output",
         "weights/first",
     }
@@ -85,7 +94,12 @@ def test_every_network_can_be_looked_at_and_is_left_as_it_was(tmp_path, model):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     found = events(tmp_path)
     assert [(event.step, event.value) for event in found.Scalars("loss/train")] == [(8, 0.5)]
-    assert len([tag for tag in found.Tags()["images"] if tag.startswith("membranes/")]) >= 2
+    tags = {kind: set() for kind in ("spikes", "membranes", "weights")}
+    for tag in found.Tags()["images"]:
+        kind, _, layer = tag.partition("/")
+        tags[kind].add(layer)
+    assert len(tags["membranes"]) >= 2
+    assert tags["spikes"] <= tags["membranes"]  # under the same names
 
 
 @needs_tensorboard
@@ -126,31 +140,36 @@ def test_without_tensorboard_it_says_what_to_install(folder, monkeypatch, capsys
     assert capsys.readouterr().err.startswith("error: --tensorboard needs tensorboard, which")
 
 
-# The pictures
+# The pictures, without their frames
+
+
+def inside(image):
+    """What stands right of the numbers, below the title and above the steps."""
+    return image[LINE:-LINE, LEFT:]
 
 
 def test_a_raster_is_dark_where_a_neuron_fired():
     spikes = np.zeros((4, 3))
     spikes[1, 2] = 1
-    image = draw_raster(spikes)
+    image = inside(draw_raster(spikes))
     dark = (image == INK).all(-1)
     assert dark.mean() == pytest.approx(1 / 12)
     down, across = image.shape[0] // 3, image.shape[1] // 4
     assert dark[2 * down :, across : 2 * across].all()
-    assert draw_raster(np.zeros((4, 1000))).shape[0] == 200
+    assert len(inside(draw_raster(np.zeros((4, 1000))))) == 200
 
 
 def test_membranes_show_level_threshold_and_spikes():
     trace = np.array([[0.0], [1.0], [2.0], [2.0]])
-    image = draw_membranes(trace, trace > 1.5, 1.5)
+    image = draw_membranes(trace, trace > 1.5, 1.5, [7])
+    image = inside(image)[:, : 4 * 50]
     line = (image == LOW).all(-1)
-    across = image.shape[1] // 4
-    heights = [line[:, step * across + 5].argmax() for step in range(4)]
+    heights = [line[:, step * 50 + 5].argmax() for step in range(4)]
     assert image.shape[0] < 60
     assert heights[0] > heights[1] > heights[2] == heights[3]
     ticks = (image == HIGH).all(-1).any(0)
-    assert [bool(ticks[step * across]) for step in range(4)] == [False, False, True, True]
-    assert draw_membranes(np.zeros((3, 0)), np.zeros((3, 0)), None).shape == (1, 1, 3)
+    assert [bool(ticks[step * 50]) for step in range(4)] == [False, False, True, True]
+    assert draw_membranes(np.zeros((3, 0)), np.zeros((3, 0)), None, []).shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize("shape", [(7, 16), (7, 10), (3, 2, 5, 5), (100, 784)])
@@ -158,7 +177,21 @@ def test_weights_are_blue_below_zero_and_vermilion_above(shape):
     weights = np.zeros(shape, dtype=np.float32)
     weights.reshape(len(weights), -1)[0] = 1
     weights.reshape(len(weights), -1)[1] = -1
-    image = draw_weights(weights)
+    image = draw_weights(weights)[LINE:, LEFT:]
     assert (image[0, 0] == HIGH).all()
-    tile = image.shape[1] // int(np.ceil(np.sqrt(min(len(weights), 64))))
-    assert (image[0, tile] == LOW).all()
+    ends = np.flatnonzero((image[0] != HIGH).any(-1))[0] + 2  # a grey line of two pixels
+    assert (image[0, ends] == LOW).all()
+
+
+def test_the_frame_names_neurons_and_steps():
+    """Other numbers, another frame; the picture in it is the same."""
+    spikes, trace = np.zeros((4, 3)), np.zeros((4, 2))
+    few, many = draw_raster(spikes), draw_raster(np.zeros((8, 3)))
+    assert (few[:LINE] < 255).any()  # a title
+    assert (few[-LINE:, :LEFT] == 255).all()
+    assert (few[-LINE:] != many[-LINE:]).any()  # the last step
+    one, other = (draw_membranes(trace, trace, 1.0, drawn) for drawn in ([3, 5], [3, 81]))
+    assert (one[:, LEFT:] == other[:, LEFT:]).all()
+    assert (one[LINE : len(one) // 2, :LEFT] == other[LINE : len(one) // 2, :LEFT]).all()
+    assert (one[len(one) // 2 :, :LEFT] != other[len(one) // 2 :, :LEFT]).any()
+    assert (draw_weights(np.ones((2, 4)))[:LINE] != draw_weights(np.ones((2, 4)) * 3)[:LINE]).any()

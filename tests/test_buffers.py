@@ -1,7 +1,10 @@
 """Large outputs live in memory that is used again: never while somebody still looks at it."""
 
+import ctypes
 import gc
 import os
+import sys
+import types
 
 import pytest
 import torch
@@ -124,3 +127,30 @@ def test_a_runtime_without_gnu_openmp_uses_plain_threads(monkeypatch):
     wanted = ns.lif(current, beta=0.9, backend="numba")[0]
     monkeypatch.setattr(parallel, "_team", lambda: None)
     assert torch.equal(ns.lif(current, beta=0.9, backend="numba")[0], wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.int64])
+def test_large_memory_is_poisoned_as_torchs_own_is(poisoned, dtype):
+    wanted = torch.empty(3, dtype=dtype)
+    used = buffers.empty(LARGE, dtype).zero_()
+    del used
+    found = buffers.empty(LARGE, dtype)  # the same block, with zeros in it
+    assert torch.equal(found.isnan(), wanted[0].isnan().expand(LARGE))
+    assert found.isnan().all() or torch.equal(found, wanted[:1].expand(LARGE))
+
+
+def test_a_system_without_a_library_of_no_name_keeps_its_allocator(monkeypatch):
+    class Windows:
+        """The part of `nt` that `ctypes` asks for a library's place."""
+
+        name, fspath = "nt", os.fspath
+
+    # CPython's own branch for Windows, run here by telling ctypes that this is one.
+    monkeypatch.setattr(ctypes, "_os", Windows)
+    monkeypatch.setitem(sys.modules, "nt", types.ModuleType("nt"))
+    sys.modules["nt"]._LOAD_LIBRARY_SEARCH_DEFAULT_DIRS = 0
+    sys.modules["nt"]._LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR = 0
+    sys.modules["nt"]._getfullpathname = str
+    with pytest.raises(TypeError):
+        ctypes.CDLL(None)
+    buffers.keep_freed_memory()

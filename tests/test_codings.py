@@ -116,6 +116,8 @@ def burst_of_pixel(x, num_steps, max_spikes, shortest, longest):
         (25, {"max_spikes": 1}, 24),
         (30, {"max_spikes": 8, "min_interval": 2}, 4),
         (10, {"max_spikes": 9, "min_interval": 3, "max_interval": 5}, 5),
+        (7, {"max_spikes": 300, "max_interval": 40}, 40),  # more than T in both
+        (5, {"max_spikes": 2, "min_interval": 9, "max_interval": 9}, 9),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,6 +143,7 @@ def test_brighter_bursts_have_more_spikes_and_end_as_they_fit():
         ({"min_interval": 1.5}, "min_interval=1.5; it must be"),
         ({"max_interval": 0}, "max_interval=0; it must be"),
         ({"min_interval": 3, "max_interval": 2}, "max_interval=2 below min_interval=3: swap"),
+        ({"max_spikes": True}, "max_spikes=True; it must be a whole number"),
     ],
 )
 def test_burst_refuses_impossible_options(options, message):
@@ -239,6 +242,27 @@ def test_errors_of_every_decoder(decode):
     for shape in ((3, 4), (0, 3, 4)):
         with pytest.raises(ValueError, match=r"must be \[T, B, C\] with at least one step"):
             decode(torch.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_16_bit_spikes_tell_more_than_256_steps_apart(dtype):
+    """bfloat16 holds no whole number between 256 and 258, float16 none from 2048 to 2050."""
+    steps = 3000
+    early = torch.zeros(steps, 1, 3, dtype=dtype)
+    early[0, 0, 0] = early[1, 0, 1] = early[2, 0, 2] = 1
+    assert decoding.first_spike(early).tolist() == [[steps, steps - 1, steps - 2]]
+    often = torch.ones(steps, 1, 2, dtype=dtype, requires_grad=True)
+    fewer = often.clone()
+    fewer[0, 0, 1] = 0
+    assert decoding.counts(fewer).tolist() == [[steps, steps - 1]]
+    assert decoding.population(fewer, 2).tolist() == [[steps, steps - 1]]
+    mean = decoding.membrane(fewer)
+    assert mean[0].tolist() == pytest.approx([1, 1 - 1 / steps], abs=1e-7)
+    for scores in (mean, decoding.membrane(fewer, "max"), decoding.membrane(fewer, "last")):
+        assert scores.dtype == torch.float32
+    mean.sum().backward()
+    assert often.grad.dtype == dtype
+    assert decoding.counts(often.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("classes", [0, 4])

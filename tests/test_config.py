@@ -10,7 +10,7 @@ import yaml
 
 from neurospike import SNNModel, data, surrogate
 from neurospike import backends as table_of_backends
-from neurospike.config import Config, fields, load_config
+from neurospike.config import Config, fields, load_config, messages, nearest_key
 from neurospike.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +127,16 @@ def test_overrides_win_over_the_file(config_file):
         ("encoding: {tau: .inf}", "encoding.tau: got inf, allowed: a number > 0 or null"),
         ("encoding: {kind: latency, tau: 3}", "encoding: tau is for curve: logarithmic"),
         ("encoding: {kind: latency, curve: logarithmic, threshold: 0}", "threshold above 0"),
+        ("model: {threshold: 1e39}", "a number > 0, 1.2e-38 to 3.4e+38, as float32 holds"),
+        ("model: {threshold: 1e-300}", "got '1e-300', allowed: a number > 0, 1.2e-38 to 3.4e+38"),
+        ("encoding: {gain: 1e300}", "encoding.gain: got '1e300', allowed: a number >= 0, 1.2e-38"),
+        ("training: {rate_low: 2}", "rate_low: got 2, allowed: a number >= 0 and <= 1"),
+        (f"model: {{hidden_size: {2**63}}}", "allowed: a whole number >= 1, or a list of them and"),
+        (f"training: {{warmup: {2**63}}}", f"a whole number >= 0 and <= {2**63 - 1}"),
+        ("encoding: {max_spikes: 65537}", "allowed: a whole number >= 1 and <= 65536"),
+        ("model: {kind: conv, channels: [8, 8, 8, 8, 8]}", "whose side is 28: use at most 4, or"),
+        ("model: {kind: conv, input_size: 1}", "whose side is 1: use at most 0, or another kind"),
+        ("model: {kind: conv, input_size: 99}", "kind conv needs square pictures, got an input"),
         ("training: {epoch: 3}", "training.epoch: no such key; did you mean training.epochs?"),
         ("epochs: 3", "epochs: no such key; did you mean training.epochs?"),
         ("moddel: {beta: 1}", "moddel: no such key; did you mean model?"),
@@ -156,6 +166,35 @@ def test_wrong_values_are_refused_by_name(config_file, text, expected):
 )
 def test_wrong_overrides_are_refused_by_flag(config_file, overrides, expected):
     assert refused(config_file, "", overrides).removeprefix("config.yaml: ").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("lr", "training.learning_rate"),
+        ("training.lr", "training.learning_rate"),
+        ("bs", "training.batch_size"),
+        ("T", "model.num_steps"),
+        ("timesteps", "model.num_steps"),
+        ("hidden", "model.hidden_size"),
+        ("encoder", "encoding.kind"),
+        ("gpu", "device"),
+        ("model.beta1", "training.beta1"),
+        ("model.lern_beta", "model.learn_beta"),
+        ("xyzzy", None),
+    ],
+)
+def test_the_key_that_is_meant(word, key):
+    assert nearest_key(word, [name for name, *_ in fields()]) == key
+
+
+def test_synonyms_are_no_keys_and_mean_some():
+    names = {part for key, *_ in fields() for part in (key, key.rpartition(".")[2])}
+    for name, words in messages.SYNONYMS.items():
+        assert name in names | {"degrees", "image_path", "model_path"}
+        assert not names & set(words)
+    every = [word for words in messages.SYNONYMS.values() for word in words]
+    assert len(every) == len(set(every))
 
 
 def test_override_inside_what_is_no_section_is_refused(config_file):

@@ -12,6 +12,7 @@ from snntorch import surrogate as surrogates
 from torch import nn
 
 import neurospike as ns
+from neurospike.snntorch_surrogates import surrogate_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -127,10 +128,209 @@ def test_options_that_cannot_be_expressed_are_named(options, message):
         ns.LIF.from_snntorch(snntorch.Leaky(0.9, **options))
 
 
-def test_other_neurons_are_refused():
-    for neuron in (snntorch.Synaptic(0.9, 0.8), snntorch.RLeaky(0.9, all_to_all=False), nn.ReLU()):
-        with pytest.raises(TypeError, match=f"Leaky, got {type(neuron).__name__}"):
+def test_other_neurons_are_refused_and_what_to_use_is_said():
+    for neuron, advice in (
+        (snntorch.Synaptic(0.9, 0.8, init_hidden=True), "examples/own_neuron.py makes one of two"),
+        (
+            snntorch.RLeaky(0.9, all_to_all=False, init_hidden=True),
+            "carries_state = True for ns.Se",
+        ),
+        (snntorch.Lapicque(0.9, init_hidden=True), r"ns.LIF\(beta=1 - time_step / \(R \* C\)\)"),
+        (snntorch.LeakyParallel(4, 4), "carries_state = True for ns.Sequential"),
+    ):
+        name = type(neuron).__name__
+        with pytest.raises(TypeError, match=f"Leaky, got a snntorch.{name}: Leaky is .*{advice}"):
             ns.LIF.from_snntorch(neuron)
+        with pytest.raises(TypeError, match=f"cannot convert 1, a snntorch.{name}: .*{advice}"):
+            ns.convert(nn.Sequential(nn.Linear(4, 4), neuron))
+    with pytest.raises(TypeError, match="Leaky, got ReLU; of snnTorch's neurons that is the one"):
+        ns.LIF.from_snntorch(nn.ReLU())
+
+
+def test_the_advice_for_lapicque_is_right():
+    lapicque = snntorch.Lapicque(R=4.0, C=2.0, time_step=0.5, threshold=0.3)
+    current = torch.randn(12, 3, 8)
+    mem, spikes = torch.zeros(3, 8), []
+    for x in current:
+        spike, mem = lapicque(x, mem)
+        spikes.append(spike)
+    found, last = ns.LIF(1 - 0.5 / 8, threshold=0.3)(current * 0.5 / 2)
+    assert torch.stack(spikes).sum() > 0
+    assert torch.equal(found, torch.stack(spikes))
+    torch.testing.assert_close(last, mem)
+
+
+class Renamed(snntorch.Leaky):
+    """Leaky with a default and a method of its own: its equations are the same."""
+
+    def __init__(self, beta=0.8, **options):
+        super().__init__(beta, threshold=0.5, **options)
+
+    def rate(self, spikes):
+        return spikes.mean(0)
+
+
+def test_a_subclass_that_computes_as_leaky_does_is_converted():
+    assert check(Renamed()).threshold == 0.5
+    network = ns.convert(nn.Sequential(nn.Linear(4, 4), Renamed(init_hidden=True)))
+    assert type(network[1]) is ns.LIF
+
+
+def test_a_subclass_that_computes_something_else_is_refused():
+    class Doubled(snntorch.Leaky):
+        def fire(self, mem):
+            return 2 * super().fire(mem)
+
+    with pytest.raises(
+        TypeError, match=r"cannot convert 0, Doubled, a .*Leaky that overrides fire"
+    ):
+        ns.convert(nn.Sequential(Doubled(0.9, init_hidden=True)))
+    with pytest.raises(TypeError, match=r"got Doubled, a snntorch.Leaky that overrides fire"):
+        ns.LIF.from_snntorch(Doubled(0.9))
+    patched = snntorch.Leaky(0.9)
+    patched.forward = lambda x: (x, x)
+    with pytest.raises(TypeError, match="overrides forward"):
+        ns.convert(patched)
+
+
+def test_a_reset_changed_later_is_refused_as_snntorch_does_not_follow_it():
+    leaky = snntorch.Leaky(0.9)
+    leaky.reset_mechanism = "zero"
+    with pytest.raises(ValueError, match="says reset_mechanism='zero' and steps with '_base_sub'"):
+        ns.LIF.from_snntorch(leaky)
+
+
+def test_a_decay_beyond_its_bounds_is_clamped_as_snntorch_does():
+    assert check(snntorch.Leaky(1.2, threshold=2.0)).beta == 1
+    learned = snntorch.Leaky(-0.1, learn_beta=True)
+    assert ns.LIF.from_snntorch(learned).beta is learned.beta
+
+
+# The surrogates of the version after 1.0.0
+
+
+def newer(name, **parameters):
+    """An object as the next snnTorch makes it: of a class, its parameters attributes."""
+    kind = type(name, (), {"__module__": "snntorch.surrogate"})
+    made = kind()
+    vars(made).update(parameters)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("theirs", "wanted"),
+    [
+        (newer("ATanSurrogate", alpha=3.0), surrogates.atan(alpha=3.0)),
+        (newer("FastSigmoidSurrogate", slope=10), surrogates.fast_sigmoid(slope=10)),
+        (newer("SigmoidSurrogate", slope=torch.tensor(4)), surrogates.sigmoid(slope=4)),
+        (newer("StraightThroughEstimatorSurrogate"), surrogates.straight_through_estimator()),
+        (newer("TriangularSurrogate", threshold=2), surrogates.triangular(threshold=2)),
+        (newer("SparseFastSigmoidSurrogate", slope=10, B=0.5), surrogates.SFS(slope=10, B=0.5)),
+        (newer("HeavisideSurrogate"), surrogates.heaviside()),
+        (newer("SpikeRateEscapeSurrogate", beta=2, slope=3), surrogates.spike_rate_escape(2, 3)),
+        (surrogates.Heaviside.apply, surrogates.heaviside()),
+        (surrogates.StraightThroughEstimator.apply, surrogates.straight_through_estimator()),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_surrogates_as_objects_and_as_classes(theirs, wanted):
+    found = surrogate_of(theirs)
+    assert found == surrogate_of(wanted)
+    assert ns.LIF.from_snntorch(snntorch.Leaky(0.9, spike_grad=theirs)).surrogate == found
+
+
+@pytest.mark.parametrize(
+    "spike_grad",
+    [
+        lambda u: surrogates.ATan.apply(u, 2.0),
+        surrogates.atan,  # not called
+        surrogates.ATan.apply,  # without its alpha: snnTorch itself fails
+        surrogates.LSO(),
+        surrogates.SSO(),
+        newer("ATanSurrogate"),
+        newer("UnheardOfSurrogate", alpha=2.0),
+        type("ATanSurrogate", (), {"alpha": 2.0, "__module__": "mine"})(),
+        "atan",
+        None,
+    ],
+    ids=range(10),
+)
+def test_what_is_no_surrogate_of_snntorchs_is_not_guessed(spike_grad):
+    assert surrogate_of(spike_grad) is None
+
+
+def test_a_surrogate_for_every_layer_of_a_network():
+    inner = nn.Sequential(snntorch.Leaky(0.9, init_hidden=True, spike_grad=surrogates.LSO()))
+    network = nn.Sequential(
+        snntorch.Leaky(0.9, init_hidden=True, spike_grad=lambda u: u), inner, snntorch.Leaky(0.9)
+    )
+    with pytest.raises(ValueError, match=r"layer 0: .*give its derivative as surrogate=.*convert"):
+        ns.convert(network)
+    for surrogate in ("boxcar", ns.surrogate.boxcar(1.0)):
+        converted = ns.convert(network, surrogate=surrogate)
+        layers = (converted[0], converted[1][0], converted[2])
+        assert [layer.surrogate for layer in layers] == [ns.surrogate.boxcar()] * 3
+    assert ns.convert(snntorch.Leaky(0.9), surrogate="sigmoid").surrogate.name == "sigmoid"
+
+
+# Modules that stand twice, and networks that are none
+
+
+def test_a_layer_that_stands_twice_runs_twice():
+    tied, act = nn.Linear(5, 5), nn.Hardtanh()
+    with torch.no_grad():
+        tied.weight.copy_(torch.randint(-3, 4, (5, 5)) / 4)
+        tied.bias.fill_(0.25)
+    leaky = [snntorch.Leaky(0.75, init_hidden=True) for _ in range(2)]
+    shared = nn.Sequential(tied, act)
+    net = nn.Sequential(shared, act, leaky[0], shared, act, leaky[1])
+    x = torch.randint(0, 4, (3, 5)).float()
+    wanted = torch.stack([net(x) for _ in range(10)])
+    converted = ns.convert(net)
+    found, states = converted(x, num_steps=10)
+    assert len(converted) == 6
+    assert len(states) == 2
+    assert wanted.sum() > 0
+    assert torch.equal(found, wanted)
+
+
+def test_a_leaky_that_stands_twice_is_refused():
+    leaky = snntorch.Leaky(0.9, init_hidden=True)
+    block = nn.Sequential(nn.Linear(4, 4), leaky)
+    with pytest.raises(ValueError, match="layers 0 and 2 are one and the same Leaky, which keeps"):
+        ns.convert(nn.Sequential(leaky, nn.Linear(4, 4), leaky))
+    with pytest.raises(ValueError, match=r"layers 0.1 and 1.1 are one .* a Leaky for each place"):
+        ns.convert(nn.Sequential(block, block))
+
+
+def test_layers_that_draw_draw_at_every_step_as_in_snntorchs_loop():
+    class Bernoulli(nn.Module):
+        def forward(self, x):
+            return (torch.rand_like(x) < x).float()
+
+    leaky = snntorch.Leaky(0.0, init_hidden=True, reset_mechanism="none", threshold=0.5)
+    net = nn.Sequential(Bernoulli(), nn.Flatten(), leaky)
+    x = torch.rand(2, 4, 100)
+    torch.manual_seed(1)
+    wanted = torch.stack([net(x) for _ in range(5)])
+    torch.manual_seed(1)
+    found, _ = ns.convert(net)(x, num_steps=5)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found[0], found[1])
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_a_row():
+    class Skip(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    net = nn.Sequential(Skip(nn.Linear(4, 4), snntorch.Leaky(0.9, init_hidden=True)))
+    with pytest.raises(
+        TypeError, match=r"0.1, a snntorch.Leaky inside a Skip, whose forward steps"
+    ):
+        ns.convert(net)
+    plain = ns.convert(nn.Sequential(Skip(nn.Linear(4, 4)), snntorch.Leaky(0.9)))
+    assert type(plain[0]) is Skip
 
 
 def convolutional(**last):
@@ -193,7 +393,7 @@ def test_what_cannot_be_converted_is_named():
         ns.convert(Net())
     with pytest.raises(TypeError, match=r"cannot convert 1.neurons, a snntorch.Leaky inside a Net"):
         ns.convert(nn.Sequential(nn.ReLU(), Net()))
-    with pytest.raises(TypeError, match=r"cannot convert 0.0, a snntorch.Synaptic; "):
+    with pytest.raises(TypeError, match=r"cannot convert 0.0, a snntorch.Synaptic: "):
         ns.convert(nn.Sequential(nn.Sequential(snntorch.Synaptic(0.9, 0.8))))
     with pytest.raises(TypeError, match="got Linear"):
         ns.convert(nn.Linear(2, 3))
@@ -231,3 +431,11 @@ def test_the_example_learns_the_same_digits_and_prints_its_gain(capsys):
     assert min(accuracy, fused_accuracy) > 0.5
     with capsys.disabled():
         sys.stdout.write(f"\ntutorial 5: {slow:.0f} ms a step, fused {fast:.0f} ms\n")
+
+
+def test_a_layer_takes_snntorchs_surrogates_as_they_are():
+    theirs, ours = (
+        ns.LIF(0.9, surrogate=surrogates.fast_sigmoid(slope=7)),
+        ns.LIF(0.9, surrogate=ns.surrogate.fast_sigmoid(7.0)),
+    )
+    assert (theirs.surrogate, theirs.rule) == (ours.surrogate, ours.rule)

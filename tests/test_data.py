@@ -146,6 +146,36 @@ def test_files_in_torchvisions_layout(tmp_path, name, folder, no_network):
     assert no_network == []
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_files_as_kaggle_names_them(tmp_path, name, packed, no_network):
+    raw = write_set(tmp_path)
+    for file in FILES:
+        dotted = raw / file.replace("-idx", ".idx")
+        (raw / file).rename(dotted)
+        if packed:  # by somebody else than the data set's authors: another archive's checksum
+            dotted.with_name(f"{dotted.name}.gz").write_bytes(gzip.compress(dotted.read_bytes(), 1))
+            dotted.unlink()
+    loaded = data.load(name, tmp_path)
+    assert loaded.name == "mnist"
+    assert_same(loaded.train, digits(30))
+    assert_same(loaded.test, digits(20, seed=1))
+    assert no_network == []
+
+
+def test_one_file_of_another_name_beside_the_usual_ones(tmp_path):
+    raw = write_set(tmp_path)
+    (raw / FILES[2]).rename(raw / "t10k-images.idx3-ubyte")
+    assert_same(data.load("mnist", tmp_path).test, digits(20, seed=1))
+
+
+def test_the_error_lists_the_files_that_are_wanted(tmp_path):
+    with pytest.raises(DataError) as raised:
+        data.load("mnist", tmp_path, download=False)
+    assert all(file in str(raised.value) for file in FILES)
+    assert "train-images.idx3-ubyte" in str(raised.value)
+
+
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_set(tmp_path / "sets")

@@ -1,13 +1,12 @@
 """The image of `Dockerfile.cuda`, as far as a machine without docker can try it."""
 
 import fnmatch
-import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
+import fresh
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -70,27 +69,9 @@ def test_its_pip_lines_install_what_its_entry_point_runs(tmp_path):
     for path in context():
         (app / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, app / path)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    python = venv / "bin" / "python"
-    # Torch and the rest come from the environment of these tests, so that nothing is fetched;
-    # .ci/run runs the same lines in one that holds nothing.
-    own = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    (venv / own / "tests.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    (venv / "bin" / "pip").write_text(f'#!/bin/sh\nexec "{python}" -m pip "$@"\n')
-    (venv / "bin" / "pip").chmod(0o755)
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env |= {
-        "PATH": f"{venv / 'bin'}:{env['PATH']}",
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip's way of saying yes
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
+    env = fresh.environment(venv)
     for line in lines:
-        done = subprocess.run(line, shell=True, cwd=app, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert (venv / own / "neurospike" / "kernels" / "lif_numba.py").exists()
+        fresh.run(["bash", "-c", line], app, env)
+    assert (venv / fresh.SITE / "neurospike" / "kernels" / "lif_numba.py").exists()
     entry = dict(instructions())["ENTRYPOINT"].strip("[]").replace('"', "").split(", ")
-    done = subprocess.run(
-        [*entry, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-    )
-    assert "--training.epochs" in done.stdout
+    assert "--training.epochs" in fresh.run([*entry, "--help"], tmp_path, env)

@@ -1,5 +1,7 @@
 """Spikes drawn by a compiled loop are those that torch's own stream gives, and it goes on."""
 
+import threading
+
 import pytest
 import torch
 
@@ -70,6 +72,28 @@ def test_a_torch_with_another_generator_draws_itself(module, monkeypatch):
     monkeypatch.setattr(module, "spikes", lambda *_: pytest.fail("drew from an unknown stream"))
     torch.manual_seed(5)
     assert torch.equal(encoding.rate(data, 25), wanted)
+
+
+def test_what_another_thread_draws_meanwhile_is_not_drawn_again(module, monkeypatch):
+    """It draws while the spikes are being made; all numbers are those of one stream."""
+    drawn, made = [], module.parallel.run
+
+    def with_another_thread(*arguments):
+        other = threading.Thread(target=lambda: drawn.append(torch.rand(3)))
+        other.start()
+        other.join()
+        return made(*arguments)
+
+    assert module._known()
+    monkeypatch.setattr(module.parallel, "run", with_another_thread)
+    probability = torch.full((128, 784), 0.5)
+    torch.manual_seed(5)
+    found = encoding.rate(probability, 25)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn[0], torch.rand(3))
+    assert torch.equal(found, (torch.rand(25, 128, 784) < 0.5).float())
+    assert torch.equal(after, torch.rand(3))
 
 
 def test_another_stream_is_noticed(module, monkeypatch):

@@ -10,6 +10,7 @@ import neurospike as ns
 from neurospike import evaluate, train
 from neurospike.training import draw_network
 from neurospike.training.energy import count_operations
+from neurospike.training.evaluation import Evaluation
 
 
 def test_operations_are_counted_by_what_each_layer_is_given():
@@ -48,6 +49,14 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     assert sorted(result["pictures"]) == [f"seen/{name}.png" for name in names]
     assert f"test accuracy: {result['accuracy']:.2%}" == told
     assert sum(map(sum, result["confusion"])) == 360
+    header = next(k for k, line in enumerate(lines) if line.startswith("label "))
+    assert lines[header].split() == ["label", "accuracy", *map(str, range(10))]
+    for label, row in enumerate(result["confusion"]):
+        assert lines[header + 1 + label].split()[0] == str(label)
+        assert lines[header + 1 + label].split()[2:] == list(map(str, row))
+        assert len(lines[header + 1 + label]) == len(lines[header])  # each under its answer
+    macs = f"{result['a_picture']['macs']:,.0f} multiplications"
+    assert any(line.startswith(f"per picture {macs} and ") for line in lines)
     assert 0 < result["a_picture"]["acs"] < 25 * 32 * 10
     assert result["a_picture"]["macs"] == 784 * 32
 
@@ -58,6 +67,14 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     assert told.err.startswith("no pictures: ")
     assert evaluate.main(["--json", "--no_pictures"]) == 0
     assert "pictures" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_layer_of_one_neuron_is_evaluated():
+    evaluation = Evaluation("test")
+    spikes = {"hidden1": torch.tensor([1.0, 0.0, 0.0, 1.0]).view(2, 2, 1)}
+    scores, labels = torch.eye(2), torch.tensor([0, 1])
+    evaluation.add(torch.tensor(0.5), scores, labels, spikes)
+    assert evaluation.read().spike_rates == {"hidden1": 0.5}
 
 
 def test_a_confusion_matrix_that_is_known_is_drawn_as_it_is(tmp_path, monkeypatch):

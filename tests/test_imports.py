@@ -116,6 +116,6 @@ def test_in_a_fresh_process(program, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=3000,  # a process that hangs, not a slow machine
     )
     assert done.returncode == 0, done.stderr

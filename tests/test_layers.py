@@ -1,9 +1,12 @@
 """What users hand to the layers: errors that say what was got and wanted, and what is kept."""
 
+import gc
 import math
+import random
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 import neurospike as ns
 from neurospike import binding, dispatch, ops, rule
 from neurospike.errors import BackendError, MissingDependencyError
+from neurospike.formulas import cast, where
 
 ROOT = Path(__file__).resolve().parents[1]
 CURRENT = torch.zeros(3, 2, 4)
@@ -129,6 +133,145 @@ def test_the_layers_own_copy_of_a_parameter():
     assert [name for name, _ in layer.named_buffers()] == ["beta"]
 
 
+def test_a_parameter_is_kept_shared_and_learned(backend):
+    beta, threshold = (torch.nn.Parameter(torch.tensor(value)) for value in (0.9, 0.7))
+    frozen = torch.nn.Parameter(torch.tensor(0.5), requires_grad=False)
+    layers = torch.nn.ModuleList(
+        [
+            ns.LIF(beta, threshold, backend=backend),
+            ns.LIF(beta, frozen, learn_threshold=True, backend=backend),
+            ns.LI(beta, learn_beta=True, backend=backend),
+        ]
+    )
+    assert all(layer.beta is beta for layer in layers)
+    assert layers[0].threshold is threshold and layers[1].threshold is frozen
+    assert {id(p) for p in layers.parameters()} == {id(beta), id(threshold), id(frozen)}
+    current = torch.rand(5, 2, 4)
+    sum(layer(current)[0].sum() + layer(current)[1].sum() for layer in layers).backward()
+    assert beta.grad is not None and threshold.grad is not None and frozen.grad is None
+    # Values that learn may lie anywhere: nobody knows where training has taken them.
+    assert ns.LIF(torch.nn.Parameter(torch.tensor([-0.1, 1.2]))).beta.tolist() == pytest.approx(
+        [-0.1, 1.2]
+    )
+    network = ns.SNNModel(64, [8, 8], 3, num_steps=2, beta=beta)
+    assert sum(p is beta for p in network.parameters()) == 1
+    encoder = ns.ConvEncoder(2, 3, beta=beta)
+    assert encoder.neurons.beta is beta
+
+
+@pytest.mark.parametrize("name", ["beta", "threshold"])
+def test_a_tensor_whose_gradient_would_be_lost_is_refused(name):
+    leaf = torch.tensor(0.9, requires_grad=True)
+    for value in (leaf, leaf.sigmoid()):
+        told = f"{name} is a tensor that requires a gradient.* nn.Parameter.* learn_{name}=True"
+        for learn in (False, True):
+            with pytest.raises(ValueError, match=told):
+                ns.LIF(**{"beta": 0.9, name: value, f"learn_{name}": learn})
+    with pytest.raises(ValueError, match="beta is a tensor that requires a gradient"):
+        ns.LI(leaf)
+    integers = torch.nn.Parameter(torch.tensor(1), requires_grad=False)
+    with pytest.raises(TypeError, match="beta must be a number or a tensor of numbers"):
+        ns.LIF(integers)
+
+
+OUT_OF_RANGE = [  # name, value, what is told
+    ("beta", 20, r"between 0 and 1, got 20.* 1 - 1/tau = 0.95, or exp\(-1/tau\) = 0.9512"),
+    ("beta", 1.01, "between 0 and 1, got 1.01"),
+    ("beta", -0.5, "between 0 and 1, got -0.5"),
+    ("beta", math.nan, "between 0 and 1, got nan"),
+    ("beta", math.inf, "between 0 and 1, got inf"),
+    ("beta", np.float32(2), "between 0 and 1, got 2"),
+    ("beta", torch.tensor([0.5, 0.5, 0.5, -0.1]), "between 0 and 1, got -0.1"),
+    ("beta", torch.tensor([0.5, math.nan, 0.5, 0.5]), "between 0 and 1, got nan"),
+    ("threshold", 0, "must be above 0, got 0"),
+    ("threshold", -1.0, "must be above 0, got -1"),
+    ("threshold", math.nan, "must be above 0, got nan"),
+    ("threshold", torch.tensor([1.0, 1.0, 0.0, 1.0]), "must be above 0, got 0"),
+    ("threshold", math.inf, r"0 \* inf, which is not a number; .* ns.LI\(beta\), or reset='none'"),
+    ("threshold", torch.tensor([1.0, math.inf, 1, 1]), "0 .* inf, which is not a number"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OUT_OF_RANGE, ids=str)
+def test_constants_out_of_range_are_refused(name, value, message, backend):
+    options = {"beta": 0.9, name: value}
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        ns.LIF(**options)
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        ns.lif(CURRENT, **options, backend=backend)
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        ns.LIF(**options, learn_beta=True, learn_threshold=True)
+    if not isinstance(value, torch.Tensor):
+        for make in (lambda **o: ns.SNNModel(64, 8, 3, **o), lambda **o: ns.ConvEncoder(2, 3, **o)):
+            with pytest.raises(ValueError, match=f"{name}.*{message}"):
+                make(**options)
+    if name == "beta":
+        with pytest.raises(ValueError, match=f"{name}.*{message}"):
+            ns.LI(value)
+
+
+def test_what_learns_or_cannot_be_read_is_not_looked_at():
+    learned = torch.tensor([-0.1, 0.5, 1.2, 0.5], requires_grad=True)
+    assert ns.lif(CURRENT, beta=learned, threshold=-learned.detach().requires_grad_())
+    ns.LIF(torch.full((4,), 2.0, device=ELSEWHERE))
+    spikes = torch.vmap(lambda beta: ns.lif(CURRENT, beta=beta, backend="reference")[0])
+    assert spikes(torch.tensor([0.5, 1.5])).shape == (2, 3, 2, 4)
+
+
+@pytest.mark.parametrize("reset", ["zero", "none"])
+def test_an_infinite_threshold_without_subtraction_never_fires(reset, backend):
+    for delay in (True, False):
+        x = torch.rand(5, 2, 4, requires_grad=True)
+        options = {"reset": reset, "reset_delay": delay, "backend": backend}
+        spikes, mem = ns.LIF(0.9, math.inf, **options)(x)
+        _, last = ns.LI(0.9, backend="reference")(x)
+        assert not spikes.any()
+        assert torch.equal(mem, last)
+        (mine,) = torch.autograd.grad(spikes.sum() + mem.sum(), x)
+        (wanted,) = torch.autograd.grad(last.sum(), x)
+        assert torch.allclose(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 2.0}, r"no argument tau=; give beta= instead.* 1 - 1/tau"),
+        ({"beta": 0.9, "spike_grad": "atan"}, "no argument spike_grad=; give surrogate="),
+        ({"beta": 0.9, "surrogate_function": "atan"}, "give surrogate="),
+        ({"beta": 0.9, "reset_mechanism": "zero"}, "give reset= instead: 'subtract', 'zero' or"),
+        ({"beta": 0.9, "init_hidden": True}, r"leave it out: .* spikes, mem = layer\(current, mem"),
+        ({"beta": 0.9, "v_threshold": 1.0}, "give threshold="),
+        ({"beta": 0.9, "v_reset": None}, "give reset='zero'"),
+        ({"beta": 0.9, "step_mode": "m"}, "a call takes all time steps"),
+        ({"beta": 0.9, "device": "cpu"}, r"move the layer with .to\(device\)"),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(options, message):
+    for make in (ns.LIF, ns.LI, lambda **o: ns.lif(CURRENT, **o)):
+        with pytest.raises(TypeError, match=message):
+            make(**options)
+    for make in (ns.ConvEncoder, ns.SNNModel):
+        with pytest.raises(TypeError, match="LIF has no argument"):
+            make(**options)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'betta'"):
+        ns.LIF(0.9, betta=1)
+
+
+def test_one_axis_of_values_is_never_taken_for_another():
+    pictures = torch.zeros(2, 1, 3, 3, 5)
+    with pytest.raises(ValueError, match=r"shape \(3, 1, 1\)"):
+        ns.LIF(torch.full((3,), 0.5))(pictures)
+    square = torch.zeros(2, 1, 3, 4, 3)
+    told = r"first axis or the last; give it the shape \(3, 1, 1\) .*, or \(1, 1, 3\)"
+    with pytest.raises(ValueError, match=told):
+        ns.LIF(torch.full((3,), 0.5))(square)
+    with pytest.raises(ValueError, match=told.replace("beta", "threshold")):
+        ns.lif(square, beta=0.9, threshold=torch.full((3,), 0.5))
+    for shape in ((3, 1, 1), (1, 1, 3), (1, 4, 1), (1,), ()):
+        ns.LIF(torch.full(shape, 0.5))(square)
+    ns.LIF(torch.full((4,), 0.5))(torch.zeros(2, 1, 3, 5, 4))
+
+
 @pytest.mark.parametrize("make", [ns.LIF, ns.LI, lambda beta, **o: ns.lif(CURRENT, beta=beta, **o)])
 def test_unknown_backends_are_refused_by_name(make):
     names = ", ".join(["auto", *dispatch.TABLE])
@@ -162,15 +305,52 @@ def with_two(u, slope):
     return slope * u
 
 
+def with_choice(u):
+    return 1.0 if u > 0 else 0.0
+
+
+def with_loop(u):
+    z = abs(u)
+    while z > 0.1:
+        z = 0.5 * z
+    return z
+
+
+def with_itself(u):
+    return with_itself(u - 1.0)
+
+
 @pytest.mark.parametrize(
     ("surrogate", "message"),
     [
         (3, "a name, a Surrogate or a function of u, got 3"),
         (torch.sigmoid, "must be a plain Python function, got <built-in"),
         (with_torch, "'with_torch' uses 'torch', a module; it may use exp"),
-        (with_attribute, "'with_attribute' uses 'cosh', which is no number or function"),
+        (with_attribute, r"'with_attribute' uses .cosh of a tensor.*py: return u.cosh\(\)\)$"),
+        (lambda u: u.abs(), r"uses .abs of a tensor.* write abs\(\.\.\.\)"),
+        (with_choice, r"asks if, and, .* write where\(condition, a, b\).*1.0 if u > 0 else 0.0\)$"),
+        (lambda u: u * (u > 0 and u < 1), r"asks if, and, .* conditions with & and \|"),
+        (lambda u: cast(not u > 0, u), "asks if, and, or, not"),
+        (lambda u: cast(0 < u < 1, u), "asks if, and, or, not"),
+        (lambda u: max(u, 0.0), "asks if, and, or, not, min, max"),
+        (with_loop, "asks if, and, .*or a loop about.*while z > 0.1:"),
+        (lambda u: sum(v for v in u), "asks if, and, .*or a loop"),
+        (lambda u: float(u), "asks for the value of what differs from neuron to neuron"),
+        (lambda u: u > 0, r"returns a comparison; return cast\(condition, u\)"),
+        (lambda u: 2.0 * (u > 0), r"calculates with a comparison.* cast\(condition, u\)"),
+        (lambda u: (u > 0).float(), r"calculates with a comparison.* cast\(condition, u\)"),
+        (lambda u: (u > 0) & 1.0, "joins a comparison and a number with &"),
+        (lambda u: where(u, 1.0, 0.0), "gives where a number for a condition"),
+        (lambda u: cast(u, u), "casts a number; compare it"),
+        (lambda u: u**0.5, "takes a power other than 2 or 3"),
+        (lambda u: u % 2, "may use arithmetic, .* got unsupported operand .* %"),
+        (lambda u: round(u), "uses 'round', which is no number or function"),
+        (lambda u: with_itself(u), "calls itself"),
+        (lambda u: (u, u), "returns 2 values, wanted one number"),
+        (lambda u: None, "returns a NoneType, wanted a number"),
+        (lambda u, *, slope=2.0: u, "none that is keyword-only"),
         (with_unknown, "'with_unknown' uses 'nothing'"),
-        (with_two, r"takes \('u', 'slope'\); it must be callable with one argument"),
+        (with_two, r"takes \('u', 'slope'\); it must be callable with \(u\); give its other"),
         (ns.surrogate.atan, r"makes one; call it, as in surrogate=atan\(\)"),
     ],
 )
@@ -222,6 +402,68 @@ def test_numbers_a_surrogate_reads_are_those_when_the_layer_was_made(backend):
     assert torch.equal(gradient(layer), before)
     anew = gradient(lambda x: ns.lif(x, beta=0.9, surrogate=scaled, backend=backend))
     assert torch.allclose(anew, 3 * before, rtol=1e-6)
+
+
+def test_a_surrogate_that_is_annealed_compiles_once_and_leaves_nothing_behind():
+    """Another number in a closure is another parameter, not another kernel."""
+    event = pytest.importorskip("numba.core.event")
+
+    def annealed(slope):
+        def derivative(u):
+            return slope / (1.0 + slope * abs(u))
+
+        return derivative
+
+    def gradient(slope):
+        x = torch.full((2, 1, 3), 0.4, requires_grad=True)
+        ns.lif(x, beta=0.9, surrogate=annealed(slope), backend="numba")[0].sum().backward()
+        return x.grad[1, 0, 0]
+
+    def functions():
+        gc.collect()
+        return sum(type(one) is FunctionType for one in gc.get_objects())
+
+    # Numbers that no run before has compiled and kept on disk.
+    slopes = [1.0 + random.SystemRandom().random() for _ in range(51)]
+    gradient(slopes[0])
+    before = functions()
+    with event.install_recorder("numba:compile") as recorder:
+        for slope in slopes[1:]:
+            u = 0.4 * 1.9 - 1.0
+            assert gradient(slope).item() == pytest.approx(slope / (1 - slope * u), rel=1e-5)
+    assert not recorder.buffer
+    assert functions() <= before + 5
+
+
+def test_a_name_with_a_space_and_other_signs(backend):
+    def own(u):
+        return 1.0 / (1.0 + abs(u))
+
+    own.__name__ = "my own: surrogate"
+    x = torch.full((2, 1, 3), 0.4, requires_grad=True)
+    ns.lif(x, beta=0.9, surrogate=own, backend=backend)[0].sum().backward()
+    assert x.grad.any()
+
+
+def test_parameters_of_a_surrogate_are_numbers():
+    for value in (torch.tensor(25.0), torch.nn.Parameter(torch.tensor(25.0)), "25", True):
+        with pytest.raises(TypeError, match="must be plain numbers, which are not learned, got"):
+            ns.surrogate.Surrogate(with_two, (value,))
+    assert ns.surrogate.atan(np.float32(2)) == ns.surrogate.atan(2)
+    with pytest.raises(ValueError, match="slope must be a positive finite number, got True"):
+        ns.surrogate.sigmoid(True)
+
+
+def test_a_function_bound_anew_runs_torch_wherever_it_is_called_first():
+    """Torch reads the builtins of the first frame that compares; the package compares on import."""
+    program = (
+        "import runpy, torch\n"
+        "bind = runpy.run_path('neurospike/binding.py')['bind']\n"
+        "def positive(v): return v > 0.0\n"
+        "assert bind(positive, {})(torch.ones(2)).all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_digest_tells_which_function_a_name_stands_for():
@@ -361,9 +603,31 @@ def test_the_reference_without_snntorch_says_what_to_install(monkeypatch):
 def test_the_reference_leaves_no_layer_in_snntorchs_list():
     import snntorch
 
-    before = len(snntorch.SpikingNeuron.instances)
+    def made():
+        classes = (snntorch.SpikingNeuron, snntorch.LIF, snntorch.Leaky)
+        return [len(kind.instances) for kind in classes]
+
+    before = made()
     ns.lif(CURRENT, beta=0.9, backend="reference")
-    assert len(snntorch.SpikingNeuron.instances) == before
+    assert made() == before
+
+
+@pytest.mark.parametrize("kind", ["SpikingNeuron", "LIF", "Leaky"])
+def test_nor_after_snntorch_emptied_its_list(kind, monkeypatch):
+    import snntorch
+
+    every = snntorch.SpikingNeuron.instances
+    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", every)  # to be put back
+    owner = getattr(snntorch, kind)
+    owner.init()
+    try:
+        before = len(snntorch.SpikingNeuron.instances)
+        ns.lif(CURRENT, beta=0.9, backend="reference")
+        assert owner.instances == []
+        assert len(snntorch.SpikingNeuron.instances) == before
+    finally:
+        if kind != "SpikingNeuron":
+            del owner.instances
 
 
 @pytest.mark.parametrize(
@@ -406,3 +670,13 @@ def test_state_dtype_is_float64_only_for_float64():
     formats = {torch.float16, torch.bfloat16, torch.float32}
     assert {ops.state_dtype(dtype) for dtype in formats} == {torch.float32}
     assert ops.state_dtype(torch.float64) == torch.float64
+
+
+def test_a_loop_over_time_is_told_that_the_batch_was_taken_for_time():
+    layer, current = ns.LIF(0.9), torch.rand(3, 5)
+    with pytest.raises(ValueError, match=r"\(3, 5\) was read as \[T, B, \*F\].*current\[None\]"):
+        layer(current, torch.zeros(3, 5))
+    spikes, mem = layer(current[None], torch.zeros(3, 5))
+    assert spikes.shape == (1, 3, 5) and mem.shape == (3, 5)
+    with pytest.raises(ValueError, match=r"of one step, \(3, 5\), got \(4, 5\)$"):
+        layer(current, torch.zeros(4, 5), num_steps=2)

@@ -1,6 +1,7 @@
 """The contract: every backend against the two-step table, snnTorch, and a naive float64 oracle."""
 
 import itertools
+from collections.abc import Callable
 
 import oracle
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import neurospike as ns
+from neurospike.formulas import where
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -137,6 +139,7 @@ def test_every_surrogate_against_the_oracle(surrogate: str, rule: dict, backend:
             assert relative(got, want) <= BUDGET[dtype]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_spikes_and_membranes_are_those_of_snntorch(reset: str, backend: str) -> None:
     """Bit for bit in float32, over random shapes, values on the threshold among them."""
@@ -292,6 +295,7 @@ def test_layouts_of_inputs_and_gradients(layout: str, backend: str) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.smoke
 def test_each_output_alone_gives_its_own_gradient(backend: str) -> None:
     """Unused outputs have no gradient; each one used alone adds up to all of them together."""
     inputs = problem((6, 2, 20), torch.float64)
@@ -325,7 +329,7 @@ def test_training_evaluation_and_inference_agree(backend: str) -> None:
 def test_beta_is_clamped_and_its_gradient_too(beta: float, inside: bool, backend: str) -> None:
     current = torch.randn(6, 2, 9)
     learned = torch.full((9,), beta, requires_grad=True)
-    _, mem = ns.lif(current, beta=learned, backend=backend)
+    _, mem = ns.lif(current, beta=learned, beta_gradient="clamp", backend=backend)
     clamped = min(max(beta, 0.0), 1.0)
     assert torch.equal(mem, ns.lif(current, beta=clamped, backend=backend)[1])
     mem.sum().backward()
@@ -357,6 +361,67 @@ def test_a_function_of_the_users_is_a_surrogate(backend: str) -> None:
     wanted = oracle.lif(*inputs, surrogate="laplace")[:2]
     for got, want in zip(all_gradients(found, inputs), all_gradients(wanted, inputs)):
         assert relative(got, want) <= 1e-12
+
+
+def annotated(u: Tensor) -> Tensor:
+    """Documented, with a type, and integers."""
+    return 1 / (1 + u**2)
+
+
+def with_helper(u, count=2):
+    z = 1
+    for _ in range(count):
+        z = z * half_of(u)
+    return where((u > -1) & (u < 1), 0.3 + z, 0.7)
+
+
+def half_of(u):
+    return u / 2
+
+
+def with_a_name_that_python_has() -> Callable:
+    def max(u):
+        return where(u > 0, u, -u)
+
+    return lambda u: max(u) + 1
+
+
+made: dict = {}
+exec("def without_a_file(u): return 1.0 / (1.0 + u * u)", made)
+FORMULAS = {
+    "annotated": (annotated, lambda u: 1 / (1 + u * u)),
+    "lambda": (lambda u: 1 / (1 + u * u), lambda u: 1 / (1 + u * u)),
+    "without a file": (made["without_a_file"], lambda u: 1 / (1 + u * u)),
+    "helper": (
+        with_helper,
+        lambda u: torch.where(u.abs() < 1, 0.3 + u * u / 4, torch.full_like(u, 0.7)),
+    ),
+    "own names": (with_a_name_that_python_has(), lambda u: u.abs() + 1),
+    "number": (lambda u: 2, lambda u: torch.full_like(u, 2.0)),
+    "choice of numbers": (
+        lambda u: where(u > 0, 0.1, 0.7),
+        lambda u: (
+            torch.where(u > 0, 0.1, 0.7).to(u.dtype) + 0 * u
+            if u.dtype == torch.float32
+            else torch.where(u > 0, torch.full_like(u, 0.1), torch.full_like(u, 0.7))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_what_is_accepted_is_the_same_on_every_backend(name: str, backend: str) -> None:
+    """Integers widen no format; text, types and names of the function do not matter."""
+    own, wanted = FORMULAS[name]
+    for dtype, budget in BUDGET.items():
+        current, mem, b, th = inputs = problem((9, 3, 33), dtype)
+        found = ns.lif(current, mem, beta=b, threshold=th, surrogate=own, backend=backend)
+        oracle.SURROGATES[name] = wanted
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        same = oracle.lif(*exact, surrogate=name)[:2]
+        for got, want in zip(all_gradients(found, inputs), all_gradients(same, exact)):
+            assert got.dtype == dtype
+            assert relative(got, want) <= budget
 
 
 def test_parameter_shapes_broadcast_against_the_features(backend: str) -> None:

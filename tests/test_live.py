@@ -116,11 +116,20 @@ def test_visitors_at_once_get_what_each_would_get_alone(answerer):
 def test_refused_choices(answerer):
     with pytest.raises(ValueError, match="unknown coding 'morse'; choose one of constant, rate"):
         answerer.answer(PICTURE, Choice("morse", 5))
-    for steps in (0, 101):
+    for steps in (-3, 0, 101):
         with pytest.raises(ValueError, match=f"steps must be 1 to 100, got {steps}"):
             answerer.answer(PICTURE, Choice("rate", steps))
     with pytest.raises(BackendError, match=r"backend 'triton' cannot run here: .*numba"):
         answerer.answer(PICTURE, Choice("rate", 5, "triton"))
+
+
+def test_a_network_of_many_steps_is_answered_with_its_own():
+    answerer = Answerer(trained(model={"hidden_size": 8, "num_steps": 150}))
+    answerer.warm()
+    assert answerer.answer(PICTURE, answerer.default)["steps"] == 150
+    assert answerer.answer(PICTURE, Choice("rate", 3))["steps"] == 3
+    with pytest.raises(ValueError, match="steps must be 1 to 150, got 151"):
+        answerer.answer(PICTURE, Choice("constant", 151))
 
 
 def test_a_network_presented_otherwise_shares_its_weights(answerer):
@@ -332,4 +341,4 @@ def test_without_nicegui(capsys, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     code, said = told(capsys)
     assert code == 2 and "the live page needs nicegui" in said
-    assert "pip install 'neurospike[live]'" in said
+    assert "pip install 'nicegui>=3'" in said

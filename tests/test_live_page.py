@@ -1,14 +1,12 @@
 """The live page in a browser: drawn on, clicked, read. Chromium is Debian's, run without a screen.
 
-Run with `-s` to see the score of the digits drawn and the times.
+How long the page takes is measured by `python -m benchmarks.live_page`.
 """
 
 import base64
 import io
 import re
 import shutil
-import statistics
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -124,34 +122,21 @@ def test_over_http(address):
         urllib.request.urlopen(other, timeout=20)
 
 
-def test_twenty_digits_of_two_hands(visit, address, capsys):
-    waits = []
-    for _ in range(3):  # a context each, so nothing is in its cache
-        start = time.perf_counter()
-        page = visit(address)
-        waits.append(time.perf_counter() - start)
-    right, times, wrong = 0, [], []
+def test_twenty_digits_of_two_hands(visit, address):
+    page = visit(address)
+    right, wrong = 0, []
     for hand, digits in HANDS.items():
         for digit, strokes in digits.items():
             page.get_by_text("Clear").click()
             page.locator(".answer .empty").wait_for()
             draw(page, strokes)
-            times.append(float(page.locator(".whole").get_attribute("data-ms")))
+            assert float(page.locator(".whole").get_attribute("data-ms")) > 0
             assert re.fullmatch(r"(> 99.9|\d+\.\d)% sure", page.locator(".sure").inner_text())
             right += shown(page) == digit
             wrong += [] if shown(page) == digit else [f"{hand} {digit} read as {shown(page)}"]
-    opened = ", ".join(f"{wait:.2f}" for wait in waits)
-    with capsys.disabled():
-        print(  # noqa: T201 (asked for: the score and the times)
-            f"\nlive page: ready in {opened} s; {len(times)} of 20 digits answered, {right} right"
-            f"{', '.join(['', *wrong])}; pen up to answer shown: median "
-            f"{statistics.median(times):.0f} ms, slowest {max(times):.0f} ms"
-        )
-    assert len(times) == 20
+    assert right + len(wrong) == 20
     if mnist_root() is not None:
         assert right >= 17, wrong
-    # Not the slowest: the machine's cores are often shared.
-    assert min(waits) < 2 and statistics.median(times) < 200
 
 
 def test_playing_pausing_and_stepping(visit, address):
@@ -236,8 +221,14 @@ def test_two_visitors_choose_for_themselves(visit, address):
     before = answers(one)
     one.get_by_label("Time steps").fill("500")
     message = one.get_by_role("alert")
-    message.wait_for()
-    assert message.inner_text() == "steps must be 1 to 100, got 500"
+    for steps in (500, 0, -3):
+        one.get_by_label("Time steps").fill(str(steps))
+        message.get_by_text(f"steps must be 1 to 100, got {steps}").wait_for()
+    one.get_by_label("Time steps").press("Tab")
+    assert message.is_visible()
+    assert one.locator(".clock").inner_text().endswith("of 5")
+    one.get_by_label("Time steps").fill("5")
+    message.wait_for(state="hidden")
 
 
 def png(**options):

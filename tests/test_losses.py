@@ -75,6 +75,27 @@ def test_rate_penalty_is_zero_within_the_bounds_and_pulls_towards_them():
         losses.rate_penalty({})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_output_of_many_steps_is_added_up_in_float32(dtype):
+    spikes = torch.ones(3000, 1, 3, dtype=dtype)
+    spikes[0, 0, 1] = spikes[:2, 0, 2] = 0
+    labels = torch.tensor([1])
+    assert losses.spike_count(spikes).tolist() == [[3000, 2999, 2998]]
+    assert losses.first_spike(spikes).tolist() == [[0, -1, -2]]
+    late = torch.zeros(3000, 1, 2, dtype=dtype)
+    late[2999, 0, 0] = 1
+    assert losses.first_spike(late).tolist() == [[-2999, -3000]]
+    assert losses.mean_membrane(spikes)[0].diff().tolist() == pytest.approx(
+        [-1 / 3000] * 2, rel=1e-3
+    )
+    for readout in losses.READOUTS.values():
+        assert readout(spikes).dtype == torch.float32
+        assert readout(spikes.double()).dtype == torch.float64
+    for loss in losses.LOSSES.values():
+        assert torch.equal(loss(spikes, labels), loss(spikes.float(), labels))
+    assert losses.rate_penalty({"a": spikes}) == losses.rate_penalty({"a": spikes.float()})
+
+
 def rates(kind, steps, **options):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     schedule = Schedule(optimizer, kind, **options)

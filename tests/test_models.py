@@ -4,6 +4,7 @@ import copy
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -291,6 +292,65 @@ def test_configurations_of_the_repository_build_their_networks(path):
 def test_impossible_networks_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         make(kind, **options)
+
+
+def test_one_number_is_a_list_of_one():
+    conv = ns.ConvSNN(64, channels=np.int64(3), kernel_size=3, hidden_size=5, output_size=4)
+    assert (len(conv.stages), len(conv.hidden)) == (1, 1)
+    assert len(ns.ResidualSNN(64, 3, 2).blocks) == 2
+    assert len(ns.SNNModel(64, np.array([5, 6])).neurons) == 2
+    for options in (
+        {"channels": "8"},
+        {"channels": 8.0},
+        {"channels": [8, 1.5]},
+        {"channels": True},
+    ):
+        with pytest.raises(
+            TypeError, match="channels must be a whole number or a list of them, go"
+        ):
+            ns.ConvSNN(64, **options)
+    with pytest.raises(TypeError, match=r"num_steps must be a whole number, got 2\.5"):
+        ns.SNNModel(64, 5, num_steps=2.5)
+    assert make("mlp", num_steps=np.int64(3)).record(pictures()).output.shape == (3, 6, 4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("encoding", ["constant", "rate", "latency", "delta", "phase", "burst"])
+def test_pictures_that_are_none_are_refused(kind, encoding):
+    model = make(kind, encoding=encoding).eval()
+    images = pictures() * 255
+    images[0, 0, 0, :2] = torch.tensor([0, 255])
+    with pytest.raises(
+        ValueError, match=r"got values from 0 to 255: .*divide by 255, as in images"
+    ):
+        model(images)
+    with pytest.raises(
+        TypeError, match=r"floating-point tensor .* got torch.uint8: .*divide by 255"
+    ):
+        model(torch.zeros(6, 1, 8, 8, dtype=torch.uint8))
+    for wrong in (float("nan"), float("inf")):
+        images = pictures()
+        images[2, 0, 3, 3] = wrong
+        with pytest.raises(ValueError, match=r"NaN or infinity|to inf|to nan"):
+            model(images)
+
+
+def test_standardised_pictures_have_a_constant_code():
+    images = (pictures() - 0.13) / 0.31
+    assert bool(make("mlp")(images).isfinite().all())
+    assert bool(make("mlp", preprocessing=["normalize"])(pictures()).isfinite().all())
+
+
+@pytest.mark.parametrize("readout", ["membrane", "max_membrane", "spikes", "first_spike"])
+def test_scores_under_autocast_are_float32(readout):
+    model = make("mlp", readout=readout, num_steps=300).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        recorded = model.record(pictures())
+    assert recorded.scores.dtype == recorded.votes.dtype == torch.float32
+    assert torch.allclose(recorded.votes[-1], recorded.scores, rtol=1e-5)
+    if readout == "spikes":
+        assert recorded.output.dtype == torch.bfloat16
+        assert torch.equal(recorded.scores, recorded.output.float().sum(0))
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import snntorch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -164,11 +165,51 @@ def test_learned_parameters_get_the_gradients_of_the_functional_form(backend):
     assert layer.threshold.grad.abs() > 0
 
 
-@pytest.mark.parametrize("start", [-0.1, 0.0, 0.5, 1.0, 1.1])
-def test_a_learned_decay_is_clamped_as_torch_clamps(start, backend):
+BETAS = [-0.1, 0.0, 0.5, 1.0, 1.1]
+
+
+@pytest.mark.parametrize("start", BETAS)
+@pytest.mark.parametrize("kind", [ns.LIF, ns.LI])
+def test_a_learned_decay_comes_back_from_a_bound(kind, start, backend):
+    """A gradient passes unless a step against it would lead out of 0 to 1, or further out."""
+    x = torch.rand(6, 2, 4) * 0.1
+    inside = torch.tensor(min(max(start, 0.0), 1.0), requires_grad=True)
+    mem = torch.zeros(2, 4)
+    for current in x:
+        mem = inside * mem + current
+    (whole,) = torch.autograd.grad(mem.sum(), inside)
+    for sign in (1, -1):
+        layer = kind(nn.Parameter(torch.tensor(start)), backend=backend)
+        loss = sign * layer(x)[1].sum()
+        loss.backward()
+        outward = (sign > 0 and start <= 0) or (sign < 0 and start >= 1)
+        wanted = torch.zeros(()) if outward else sign * whole
+        assert torch.allclose(layer.beta.grad, wanted)
+    assert whole > 0
+
+
+@pytest.mark.parametrize("gradient", ["inward", "clamp"])
+def test_a_decay_that_a_step_took_beyond_1(gradient, backend):
+    layer = ns.LIF(0.95, learn_beta=True, beta_gradient=gradient, backend=backend)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.full((5, 1, 3), 0.1)
+    for sign in (-1, 1, 1, 1, 1):
+        optimizer.zero_grad()
+        (sign * layer(x)[1].sum()).backward()
+        optimizer.step()
+        if sign < 0:
+            assert layer.beta > 1
+    assert (layer.beta < 1) == (gradient == "inward")
+
+
+@pytest.mark.parametrize("start", BETAS)
+def test_the_gradient_of_torchs_clamp_is_there_by_name(start, backend):
     """At the edges too, where torch's releases differ in the gradient that they let through."""
     x = torch.rand(6, 2, 4) * 0.1
-    layer = ns.LIF(start, learn_beta=True, backend=backend)
+    given = nn.Parameter(torch.tensor(start))
+    layer = ns.LIF(given, beta_gradient="clamp", backend=backend)
+    assert "beta_gradient='clamp'" in repr(layer)
+    assert "beta_gradient" not in repr(ns.LIF(0.9))
     layer(x)[1].sum().backward()
     leaf = torch.tensor(start, requires_grad=True)
     mem = torch.zeros(2, 4)
@@ -177,6 +218,76 @@ def test_a_learned_decay_is_clamped_as_torch_clamps(start, backend):
     mem.sum().backward()
     assert torch.allclose(layer.beta.grad, leaf.grad)
     assert (leaf.grad > 0) or start != 0.5
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_converted_layer_keeps_what_training_made_of_it(learn, backend):
+    """Decays beyond their bounds or at them, and a negative threshold, with snnTorch's gradient."""
+    decays, threshold = torch.tensor([1.3, -0.2, 0.5, 1.0, 0.0]), -0.5
+    leaky = snntorch.Leaky(decays, threshold, learn_beta=learn)
+    layer = ns.LIF.from_snntorch(leaky, backend=backend)
+    x, mem, spikes = torch.randn(6, 2, 5), torch.zeros(2, 5), []
+    for current in x:
+        spike, mem = leaky(current, mem)
+        spikes.append(spike)
+    found, last = layer(x)
+    assert torch.equal(found, torch.stack(spikes))
+    assert torch.equal(layer.beta, decays)
+    if learn:
+        assert layer.beta is leaky.beta
+        (wanted,) = torch.autograd.grad(mem.sum(), leaky.beta)
+        (got,) = torch.autograd.grad(last.sum(), layer.beta)
+        assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_choice_of_the_gradient_is_checked():
+    for make in (ns.LIF, ns.LI, lambda beta, **o: ns.lif(torch.rand(2, 1, 1), beta=beta, **o)):
+        with pytest.raises(ValueError, match="'sigmoid'; choose one of inward, clamp"):
+            make(0.9, beta_gradient="sigmoid")
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits_round_no_decay(narrow):
+    """The state stays float32, and so do the numbers that it is multiplied with and compared to."""
+    layer = ns.LIF(0.95, 0.7, learn_threshold=True)
+    before = [value.clone() for value in (layer.beta, layer.threshold)]
+    for moved in (layer.to(narrow), layer.half(), layer.bfloat16(), layer.to("cpu", narrow)):
+        for value, wanted in zip((moved.beta, moved.threshold), before):
+            assert value.dtype == torch.float32
+            assert torch.equal(value, wanted)
+    assert {value.dtype for value in layer.double().state_dict().values()} == {torch.float64}
+    assert layer.float().beta.dtype == torch.float32
+    elsewhere = ns.LI(0.9).to("meta", narrow)
+    assert (elsewhere.beta.device.type, elsewhere.beta.dtype) == ("meta", torch.float32)
+    net = nn.Sequential(nn.Linear(2, 2), ns.LIF(0.95)).to(narrow)
+    assert (net[0].weight.dtype, net[1].beta.dtype) == (narrow, torch.float32)
+    loaded = ns.LIF(0.5)
+    loaded.load_state_dict({"beta": torch.tensor(0.25).to(narrow), "threshold": torch.tensor(1.0)})
+    assert loaded.beta.item() == 0.25 and loaded.beta.dtype == torch.float32
+
+
+def test_nor_does_a_narrow_default_format():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert ns.LIF(0.95).beta.item() == pytest.approx(0.95, rel=1e-7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_surrogate_that_is_a_closure_is_pickled_with_its_numbers(backend):
+    def scaled(scale):
+        return lambda u: scale / (1 + abs(u))
+
+    def gradient(layer):
+        x = torch.linspace(0, 1, 12).reshape(3, 2, 2).requires_grad_()
+        layer(x)[0].sum().backward()
+        return x.grad
+
+    layers = [ns.LIF(0.9, surrogate=scaled(scale), backend=backend) for scale in (1.0, 3.0)]
+    found = [gradient(way(layer)) for layer in layers for way in (by_pickle, copy.deepcopy)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], gradient(layers[0]))
+    assert torch.allclose(found[2], 3 * found[0])
 
 
 def test_functional_call_replaces_the_parameters(net, x):

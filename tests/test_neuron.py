@@ -98,6 +98,65 @@ def test_layer_keeps_its_neuron_through_copies_segments_and_a_network(backend):
     assert layer.beta.grad is not None
 
 
+def two_values(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
+    return grad_mem, grad_mem
+
+
+def with_branch(mem, current, beta, threshold):
+    if mem > 0.0:
+        return mem
+    return beta * mem + current
+
+
+def misspelt(mem, current, beta, threshold):
+    return beta * mem + curent  # noqa: F821
+
+
+def neuron(charge=quadratic_charge, settle=to_zero, step_vjp=quadratic_vjp):
+    return ns.Neuron(charge, settle, step_vjp)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            neuron(step_vjp=two_values),
+            "step_vjp 'two_values' returns 2 values, wanted 4: the gradient of current, ",
+        ),
+        (
+            neuron(charge=to_zero),
+            r"takes \('v', 'spike', 'threshold'\); .* \(mem, current, beta, th",
+        ),
+        (neuron(settle=lambda v, spike, threshold: (v, v)), "returns 2 values, wanted one number"),
+        (neuron(settle=lambda v, spike, threshold: v > 0), r"return cast\(condition, u\)"),
+        (neuron(settle=lambda v, spike, threshold: "v"), "returns a str, wanted a number"),
+        (neuron(settle=lambda v, spike, threshold: max(v, 0)), r"asks if.* write where\(cond"),
+        (neuron(settle=lambda v, spike, threshold: v.relu()), r"uses \.relu of a tensor"),
+        (neuron(charge=with_branch), r"test_neuron.py: if mem > 0.0:\)$"),
+        (neuron(charge=misspelt), "uses 'curent', which is no number or function"),
+    ],
+)
+def test_what_is_wrong_with_a_neuron_shows_when_the_layer_is_made(own, message):
+    with pytest.raises(TypeError, match=message):
+        ns.LIF(0.9, neuron=own)
+
+
+def test_numbers_that_a_neuron_reads_are_part_of_it(backend):
+    def leaky(leak):
+        return neuron(charge=lambda mem, current, beta, threshold: mem * leak + current)
+
+    x = torch.rand(6, 2, 5)
+    for leak in (0.5, 0.75):
+        found = ns.LIF(1.0, neuron=leaky(leak), backend=backend)(x)
+        wanted = ns.lif(x, beta=leak, reset="zero", reset_delay=False, backend=backend)
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_a_neuron_may_have_a_threshold_below_0():
+    layer = ns.LIF(0.9, -0.5, neuron=LINEAR)
+    assert layer(torch.zeros(3, 1, 1))[0].all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

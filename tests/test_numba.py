@@ -1,18 +1,27 @@
 """Code kept on disk: used again while it fits, never once a formula has changed."""
 
+import ctypes
+import dataclasses
+import errno
+import importlib
+import io
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import neurospike as ns
-from neurospike import break_even, dispatch
+from neurospike import dispatch
+from neurospike.break_even import Policy, use_policy
 
-pytest.importorskip("numba")
+types = pytest.importorskip("numba").types
+c_function = dispatch.load(".kernels.numba_cache").c_function
 
 ROOT = Path(__file__).parents[1]
 # An immediate reset: there the reference steps the very formulas that are changed below.
@@ -54,7 +63,7 @@ def run(package: Path, *flags: str, **environment: str) -> tuple[list[float], st
         text=True,
         cwd=package,
         env={**os.environ, "NUMBA_DEBUG_CACHE": "1", **environment},
-        timeout=120,
+        timeout=3000,  # a process that hangs, not a slow machine
     )
     assert done.returncode == 0, done.stderr
     log, result = done.stdout.split("RESULT")
@@ -105,20 +114,121 @@ def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp
     assert "[cache]" not in log
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """A loop that was never compiled, in a folder of its own, where its code is kept."""
+    (tmp_path / "doubling.py").write_text("def _forward(job_at):\n    job_at * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("doubling")._forward
+    del sys.modules["doubling"]
+
+
+def said_by_compiling(loop, stream, monkeypatch):
+    """What stands on stderr after a kernel was needed, as by a process that has not run it yet."""
+    with monkeypatch.context() as context:
+        context.setattr(sys, "stderr", stream)
+        dispatch.load(".kernels.numba_jit").compiled(loop, {}, np.float32)
+    return stream.getvalue()
+
+
+def test_a_terminal_is_told_what_the_first_call_waits_for_and_no_later_one(loop, monkeypatch):
+    told = "neurospike: compiling doubling.forward (once: the code is kept on disk)\n"
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == told
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == ""
+
+
+def test_what_is_no_terminal_is_told_nothing(loop, monkeypatch):
+    assert said_by_compiling(loop, io.StringIO(), monkeypatch) == ""
+
+
+def test_a_terminal_is_told_where_the_code_cannot_be_kept(loop, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    (tmp_path / "__pycache__").write_text("")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "__pycache__" / "in a file"))
+    assert said_by_compiling(loop, Terminal(), monkeypatch) == (
+        "neurospike: compiling doubling.forward "
+        "(in each process: there is no folder to keep the code in)\n"
+    )
+
+
+def cut_off(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    """A bit in the middle: of a key in an index, of machine code in what it points to."""
+    return (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 16])
+        + content[len(content) // 2 + 1 :]
+    )
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [cut_off, flipped, lambda _: b""])
+def test_damaged_code_is_compiled_anew_and_kept_again(tmp_path, ending, damage):
+    def load():
+        """Compile, or take what is kept; the result, and whether it was taken."""
+        compiled = c_function(loop, types.void(types.intp), error_model="numpy")
+        row = (ctypes.c_int64 * 1)(41)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)(ctypes.addressof(row))
+        return row[0], compiled.cache_hits
+
+    loop = add_one_in(tmp_path)
+    assert load() == (42, 0)
+    assert load() == (42, 1)
+    files = list((tmp_path / "__pycache__").glob(f"*.{ending}"))
+    assert files
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert load() == (42, 0)
+    assert load() == (42, 1)
+
+
+def test_a_disk_that_became_full_costs_only_the_compilation(tmp_path, monkeypatch):
+    loop = add_one_in(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert c_function(loop, types.void(types.intp)).address
+    assert not list((tmp_path / "__pycache__").glob("*.nb*"))
+
+
+def add_one_in(folder: Path):
+    """A compiled loop's function, from a file of its own, beside which Numba keeps its code."""
+    text = (
+        "from neurospike.kernels.numba_memory import array_at\n"
+        "def loop(job_at):\n    array_at(job_at, 1, 0)[0] += 1\n"
+    )
+    (folder / "loops.py").write_text(text, encoding="utf-8")
+    names: dict = {}
+    exec(compile(text, str(folder / "loops.py"), "exec"), names)
+    return names["loop"]
+
+
 def test_no_size_compiles_anything_anew(monkeypatch):
     """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
     names = ("lif_numba", "events_numba", "linear_numba", "layer_numba")
     kernels = [dispatch.load(f".kernels.{name}") for name in names]
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(break_even, "_less", lambda *_: True)
+    events = Policy(least_products=1, margin=math.inf)
+    together = dataclasses.replace(events, trained_events=1 << 30)
     monkeypatch.setattr(kernels[1], "TABLE", 1 << 40)  # with sums of four it is another kernel
 
     def run(steps, batch, inputs, outputs):
         layer, lif = ns.SpikeLinear(inputs, outputs), ns.LIF(0.9)
         spikes = (torch.rand(steps, batch, inputs) < 0.1).to(torch.uint8)
-        lif(layer(spikes))[0].sum().backward()
-        monkeypatch.setattr(break_even, "TRAINED_EVENTS", 1 << 30)
-        ns.spike_layer(layer, lif, spikes)[0].sum().backward()
+        with use_policy(events):
+            lif(layer(spikes))[0].sum().backward()
+        with use_policy(together):
+            ns.spike_layer(layer, lif, spikes)[0].sum().backward()
 
     run(5, 2, 40, 200)
     before = [kernel._compiled.cache_info().misses for kernel in kernels]

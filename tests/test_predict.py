@@ -19,6 +19,7 @@ import neurospike as ns
 from neurospike import predict, train
 from neurospike.data import load
 from neurospike.errors import CheckpointError, MissingDependencyError, PictureError
+from neurospike.live.__main__ import main as live_main
 from neurospike.loading import load_trained
 from neurospike.pictures import read_picture
 from neurospike.training import load_checkpoint, save_checkpoint
@@ -152,25 +153,39 @@ def test_plot_shows_at_most_eight(tmp_path, capsys, model_path):
     assert code == 0
     assert err == [f"{plot}: shows the first 8 of 10 pictures"]
     assert Image.open(plot).size[1] > 1000
-    code, _, err = run(capsys, model_path, "--image_path", *names, "--plot", tmp_path / "no" / "x")
-    assert code == 2
-    assert err[-1].startswith(f"error: {tmp_path}/no/x: cannot draw into this file: ")
+
+
+def test_a_plot_that_could_not_be_drawn_is_refused_before_anything_is_predicted(
+    tmp_path, capsys, model_path
+):
+    draw_seven().save(tmp_path / "7.png")
+    (tmp_path / "folder.png").mkdir()
+    for plot, said in {
+        "no/x.png": f"{tmp_path}/no/x.png: cannot draw into this file: there is no folder",
+        "folder.png": f"{tmp_path}/folder.png: cannot draw into this file: it is a folder",
+        "out.xyz": f"--plot {tmp_path}/out.xyz: got the ending '.xyz', allowed: ",
+        "out": f"--plot {tmp_path}/out: got the ending '', allowed: ",
+    }.items():
+        argv = ["--image_path", tmp_path / "7.png", "--plot", tmp_path / plot]
+        code, out, err = run(capsys, model_path, *argv)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert err[0].startswith(f"error: {said}")
 
 
 # How pictures are read
 
 
-def picture_of(tmp_path, image, name="p.png", **options):
+def picture_of(tmp_path, image, name="p.png", dataset="mnist", **options):
     image.save(tmp_path / name, **options)
-    return read_picture(tmp_path / name)[0]
+    return read_picture(tmp_path / name, dataset=dataset)[0]
 
 
 def test_training_pictures_are_taken_as_they_are(tmp_path, digits):
     for k in range(50):
         image = digits.images[k]
-        read = picture_of(tmp_path, Image.fromarray(image.numpy()))
+        read = picture_of(tmp_path, Image.fromarray(image.numpy()), dataset="digits")
         assert torch.equal(read, image.float() / 255)
-        read = picture_of(tmp_path, Image.fromarray(255 - image.numpy()))
+        read = picture_of(tmp_path, Image.fromarray(255 - image.numpy()), dataset="digits")
         torch.testing.assert_close(read, image.float() / 255, rtol=0, atol=1e-6)
 
 
@@ -335,6 +350,92 @@ def test_what_is_no_picture_at_all(tmp_path, capsys, model_path):
     assert (code, err) == (0, [f"{empty}: 1 of 2 files passed over, no pictures by name"])
 
 
+def test_one_bad_entry_does_not_cost_the_others(tmp_path, capsys, model_path):
+    for name in ("a.png", "z.png"):
+        draw_seven().save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("seven")
+    bad = {
+        "empty": "a folder without pictures",
+        "outer": f"a folder without pictures (a sub-folder not looked into, such as {tmp_path}",
+        "missing.png": "cannot be read: No such file or directory",
+        "notes.txt": "not a picture",
+        "n" * 300: "cannot be read: File name too long",
+    }
+    for name, said in bad.items():
+        paths = [tmp_path / "a.png", tmp_path / name, tmp_path / "z.png"]
+        code, out, err = run(capsys, model_path, "--json", "--image_path", *paths)
+        assert (code, len(out)) == (predict.SOME_FAILED, 2), name
+        assert len(err) == 2 and said in err[0] and name in err[0]
+        assert err[1] == "1 of 3 pictures could not be predicted"
+
+
+def test_sub_folders_are_named(tmp_path, capsys, model_path):
+    draw_seven().save(tmp_path / "7.png")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        draw_seven().save(tmp_path / name / "7.png")
+    code, out, err = run(capsys, model_path, "--json", "--image_path", tmp_path)
+    assert (code, len(out)) == (0, 1)
+    assert err == [f"{tmp_path}: 2 sub-folders not looked into, such as {tmp_path}/one: name each "
+                   "that is wanted"]  # fmt: skip
+
+
+def test_a_picture_needs_no_flag(tmp_path, capsys, model_path):
+    for name in ("a.png", "b.png", "c.png"):
+        draw_seven().save(tmp_path / name)
+    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
+    for argv in ([a, b, c, "--json"], ["--json", a, b, c], [a, "--json", "--image_path", b, c]):
+        code, out, _ = run(capsys, model_path, *argv)
+        assert code == 0
+        assert [json.loads(line)["path"] for line in out] == [str(path) for path in (a, b, c)]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_name_outside_the_code_page_is_printed_all_the_same(
+    tmp_path, monkeypatch, model_path, encoding
+):
+    names = ["a.png", "\u6570.png", "\udcff.png", "z.png"]
+    for name in names:
+        draw_seven().save(tmp_path / name)
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    argv = ["--model_path", str(model_path), str(tmp_path), str(tmp_path / "\u6570")]
+    assert predict.main(argv) == predict.SOME_FAILED
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert out.count("  confidence ") == 4 and "\\udcff.png: " in out
+    assert ("\u6570" if encoding == "utf-8" else "\\u6570") + ": cannot be read" in err
+    assert [stream.errors for stream in streams] == ["strict"] * 2
+
+
+def test_the_device_is_the_gpu_where_the_backend_runs_on_one(tmp_path, capsys, monkeypatch):
+    chosen = []
+
+    def load_trained(path, device):
+        chosen.append((path, device.type))
+        raise CheckpointError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("neurospike.dispatch._cuda_reasons", list)
+    monkeypatch.setattr(predict, "load_trained", load_trained)
+    monkeypatch.setattr("neurospike.live.__main__.load_trained", load_trained)
+    for backend in ("triton", "numba", "auto"):
+        assert run(capsys, "m.pth", "7.png", "--backend", backend)[0] == 2
+    assert chosen == [("m.pth", "cuda"), ("m.pth", "cpu"), ("m.pth", "cuda")]
+    pytest.importorskip("nicegui", reason="the live page needs nicegui: pip install -e '.[live]'")
+    assert live_main(["--model_path", "m.pth"]) == 2
+    assert chosen[-1] == ("m.pth", "cuda")
+
+
+def test_the_help_says_what_a_confidence_is_not(capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--help"])
+    assert "not calibrated" in " ".join(capsys.readouterr().out.split())
+
+
 def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, model_path)[2] == [
@@ -342,10 +443,7 @@ def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
     ]
     assert "did you mean --image_path?" in run(capsys, model_path, "--imge_path=x")[2][0]
     assert "--ink" in run(capsys, model_path, "--image_path=x", "--ink=red")[2][0]
-    assert (
-        "is not in this version"
-        in run(capsys, model_path, "--image_path=x", "--backend=numpy")[2][0]
-    )
+    assert "unknown backend" in run(capsys, model_path, "--image_path=x", "--backend=numpy")[2][0]
     assert "allowed: auto, cpu" in run(capsys, model_path, "--image_path=x", "--device=gpu")[2][0]
     assert "cuda:99" in run(capsys, model_path, "--image_path=x", "--device=cuda:99")[2][0]
     assert predict.main(["--image_path=x"]) == 2

@@ -1,6 +1,7 @@
 """Preprocessing: each step against what it means, and how it refuses."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from neurospike import SNNModel
 from neurospike.config import load_config
 from neurospike.data import Preprocessing
 from neurospike.errors import ConfigError, MissingDependencyError
-from neurospike.steps import NAMES, parse_steps
+from neurospike.steps import NAMES, parse_steps, range_after
 
 ROOT = Path(__file__).parents[1]
 RANDOM = ["affine", "elastic", "noise", {"kind": "crop", "size": 9}]
@@ -245,13 +246,22 @@ def test_steps_from_the_command_line():
         ("[deskew, {degrees: 3}]", "step 2: got {'degrees': 3}, wanted a kind"),
         (
             "[{kind: affine, degrees: -1}]",
-            "step 1, affine.degrees: got -1, input should be greater",
+            "affine.degrees: got -1, allowed: a number >= 0 and <= 180",
         ),
-        ("[{kind: affine, degrees: yes}]", "step 1, affine.degrees: got True, input should be a"),
-        ("[{kind: affine, angle: 3}]", "step 1, affine.angle: got 3, extra inputs"),
-        ("[{kind: resize}]", "step 1, resize.size: got None, field required"),
-        ("[{kind: normalize, std: 0}]", "step 1, normalize.std: got 0, input should be greater"),
-        ("[{kind: noise, std: .inf}]", "step 1, noise.std: got inf, input should be a finite"),
+        ("[{kind: affine, degrees: yes}]", "step 1, affine.degrees: got True, allowed: a number"),
+        ("[{kind: affine, degree: 3}]", "affine.degree: no such option; did you mean degrees?"),
+        ("[{kind: affine, angle: 3}]", "affine.angle: no such option; did you mean degrees?"),
+        ("[{kind: noise, mean: 3}]", "noise.mean: no such option; its options are std"),
+        ("[{kind: deskew, size: 3}]", "deskew.size: no such option; it has no options"),
+        (
+            "[{kind: resize}]",
+            "resize.size is missing, wanted: 1 to 4096 pixels, or [height, width]",
+        ),
+        ("[{kind: resize, size: 5000}]", "resize.size: got 5000, allowed: 1 to 4096 pixels"),
+        ("[{kind: normalize, std: 0}]", "step 1, normalize.std: got 0, allowed: a number > 0"),
+        ("[{kind: normalize, std: 1.0e-300}]", "a number > 0, 1.2e-38 to 3.4e+38, as float32"),
+        ("[{kind: normalize, mean: 1.0e+300}]", "a number, 1.2e-38 to 3.4e+38, as float32 holds"),
+        ("[{kind: noise, std: .inf}]", "step 1, noise.std: got inf, allowed: a number >= 0"),
     ],
 )
 def test_wrong_steps_are_named(steps, message):
@@ -259,8 +269,71 @@ def test_wrong_steps_are_named(steps, message):
         load_config(ROOT / "config.yaml", {"preprocessing": steps})
     assert str(caught.value).startswith("--preprocessing: ")
     assert message in str(caught.value)
-    with pytest.raises(ValueError, match="got"):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Preprocessing(steps)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 5, 20])
+@pytest.mark.parametrize("side", [1, 5, 28])
+def test_elastic_takes_any_blur_on_any_picture(side, sigma):
+    bent = Preprocessing([{"kind": "elastic", "sigma": sigma}])(torch.rand(2, 1, side, side))
+    assert bent.shape == (2, 1, side, side)
+    assert bent.isfinite().all()
+
+
+STEPS = {"resize": {"size": [9, 7]}, "crop": {"size": 8, "padding": 1}, "normalize": {"mean": 0.5}}
+
+
+@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize("second", NAMES)
+def test_size_and_range_are_known_before_a_picture_is_seen(first, second):
+    prepare = Preprocessing([{"kind": name, **STEPS.get(name, {})} for name in (first, second)])
+    low, high = range_after(prepare.steps)
+    images = pictures()
+    images[0, 0, :2], images[1, 0, :2] = 0, 1
+    for training in (True, False):
+        prepared = prepare.train(training)(images)
+        assert prepared.shape[2:] == prepare.size(12, 12)
+        assert low - 1e-5 <= float(prepared.min()) <= float(prepared.max()) <= high + 1e-5
+    # And no wider than need be: without noise, which is off in evaluation, some pixel is there.
+    if "noise" not in (first, second):
+        assert float(prepared.min()) == pytest.approx(low, abs=0.35 * (high - low))
+        assert float(prepared.max()) == pytest.approx(high, abs=0.35 * (high - low))
+
+
+@pytest.mark.parametrize("kind", ["latency", "phase", "burst"])
+@pytest.mark.parametrize(
+    ("steps", "fits"),
+    [
+        ("[normalize]", False),
+        ("[normalize, noise]", False),
+        ("[noise, normalize]", False),
+        ("[{kind: normalize, mean: 0, std: 0.5}]", False),
+        ("[{kind: normalize, mean: 0.5, std: 1}]", False),
+        ("[{kind: normalize, mean: 0, std: 2}, invert, invert]", True),
+        ("[invert, noise, elastic, affine, deskew]", True),
+    ],
+)
+def test_what_leaves_0_to_1_is_refused_where_the_code_needs_it(kind, steps, fits):
+    asked = {"preprocessing": steps, "encoding.kind": kind}
+    if fits:
+        model = SNNModel(**load_config(ROOT / "config.yaml", asked).network_arguments())
+        for training in (True, False):
+            assert model.train(training)(torch.rand(2, 1, 28, 28)).isfinite().all()
+        return
+    with pytest.raises(
+        ConfigError, match=rf"encoding.kind {kind} takes pictures in \[0, 1\].*in \["
+    ):
+        load_config(ROOT / "config.yaml", asked)
+
+
+@pytest.mark.parametrize("kind", ["constant", "rate", "delta"])
+def test_other_codes_take_normalised_pictures(kind):
+    config = load_config(
+        ROOT / "config.yaml", {"preprocessing": "normalize", "encoding.kind": kind}
+    )
+    model = SNNModel(**config.network_arguments())
+    assert model(torch.rand(2, 1, 28, 28)).isfinite().all()
 
 
 def test_wrong_pictures_are_refused():

@@ -1,6 +1,7 @@
 """A linear layer and its neurons in one loop, against the two in a row."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import neurospike as ns
-from neurospike import break_even, dispatch
+from neurospike import dispatch
+from neurospike.break_even import Policy, use_policy
 from neurospike.spike_layer import _Layer
 
 BUDGET = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -34,14 +36,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def together(monkeypatch):
     """Layers run in one loop whatever it costs; the calls are counted."""
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(break_even, "_less", lambda *_: True)
-    monkeypatch.setattr(break_even, "EVENTS", 1 << 30)
-    monkeypatch.setattr(break_even, "TRAINED_EVENTS", 1 << 30)
     # The product alone then takes sums of single rows too, and the order is the same.
     monkeypatch.setattr(dispatch.load(".kernels.events_numba"), "TABLE", 1 << 40)
     torch.set_num_threads(1)  # more threads than panels of neurons take the two apart
-    yield counted(monkeypatch)
+    always = Policy(least_products=0, margin=math.inf, events=1 << 30, trained_events=1 << 30)
+    with use_policy(always):
+        yield counted(monkeypatch)
     torch.set_num_threads(1)
 
 
@@ -106,7 +106,9 @@ def test_in_double_precision(shape, together, poisoned):
 @pytest.mark.parametrize("rule", RULES[::3], ids=str)
 def test_decay_and_threshold_of_all_or_of_each(rule, each, learn, together, poisoned):
     outputs = SHAPES[1][3]
-    beta = torch.linspace(-0.2, 1.2, outputs) if each else 0.8
+    beta = torch.linspace(0, 1, outputs) if each else 0.8
+    if each and learn:  # training may have taken them beyond the bounds
+        beta = nn.Parameter(torch.linspace(-0.2, 1.2, outputs))
     threshold = torch.linspace(0.3, 1.5, outputs) if each else 0.7
     options = {"beta": beta, "threshold": threshold, "learn_beta": learn, "learn_threshold": learn}
     compare(*problem(SHAPES[1], **options, **rule), together)

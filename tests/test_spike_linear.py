@@ -2,7 +2,9 @@
 
 import copy
 import io
+import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional
 
 import neurospike as ns
 from neurospike import break_even, dispatch
+from neurospike.break_even import Policy, use_policy
 from neurospike.errors import BackendError
 
 EVENT_DRIVEN = [name for name, row in dispatch.TABLE.items() if row.linear]
@@ -37,10 +40,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def events(monkeypatch):
+def events():
     """Events are taken whatever they cost."""
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(break_even, "_less", lambda *_: True)
+    with use_policy(Policy(least_products=0, margin=math.inf)):
+        yield
 
 
 def problem(rows, inputs, outputs, density, spikes, state, graded=False):
@@ -208,38 +211,52 @@ def test_few_events_are_summed_and_many_multiplied(deterministic, request):
         assert ("Events" in node) == (kind == "Events"), node
 
 
-def test_a_small_layer_is_dense_at_once(monkeypatch):
-    monkeypatch.setattr(break_even, "promising", lambda *_: pytest.fail("looked at a small layer"))
-    assert ns.SpikeLinear(10, 10)(torch.zeros(5, 4, 10)).shape == (5, 4, 10)
+def path(out):
+    """Which product a result with a graph came from."""
+    nodes = (out.grad_fn, *(node for node, _ in out.grad_fn.next_functions if node is not None))
+    return "events" if any("Events" in type(node).__name__ for node in nodes) else "dense"
 
 
-def test_after_a_look_in_vain_some_batches_are_not_looked_at(monkeypatch, request):
-    looks, promising = [], break_even.promising
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(
-        break_even, "promising", lambda *given: looks.append(1) or promising(*given)
-    )
-    layer = ns.SpikeLinear(70, 66)
-    for wanted in [1] * (1 + break_even.REST) + [2] * (1 + break_even.REST):
-        layer(torch.ones(40, 70))
-        assert len(looks) == wanted
-    request.getfixturevalue("poisoned")  # every process is to choose alike: all batches are
-    layer(torch.ones(40, 70))
-    layer(torch.ones(40, 70))
-    assert len(looks) == 4
+def test_a_small_layer_is_dense_at_once():
+    layer = ns.SpikeLinear(10, 10)
+    with use_policy(Policy(margin=math.inf)):
+        assert path(layer(torch.zeros(5, 4, 10))) == "dense"
+    with use_policy(Policy(margin=math.inf, least_products=0)):
+        assert path(layer(torch.zeros(5, 4, 10))) == "events"
 
 
-def test_a_sample_that_misleads_costs_no_wrong_answer(monkeypatch):
+def test_after_a_look_in_vain_some_batches_are_not_looked_at(request):
+    layer = ns.SpikeLinear(70, 256)
+    active, silent = torch.ones(40, 70) * 0.5, torch.zeros(40, 70)
+    with use_policy(Policy(least_products=0, rest=3, look=0.0, write=0.0, read=0.0, pack=0.0)):
+        assert path(layer(silent)) == "events"
+        found = [path(layer(given)) for given in (active, silent, silent, silent, silent)]
+        assert found == ["dense", "dense", "dense", "dense", "events"]
+        layer(active)
+        layer.eval()  # which is looked at each time, and leaves the training as it was
+        assert [path(layer(given)) for given in (silent, active, silent)] == [
+            "events",
+            "dense",
+            "events",
+        ]
+        layer.train()
+        assert [path(layer(silent)) for _ in range(4)] == ["dense", "dense", "dense", "events"]
+        layer(active)
+        request.getfixturevalue("poisoned")  # under torch's deterministic algorithms all are
+        assert path(layer(silent)) == "events"
+
+
+def test_a_sample_that_misleads_costs_no_wrong_answer():
     """Nearly all events are in rows that are not looked at: all are counted once found."""
+    policy = Policy(least_products=0)
     spikes = torch.ones(1281, 140)
-    spikes[:: max(1, 1281 // break_even.SAMPLE) | 1] = 0
+    spikes[:: max(1, 1281 // policy.sample) | 1] = 0
     spikes *= 0.5
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 0)
-    monkeypatch.setattr(break_even, "machine_factor", lambda *_: 1.0)
     layer = ns.SpikeLinear(140, 256)
     row = dispatch.TABLE["numba"]
-    assert break_even.promising(row, spikes, layer.weight, False)
-    out = layer(spikes)
+    with use_policy(policy):
+        assert break_even.promising(row, spikes, layer.weight, False)
+        out = layer(spikes)
     out.sum().backward()
     twin = nn.Linear(140, 256)
     twin.load_state_dict(layer.state_dict())
@@ -249,12 +266,52 @@ def test_a_sample_that_misleads_costs_no_wrong_answer(monkeypatch):
     assert torch.equal(layer.weight.grad, twin.weight.grad)
 
 
-def test_the_machine_is_measured_once():
+def test_the_choice_depends_on_no_clock(monkeypatch):
+    """Only a policy without a factor measures; it is measured once."""
+    spikes = (torch.rand(25, 32, 784) < 0.2).to(torch.uint8)
+    layer = ns.SpikeLinear(784, 256)
+
+    def choose(slow):
+        """The path, the looks at the clock it took, and the path where the clock decides."""
+        looks, now = [0], [0.0]
+
+        def clock():  # asked before and after each product, the dense one and the sums in turn
+            now[0] += 1.0 if looks[0] % 4 == slow else 0.01
+            looks[0] += 1
+            return now[0]
+
+        break_even.machine_factor.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("time.perf_counter", clock)
+            found = path(layer(spikes)), looks[0]
+            with use_policy(Policy(factor=None)):
+                measured = path(layer(spikes))
+                once = looks[0]
+                layer(spikes)
+                assert looks[0] == once
+        break_even.machine_factor.cache_clear()
+        return *found, measured
+
+    layer.eval()  # which looks at every batch
+    assert choose(1) == ("events", 0, "events")  # a machine slow at dense products
+    assert choose(3) == ("events", 0, "dense")
+
+
+def test_a_measured_factor_is_plausible():
     row = dispatch.TABLE["numba"]
-    first = break_even.machine_factor(row, torch.float32, torch.get_num_threads())
     low, high = break_even.PLAUSIBLE
-    assert low <= first <= high
-    assert break_even.machine_factor(row, torch.float32, torch.get_num_threads()) == first
+    assert low <= break_even.machine_factor(row, torch.float32, torch.get_num_threads()) <= high
+
+
+def test_a_policy_holds_for_its_block_and_thread():
+    outer, inner = Policy(margin=1.0), Policy(margin=2.0)
+    with use_policy(outer):
+        with use_policy(inner):
+            assert break_even.policy() is inner
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(break_even.policy).result() == Policy()
+        assert break_even.policy() is outer
+    assert break_even.policy() == Policy()
 
 
 # Where torch's own product is taken.
@@ -327,8 +384,7 @@ def test_the_operators_keep_torchs_rules(events):
 
 
 @pytest.mark.parametrize("density", [0.01, 1.0])
-def test_compiled_whole_it_gives_the_same(density, monkeypatch):
-    monkeypatch.setattr(break_even, "LEAST_PRODUCTS", 1 << 14)
+def test_compiled_whole_it_gives_the_same(density):
     net = nn.ModuleList([ns.SpikeLinear(70, 66), ns.LIF(0.9)])
     spikes = (torch.rand(5, 20, 70) < density).to(torch.uint8)
 
@@ -338,8 +394,9 @@ def test_compiled_whole_it_gives_the_same(density, monkeypatch):
     found = []
     for function in (run, torch.compile(run, fullgraph=True)):
         net.zero_grad()
-        out = function(spikes)
-        out.backward()
+        with use_policy(Policy(least_products=1 << 14)):
+            out = function(spikes)
+            out.backward()
         found.append((out.detach(), net[0].weight.grad.clone()))
     torch.testing.assert_close(*found)
 

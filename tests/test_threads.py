@@ -1,8 +1,11 @@
 """Several threads at once, after a fork, and the number of threads that torch was told."""
 
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,29 +50,29 @@ def test_the_number_of_threads_changes_no_bit(count, fused, threads):
     assert all(torch.equal(a, b) for a, b in zip(work(0, fused, {}), wanted))
 
 
-def seconds_of_other_threads(run) -> float:
-    """The share of the processor time that threads other than this one took."""
-    everything, own = time.process_time(), time.thread_time()
-    run()
-    own, everything = time.thread_time() - own, time.process_time() - everything
-    return 1 - own / everything
+THREADS_OF_A_CALL = """
+import os
+import torch
+import neurospike as ns
+
+torch.set_num_threads(1)
+layer, current = ns.LIF(0.9, backend="numba"), torch.randn(200, 32, 300)
+layer(current)  # whatever is started once
+alone = len(os.listdir("/proc/self/task"))
+for count in (1, 2, 3):
+    torch.set_num_threads(count)
+    layer(current)
+    print(len(os.listdir("/proc/self/task")) - alone)
+"""
 
 
-def test_the_number_of_threads_is_obeyed(threads):
-    """Measured in processor time, which other programs on the machine do not change."""
-    current = torch.randn(200, 32, 300)
-    layer = ns.LIF(0.9, backend="numba")
-
-    def run():
-        for _ in range(20):
-            layer(current)
-
-    threads(2)
-    run()
-    assert seconds_of_other_threads(run) > 0.2
-    threads(1)
-    run()
-    assert seconds_of_other_threads(run) < 0.05
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_the_number_of_threads_is_obeyed():
+    """Counted in a process of its own, whose threads none but a call of ours starts."""
+    started = subprocess.run(
+        [sys.executable, "-c", THREADS_OF_A_CALL], capture_output=True, text=True, check=True
+    )
+    assert started.stdout.split() == ["0", "1", "2"]
 
 
 class Encoded(Dataset):
@@ -90,7 +93,7 @@ def test_workers_of_a_data_loader(threads):
     data = Encoded()
     here = [data[index] for index in range(len(data))]  # threads exist before the fork
     loader = DataLoader(
-        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=600
     )
     assert list(loader) == here
 
@@ -107,7 +110,7 @@ def test_a_fork_while_other_threads_compute(threads):
         child = os.fork()
         if child == 0:
             os._exit(0 if (layer(current)[0].numpy() == wanted).all() else 3)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300  # no measure of speed: a child that hangs never ends
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
                 os.kill(child, 9)

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neurospike as ns
@@ -242,7 +243,7 @@ def test_forward_mode_is_refused_and_not_zero(backend):
         torch.func.jvp(mem, (x,), (torch.ones_like(x),))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("error")
 def test_function_transforms(backend):
     device = device_of(backend)
     batches = torch.randn(3, 4, 2, 5, device=device)
@@ -257,3 +258,86 @@ def test_function_transforms(backend):
     spikes = torch.vmap(lambda x: ns.lif(x, beta=0.9, backend=backend)[0])(batches)
     each = torch.stack([ns.lif(x, beta=0.9, backend=backend)[0] for x in batches])
     assert torch.equal(spikes, each)
+
+
+# Of the current, the state, beta and the threshold: their shapes, and the axis that is mapped over.
+MAPPED = [
+    (((3, 4, 2, 5), 0), ((2, 5), None), ((), None), ((), None)),
+    (((4, 2, 3, 5), 2), ((3, 2, 5), 0), ((3,), 0), ((5, 3), 1)),
+    (((4, 2, 5), None), ((2, 3, 5), 1), ((5,), None), ((3,), 0)),
+    (((4, 2, 5), None), ((2, 5), None), ((3, 5), 0), ((5,), None)),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("held", [False, True], ids=["sequence", "constant"])
+@pytest.mark.parametrize("mapped", MAPPED, ids=str)
+def test_mapped_it_is_one_call_and_gives_what_each_call_gives(mapped, held, fused):
+    shapes, dims = zip(*mapped)
+    drawn = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(shape, generator=drawn) for shape in shapes]
+    if held:
+        inputs[0] = inputs[0].select(inputs[0].dim() - 3 - (dims[0] == 2), 0)
+        dims = (None if dims[0] is None else inputs[0].shape.index(3), *dims[1:])
+    inputs = [value.to(device_of(fused)) for value in inputs]
+
+    def run(current, mem, beta, threshold):
+        options = {"return_trace": True, "backend": fused, "num_steps": 4 if held else None}
+        return ns.lif(current, mem, beta=beta, threshold=threshold, **options)
+
+    def loss(*inputs):
+        spikes, mem, trace = run(*inputs)
+        return (spikes * torch.linspace(0, 1, 5).to(spikes)).sum() + (mem**2).sum() + trace.sum()
+
+    gradients = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+    parts = [
+        [value if dim is None else value.select(dim, k) for value, dim in zip(inputs, dims)]
+        for k in range(3)
+    ]
+    with Calls() as recorded:
+        found = torch.vmap(run, in_dims=dims)(*inputs)
+    assert recorded.ours() == [f"{fused}_lif"]
+    for got, *each in zip(found, *(run(*part) for part in parts)):
+        assert torch.equal(got, torch.stack(each))
+    found = torch.vmap(gradients, in_dims=dims)(*inputs)
+    for got, *each in zip(found, *(gradients(*part) for part in parts)):
+        torch.testing.assert_close(got, torch.stack(each), rtol=1e-5, atol=1e-5)
+
+
+class Held(nn.Module):
+    def __init__(self, backend):
+        super().__init__()
+        self.linear, self.lif = nn.Linear(6, 9), ns.LIF(0.9, backend=backend)
+
+    def forward(self, x, num_steps):
+        return self.lif(self.linear(x), num_steps=num_steps)[0]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_new_number_of_steps_of_a_constant_current_compiles_nothing_anew(fused):
+    net = Held(fused).to(device_of(fused))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    x = torch.randn(2, 6, device=device_of(fused))
+    for num_steps in range(2, 12):
+        spikes = compiled(x, num_steps)
+        assert torch.equal(spikes, net(x, num_steps))
+        spikes.sum().backward()
+    assert counter.frame_count <= 2
+
+
+def test_exported_with_any_number_of_steps_of_a_constant_current(fused):
+    net = Held(fused).to(device_of(fused)).eval()
+    x = torch.randn(2, 6, device=device_of(fused))
+    shapes = {"x": None, "num_steps": torch.export.Dim.DYNAMIC}
+    program = torch.export.export(net, (x, 5), dynamic_shapes=shapes)
+    for num_steps in (3, 5, 40):
+        assert torch.equal(program.module()(x, num_steps), net(x, num_steps))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_reference_compiles_without_a_warning():
+    layer = ns.LIF(0.9, learn_beta=True, backend="reference")
+    x = torch.rand(4, 2, 3)
+    assert torch.equal(torch.compile(layer, backend="aot_eager")(x)[0], layer(x)[0])

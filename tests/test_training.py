@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
+import neurospike as ns
+from neurospike import break_even
+from neurospike.break_even import Policy, use_policy
+from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.training import (
     Metrics,
@@ -160,7 +166,11 @@ def test_it_learns_and_says_so(capsys, run):
     trainer = make_trainer()
     history = trainer.fit(Data(), Data(), 20, run)
     assert history[-1]["validation_accuracy"] > 0.9 > history[0]["validation_accuracy"]
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    lines = [line for line in said if line.startswith("epoch ")]
+    assert [line for line in said if line not in lines] == [
+        f"{run.published} is this run's best model from now on"
+    ]
     assert len(lines) == 20
     assert lines[0].startswith("epoch  1/20 | train loss ")
     assert "samples/s" in lines[0]
@@ -184,6 +194,27 @@ def test_same_seed_same_metrics():
     assert losses(0) != losses(1)
 
 
+@pytest.mark.parametrize("measured", [0.4, 2.5])
+def test_same_seed_same_bits_whatever_a_process_might_measure(measured, monkeypatch):
+    """The default network in rate coding, near where events and dense products take as long."""
+
+    def weights():
+        torch.manual_seed(0)
+        model = ns.SNNModel(784, num_steps=4, encoding="rate")
+        trainer = SNNTrainer(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
+        images = torch.randint(102, (256, 28, 28), dtype=torch.uint8)
+        digits = Split(images, torch.arange(256) % 10)
+        trainer.fit(Batches(digits, 128, shuffle=True), Batches(digits, 128), 2)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    expected = weights()
+    monkeypatch.setattr(break_even, "machine_factor", lambda *_: measured)
+    assert torch.equal(weights(), expected)
+    with use_policy(Policy(factor=None)):  # where it is asked for, it decides
+        found = weights()
+    assert torch.equal(found, expected) == (measured == 0.4)
+
+
 def test_on_step_hears_of_progress_but_not_of_every_step(monkeypatch):
     clock = iter(range(10_000))  # each look at the clock is 0.04 s later
     monkeypatch.setattr("time.perf_counter", lambda: next(clock) * 0.04)
@@ -201,6 +232,56 @@ def test_progress_bar_on_a_terminal(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "epoch 1/1" in shown.err
     assert len(shown.out.splitlines()) == 1
+
+
+def scaled(factor, **options):
+    """A trainer that scales its loss by `factor`, as float16 has it done on a GPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    torch.manual_seed(0)
+    model = Network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, fused=True)
+    return SNNTrainer(model, optimizer, nn.CrossEntropyLoss(), fabric=fabric, **options)
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_the_gradient_norm_of_a_scaled_loss_is_that_of_the_loss(clip):
+    plain = make_trainer(clip=clip).fit(Data(), None, 2)
+    found = scaled(256.0, clip=clip).fit(Data(), None, 2)
+    for one, other in zip(plain, found, strict=True):
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.02)
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.02)
+
+
+def test_a_scaled_gradient_that_overflows_leaves_its_step_out_and_no_word_that_json_lacks(run):
+    trainer = scaled(2.0**100)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.fit(Data(), Data(), 1, run)
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert rows[-1]["gradient_norm"] is None
+
+
+def test_metrics_are_json_whatever_the_numbers(run):
+    run.log("test", loss=math.inf, by_class=[0.5, math.nan], rates={"hidden1": -math.inf}, n=3)
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    row = json.loads(text.splitlines()[-1], parse_constant=pytest.fail)
+    assert row == {
+        "kind": "test",
+        "loss": None,
+        "by_class": [0.5, None],
+        "rates": {"hidden1": None},
+        "n": 3,
+    }
+
+
+def test_a_gradient_that_is_not_finite_is_told_even_if_ctrl_c_came_first(run):
+    trainer = make_trainer()
+    trainer.optimizer.register_step_post_hook(lambda *_: trainer.interrupt())
+    with pytest.raises(NeuroSpikeError, match="epoch 1: the loss became nan at step 1"):
+        trainer.fit(Data(poison_step=1), None, 1, run)
+    assert not run.interrupted.exists()
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -259,6 +340,31 @@ def test_without_validation_the_last_is_the_best(run):
     history = make_trainer().fit(Data(), None, 2, run)
     assert history[0]["validation_accuracy"] is None
     assert load_checkpoint(run.best)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("confusion", "guessing"),
+    [
+        ([[5, 0], [5, 0]], True),
+        ([[5, 0], [4, 1]], False),
+        ([[0, 5], [0, 4]], True),
+        ([[5, 0], [0, 0]], False),  # all right
+        ([], False),
+    ],
+)
+def test_a_model_that_only_guesses_is_known_and_replaces_none(confusion, guessing, run):
+    samples = sum(map(sum, confusion)) or 1
+    right = sum(row[label] for label, row in enumerate(confusion)) / samples if confusion else 0.5
+    metrics = Metrics(1.0, right, samples, 1.0, confusion=confusion)
+    assert metrics.guessing == guessing
+    trainer = make_trainer()
+    trainer.evaluate = lambda *_: metrics
+    trainer.fit(Data(), Data(), 1, run)
+    assert run.best.exists()
+    assert run.published.exists() != guessing
+    state = load_checkpoint(run.last)
+    run.go_on(state["history"], state["step"])  # nor when it is resumed
+    assert run.published.exists() != guessing
 
 
 def test_default_folders_are_never_shared(tmp_path, monkeypatch):
@@ -347,7 +453,8 @@ def test_checkpoint_holds_all_a_continued_run_needs(run):
     trainer.fit(data, Data(), 1, run)
     state = load_checkpoint(run.last)
     expected = {"model", "optimizer", "scheduler", "precision", "epoch", "step", "best", "waited"}
-    expected |= {"history", "order", "random", "config", "record", "versions"}
+    expected |= {"history", "order", "random", "unpromising", "guessing", "config", "record"}
+    expected.add("versions")
     assert set(state) == expected | {"epoch_step", "epoch_sums", "epoch_learning_rate"}
     assert state["config"] == CONFIG
     assert state["versions"]["python"]

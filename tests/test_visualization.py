@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -27,6 +26,12 @@ def spikes(*shape, share=0.2):
 def points(line):
     """The marks of a line as a set of (x, y)."""
     return set(zip(line.get_xdata(), line.get_ydata()))
+
+
+def shares(panel):
+    """What the rate panel's stairs show for each step, and between which places."""
+    values, edges, _ = panel.patches[0].get_data()
+    return values, edges
 
 
 def wanted_points(train):
@@ -56,8 +61,10 @@ def test_raster_marks_every_spike_of_every_kind_of_data(visualizer, convert):
     figure, (raster, rate) = visualizer.plot_spike_train(convert(train))
     assert isinstance(figure, Figure)
     assert points(raster.lines[0]) == wanted_points(train)
-    assert rate.lines[0].get_ydata() == pytest.approx(train.mean(1).numpy())
-    assert rate.lines[1].get_ydata()[0] == pytest.approx(train.mean().item())
+    values, edges = shares(rate)
+    assert values == pytest.approx(train.mean(1).numpy())
+    assert edges.tolist() == [step - 0.5 for step in range(31)]  # the whole of the last step too
+    assert rate.lines[0].get_ydata()[0] == pytest.approx(train.mean().item())
 
 
 def test_raster_of_each_shape(visualizer):
@@ -76,7 +83,9 @@ def test_negative_spikes_have_marks_of_their_own(visualizer):
     assert points(up) == wanted_points(train > 0)
     assert points(down) == wanted_points(train < 0)
     assert up.get_marker() != down.get_marker()
-    assert rate.lines[0].get_ydata() == pytest.approx((train != 0).float().mean(1).numpy())
+    assert shares(rate)[0] == pytest.approx((train != 0).float().mean(1).numpy())
+    _, axes = visualizer.plot_firing_rates(train)
+    assert axes.images[0].get_array().data == pytest.approx((train != 0).float().T.numpy())
 
 
 def test_silent_neurons_are_drawn_as_an_empty_raster(visualizer):
@@ -84,22 +93,47 @@ def test_silent_neurons_are_drawn_as_an_empty_raster(visualizer):
     assert points(raster.lines[0]) == set()
     assert raster.get_xlim() == (-0.5, 4.5)
     assert raster.get_ylim() == (-0.5, 2.5)
-    assert set(rate.lines[0].get_ydata()) == {0}
+    assert set(shares(rate)[0]) == {0}
 
 
-def test_ten_thousand_neurons_are_thinned_in_two_seconds(visualizer, tmp_path):
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1)])
+def test_a_single_neuron_or_step_has_no_fractions_on_its_axis(visualizer, shape):
+    train = torch.ones(shape)
+    drawn = [visualizer.plot_spike_train(train), visualizer.plot_firing_rates(train)]
+    drawn.append(visualizer.plot_membrane_potential(train))
+    for figure, axes in drawn:
+        figure.canvas.draw()
+        panel = np.ravel(axes)[0]
+        directions = (panel.xaxis,) if figure is drawn[2][0] else (panel.xaxis, panel.yaxis)
+        for axis, count in zip(directions, shape):
+            inside = [place for place in axis.get_ticklocs() if -0.5 < place < count - 0.5]
+            assert inside
+            assert all(place == round(place) for place in inside), inside
+
+
+@pytest.mark.parametrize("other", [0.37, float("nan"), float("inf"), 2, -3])
+def test_numbers_that_are_no_spikes_are_refused(visualizer, other):
+    train = spikes(9, 4)
+    train[3, 2] = other
+    with pytest.raises(ValueError, match=f"spikes must be 0 or 1 .*, got {other:g} among them; "):
+        visualizer.plot_spike_train(train)
+    with pytest.raises(ValueError, match=r"spikes must be 0 or 1 .* plot_membrane_potential"):
+        visualizer.plot_membrane_potential(train, spikes=train)
+    _, (raster, _) = visualizer.plot_spike_train(train != 0)  # as the error says
+    assert points(raster.lines[0]) == wanted_points(train)
+
+
+def test_ten_thousand_neurons_are_thinned(visualizer, tmp_path):
     train = spikes(1000, 10_000, share=0.05)
-    start = time.perf_counter()
     figure, (raster, rate) = visualizer.plot_spike_train(train)
     figure.savefig(tmp_path / "raster.png")
-    assert time.perf_counter() - start < 2
     drawn = points(raster.lines[0])
     assert len(drawn) < 1.2 * visualizer.max_marks
     shown = sorted({int(neuron) for _, neuron in drawn})
     assert set(np.diff(shown)) == {shown[1]}  # evenly spaced from neuron 0
     assert drawn == wanted_points_of(train, shown)
     assert f"{len(shown)} of 10,000 drawn" in raster.get_ylabel()
-    assert rate.lines[0].get_ydata() == pytest.approx(train.mean(1).numpy(), rel=1e-5)
+    assert shares(rate)[0] == pytest.approx(train.mean(1).numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +146,14 @@ def test_ten_thousand_neurons_are_thinned_in_two_seconds(visualizer, tmp_path):
     ],
     ids=["membranes", "rates", "spikes in", "currents in"],
 )
-def test_every_plot_over_time_takes_ten_thousand_neurons_in_two_seconds(visualizer, plot, tmp_path):
-    train = spikes(1000, 10_000, share=0.05)
-    start = time.process_time()
-    figure, _ = plot(visualizer, train)
-    figure.savefig(tmp_path / "plot.png")
-    assert time.process_time() - start < 2
+def test_no_plot_over_time_draws_more_of_ten_thousand_neurons_than_can_be_seen(visualizer, plot):
+    """`pytest benchmarks -k plots` says how long they take."""
+    figure, _ = plot(visualizer, spikes(1000, 10_000, share=0.05))
+    for axes in figure.axes:
+        assert len(axes.lines) <= 4
+        assert sum(len(line.get_xdata()) for line in axes.lines) < 1.2 * visualizer.max_marks
+        for image in axes.images:
+            assert max(image.get_array().shape) <= visualizer.max_cells
 
 
 def wanted_points_of(train, shown):
@@ -154,7 +190,7 @@ def test_many_membranes_are_four_and_a_readout_has_no_threshold(visualizer):
     trace, _ = ns.LI(0.9)(torch.rand(10, 1, 100))
     _, panels = visualizer.plot_membrane_potential(trace, threshold=None)
     names = [panel.get_legend().get_texts()[0].get_text() for panel in panels]
-    assert names == ["neuron 0", "neuron 25", "neuron 50", "neuron 75"]
+    assert names == ["neuron 0", "neuron 33", "neuron 66", "neuron 99"]
     assert [len(panel.lines) for panel in panels] == [2, 2, 2, 2]
     assert all(len(panel.lines[1].get_xdata()) == 0 for panel in panels)
 
@@ -168,8 +204,10 @@ def test_firing_rates_are_the_means_over_the_batch(visualizer):
     for panel, train in zip(axes, activity.values()):
         shown = panel.images[0].get_array().data
         assert shown == pytest.approx(train.mean(1).flatten(1).T.numpy())
-        assert f"mean rate {train.mean():.3f}" in panel.get_title()
-    assert axes[0].get_title().startswith("conv")
+    titles = [f"{name}, mean rate {train.mean():.3f}" for name, train in activity.items()]
+    assert [panel.get_title() for panel in axes] == titles
+    _, axes = visualizer.plot_firing_rates(activity["hidden"], title="mine")
+    assert axes.get_title() == f"mine, mean rate {activity['hidden'].mean():.3f}"
 
 
 def test_many_neurons_and_steps_are_averaged_and_none_is_lost():
@@ -234,6 +272,32 @@ def test_history_by_epoch(visualizer, as_records):
     assert labels == ["training", "test 80.00%"]
 
 
+@pytest.mark.parametrize(
+    ("history", "test", "wanted"),
+    [
+        ({"train_loss": [1.0, 0.4]}, None, ["Loss"]),
+        ({"train_loss": [1.0], "validation_accuracy": [None]}, None, ["Loss"]),
+        ({"validation_accuracy": [0.5]}, None, ["Accuracy"]),
+        ({"train_loss": [1.0]}, {"accuracy": 0.5}, ["Loss", "Accuracy"]),
+    ],
+)
+def test_history_has_no_empty_panel(visualizer, history, test, wanted):
+    figure, axes = visualizer.plot_training_history(history, test=test)
+    assert [panel.get_title() for panel in np.ravel(axes)] == wanted
+    assert figure.axes == np.ravel(axes).tolist()
+    assert all(panel.has_data() for panel in figure.axes)
+
+
+def test_history_of_losses_alone_draws_into_one_axes_or_two_of_the_callers(visualizer):
+    losses = {"train_loss": [1.0, 0.4]}
+    one, pair = Figure().subplots(), Figure().subplots(1, 2)
+    assert visualizer.plot_training_history(losses, ax=one)[1] is one
+    _, drawn = visualizer.plot_training_history(losses, ax=pair)
+    assert drawn.tolist() == pair.tolist()
+    with pytest.raises(ValueError, match="ax must be a sequence of 2 Axes"):
+        visualizer.plot_training_history(HISTORY, ax=one)
+
+
 def test_history_without_epochs_is_empty_axes(visualizer):
     _, axes = visualizer.plot_training_history([])
     assert [len(panel.lines) for panel in axes] == [0, 0]
@@ -271,6 +335,17 @@ def test_receptive_fields_of_a_linear_layer(visualizer):
     low, high = axes.images[0].get_clim()
     assert low == -high
     assert axes.get_title().endswith("(4 of 10)")
+
+
+@pytest.mark.parametrize(("count", "most"), [(256, 36), (10, 9), (64, 64), (5, 64), (7, 1)])
+def test_as_many_receptive_fields_are_drawn_as_may_be(visualizer, count, most):
+    weights = torch.arange(1.0, count + 1)[:, None].expand(count, 4)
+    _, axes = visualizer.plot_weights(weights, max_fields=most)
+    shown = axes.images[0].get_array().data
+    drawn = np.unique(shown[~np.isnan(shown)]) - 1
+    assert len(drawn) == min(count, most)
+    assert drawn[0] == 0
+    assert np.ptp(np.diff(drawn)) <= 1 if len(drawn) > 2 else True
 
 
 def test_receptive_fields_of_every_kernel(visualizer):
@@ -417,7 +492,7 @@ def test_a_single_axes_takes_the_raster_alone(visualizer):
         (lambda v: v.plot_membrane_potential(torch.zeros(3, 2), neurons=[]), "indices of neurons"),
         (
             lambda v: v.plot_membrane_potential(torch.zeros(3, 2), threshold=torch.ones(3)),
-            r"one number or one a neuron \(2\), got 3",
+            r"one number or one per neuron \(2\), got 3",
         ),
         (
             lambda v: v.plot_membrane_potential(torch.zeros(3, 2), spikes=torch.zeros(2, 2)),
@@ -427,9 +502,9 @@ def test_a_single_axes_takes_the_raster_alone(visualizer):
         (lambda v: v.plot_firing_rates({"a": torch.zeros(3, 0)}), "activity a must be"),
         (
             lambda v: v.plot_input_encoding(torch.zeros(2, 2), torch.zeros(3, 5)),
-            r"with the 5 values the code has a step, got \(2, 2\)",
+            r"with the 5 values the code has per step, got \(2, 2\)",
         ),
-        (lambda v: v.plot_training_history({"a": [1], "b": [1, 2]}), "one value an epoch"),
+        (lambda v: v.plot_training_history({"a": [1], "b": [1, 2]}), "one value per epoch"),
         (lambda v: v.plot_confusion_matrix(torch.zeros(3)), "must be a matrix"),
         (lambda v: v.plot_confusion_matrix([0, 1], [0, 1, 1]), r"predictions \[N\] or \[N, C\]"),
         (lambda v: v.plot_confusion_matrix([0, -1], [0, 1]), "negative"),

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from neurospike.steps import NAMES as STEP_NAMES
-from neurospike.steps import Step, parse_steps
+from neurospike.steps import Step, float32, parse_steps, range_after
 
 
 def _refuse_bool(value: object) -> object:
@@ -54,15 +54,24 @@ def _none_word(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_refuse_bool)]
-Number = Annotated[float, BeforeValidator(_refuse_bool), AllowInfNan(False)]
+Number = Annotated[
+    float, BeforeValidator(_refuse_bool), AllowInfNan(False), AfterValidator(float32)
+]
 Switch = Annotated[bool, BeforeValidator(_refuse_number)]
-PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool), AllowInfNan(False)]
-Size = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
+PositiveNumber = Annotated[
+    float,
+    Field(gt=0),
+    BeforeValidator(_refuse_bool),
+    AllowInfNan(False),
+    AfterValidator(float32),
+]
+Size = Annotated[int, Field(ge=1, le=2**63 - 1), BeforeValidator(_refuse_bool)]
 # Threads that the system does not grant end the process without a word.
 Threads = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
 
 
 # Dumped as what each step is, not as what all steps have in common.
@@ -183,6 +192,17 @@ class ModelConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _picture_can_be_halved(self) -> "ModelConfig":
+        side = isqrt(self.input_size)
+        if self.kind == "conv" and side >> len(self.channels) < 1:
+            raise ValueError(
+                f"each of the {len(self.channels)} stages of channels {self.channels} halves the "
+                f"picture, whose side is {side}: use at most {side.bit_length() - 1}, or another "
+                "kind"
+            )
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of the kind's class, by name."""
         others = {name for names in KINDS.values() for name in names} - set(KINDS[self.kind])
@@ -223,7 +243,9 @@ class EncodingConfig(Section):
     period: Integer = Field(
         default=8, ge=1, le=16, description="phase: steps of a period, one a binary digit"
     )
-    max_spikes: Size = Field(default=5, description="burst: spikes of a white pixel")
+    max_spikes: Integer = Field(
+        default=5, ge=1, le=65536, description="burst: spikes of a white pixel"
+    )
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -296,7 +318,7 @@ class TrainingConfig(Section):
         "step_epochs, or times gamma on a plateau of the validation loss",
     )
     warmup: Integer = Field(
-        default=0, ge=0, description="steps over which the learning rate rises first"
+        default=0, ge=0, le=2**63 - 1, description="steps over which the learning rate rises first"
     )
     gamma: Number = Field(default=0.1, gt=0, lt=1, description="schedule step, plateau: factor")
     step_epochs: Size = Field(default=3, description="schedule step: epochs between two drops")
@@ -382,6 +404,17 @@ class Config(Section):
         if loss != "cross_entropy" and spiking != ("membrane" not in loss):
             kind = "spikes or first_spike" if not spiking else "membrane or max_membrane"
             raise ValueError(f"training.loss {loss} needs model.readout {kind}, got {readout}")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_fit_encoding(self) -> "Config":
+        low, high = range_after(self.preprocessing)
+        if self.encoding.kind in IN_UNIT and not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"encoding.kind {self.encoding.kind} takes pictures in [0, 1], and preprocessing "
+                f"{', '.join(step.kind for step in self.preprocessing)} leaves them in "  # type: ignore[attr-defined]
+                f"[{low:.3g}, {high:.3g}]: leave normalize out, or use constant, rate or delta"
+            )
         return self
 
     def network_arguments(self) -> dict[str, Any]:

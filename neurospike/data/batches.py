@@ -69,6 +69,10 @@ class Batches:
     `labels` int64 `[B]`; both are fresh tensors. B is `batch_size`, and what is left over in
     the last batch unless `drop_last`. `len()` is the number of batches; an empty split has none.
 
+    smallest: samples that each process gets of the last batch at least; fewer are joined to the
+    batch before, if there is one. By default 2 with `shuffle`, because batch normalisation cannot
+    train on one, else 1.
+
     With `shuffle`, every epoch draws a new permutation from `generator`, a CPU generator so that
     the order is the same on every device (default: torch's global one).
 
@@ -85,8 +89,8 @@ class Batches:
     device has no room for them, they stay where they are and each batch goes over by itself, as
     uint8 through pinned memory; `resident` is then False.
 
-    Errors: `ValueError` for a `batch_size` below 1, a generator that is not on the CPU or a
-    `rank` that is not one of `world`.
+    Errors: `ValueError` for a `batch_size` or `smallest` below 1, a generator that is not on the
+    CPU or a `rank` that is not one of `world`.
     """
 
     def __init__(
@@ -98,11 +102,14 @@ class Batches:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        smallest: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+        smallest = (2 if shuffle else 1) if smallest is None else smallest
+        for name, value in (("batch_size", batch_size), ("smallest", smallest)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(
                 f"the order of the batches is drawn on the CPU, got a generator on "
@@ -116,10 +123,13 @@ class Batches:
         self._skip = 0
         self._order_state: Tensor | None = None
         self.batch_size = batch_size
+        self.smallest = smallest
         self.shuffle = shuffle
         self.generator = generator
         self.device = torch.device(device)
         self.drop_last = drop_last
+        # On the device: by a number, CUDA multiplies by its reciprocal, which rounds otherwise.
+        self._white = torch.full((), 255.0, device=self.device)
         try:
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)
@@ -130,7 +140,9 @@ class Batches:
 
     def __len__(self) -> int:
         full, left_over = divmod(len(self._labels), self.batch_size)
-        return full + (left_over > 0 and not self.drop_last)
+        if self.drop_last or not left_over:
+            return full
+        return full if full and left_over < self.smallest * self.world else full + 1
 
     def state_dict(self, done: int | None = None) -> dict[str, Any]:
         """Where the epoch under way stands: its order, and the batches given out of it.
@@ -157,10 +169,11 @@ class Batches:
             torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
         ).to(self._images.device)
         first, self._skip = self._skip, 0
-        for index in range(first, len(self)):
+        starts = [index * self.batch_size for index in range(len(self))]
+        ends = [*starts[1:], len(starts) * self.batch_size if self.drop_last else count]
+        for index in range(first, len(starts)):
             self._position = index + 1
-            start = index * self.batch_size
-            whole = order[start : start + self.batch_size]
+            whole = order[starts[index] : ends[index]]
             chosen = whole[self.rank :: self.world]
             self.share = len(chosen) * self.world / len(whole)
             images = self._images.index_select(0, chosen)
@@ -170,5 +183,5 @@ class Batches:
                 # land in ordinary memory again. Torch keeps it until its copy has finished.
                 images = images.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
-            yield images.unsqueeze(1).to(torch.float32).div_(255), labels
+            yield images.unsqueeze(1).to(torch.float32).div_(self._white), labels
         self._position = 0

@@ -6,17 +6,20 @@ damaged file raises inside its parser, and a data set that is always there (`dig
 """
 
 import difflib
+import gzip
 import http.client
 import importlib
 import io
 import os
 import queue
+import shutil
 import socket
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -31,6 +34,7 @@ from neurospike.errors import DataError, MissingDependencyError
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
+ENDINGS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 # Seconds until a first answer, and then for each connection and each read.
 DOWNLOAD_TIMEOUT = 5.0
@@ -64,9 +68,9 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
     """Load a data set by name.
 
     - `"mnist"`, `"fashion_mnist"`, `"kmnist"`: 60,000 and 10,000 pictures, read by torchvision from
-      its layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or that name
-      with `.gz`); fetched from the network if absent and `download`. An explicit name never
-      falls back to another data set.
+      its layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or with a dot,
+      `train-images.idx3-ubyte`, or either with `.gz`); fetched from the network if absent and
+      `download`. An explicit name never falls back to another data set.
     - `"digits"`: scikit-learn's 1,797 digits of 8 x 8 (0..16; Alpaydin & Kaynak, UCI, 1998), scaled
       to 0..255 and enlarged to 28 x 28 bilinearly; always the same stratified 80/20 split.
     - `"auto"`: MNIST if it is there or can be fetched, else digits, and `note` says so.
@@ -91,7 +95,7 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
         return _load_idx(name, root, download)
     except _NotObtainedError as error:
         raise DataError(
-            f"{error}.\nPut its four idx files there, or give a writable data path and a network "
+            f"{error}.\nPut {_four_files(name)} there, or give a writable data path and a network "
             "to download to, or choose 'digits', which needs neither."
         ) from error
 
@@ -132,7 +136,7 @@ def _load_idx(name: str, root: Path, download: bool) -> DigitData:
     _extract(dataset, raw)
     if _missing(dataset, raw):
         _fetch(dataset, root, raw, download)
-    train, test = (_read(dataset, root, raw, train=train) for train in (True, False))
+    train, test = (_read(raw, part) for part in ("train", "t10k"))
     return DigitData(name, train, test, _note(name, str(raw), train, test))
 
 
@@ -140,27 +144,62 @@ def _note(name: str, origin: str, train: Split, test: Split) -> str:
     return f"{name} ({len(train):,} training and {len(test):,} test pictures from {origin})"
 
 
+def _names(dataset: Any) -> list[str]:
+    return [Path(archive).stem for archive, _ in dataset.resources]
+
+
+def _four_files(name: str) -> str:
+    dataset = getattr(_require("torchvision.datasets", "torchvision"), TORCHVISION_CLASSES[name])
+    first, *_, last = names = _names(dataset)
+    return f"its four files, {', '.join(names[:-1])} and {last} (or {_dotted(first)} and so on),"
+
+
+def _dotted(name: str) -> str:
+    """Return a file's name as Kaggle and some unpackers write it."""
+    return name.replace("-idx", ".idx")
+
+
+def _file(raw: Path, name: str) -> Path | None:
+    """Return where a file is, under either name; None if it is not there."""
+    return next((raw / n for n in (name, _dotted(name)) if (raw / n).is_file()), None)
+
+
 def _missing(dataset: Any, raw: Path) -> list[str]:
-    names = [Path(archive).stem for archive, _ in dataset.resources]
-    return [name for name in names if not (raw / name).is_file()]
+    return [name for name in _names(dataset) if _file(raw, name) is None]
 
 
 def _extract(dataset: Any, raw: Path) -> None:
-    """Unpack the archives whose checksum is torchvision's and that are not unpacked yet."""
-    utils = _require("torchvision.datasets.utils", "torchvision")
+    """Unpack the sound archives of what is not unpacked yet."""
     try:
-        for archive, md5 in dataset.resources:
-            if Path(archive).stem in _missing(dataset, raw) and utils.check_integrity(
-                raw / archive, md5
-            ):
-                with tempfile.TemporaryDirectory(dir=raw, prefix=".extract-") as folder:
-                    utils.extract_archive(raw / archive, folder)
-                    _move_files(Path(folder), raw)
+        for name in _missing(dataset, raw):
+            for archive in (raw / f"{name}.gz", raw / f"{_dotted(name)}.gz"):
+                if _file(raw, name) is None and _is_sound(archive):
+                    with tempfile.TemporaryDirectory(dir=raw, prefix=".extract-") as folder:
+                        _unpack(archive, Path(folder, name))
+                        _move_files(Path(folder), raw)
     except OSError as error:
         raise DataError(
             f"cannot unpack the .gz files in {raw} ({_last_line(error)}): make the folder "
             "writable, or unpack them elsewhere and give that data path."
         ) from error
+
+
+def _is_sound(archive: Path) -> bool:
+    """True for a gzip archive whose content is that of its checksum, whoever packed it."""
+    if not archive.is_file():
+        return False
+    try:
+        with gzip.open(archive) as content:
+            while content.read(1 << 20):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return True
+
+
+def _unpack(archive: Path, file: Path) -> None:
+    with gzip.open(archive) as content, file.open("wb") as target:
+        shutil.copyfileobj(content, target)
 
 
 def _fetch(dataset: Any, root: Path, raw: Path, download: bool) -> None:
@@ -177,8 +216,8 @@ def _fetch(dataset: Any, root: Path, raw: Path, download: bool) -> None:
             _move_files(Path(folder, dataset.__name__, "raw"), raw)
     except _NOT_FETCHED as error:
         name, reason = dataset.__name__, _last_line(error)
-        files = [file for archive, _ in dataset.resources for file in (archive, Path(archive).stem)]
-        if not any(os.path.lexists(raw / file) for file in files):
+        files = [file for n in _names(dataset) for file in (n, _dotted(n))]
+        if not any(os.path.lexists(raw / f"{file}{end}") for file in files for end in ("", ".gz")):
             raise _NotObtainedError(
                 f"{name} is not in {raw} and could not be downloaded ({reason})"
             ) from error
@@ -239,11 +278,11 @@ def _quiet_and_bounded() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read(dataset: Any, root: Path, raw: Path, *, train: bool) -> Split:
-    part = "train" if train else "t10k"
+def _read(raw: Path, part: str) -> Split:
+    parser = _require("torchvision.datasets.mnist", "torchvision")
+    images, labels = (_file(raw, f"{part}-{end}") for end in ENDINGS)
     try:
-        parsed = dataset(root, train=train)
-        return Split(parsed.data, parsed.targets)
+        return Split(parser.read_image_file(str(images)), parser.read_label_file(str(labels)))
     except OSError as error:
         raise DataError(
             f"cannot read the {part} files in {raw} ({_last_line(error)}): check their permissions."

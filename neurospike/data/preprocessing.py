@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neurospike.errors import MissingDependencyError
-from neurospike.steps import parse_steps
+from neurospike.steps import Crop, parse_steps, size_after
 
 
 class Preprocessing(nn.Module):
@@ -66,11 +66,11 @@ class Preprocessing(nn.Module):
         return images
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of what comes out for pictures of `height` by `width`."""
-        training = self.training
-        out = self.eval()(torch.zeros(1, 1, height, width))
-        self.train(training)
-        return out.shape[-2], out.shape[-1]
+        """Return height and width of what comes out for pictures of `height` by `width`.
+
+        Raises ValueError for a crop that does not fit.
+        """
+        return size_after(self.steps, height, width)
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
@@ -78,27 +78,22 @@ class Preprocessing(nn.Module):
 
 
 class _Crop(nn.Module):
-    def __init__(self, size: int | Sequence[int], padding: int) -> None:
+    def __init__(self, size: int | tuple[int, int], padding: int) -> None:
         super().__init__()
-        self.height, self.width = (size, size) if isinstance(size, int) else size
-        self.padding = padding
+        self.step = Crop(size=size, padding=padding)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = functional.pad(images, (self.padding,) * 4)
-        room_down, room_right = images.shape[2] - self.height, images.shape[3] - self.width
-        if min(room_down, room_right) < 0:
-            raise ValueError(
-                f"cannot crop {self.height} x {self.width} out of {images.shape[2]} x "
-                f"{images.shape[3]} pixels: choose a smaller size or more padding"
-            )
+        height, width = self.step.size_after(images.shape[2], images.shape[3])
+        images = functional.pad(images, (self.step.padding,) * 4)
+        room_down, room_right = images.shape[2] - height, images.shape[3] - width
         if not self.training:
             middle = images[..., room_down // 2 :, room_right // 2 :]
-            return middle[..., : self.height, : self.width]
+            return middle[..., :height, :width]
         count, device = len(images), images.device
         top = torch.randint(room_down + 1, (count, 1, 1, 1), device=device)
         left = torch.randint(room_right + 1, (count, 1, 1, 1), device=device)
-        rows = top + torch.arange(self.height, device=device)[:, None]
-        columns = left + torch.arange(self.width, device=device)
+        rows = top + torch.arange(height, device=device)[:, None]
+        columns = left + torch.arange(width, device=device)
         picture = torch.arange(count, device=device).view(-1, 1, 1, 1)
         channel = torch.arange(images.shape[1], device=device).view(-1, 1, 1)
         return images[picture, channel, rows, columns]
@@ -137,12 +132,11 @@ class _Elastic(nn.Module):
         height, width = images.shape[2:]
         noise = torch.randn(len(images), 2, height, width, dtype=images.dtype, device=images.device)
         side = 2 * math.ceil(2 * self.sigma) + 1
+        # The field goes round at the edges, however small the picture is beside the blur.
+        around = torch.arange(-(side // 2), max(height, width) + side // 2, device=images.device)
+        rows, columns = (around[: n + 2 * (side // 2)] % n for n in (height, width))
         smooth = _v2().functional.gaussian_blur(
-            functional.pad(noise, (side // 2,) * 4, mode="circular")
-            if side // 2 <= min(height, width)
-            else noise,
-            [side, side],
-            [self.sigma, self.sigma],
+            noise[..., rows[:, None], columns], [side, side], [self.sigma, self.sigma]
         )
         spare = (smooth.shape[2] - height) // 2
         smooth = smooth[:, :, spare : spare + height, spare : spare + width]

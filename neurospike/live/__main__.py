@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
             from .page import Live
         except ImportError as error:
             raise MissingDependencyError(
-                f"the live page needs nicegui ({error}): pip install 'neurospike[live]'"
+                f"the live page needs nicegui ({error}): pip install 'nicegui>=3'"
             ) from error
         port = _port(flags.port)
         if flags.watch is None:
@@ -84,7 +84,10 @@ def _parser(prog: str) -> Parser:
     )
     parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
     parser.add_argument(
-        "--device", metavar="NAME", default="cpu", help="cpu (default), auto, cuda or cuda:N"
+        "--device",
+        metavar="NAME",
+        default="auto",
+        help="auto (default: the GPU if there is one), cpu, cuda or cuda:N",
     )
     return parser
 

@@ -19,7 +19,7 @@ from neurospike.models import Recording, SpikingNetwork
 from neurospike.models.network import ENCODINGS
 from neurospike.visualization.arrays import evenly
 
-MOST_STEPS = 100  # time steps a visitor can ask for
+MOST_STEPS = 100  # time steps a visitor can ask for, or as many as the network learnt with
 MOST_ROWS = 256  # neurons of a layer in its raster; a screen shows no more
 PICTURE = 28  # pixels a side
 
@@ -51,6 +51,11 @@ class Answerer:
         return Choice(model.encoding, model.num_steps)
 
     @property
+    def most_steps(self) -> int:
+        """Time steps that a visitor can ask for; those that the network learnt with always."""
+        return max(MOST_STEPS, self.default.num_steps)
+
+    @property
     def description(self) -> str:
         """What network this is, in a line."""
         config = self.trained.config
@@ -80,13 +85,12 @@ class Answerer:
 
         The same picture and choice give the same answer every time, and with the network's own
         coding and steps that of `python -m neurospike.predict`. Raises BackendError for a backend
-        that cannot run here, ValueError for an unknown coding or too many or too few steps.
+        that cannot run here, ValueError for a choice that `check` refuses.
         """
-        if not 1 <= choice.num_steps <= MOST_STEPS:
-            raise ValueError(f"steps must be 1 to {MOST_STEPS}, got {choice.num_steps}")
+        self.check(choice)
         view = self._view(choice)
         with use_backend(choice.backend):
-            backend = choose("auto", self.device.type).name
+            backend = choose("auto", self.device).name
             images = picture.to(self.device)[None, None]
             start = time.perf_counter()
             recording = view.record(images)
@@ -104,12 +108,17 @@ class Answerer:
             **_packed(recording),
         }
 
-    def _view(self, choice: Choice) -> SpikingNetwork:
-        """The network as this choice has it; its weights are shared."""
+    def check(self, choice: Choice) -> None:
+        """Raise ValueError for an unknown coding, or too many or too few steps."""
+        if not 1 <= choice.num_steps <= self.most_steps:
+            raise ValueError(f"steps must be 1 to {self.most_steps}, got {choice.num_steps}")
         if choice.coding not in ENCODINGS:
             raise ValueError(
                 f"unknown coding {choice.coding!r}; choose one of {', '.join(ENCODINGS)}"
             )
+
+    def _view(self, choice: Choice) -> SpikingNetwork:
+        """The network as this choice has it; its weights are shared."""
         config = self.trained.config
         options = config.encoding.model_copy(update={"kind": choice.coding}).options()
         if choice.coding == "rate":

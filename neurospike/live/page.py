@@ -15,7 +15,7 @@ from neurospike.errors import NeuroSpikeError, PictureError
 from neurospike.models.network import ENCODINGS
 from neurospike.pictures import Ink, read_picture
 
-from .answering import MOST_STEPS, Answerer, Choice, TestPictures, framed
+from .answering import Answerer, Choice, TestPictures, framed
 from .curves import Curves
 from .parts import BROWSER, Pad, Stage
 from .watching import WatchedRun
@@ -123,9 +123,8 @@ class Visitor:
         usable = backends()
         with ui.element("section").classes("card side options"):
             self.coding = ui.select(list(ENCODINGS), label="Coding", on_change=self._chosen)
-            self.steps = ui.number(
-                "Time steps", min=1, max=MOST_STEPS, step=1, precision=0, on_change=self._chosen
-            )
+            # Without min and max, which would put another number into the field without a word.
+            self.steps = ui.number("Time steps", step=1, precision=0, on_change=self._chosen)
             self.backend = ui.select(
                 ["auto", *(name for name, why_not in usable.items() if why_not is None)],
                 value="auto",
@@ -148,9 +147,15 @@ class Visitor:
 
     async def _chosen(self) -> None:
         """Something of the options was changed, by the visitor or by `_show_choice`."""
-        if self.answerer is None or self.coding.value is None or not self.steps.value:
+        if self.answerer is None or self.coding.value is None or self.steps.value is None:
             return
         chosen = Choice(self.coding.value, int(self.steps.value), self.backend.value)
+        try:
+            self.answerer.check(chosen)
+        except ValueError as error:
+            self._say(str(error))
+            return
+        self.message.visible = False
         learnt = self.answerer.default
         self.note.text = (
             ""
@@ -198,7 +203,7 @@ class Visitor:
             return False
         self.picture = picture
         if note:
-            self.which.text = f"{name}, {note}"
+            self.which.text += f"; {note}"
         await self._answer(lifted)
         return True
 

@@ -23,7 +23,7 @@ class ConvSNN(SpikingNetwork):
 
     Args:
         input_size: pixels of a picture, after preprocessing; pictures are square.
-        channels: of each stage; each halves the picture's sides.
+        channels: of each stage, a number for one stage; each halves the picture's sides.
         kernel_size: side of the kernels, odd.
         pooling: `"max"`, which of spikes is a spike wherever one of four fired, or `"average"`.
         hidden_size: neurons of the fully connected layer behind the stages, or of each of them.
@@ -36,12 +36,13 @@ class ConvSNN(SpikingNetwork):
     Raises:
         ValueError: an unknown choice, a size below 1, an even kernel, more stages than the picture
             can be halved; pictures of another shape.
+        TypeError: channels or a hidden_size that is no whole number nor a list of them.
     """
 
     def __init__(
         self,
         input_size: int = 784,
-        channels: Sequence[int] = (16, 32),
+        channels: int | Sequence[int] = (16, 32),
         kernel_size: int = 5,
         pooling: str = "max",
         hidden_size: int | Sequence[int] = 128,
@@ -60,7 +61,8 @@ class ConvSNN(SpikingNetwork):
         super().__init__(
             num_steps, preprocessing, encoding, encoding_options, readout, init, neuron
         )
-        hidden = [hidden_size] if isinstance(hidden_size, int) else list(hidden_size)
+        channels = parts.sizes_of("channels", channels)
+        hidden = parts.sizes_of("hidden_size", hidden_size)
         parts.check_one_of("pooling", pooling, POOLINGS)
         if not channels or not hidden or min([*channels, *hidden, output_size]) < 1:
             raise ValueError(

@@ -53,7 +53,7 @@ class SNNModel(SpikingNetwork):
         super().__init__(
             num_steps, preprocessing, encoding, encoding_options, readout, init, neuron
         )
-        hidden = [hidden_size] if isinstance(hidden_size, int) else list(hidden_size)
+        hidden = parts.sizes_of("hidden_size", hidden_size)
         sizes = [input_size, *hidden, output_size]
         if min(sizes) < 1 or not hidden:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from neurospike import encoding as codes
 from neurospike.data.preprocessing import Preprocessing
+from neurospike.intensities import FAR, can_look, is_whole
 from neurospike.layers import LI, LIF
 from neurospike.losses import READOUTS, SPIKING_READOUTS
 
@@ -60,8 +61,7 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         check_one_of("encoding", encoding, ENCODINGS)
         check_one_of("readout", readout, tuple(READOUTS))
-        _check_steps(num_steps)
-        self.num_steps, self.readout = num_steps, readout
+        self.num_steps, self.readout = _check_steps(num_steps), readout
         self.preprocessing = Preprocessing(preprocessing)
         self.encoding = encoding
         self.encoding_options = dict(encoding_options or {})
@@ -74,6 +74,8 @@ class SpikingNetwork(nn.Module):
     ) -> Any:
         """Return scores `[B, output_size]`; with `return_activity` also the spikes of each layer.
 
+        Scores are float32, or float64 of a float64 network.
+
         Args:
             images: `[B, 1, H, W]` or `[B, H, W]`, floating point in [0, 1]; `SNNModel` takes
                 `[B, *]` too, if it has no preprocessing.
@@ -81,6 +83,11 @@ class SpikingNetwork(nn.Module):
                 spikes and is left out.
             return_output: return as the last the output neurons' membranes or spikes at every
                 step, `[T, B, output_size]`, of which the readout makes the scores.
+
+        Raises:
+            TypeError: pictures that are not floating point.
+            ValueError: NaN or infinity, values beyond 32, such as those of pictures of 0..255, or
+                what the coding has no spikes for; see `neurospike.encoding`.
         """
         answer = self._run(images)
         extras = [answer.spikes] * return_activity + [answer.output] * return_output
@@ -100,7 +107,7 @@ class SpikingNetwork(nn.Module):
         thread can look at its own. Raises ValueError as the class does.
         """
         check_one_of("encoding", encoding, ENCODINGS)
-        _check_steps(num_steps)
+        num_steps = _check_steps(num_steps)
         other = copy.copy(self)
         other.encoding, other.num_steps = encoding, num_steps
         other.encoding_options = dict(encoding_options or {})
@@ -120,6 +127,7 @@ class SpikingNetwork(nn.Module):
                 layer.segment = segment
 
     def _run(self, images: Tensor) -> Recording:
+        _check_images(images)
         if images.ndim == 3:
             images = images.unsqueeze(1)
         encoded, activity, last = self._answer(self.preprocessing(images))
@@ -167,6 +175,24 @@ class SpikingNetwork(nn.Module):
         return encoded, {"current": over_steps(layer, encoded)}
 
 
-def _check_steps(num_steps: int) -> None:
+def _check_steps(num_steps: int) -> int:
+    if not is_whole(num_steps):
+        raise TypeError(f"num_steps must be a whole number, got {num_steps!r}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    return int(num_steps)
+
+
+def _check_images(images: Tensor) -> None:
+    """Raise for pictures that are no floating-point numbers, or seem to be those of 0..255."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"pictures must be a floating-point tensor in [0, 1], got {found}: for pictures of "
+            "0..255 divide by 255, as in images / 255"
+        )
+    if can_look(images) and bool((images.abs() > FAR).any()):
+        raise ValueError(
+            f"pictures must lie in [0, 1], got values from {float(images.min()):g} to "
+            f"{float(images.max()):g}: for pictures of 0..255 divide by 255, as in images / 255"
+        )

@@ -5,9 +5,11 @@ which is many times faster than a call a step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +116,16 @@ def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+
+
+def sizes_of(name: str, value: int | Sequence[int]) -> list[int]:
+    """Return one number or a list of them as a list. Raises TypeError for anything else."""
+    found = [value] if isinstance(value, Integral) else value
+    if isinstance(found, str) or not isinstance(found, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a whole number or a list of them, got {value!r}")
+    if any(isinstance(size, bool) or not isinstance(size, Integral) for size in found):
+        raise TypeError(f"{name} must be a whole number or a list of them, got {value!r}")
+    return [int(size) for size in found]
 
 
 def side_of(input_size: int) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurospike.ops import state_dtype
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -24,11 +26,12 @@ class Recording:
     @property
     def votes(self) -> Tensor:
         """The scores `[T, B, C]` if the network had been stopped after each step."""
+        output = self.output.to(state_dtype(self.output.dtype))  # as the readouts
         if self.readout == "max_membrane":
-            return self.output.cummax(0).values
+            return output.cummax(0).values
         if self.readout == "first_spike":
-            return -(1 - self.output).cumprod(0).cumsum(0)
-        total = self.output.cumsum(0)
+            return -(1 - output).cumprod(0).cumsum(0)
+        total = output.cumsum(0)
         if self.readout == "spikes":
             return total
         steps = torch.arange(1, len(total) + 1, dtype=total.dtype, device=total.device)

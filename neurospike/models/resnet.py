@@ -38,7 +38,8 @@ class ResidualSNN(SpikingNetwork):
 
     Args:
         input_size: pixels of a picture, after preprocessing; pictures are square.
-        channels: of each stage; each stage but the first halves the picture's sides.
+        channels: of each stage, a number for one stage; each but the first halves the sides of the
+            pictures.
         blocks: number of them in each stage.
         shortcut: as above.
         output_size: classes.
@@ -50,13 +51,14 @@ class ResidualSNN(SpikingNetwork):
     Raises:
         ValueError: an unknown choice, a size below 1, channels and blocks of different lengths;
             pictures of another shape.
+        TypeError: channels or blocks that are no whole number nor a list of them.
     """
 
     def __init__(
         self,
         input_size: int = 784,
-        channels: Sequence[int] = (16, 32),
-        blocks: Sequence[int] = (2, 2),
+        channels: int | Sequence[int] = (16, 32),
+        blocks: int | Sequence[int] = (2, 2),
         shortcut: str = "add",
         output_size: int = 10,
         *,
@@ -74,6 +76,10 @@ class ResidualSNN(SpikingNetwork):
             num_steps, preprocessing, encoding, encoding_options, readout, init, neuron
         )
         parts.check_one_of("shortcut", shortcut, SHORTCUTS)
+        channels, blocks = (
+            parts.sizes_of("channels", channels),
+            parts.sizes_of("blocks", blocks),
+        )
         sizes = [*channels, *blocks, output_size]
         if not blocks or len(channels) != len(blocks) or min(sizes) < 1:
             raise ValueError(

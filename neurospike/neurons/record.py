@@ -35,7 +35,6 @@ _INSTEAD = {
     "clamp": "use minimum(maximum(u, low), high)",
     "sign": "use where(u > 0.0, 1.0, -1.0)",
     "relu": "use maximum(u, 0.0)",
-    "cast": "use where(condition, 1.0, 0.0)",
 }
 
 
@@ -148,6 +147,7 @@ class _Recorder:
         self.codes: set[CodeType] = set()
         self.bound: dict[FunctionType, FunctionType] = {}
         self.names = {name: self._free(name, count) for name, count in FREE_NAMES.items()}
+        self.names["cast"] = lambda condition, like: self.do("where", condition, 1.0, 0.0)
 
     def do(self, name: str, *operands: Any) -> _Symbol:
         wants_conditions = name in ("both", "either")

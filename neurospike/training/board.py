@@ -106,16 +106,21 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 @torch.no_grad()
 def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
-    """Spikes and membranes of each layer, and the first weights; leaves model and random state."""
-    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+    """Spikes and membranes of each layer, and the first weights; leaves model and random state.
+
+    Membranes have the name of the layer whose spikes they make, else that of their module.
+    """
+    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any], Tensor]] = {}
     handles = []
     for name, layer in model.named_modules():
         if isinstance(layer, (LIF, LI)):
 
-            def note(layer: nn.Module, given: Any, options: Any, name: str = name) -> None:
-                calls[name] = (layer, given, options)
+            def note(
+                layer: nn.Module, given: Any, options: Any, found: Any, name: str = name
+            ) -> None:
+                calls[name] = (layer, given, options, found[0])
 
-            handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
+            handles.append(layer.register_forward_hook(note, with_kwargs=True))
     training = model.training
     model.eval()
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
@@ -125,8 +130,9 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
             for handle in handles:
                 handle.remove()
             model.train(training)
+    names = {fired.data_ptr(): name for name, fired in spikes.items()}
     membranes = {}
-    for name, (layer, given, options) in calls.items():
+    for name, (layer, given, options, found) in calls.items():
         if isinstance(layer, LIF):
             fired, _, trace = layer(*given, **options, return_trace=True)
             threshold = float(layer.threshold.mean())
@@ -136,7 +142,8 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
         fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
         rate = fired.float().mean(0)
         chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
-        membranes[name] = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold)
+        drawn = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold, chosen.tolist())
+        membranes[names.get(found.data_ptr(), name)] = drawn
     first = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     rasters = {name: _host(layer[:, 0].flatten(1)) for name, layer in spikes.items()}
     return {"spikes": rasters, "membranes": membranes, "weights": _host(first.weight, copy=True)}
@@ -149,7 +156,7 @@ def _host(tensor: Tensor, *, copy: bool = False) -> np.ndarray:
 
 def _images(seen: Mapping[str, Any]) -> dict[str, np.ndarray]:
     images = {f"spikes/{name}": draw_raster(layer) for name, layer in seen["spikes"].items()}
-    for name, (trace, fired, threshold) in seen["membranes"].items():
-        images[f"membranes/{name}"] = draw_membranes(trace, fired, threshold)
+    for name, drawn in seen["membranes"].items():
+        images[f"membranes/{name}"] = draw_membranes(*drawn)
     images["weights/first"] = draw_weights(seen["weights"])
     return images

@@ -1,8 +1,18 @@
-"""Checkpoint files: written whole or not at all, read without running anything in them."""
+"""Checkpoint files: written whole or not at all, read without running anything in them.
+
+A checkpoint is what `torch.save` writes, a zip archive, with a checksum of the whole file as the
+archive's comment: torch reads past an archive's own checksums, so that a bit that flipped on the
+disk would become a weight.
+"""
 
 import os
+import pickle
 import shutil
+import sys
+import time
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +21,11 @@ import torch
 
 from neurospike.errors import CheckpointError
 
+MARK = b"neurospike crc32 "
+COMMENT_BYTES = len(MARK) + 8  # the sum in hexadecimal digits
+CHUNK = 1 << 20
+RETRIES = 20  # of a tenth of a second each
+
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` (tensors, numbers, text, and dicts, lists and tuples of them) to `path`.
@@ -18,7 +33,18 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     A file already there is replaced in one move once the new one is safely on the disk, so
     that a crash or a full disk leaves it as it was. Raises CheckpointError.
     """
-    _replace(Path(path), lambda file: torch.save(dict(state), file))
+
+    def write(file: BinaryIO) -> None:
+        torch.save(dict(state), file)
+        # The comment's length is the last number of an archive that has none.
+        file.seek(-2, os.SEEK_END)
+        file.write(COMMENT_BYTES.to_bytes(2, "little") + MARK)
+        file.seek(0)
+        total = _sum(file, -1)
+        file.seek(0, os.SEEK_END)
+        file.write(b"%08x" % total)
+
+    _replace(Path(path), write)
 
 
 def copy_checkpoint(source: str | Path, target: str | Path) -> None:
@@ -36,27 +62,80 @@ def replace_file(path: Path, content: bytes) -> None:
     _replace(path, lambda file: file.write(content), "file")
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint; code hidden in the file is refused, not run (`weights_only=True`).
 
-    Returns the dict that was saved; its `"model"` is a state dict. Raises CheckpointError,
-    in one line, for a file that is missing, damaged or not one of ours.
+    Returns the dict that was saved, its tensors on `map_location`; its `"model"` is a state dict.
+    Raises CheckpointError, in one line, for a file that is missing, damaged in any bit or not one
+    of ours. ConfigError: the device is not one of this machine's.
     """
-    path = Path(path)
+    # Here, because a package that is missing may not keep a checkpoint from being written.
+    from neurospike.devices import choose_device
+
+    path, device = Path(path), choose_device(map_location)
     try:
         # An open file and not the path: torch tries to *write* a folder given as a path.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles; the error below says enough
-            state = torch.load(file, map_location=map_location, weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from None
+    try:
+        with file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles; the error below says enough
+            _check_sum(file)
+            state = torch.load(file, map_location=device, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise CheckpointError(f"{path}: there is too little memory for it on {device}") from None
     except Exception as error:  # noqa: BLE001 (torch.load answers damage with almost any)
         raise CheckpointError(
-            f"{path}: damaged, or not a NeuroSpike checkpoint ({type(error).__name__})"
+            f"{path}: damaged, or not a NeuroSpike checkpoint: {_reason(path, error)}"
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise CheckpointError(f"{path}: not a NeuroSpike checkpoint: it holds no model")
     return state
+
+
+class _WrongSumError(Exception):
+    pass
+
+
+def _check_sum(file: BinaryIO) -> None:
+    """Raise an exception unless every byte is what was written; of older files, as far as known."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - COMMENT_BYTES))
+    comment = file.read()
+    file.seek(0)
+    if comment.startswith(MARK):
+        if b"%08x" % _sum(file, size - 8) != comment[len(MARK) :]:
+            raise _WrongSumError
+    elif zipfile.is_zipfile(file):
+        # Of a version that wrote no sum: those of the archive cover the weights.
+        with zipfile.ZipFile(file) as archive:
+            # Nor had they a comment, which the last two bytes would be the length of.
+            if comment[-2:] != b"\0\0" or archive.testzip() is not None:
+                raise _WrongSumError
+    file.seek(0)
+
+
+def _sum(file: BinaryIO, length: int) -> int:
+    """Return the checksum of the next `length` bytes; -1: of all that follow."""
+    total = 0
+    while length and (chunk := file.read(CHUNK if length < 0 else min(length, CHUNK))):
+        total = zlib.crc32(chunk, total)
+        length -= len(chunk) if length > 0 else 0
+    return total
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say what is wrong with a file that torch cannot read, to somebody who knows no torch."""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if isinstance(error, (_WrongSumError, zipfile.BadZipFile)):
+        return "its checksum does not fit what it holds"
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+        return "it holds other things than weights, numbers and text, which are never loaded"
+    with path.open("rb") as file:
+        begins_well = file.read(4) == b"PK\3\4"
+    return "it is cut off" if begins_well else "torch.save did not write it"
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "checkpoint") -> None:
@@ -65,13 +144,25 @@ def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "check
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("w+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            _move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # gone already if all went well
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot write the {what}: {reason}") from error
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Put a file in another's place; on Windows once nobody reads that one, which is soon."""
+    for _ in range(RETRIES if sys.platform == "win32" else 0):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            time.sleep(0.1)
+        else:
+            return
+    temporary.replace(path)

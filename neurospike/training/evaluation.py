@@ -111,7 +111,9 @@ class Evaluation:
             accuracy=int(confusion.trace()) / samples,
             samples=samples,
             seconds=time.perf_counter() - self._start,
-            activity={name: _activity(layer.compute()) for name, layer in self._layers.items()},
+            activity={
+                name: _activity(layer.compute().reshape(-1)) for name, layer in self._layers.items()
+            },
             confusion=confusion.tolist(),
         )
 

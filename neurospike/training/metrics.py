@@ -7,8 +7,9 @@ measures is in `evaluation.py`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,15 @@ class Metrics:
         return self.samples / self.seconds if self.seconds > 0 else 0.0
 
     @property
+    def guessing(self) -> bool:
+        """True if always giving the most frequent label would be right as often.
+
+        False where it is not known which labels there were.
+        """
+        most = max(map(sum, self.confusion), default=0)
+        return self.accuracy < 1 and self.accuracy * self.samples <= most and most > 0
+
+    @property
     def class_accuracy(self) -> list[float | None]:
         """Share of right answers by label; None for a label that no picture has."""
         rows = enumerate(self.confusion)
@@ -62,60 +72,106 @@ class Metrics:
 
 
 class NotFiniteError(NeuroSpikeError):
-    """A loss became NaN or infinite. step: of those noted since the last reading, from 0."""
+    """A loss or a gradient became NaN or infinite. step: of those noted since the last reading."""
 
-    def __init__(self, value: float, step: int) -> None:
-        super().__init__(f"the loss became {value}")
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(f"{what} became {value}")
         self.value, self.step = value, step
 
 
 class Meter:
-    """Averages of loss and accuracy over the steps of an epoch of training."""
+    """Averages of loss and accuracy over the steps of an epoch of training.
 
-    def __init__(self, name: str, sums: tuple[float, int, int] = (0.0, 0, 0)) -> None:
-        """name: what is being run, for errors. sums: of an epoch gone on with, as `sums`."""
-        self.name = name
-        self.steps = 0
+    It is the one owner of an epoch's sums: what an epoch that goes on in another process needs of
+    them is its `state_dict()`.
+    """
+
+    def __init__(self, name: str, *, scaled: bool = False) -> None:
+        """name: what is being run, for errors. scaled: a gradient may overflow now and then."""
+        self.name, self.scaled = name, scaled
+        self.gradient_norm: float | None = None  # of the last step collected; None: not finite
+        self._start: float | None = time.perf_counter()
+        self._notes: list[tuple[int, Tensor, Tensor, Tensor | None]] = []
+        self._loss, self._correct, self._samples = 0.0, 0, 0
+        self._seconds = 0.0  # up to the last `stop`
+
+    def start(self) -> None:
+        """Let the time run."""
         self._start = time.perf_counter()
-        self._notes: list[tuple[int, Tensor, Tensor]] = []
-        self._loss, self._correct, self._samples = sums
-        self._samples_before = self._samples
 
-    def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Note one batch; waits for nothing. loss: scalar, the batch's mean."""
+    def stop(self) -> None:
+        """Let no more time count until `start`."""
+        self._seconds, self._start = self.seconds, None
+
+    def add(self, loss: Tensor, scores: Tensor, labels: Tensor, norm: Tensor | None = None) -> None:
+        """Note one batch; waits for nothing. loss: scalar, the batch's mean; norm: the gradient's.
+
+        scores `[B, C]`, labels int64 `[B]`.
+        """
         correct = (scores.detach().argmax(dim=1) == labels).sum()
-        self._notes.append((len(labels), loss.detach(), correct))
-        self.steps += 1
+        self._notes.append((len(labels), loss.detach(), correct, norm))
 
-    @property
-    def sums(self) -> tuple[float, int, int]:
-        """Sum of losses, right answers and pictures up to the last reading."""
-        return self._loss, self._correct, self._samples
+    def collect(self) -> None:
+        """Add what was noted to the sums, which on a GPU waits for the steps.
+
+        Raises NotFiniteError if a loss or a gradient was NaN or infinite, and names the first.
+        """
+        if not self._notes:
+            return
+        sizes, losses, corrects, norms = zip(*self._notes, strict=True)
+        self._notes = []
+        values = torch.stack(losses).tolist()
+        lengths = [math.nan if norm is None else float(norm) for norm in _fetched(norms)]
+        for step, (size, loss, length) in enumerate(zip(sizes, values, lengths, strict=True)):
+            if not math.isfinite(loss):
+                raise NotFiniteError("the loss", loss, step)
+            if norms[step] is not None and not math.isfinite(length) and not self.scaled:
+                raise NotFiniteError("the gradient's norm", length, step)
+            self._loss += loss * size
+        self._samples += sum(sizes)
+        self._correct += int(torch.stack(corrects).sum())
+        self.gradient_norm = lengths[-1] if math.isfinite(lengths[-1]) else None
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Averages so far; `together` adds a tensor up over processes that train together.
 
-        Raises NotFiniteError if a loss was NaN or infinite, NeuroSpikeError if there was none.
+        Raises NotFiniteError as `collect` does, NeuroSpikeError if there were no pictures.
         """
-        if self._notes:
-            self._collect()
-        loss, correct, samples = self.sums
-        new = samples - self._samples_before
+        self.collect()
+        loss, correct, samples = self._loss, self._correct, self._samples
         if together is not None:
-            every = torch.tensor([loss, correct, samples, new], dtype=torch.float64)
-            loss, correct, samples, new = together(every).tolist()
+            every = torch.tensor([loss, correct, samples], dtype=torch.float64)
+            loss, correct, samples = together(every).tolist()
         if not samples:
             raise NeuroSpikeError(f"{self.name}: no pictures to run; the data set is empty")
-        seconds = time.perf_counter() - self._start
-        # Time is only known of this process's own part of an epoch that is gone on with.
-        return Metrics(loss / samples, correct / samples, int(samples), seconds * samples / new)
+        return Metrics(loss / samples, correct / samples, int(samples), self.seconds)
 
-    def _collect(self) -> None:
-        sizes, losses, corrects = zip(*self._notes, strict=True)
-        self._notes = []
-        for step, (size, loss) in enumerate(zip(sizes, torch.stack(losses).tolist(), strict=True)):
-            if not math.isfinite(loss):
-                raise NotFiniteError(loss, step)
-            self._loss += loss * size
-        self._samples += sum(sizes)
-        self._correct += int(torch.stack(corrects).sum())
+    @property
+    def seconds(self) -> float:
+        """Time that the epoch took so far, in all processes it was run in one after the other."""
+        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        return self._seconds + running
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums up to the last `collect`, as plain numbers."""
+        return {
+            "loss": self._loss,
+            "correct": self._correct,
+            "samples": self._samples,
+            "seconds": self.seconds,
+            "gradient_norm": self.gradient_norm,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Carry on from `state_dict`."""
+        self._loss, self._correct = state["loss"], state["correct"]
+        self._samples, self._seconds = state["samples"], state["seconds"]
+        self.gradient_norm = state["gradient_norm"]
+        self._start = None
+
+
+def _fetched(norms: Sequence[Tensor | None]) -> list[float | None]:
+    """Return the values of the tensors among them, fetched together."""
+    tensors = [norm for norm in norms if norm is not None]
+    values = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [None if norm is None else next(values) for norm in norms]

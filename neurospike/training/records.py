@@ -1,12 +1,13 @@
 """The run folder: all that is needed to judge a training run, and to repeat it.
 
-`config.yaml` what was asked for; `metrics.jsonl` first what it ran on, then a line an epoch,
+`config.yaml` what was asked for; `metrics.jsonl` first what it ran on, then a line per epoch,
 last the test; `checkpoints/best_model.pth` and `checkpoints/last.pth`; `training_curves.png` and
 the pictures of `neurospike.training.pictures`.
 """
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -40,7 +41,8 @@ class Run:
     `runs/<YYYYmmdd-HHMMSS>`, with a number behind it should two start in the same second.
     config: plain dict, kept as `config.yaml` and in each checkpoint. record: facts to put
     beside the versions in the first line of `metrics.jsonl` and in each checkpoint. published:
-    where to keep a copy of this run's best model, None for nowhere.
+    where to keep a copy of this run's best model, None for nowhere; a line tells of the first copy.
+    A model that only guesses (`Metrics.guessing`) replaces none there.
     resumed: the folder holds this run already, and `go_on` is called before anything is written.
     Raises NeuroSpikeError for a folder that is in use or cannot be written.
     """
@@ -57,6 +59,8 @@ class Run:
         self.config = dict(config)
         self.record = dict(record or {})
         self.published = None if published is None else Path(published)
+        self.has_published = False
+        self.resumed = resumed
         text = yaml.safe_dump(self.config, sort_keys=False)
         try:
             if resumed:
@@ -90,7 +94,7 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         starts = [line for line in lines if _kind(line) in ("run", "resume")]
         resumed = {"kind": "resume", "step": step, **environment(), **self.record}
-        rows = [*starts, *map(json.dumps, history), json.dumps(resumed)]
+        rows = [*starts, *map(_line, history), _line(resumed)]
         replace_file(path, ("\n".join(rows) + "\n").encode())
         if self.last.exists():
             try:
@@ -98,7 +102,7 @@ class Run:
             except CheckpointError:
                 return  # told of already
             if state.get("waited") == 0:
-                self._keep_best()
+                self._keep_best(state)
 
     @property
     def best(self) -> Path:
@@ -122,7 +126,7 @@ class Run:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row) + "\n")
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
         """Write a checkpoint: `state`, config, record and versions. Raises CheckpointError."""
@@ -130,15 +134,39 @@ class Run:
         save_checkpoint({**state, **facts}, path)
 
     def save_epoch(self, state: Mapping[str, Any], *, is_best: bool) -> None:
-        """Write `last`, and if it is the best so far, `best` and its published copy."""
+        """Write `last`, and if it is the best so far, `best` and its published copy.
+
+        state: as `SNNTrainer.state_dict` gives it.
+        """
         self.save(state, self.last)
         if is_best:
-            self._keep_best()
+            self._keep_best(state)
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, state: Mapping[str, Any]) -> None:
         copy_checkpoint(self.last, self.best)
-        if self.published is not None and self.published.resolve() != self.best.resolve():
+        if self.published is None or state.get("guessing"):
+            return
+        if self.published.resolve() != self.best.resolve():
             copy_checkpoint(self.best, self.published)
+            if not self.has_published:
+                print(  # noqa: T201 (whose model was there is replaced)
+                    f"{self.published} is this run's best model from now on", flush=True
+                )
+        self.has_published = True
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Return a line of `metrics.jsonl`: JSON has no word for numbers that are NaN or infinite."""
+    return json.dumps(_finite(row), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return the same with None for every number that is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kind(line: str) -> str | None:
@@ -187,18 +215,38 @@ def environment() -> dict[str, Any]:
     }
 
 
+def check_folder(folder: Path) -> None:
+    """Raise NeuroSpikeError for a folder that no new run could be kept in; makes none."""
+    for name in ("config.yaml", "checkpoints", "metrics.jsonl"):
+        if (folder / name).exists():
+            raise _taken(folder, name)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise NeuroSpikeError for a folder that could not be made or written to; makes none."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise NeuroSpikeError(
+            f"cannot write the run folder {folder}: {there} is "
+            f"{'read-only' if there.is_dir() else 'not a folder'}; give another --run_dir"
+        )
+
+
 def _claim(folder: Path) -> Path:
     """Make the folder this run's, also against a run that starts at the same moment."""
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    taken = [name for name in ("config.yaml", "checkpoints") if (folder / name).exists()]
     try:
-        if not taken:
-            (folder / "metrics.jsonl").touch(exist_ok=False)
-            return folder
+        (folder / "metrics.jsonl").touch(exist_ok=False)
     except FileExistsError:
-        taken = ["metrics.jsonl"]
-    raise NeuroSpikeError(
-        f"the run folder {folder} holds a {taken[0]} already; give another --run_dir, or none "
+        raise _taken(folder, "metrics.jsonl") from None
+    return folder
+
+
+def _taken(folder: Path, name: str) -> NeuroSpikeError:
+    return NeuroSpikeError(
+        f"the run folder {folder} holds a {name} already; give another --run_dir, or none "
         "for a new folder in runs/"
     )
 

@@ -1,22 +1,39 @@
-"""Going on with a run that was killed, stopped or cut off by a crash."""
+"""Going on from what was trained before: a run that was stopped, a longer one, or its weights."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from neurospike.errors import CheckpointError, ConfigError
-from neurospike.training.checkpoint import load_checkpoint
+from neurospike.loading import load_trained
+from neurospike.training.checkpoint import load_checkpoint, replace_file
+from neurospike.training.trainer import SNNTrainer
+
+if TYPE_CHECKING:
+    from neurospike.config import Config
+    from neurospike.models import SpikingNetwork
 
 NAMES = ("last.pth", "interrupted.pth", "best_model.pth")  # the first of equals is taken
-FREE = ("data_path", "device", "backend", "threads")  # keys that another machine may need
+# Keys that another machine may need, and how long the run is to be.
+FREE = ("data_path", "device", "backend", "threads", "training.epochs")
+# Keys of the network that may differ from those its weights were trained with.
+ANEW = ("num_steps", "dropout", "init", "surrogate", "grad_window", "detach_reset")
 
 
-def resumable(folder: str, config: Path | None, overrides: Mapping[str, str]) -> Path:
+def resumable(
+    folder: str, config: Path | None, overrides: Mapping[str, str], init_from: str | None = None
+) -> Path:
     """The configuration file of a run to go on with.
 
     Raises ConfigError for a folder without a run, and for flags that would make another run of it.
     """
+    if init_from is not None:
+        raise ConfigError(
+            "--init_from: starts a new run, and --resume goes on with one; leave one of them out"
+        )
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"--resume: {folder} holds no run: it has no config.yaml")
@@ -45,12 +62,80 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
         except CheckpointError as error:
             failures.append(error)
             continue
-        if "history" not in state or "order" not in state:
-            failures.append(CheckpointError(f"{path}: written by a version that cannot resume"))
+        if not isinstance(state.get("epoch_sums"), list):
+            reason = "written by an older version, whose runs this one cannot go on with"
+            failures.append(CheckpointError(f"{path}: {reason}; start a new run with --init_from"))
             continue
-        found.append(state)
+        found.append({**state, "path": str(path)})
     if failures and not found:
         raise failures[0]
     for failure in failures:
         print(f"{failure}; going on from another", file=sys.stderr)  # noqa: T201 (a warning)
-    return max(found, key=lambda state: int(state["step"])) if found else None
+    return max(found, key=lambda state: (state["step"], state["epoch"])) if found else None
+
+
+def check_epochs(config: "Config", state: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError for fewer epochs than the run to go on with has begun."""
+    if state is None or config.training.epochs is None:
+        return
+    begun = state["epoch"] + (state["epoch_step"] > 0)
+    if config.training.epochs < begun:
+        raise ConfigError(
+            f"training.epochs: got {config.training.epochs}, but the run is in its epoch {begun} "
+            f"already; give {begun} or more"
+        )
+
+
+def tell(
+    trainer: SNNTrainer,
+    state: Mapping[str, Any] | None,
+    config: "Config",
+    epochs: int,
+    folder: Path,
+) -> None:
+    """Tell how the run in `folder` goes on, and keep the number of its epochs if that was changed.
+
+    epochs: the number that the configuration comes to.
+    """
+    wanted, path = config.training.epochs, folder / "config.yaml"
+    written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    kept = written["training"] = dict(written.get("training") or {})
+    was = kept.get("epochs")
+    if state is None:
+        print(f"{folder}: nothing was saved yet, the run starts anew", flush=True)  # noqa: T201
+    if was != wanted:
+        kept["epochs"] = wanted
+        replace_file(path, yaml.safe_dump(written, sort_keys=False).encode())
+        rate = trainer.optimizer.param_groups[0]["lr"]
+        print(  # noqa: T201
+            f"epochs: {epochs} in all from now on (training.epochs was {was or 'null'}); the "
+            f"{config.training.schedule} learning rate goes on as in a run of that length, at "
+            f"{rate:.3g}",
+            flush=True,
+        )
+    patience = config.training.patience
+    if patience is not None and trainer.waited >= patience and trainer.epoch < epochs:
+        print(  # noqa: T201
+            f"training.patience: {trainer.waited} validations brought nothing better, so no more "
+            "is trained",
+            flush=True,
+        )
+
+
+def start_from(path: str | Path, model: "SpikingNetwork", config: "Config") -> None:
+    """Give a new run's model the weights of a checkpoint of the same network.
+
+    Raises CheckpointError for a file that cannot be read, ConfigError for another network: also
+    for another decay or threshold, because these come with the weights.
+    """
+    trained = load_trained(path)
+    there = {"kind": trained.config.model.kind, **trained.config.model.arguments()}
+    here = {"kind": config.model.kind, **config.model.arguments()}
+    for key, value in here.items():
+        if key not in ANEW and there.get(key) != value:
+            raise ConfigError(
+                f"--init_from: {path} holds a network with model.{key} {there.get(key)}, the new "
+                f"run's has {value}; they must be the same: start with --config and the "
+                "config.yaml of that run"
+            )
+    model.load_state_dict(trained.model.state_dict())

@@ -77,5 +77,13 @@ def leave(fabric: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
+def gather(fabric: Any, value: Any) -> list[Any]:
+    """What each of the processes gives, by rank; all of them call it. value: can be pickled."""
+    values = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def _by_fabric_run() -> bool:
     return "LT_CLI_USED" in os.environ

@@ -1,23 +1,137 @@
-"""What a run draws at random, and where it stands in its data: saved and set again."""
+"""What a run goes on with: weights, optimiser, counts, random numbers, the data's order.
 
-from typing import Any
+Each of several processes that train together has some of its own; a checkpoint holds those of all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
+from neurospike.errors import CheckpointError
+from neurospike.spike_linear import SpikeLinear
+from neurospike.training.scale import gather
+
+if TYPE_CHECKING:
+    from neurospike.training.trainer import SNNTrainer
+
+OWN = ("random", "epoch_sums", "unpromising")  # what every process has of its own
 
 
-def random_state() -> dict[str, Any]:
-    """The states of torch's generators, on the CPU and on the GPUs in use."""
+def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
+    """All that a continued run needs, as tensors and plain values; see `SNNTrainer.state_dict`."""
+    own = {
+        "random": random_state(trainer.device),
+        "epoch_sums": trainer.meter.state_dict(),
+        "unpromising": unpromising_of(trainer.model),
+    }
+    every = gather(trainer.fabric, own)
+    scheduler = trainer.scheduler
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "precision": trainer.fabric.strategy.precision.state_dict(),
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "best": trainer.best,
+        "waited": trainer.waited,
+        "guessing": trainer.guessing,
+        "history": trainer.history,
+        "order": order_of(batches, trainer.epoch_step),
+        "epoch_step": trainer.epoch_step,
+        "epoch_learning_rate": trainer.learning_rate,
+        **{key: [one[key] for one in every] for key in OWN},
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` gave."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> None:
+    """Set what `state_of` gave; see `SNNTrainer.load_state_dict`."""
+    set_order(batches, state["order"], state["epoch_step"])
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.scheduler is not None:
+        trainer.scheduler.load_state_dict(state["scheduler"])
+    fabric = trainer.fabric
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    for name in ("epoch", "step", "epoch_step", "best", "waited", "guessing"):
+        setattr(trainer, name, state[name])
+    trainer.history = list(state["history"])
+    trainer.learning_rate = state["epoch_learning_rate"]
+    saved = [
+        dict(zip(OWN, one, strict=True)) for one in zip(*(state[key] for key in OWN), strict=True)
+    ]
+    own = part_of(saved, fabric.global_rank, fabric.world_size)
+    trainer.meter = trainer.new_meter()
+    trainer.meter.load_state_dict(own["epoch_sums"])
+    set_unpromising(trainer.model, own["unpromising"])
+    set_random_state(own["random"], trainer.device)
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The states of this process's generators: torch's on the CPU, and that of a CUDA device."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if cuda else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    """Set what `random_state` or `part_of` gave, on whatever devices there are here.
+
+    The state of a GPU is that of the GPU in use, of whatever number. A run that goes on on the
+    other kind of device keeps the stream of its seed there. Raises CheckpointError.
+    """
+    try:
+        if state.get("seed") is not None:
+            torch.manual_seed(state["seed"])
+            return
+        torch.set_rng_state(state["cpu"].cpu())
+        if state["cuda"] is not None and torch.device(device).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"the state of the random numbers in the checkpoint does not fit torch "
+            f"{torch.__version__}: {str(error).splitlines()[0]}; resume with the version of torch "
+            "that the run was started with"
+        ) from None
+
+
+def unpromising_of(model: nn.Module) -> dict[str, int]:
+    """How many batches each layer of spikes does not look at, by the layer's name."""
+    layers = model.named_modules()
+    return {name: layer.unpromising for name, layer in layers if isinstance(layer, SpikeLinear)}
+
+
+def set_unpromising(model: nn.Module, counts: Mapping[str, int]) -> None:
+    """Set what `unpromising_of` gave."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, SpikeLinear):
+            layer.unpromising = counts.get(name, 0)
+
+
+def part_of(saved: Sequence[Mapping[str, Any]], rank: int, world: int) -> Mapping[str, Any]:
+    """What the process `rank` of `world` goes on with, of the states of all that were saved.
+
+    Of as many processes each takes its own. For
+    another number every process gets a stream of random numbers of its own, which follows from the
+    first one's state, and the first takes the sums of all.
+    """
+    if len(saved) == world:
+        return saved[rank]
+    generator = torch.Generator()
+    generator.set_state(saved[0]["random"]["cpu"].cpu())
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    sums = {**saved[0]["epoch_sums"]}
+    for key in ("loss", "correct", "samples"):
+        sums[key] = sum(one["epoch_sums"][key] for one in saved) if rank == 0 else 0
+    return {
+        "random": {"seed": seed + rank},
+        "epoch_sums": sums,
+        "unpromising": saved[0]["unpromising"],
+    }
 
 
 def order_of(batches: Any, done: int) -> dict[str, Any] | None:
@@ -33,9 +147,15 @@ def order_of(batches: Any, done: int) -> dict[str, Any] | None:
     return None if generator is None or done else {"generator": generator.get_state()}
 
 
-def set_order(batches: Any, state: dict[str, Any] | None) -> None:
-    """Set what `order_of` gave."""
-    if state is None:
+def set_order(batches: Any, state: dict[str, Any] | None, done: int = 0) -> None:
+    """Set what `order_of` gave. Raises ValueError for an epoch under way without its order."""
+    if state is None and done:
+        raise ValueError(
+            f"this state was saved after {done} batches of an epoch, and their order is not in it; "
+            "go on from one that was saved after a whole epoch, or train on "
+            "neurospike.data.Batches, which keep account"
+        )
+    if state is None or batches is None:
         return
     if hasattr(batches, "load_state_dict"):
         batches.load_state_dict(state)

@@ -1,16 +1,19 @@
-"""Small pictures as arrays `uint8 [H, W, 3]`, drawn in a millisecond each.
+"""Small pictures as arrays `uint8 [H, W, 3]`, drawn in milliseconds, with what stands on the axes.
 
-A plotting library takes a hundred times as long, which training would feel even from another
-thread. Those pictures come when a run is done: `neurospike.training.pictures`.
+A plotting library takes a hundred times as long, which slows training even from another thread.
+Those pictures come when a run is done: `neurospike.training.pictures`.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 WIDTH = 400  # pixels, about
 ROWS = 200  # neurons of a raster, at most
 FIELDS = 64  # neurons whose weights are shown
+LINE, LEFT = 14, 34  # pixels of the frame: a line of text, and numbers on the left
 INK, PAPER, GRID = (20, 20, 20), (255, 255, 255), (200, 200, 200)
 LOW, HIGH = np.array((0, 114, 178)), np.array((213, 94, 0))  # Okabe and Ito's blue and vermilion
 
@@ -24,13 +27,22 @@ def draw_raster(spikes: np.ndarray) -> np.ndarray:
     if neurons > ROWS:
         spikes = spikes[:, np.linspace(0, neurons - 1, ROWS).astype(int)]
     cells = np.where(spikes.T[..., None] > 0, INK, PAPER).astype(np.uint8)
-    return _enlarge(cells, max(1, 200 // cells.shape[0]), max(2, WIDTH // steps))
+    raster = _enlarge(cells, max(1, 200 // cells.shape[0]), max(2, WIDTH // steps))
+    some = f", {ROWS} of {neurons}" if neurons > ROWS else ""
+    return framed(raster, f"neuron{some}", [(0, "0"), (len(raster), f"{neurons - 1}")], steps)
 
 
 def draw_membranes(
-    trace: np.ndarray, spikes: np.ndarray, threshold: float | None, height: int = 34
+    trace: np.ndarray,
+    spikes: np.ndarray,
+    threshold: float | None,
+    neurons_drawn: Sequence[int],
+    height: int = 34,
 ) -> np.ndarray:
-    """Draw membranes `[T, N]` below one another, the threshold grey, spikes `[T, N]` on top."""
+    """Draw membranes `[T, N]` below one another, the threshold grey, spikes `[T, N]` on top.
+
+    neurons_drawn: the number of each, which stands beside it.
+    """
     steps, neurons = trace.shape
     across = max(2, WIDTH // 2 // steps)
     low = min(float(trace.min(initial=0.0)), 0.0)
@@ -56,7 +68,12 @@ def draw_membranes(
             if spikes[step, neuron] > 0:
                 strip[: tick - 1, left : left + 2] = HIGH
         strips.append(strip)
-    return np.concatenate(strips) if strips else np.zeros((1, 1, 3), dtype=np.uint8)
+    if not strips:
+        return np.zeros((1, 1, 3), dtype=np.uint8)
+    places = [(k * (tick + height) + height, f"{n}") for k, n in enumerate(neurons_drawn)]
+    above = "" if threshold is None else f", threshold {threshold:.3g}"
+    title = f"neuron, membrane from {low:.2g} to {high:.2g}{above}"
+    return framed(np.concatenate(strips), title, places, steps)
 
 
 def draw_weights(weights: np.ndarray) -> np.ndarray:
@@ -64,14 +81,15 @@ def draw_weights(weights: np.ndarray) -> np.ndarray:
 
     Of inputs that are no square's a row. Blue below zero, white at zero, vermilion above.
     """
-    weights = weights[:FIELDS]
+    count, weights = len(weights), weights[:FIELDS]
     if weights.ndim == 4:
         fields = weights.mean(1)
     else:
         side = math.isqrt(weights.shape[1])
         shape = (side, side) if side * side == weights.shape[1] else (1, weights.shape[1])
         fields = weights.reshape(len(weights), *shape)
-    strength = fields / max(float(np.abs(fields).max(initial=0.0)), 1e-12)
+    limit = max(float(np.abs(fields).max(initial=0.0)), 1e-12)
+    strength = fields / limit
     towards = np.where(strength[..., None] > 0, HIGH, LOW)
     colours = 255 + (towards - 255) * np.abs(strength)[..., None]
     height, width = fields.shape[1:]
@@ -82,7 +100,26 @@ def draw_weights(weights: np.ndarray) -> np.ndarray:
     for k, field in enumerate(colours.astype(np.uint8)):
         tile = _enlarge(field, scale, scale)
         canvas[k // columns, : height * scale, k % columns, : width * scale] = tile
-    return canvas.reshape(rows * (height * scale + 2), -1, 3)
+    title = f"{len(fields)} of {count} neurons, -{limit:.2g} blue, {limit:.2g} orange"
+    return framed(canvas.reshape(rows * (height * scale + 2), -1, 3), title, [], None)
+
+
+def framed(
+    image: np.ndarray, title: str, beside: Sequence[tuple[int, str]], steps: int | None
+) -> np.ndarray:
+    """Return a picture with a line above it, numbers at heights of its left side, and its steps."""
+    height, width = image.shape[:2]
+    bottom = 0 if steps is None else LINE
+    paper = Image.new("RGB", (max(LEFT + width, 290), LINE + height + bottom), PAPER)
+    paper.paste(Image.fromarray(image), (LEFT, LINE))
+    draw = ImageDraw.Draw(paper)
+    draw.text((2, 1), title, INK)
+    for place, number in beside:
+        draw.text((LEFT - 3, LINE + min(max(place - 6, 0), height - 12)), number, INK, anchor="ra")
+    if steps is not None:
+        draw.text((LEFT, LINE + height + 1), "time step 0", INK)
+        draw.text((LEFT + width, LINE + height + 1), f"{steps - 1}", INK, anchor="ra")
+    return np.asarray(paper)
 
 
 def _enlarge(cells: np.ndarray, down: int, across: int) -> np.ndarray:

@@ -5,7 +5,6 @@ batches, and hands what happened to a `Run` if it is given one. Device, number f
 of processes are Lightning Fabric's business.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol
@@ -19,9 +18,14 @@ from neurospike.training.metrics import Meter, Metrics, NotFiniteError
 from neurospike.training.progress import OnStep, epoch_line, measured, progress_bar
 from neurospike.training.records import Run
 from neurospike.training.scale import make_fabric
-from neurospike.training.state import order_of, random_state, set_order, set_random_state
+from neurospike.training.state import order_of, restore, set_order, state_of
 
 READ_INTERVAL = 0.1  # seconds between two looks at the metrics, each of which makes a GPU wait
+AGREE_STEPS = 8  # after so many steps several processes agree whether to stop, which makes one wait
+
+
+class Stopped(KeyboardInterrupt):
+    """`fit` was interrupted after a whole step: all processes together, if there are several."""
 
 
 class BatchSource(Iterable[tuple[Tensor, Tensor]], Sized, Protocol):
@@ -70,77 +74,80 @@ class SNNTrainer:
         self.epoch_step = 0  # steps taken in the epoch under way
         self.best: tuple[float, float] | None = None  # accuracy and negative loss
         self.waited = 0  # evaluations since the best
+        self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
-        self.gradient_norm = 0.0  # of the last step
-        self._learning_rate = optimizer.param_groups[0]["lr"]
-        self._sums = (0.0, 0, 0)  # of an epoch gone on with
-        self._within_step = False
+        self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
+        self._whole = True  # False within a step or a check: half of it would be saved
         self._stop = False
-        self._norms: list[Tensor] = []  # of the gradients, and the batches they are of,
         self._batches: list[tuple[Tensor, Tensor]] = []  # since the last look at the metrics
         # Set to 1 for good by the first gradient that is not finite: a fused optimiser then leaves
         # the weights as they are, so that the failing step can be looked at. Nothing waits for it.
         self._failed = torch.zeros((), device=self.device)
-        self._scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and not self._scaled:
+        self._scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and self._scaler is None:
             optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        self.meter = self.new_meter()  # of the epoch under way, or else of the last one
 
     def train_epoch(
         self,
         batches: BatchSource,
         on_step: OnStep | None = None,
-        after_step: Callable[[Meter], None] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Metrics:
-        """Take one optimiser step a batch; averages over the epoch, as the weights moved.
+        """Take one optimiser step per batch; averages over the epoch, as the weights moved.
 
-        on_step: called with the steps taken and the metrics so far, at most 10 times a second.
-        after_step: called after every step. Raises NeuroSpikeError, within a tenth of a second,
-        when the loss or a gradient is NaN or infinite; says at which step, and in which layer.
+        An epoch that is under way goes on, if the batches do. on_step: called with the steps taken
+        and the metrics so far, at most 10 times a second. after_step: called after every step.
+        Raises NeuroSpikeError, within a tenth of a second, when the loss or a gradient is NaN or
+        infinite; says at which step, and in which layer.
         """
         self.model.train()
-        meter = Meter(f"epoch {self.epoch + 1}", self._sums)
-        self._sums = (0.0, 0, 0)
+        if not self.epoch_step:
+            self.meter = self.new_meter()
+        self.meter.start()
         next_read = time.perf_counter() + READ_INTERVAL
         for images, labels in batches:
             images, labels = images.to(self.device), labels.to(self.device)
-            self._within_step = True
-            loss, scores = self._train_step(images, labels, getattr(batches, "share", 1.0))
+            self._whole = False
+            loss, scores, norm = self._train_step(images, labels, getattr(batches, "share", 1.0))
             self.step += 1
             self.epoch_step += 1
-            self._within_step = False
-            meter.add(loss, scores, labels)
+            self.meter.add(loss, scores, labels, norm)
             self._batches.append((images, labels))
+            self._whole = True
             if time.perf_counter() >= next_read:
-                metrics = self._read(meter)
+                metrics = self._read()
                 if on_step is not None:
-                    on_step(meter.steps, metrics)
+                    on_step(self.epoch_step, metrics)
                 next_read = time.perf_counter() + READ_INTERVAL
             if after_step is not None:
-                after_step(meter)
-            if self._stop:
-                raise KeyboardInterrupt
-        metrics = self._read(meter, self._together)
+                after_step()
+            if self._is_stopping(within_epoch=True):
+                raise Stopped
+        metrics = self._read(self._together)
+        self.meter.stop()
         self.epoch += 1
         self.epoch_step = 0
         return metrics
 
-    def _train_step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def _train_step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, ...]:
+        """Loss, scores and the gradient's norm before it is clipped."""
         loss, scores = self._loss(self._forward, images, labels)
         self.fabric.backward(loss if share == 1 else loss * share)
-        if self.clip is not None and self._scaled:
-            self.fabric.strategy.precision.unscale_gradients(self.optimizer)
+        if self._scaler is not None:
+            # Before the norm is taken. Lightning's `unscale_gradients` refuses fused optimisers.
+            self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         torch.maximum(self._failed, (~norm.isfinite()).float(), out=self._failed)
-        self._norms.append(norm)
         self._optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
-        return loss.detach(), scores
+        return loss.detach(), scores, norm
 
     def _loss(
         self, forward: Callable[..., Any], images: Tensor, labels: Tensor
@@ -194,46 +201,72 @@ class SNNTrainer:
         patience: int | None = None,
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one an epoch.
+        """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one per epoch.
 
         validation: chooses the best model by accuracy, then loss; None makes the last the best.
         run: where records and checkpoints go; at Ctrl-C the state is saved there first.
         check_every: also validate and save after so many steps. patience: stop after so many
         validations without a better one. on_record: given each record by the first process.
-        Prints a line an epoch, and shows a progress bar if stderr is a terminal.
+        Prints a line per epoch, and shows a progress bar if stderr is a terminal. After a
+        KeyboardInterrupt another call goes on where it stopped.
         """
 
-        def check(trained: Metrics, meter: Meter | None = None) -> None:
-            record = self._check(trained, train, validation, epochs, run, meter)
+        def check(trained: Metrics, *, within_epoch: bool = False) -> None:
+            self._whole = False
+            record = self._check(trained, train, validation, epochs, run, within_epoch)
+            self._whole = True
             if on_record is not None and self.fabric.is_global_zero:
                 on_record(record)
 
-        def after_step(meter: Meter) -> None:
+        def after_step() -> None:
             if check_every is not None and self.step % check_every == 0:
-                check(self._read(meter), meter)
+                check(self._read(self._together), within_epoch=True)
                 self.model.train()
 
         try:
             while self.epoch < epochs and (patience is None or self.waited < patience):
                 if not self.epoch_step:
-                    self._learning_rate = self.optimizer.param_groups[0]["lr"]
+                    self.learning_rate = self.optimizer.param_groups[0]["lr"]
                 with progress_bar(f"epoch {self.epoch + 1}/{epochs}", len(train)) as show:
-                    trained = self.train_epoch(
-                        train, show, None if check_every is None else after_step
-                    )
+                    trained = self.train_epoch(train, show, after_step)
                 check(trained)
-                if self._stop:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            # Within a step the weights are neither the old ones nor the new.
-            if run is not None and not self._within_step:
-                run.save(self.state_dict(train), run.interrupted)
+                if self._is_stopping():
+                    raise Stopped
+        except KeyboardInterrupt as interrupt:
+            self._keep_interrupted(train, run, isinstance(interrupt, Stopped))
             raise
         return [row for row in self.history if row["kind"] == "epoch"]
 
     def interrupt(self) -> None:
-        """Make `fit` end with KeyboardInterrupt once the step under way is whole."""
+        """Make `fit` end with KeyboardInterrupt once the step under way is whole.
+
+        Of several processes one need be told; all stop after the same step, up to 8 later.
+        """
         self._stop = True
+
+    def _is_stopping(self, *, within_epoch: bool = False) -> bool:
+        """True once a process was interrupted. All call it after the same steps, and agree."""
+        if self.fabric.world_size == 1:
+            return self._stop
+        if within_epoch and self.step % AGREE_STEPS:
+            return False
+        return float(self._together(torch.tensor(float(self._stop)))) > 0
+
+    def _keep_interrupted(self, train: BatchSource, run: Run | None, together: bool) -> None:
+        """Save the state at Ctrl-C, and let another `fit` go on from it.
+
+        together: all processes are here. One alone cannot save what belongs to all.
+        """
+        self._stop = False
+        self.meter.stop()
+        if not self._whole:  # the weights are neither the old ones nor the new
+            return
+        if together or self.fabric.world_size == 1:
+            state = self.state_dict(train)
+            if run is not None:
+                run.save(state, run.interrupted)
+        if hasattr(train, "load_state_dict"):
+            set_order(train, order_of(train, self.epoch_step))
 
     def _check(
         self,
@@ -242,10 +275,10 @@ class SNNTrainer:
         validation: BatchSource | None,
         epochs: int,
         run: Run | None,
-        meter: Meter | None,
+        within_epoch: bool,
     ) -> dict[str, Any]:
-        """Validate, record and save; `meter` is that of an epoch under way."""
-        after = f"step {self.step}" if meter is not None else f"epoch {self.epoch}"
+        """Validate, record and save, after an epoch or within it."""
+        after = f"step {self.step}" if within_epoch else f"epoch {self.epoch}"
         checked = (
             self.evaluate(validation, f"validation after {after}")
             if validation is not None
@@ -255,22 +288,23 @@ class SNNTrainer:
         is_best = score is None or self.best is None or score > self.best
         self.best = score if is_best else self.best
         self.waited = 0 if is_best else self.waited + 1
+        self.guessing = checked is not None and checked.guessing
         if checked is not None and hasattr(self.scheduler, "report"):
             self.scheduler.report(checked.loss)
         record = {
-            "kind": "epoch" if meter is None else "step",
-            "epoch": self.epoch + (meter is not None),
+            "kind": "step" if within_epoch else "epoch",
+            "epoch": self.epoch + within_epoch,
             "step": self.step,
             **measured(trained, checked),
-            "learning_rate": self._learning_rate,  # at the start of the epoch
-            "gradient_norm": self.gradient_norm,  # of the last step
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.meter.gradient_norm,
         }
         self.history.append(record)
-        if run is not None and self.fabric.is_global_zero:
-            self._sums = (0.0, 0, 0) if meter is None else meter.sums
-            run.save_epoch(self.state_dict(train), is_best=is_best)
-            self._sums = (0.0, 0, 0)
-            run.write(record)
+        if run is not None or self.fabric.world_size > 1:
+            state = self.state_dict(train)
+            if run is not None and self.fabric.is_global_zero:
+                run.save_epoch(state, is_best=is_best)
+                run.write(record)
         if self.fabric.is_global_zero:
             # Last, so that an epoch told of is an epoch kept.
             print(epoch_line(record, epochs, is_best), flush=True)  # noqa: T201 (its progress)
@@ -279,74 +313,60 @@ class SNNTrainer:
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
         """All that a continued run needs, as tensors and plain values.
 
-        batches: the training batches, for their order.
+        batches: the training batches, for their order. Of several processes all call it; what
+        each has of its own, by rank, is in all their states. Raises NeuroSpikeError if a loss or a
+        gradient of the last steps was NaN or infinite.
         """
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-            "waited": self.waited,
-            "history": self.history,
-            "order": order_of(batches, self.epoch_step),
-            "epoch_step": self.epoch_step,
-            "epoch_sums": self._sums,
-            "epoch_learning_rate": self._learning_rate,
-            "random": random_state(),
-        }
+        self.collect()
+        return state_of(self, batches)
 
     def load_state_dict(self, state: dict[str, Any], batches: BatchSource | None = None) -> None:
-        """Carry on from `state_dict`: the same steps follow that would have followed then."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
-        self.best, self.waited = state["best"], state["waited"]
-        self.history = list(state["history"])
-        self._sums, self._learning_rate = state["epoch_sums"], state["epoch_learning_rate"]
-        set_order(batches, state["order"])
-        set_random_state(state["random"])
+        """Carry on from `state_dict`: the same steps follow that would have followed then.
+
+        So they do in as many processes as saved it; in another number each has a stream of random
+        numbers of its own. Raises ValueError where the batches cannot go on in mid-epoch.
+        """
+        self._batches = []
+        restore(self, state, batches)
 
     def _together(self, values: Tensor) -> Tensor:
         """Add up over the processes that train together."""
         summed: Tensor = self.fabric.all_reduce(values.to(self.device), reduce_op="sum")
         return summed
 
-    def _read(self, meter: Meter, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """Look at the epoch so far, and whether all its numbers are numbers."""
-        first = self.epoch_step - len(self._norms)
-        norms = torch.stack(self._norms).tolist() if self._norms else []
-        batches, self._norms, self._batches = self._batches, [], []
-        wrong = [k for k, norm in enumerate(norms) if not math.isfinite(norm)]
+    def new_meter(self) -> Meter:
+        """A meter of the epoch under way."""
+        # A scaled loss overflows now and then by design: the step is then left out.
+        return Meter(f"epoch {self.epoch + 1}", scaled=self._scaler is not None)
+
+    def collect(self) -> None:
+        """Look at the steps since the last look; NeuroSpikeError for one that was not finite."""
+        batches, self._batches = self._batches, []
         try:
-            metrics = meter.read(together)
+            self.meter.collect()
         except NotFiniteError as error:
-            # A gradient that was not finite a step before is why the loss is not.
-            if not wrong or error.step <= wrong[0]:
-                raise self._explain(error.step, first, str(error), batches) from None
-        if wrong and not self._scaled:  # a scaled loss overflows now and then by design
-            text = f"the gradient's norm became {norms[wrong[0]]}"
-            raise self._explain(wrong[0], first, text, batches)
-        self.gradient_norm = norms[-1] if norms else self.gradient_norm
-        return metrics
+            raise self._explain(error, self.epoch_step - len(batches), batches) from None
+
+    def _read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Averages over the epoch so far, of all processes by `together`."""
+        self.collect()
+        return self.meter.read(together)
 
     def _explain(
-        self, step: int, first: int, what: str, batches: list[tuple[Tensor, Tensor]]
+        self, error: NotFiniteError, before: int, batches: list[tuple[Tensor, Tensor]]
     ) -> NeuroSpikeError:
-        """The error for a number that is none: the step of the epoch, and where in the network."""
+        """Build the error for a NaN or infinite number: at which step, and where in the network.
+
+        before: steps of the epoch before those of `batches`.
+        """
 
         def loss_of(images: Tensor, labels: Tensor) -> Tensor:
             with self.fabric.autocast():
                 return self._loss(self.model, images, labels)[0]
 
-        where = find_not_finite(self.model, loss_of, *batches[step])
+        where = find_not_finite(self.model, loss_of, *batches[error.step])
         return NeuroSpikeError(
-            f"epoch {self.epoch + 1}: {what} at step {first + step + 1}; not finite first: "
+            f"epoch {self.epoch + 1}: {error} at step {before + error.step + 1}; not finite first: "
             f"{where}. Try a smaller learning rate or training.clip. Checkpoints saved before "
             "are good."
         )

@@ -23,7 +23,7 @@ class SpikeVisualizer(SpikePlots, TrainingPlots, Animation):
     colour-blind readers and, by markers, line styles and lightness, in grey.
 
     Args:
-        dpi: dots an inch of the figures it makes.
+        dpi: dots per inch of the figures it makes.
         max_marks: most spikes drawn in a raster, about; of more, fewer neurons are drawn.
         max_cells: most rows of a raster, and most rows and columns of a heat map.
 

@@ -35,7 +35,7 @@ class Animation(Canvas):
         frames_per_second: float = 6.0,
         hold: float = 1.5,
     ) -> Path:
-        """Write a GIF or MP4 of the model answering a picture, a frame a time step; its path.
+        """Write a GIF or MP4 of the model answering a picture, a frame per time step; its path.
 
         Shown are the picture, the encoded input of the step, each layer's raster as it grows, the
         output layer's membranes (or spikes), and the scores the network would give if it were

@@ -54,11 +54,32 @@ def over_time(name: str, data: Any, sample: int) -> Array:
     return to_numpy(name, data).reshape(len(data), -1)
 
 
+def are_spikes(array: Array) -> bool:
+    """True if all numbers are 0, 1 or, as delta coding has them, -1."""
+    return bool(((array == 0) | (np.abs(array) == 1)).all())
+
+
+def spikes_over_time(name: str, data: Any, sample: int) -> Array:
+    """Return `over_time` of spikes; raises ValueError for numbers that are no spikes."""
+    train = over_time(name, data, sample)
+    if not are_spikes(train):
+        other = train[(train != 0) & (np.abs(train) != 1)][0]
+        raise ValueError(
+            f"{name} must be 0 or 1 (or -1, or bool), got {other:g} among them; membranes are "
+            "drawn by plot_membrane_potential, currents by plot_firing_rates or "
+            f"plot_input_encoding, and spikes that carry a weight as `{name} != 0`"
+        )
+    return train
+
+
 def mean_over_samples(name: str, data: Any) -> Array:
-    """Return `[T, N]` of `[T]`, `[T, N]` or the mean over the batch of `[T, B, *F]`."""
+    """Return `[T, N]` of `[T]`, `[T, N]` or the mean over the batch of `[T, B, *F]`.
+
+    Of spikes how often there is one, a negative one too; of other numbers their mean.
+    """
     array = to_numpy(name, data)
     _check_filled(name, array.shape)
-    rates = array.astype(np.float32, copy=False)
+    rates = (array != 0 if are_spikes(array) else array).astype(np.float32, copy=False)
     if rates.ndim > 2:
         rates = rates.mean(1)
     return rates.reshape(len(rates), -1)
@@ -75,6 +96,14 @@ def _check_filled(name: str, shape: Sequence[int]) -> None:
 def evenly(count: int, limit: int) -> Array:
     """Return at most `limit` of the indices 0 to `count - 1`, spread evenly from the first."""
     return np.arange(0, count, max(1, -(-count // limit)))
+
+
+def spread(count: int, limit: int) -> Array:
+    """Return `limit` of the indices 0 to `count - 1`, or all, the first and the last among them.
+
+    As even as whole numbers can be: two gaps differ by 1 at most.
+    """
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int)
 
 
 def binned(array: Array, axis: int, limit: int) -> tuple[Array, int]:
@@ -101,9 +130,9 @@ def layers_of(data: Any) -> dict[str, Any]:
 
 
 def chosen(name: str, wanted: Sequence[int] | None, count: int, limit: int) -> Array:
-    """Return the indices asked for, or `limit` evenly spaced ones. Raises ValueError."""
+    """Return the indices asked for, or `limit` of them spread over all. Raises ValueError."""
     if wanted is None:
-        return evenly(count, limit)
+        return spread(count, limit)
     indices = np.asarray(list(wanted))
     if indices.size == 0 or indices.dtype.kind not in "iu":
         raise ValueError(f"{name} must be indices of neurons, got {list(wanted)!r}")

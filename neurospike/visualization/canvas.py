@@ -37,7 +37,7 @@ SEQUENTIAL, DIVERGING = "Blues", "PuOr"
 class Canvas:
     """Makes and checks axes; the groups of plots build on it.
 
-    dpi: dots an inch of new figures. max_marks: most spikes drawn in a raster. max_cells: most
+    dpi: dots per inch of new figures. max_marks: most spikes drawn in a raster. max_cells: most
     rows and columns of a heat map, and most rows of a raster.
     """
 
@@ -91,7 +91,9 @@ def whole_numbers(axes: "Axes", *directions: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for direction in directions:
-        getattr(axes, f"{direction}axis").set_major_locator(MaxNLocator(nbins=7, integer=True))
+        # min_n_ticks: else a single step or neuron would have tenths after all.
+        locator = MaxNLocator(nbins=7, integer=True, min_n_ticks=1)
+        getattr(axes, f"{direction}axis").set_major_locator(locator)
 
 
 def bare(axes: "Axes", title: str = "") -> None:

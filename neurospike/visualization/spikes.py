@@ -5,12 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import binned, chosen, evenly, layers_of, mean_over_samples, over_time, to_numpy
+from .arrays import (
+    are_spikes,
+    binned,
+    chosen,
+    evenly,
+    layers_of,
+    mean_over_samples,
+    over_time,
+    spikes_over_time,
+    to_numpy,
+)
 from .canvas import BLUE, GREY, RED, SEQUENTIAL, Canvas, bare, legend, style, tidy, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
     from .arrays import Array
 
@@ -27,18 +38,19 @@ class SpikePlots(Canvas):
         title: str = "",
         ax: Any = None,
     ) -> tuple["Figure", Any]:
-        """Draw a raster, a mark a spike, and below it the share of neurons that fire at each step.
+        """Draw a raster, a mark per spike, and below it the share of neurons that fire by step.
 
-        spikes: `[T]`, `[T, N]` or `[T, B, *F]`, of which `sample` is drawn; anything but 0 is a
-        spike, and negative ones (delta coding) have marks of their own. rate: draw the rate too;
-        None does so unless `ax` is a single one. ax: one Axes, or a pair of them with the rate.
+        spikes: `[T]`, `[T, N]` or `[T, B, *F]`, of which `sample` is drawn: 0 or 1 in any number
+        format, or -1 (delta coding), which has marks of its own. rate: draw the rate too; None
+        does so unless `ax` is a single one. ax: one Axes, or a pair of them with the rate.
 
         Of many neurons evenly spaced ones are drawn, each with all its spikes, and the axis says
         so; the rate is always that of all neurons.
 
-        Returns `(figure, axes)`, axes being the raster's, or `[raster, rate]`.
+        Returns `(figure, axes)`, axes being the raster's, or `[raster, rate]`. Raises ValueError
+        for other numbers, which are no spikes.
         """
-        train = over_time("spikes", spikes, sample)
+        train = spikes_over_time("spikes", spikes, sample)
         if rate is None:
             rate = ax is None or np.size(np.asarray(ax, dtype=object)) > 1
         figure, axes = self._axes(
@@ -54,7 +66,9 @@ class SpikePlots(Canvas):
             raster.set_title(title, fontsize=10)
         if rate:
             shares = np.count_nonzero(train, axis=1) / train.shape[1]
-            axes[1].step(np.arange(len(shares)), shares, where="mid", color=BLUE, linewidth=1.2)
+            # A stair to each step, from half a step before it to half a step after.
+            edges = np.arange(len(shares) + 1) - 0.5
+            axes[1].stairs(shares, edges, baseline=None, color=BLUE, linewidth=1.2)
             axes[1].axhline(shares.mean(), color=GREY, linestyle=":", linewidth=1.2)
             axes[1].set_ylim(bottom=0)
             tidy(axes[1], "", "time step", f"rate\n(mean {shares.mean():.3f})")
@@ -79,7 +93,7 @@ class SpikePlots(Canvas):
         where neurons with the delayed reset fire (with the immediate one the trace is taken after
         the reset, so hand the spikes in). threshold: number, `[N]`, or None for neurons that
         never fire. neurons: which to draw; None takes up to four, evenly spaced. ax: one Axes for
-        all of them, or one a neuron.
+        all of them, or one per neuron.
 
         Returns `(figure, axes)`, axes being an array if there is more than one neuron.
         """
@@ -90,12 +104,12 @@ class SpikePlots(Canvas):
             levels = to_numpy("threshold", threshold).reshape(-1)
             if levels.size not in (1, mem.shape[1]):
                 raise ValueError(
-                    f"threshold must be one number or one a neuron ({mem.shape[1]}), got "
+                    f"threshold must be one number or one per neuron ({mem.shape[1]}), got "
                     f"{levels.size} of them"
                 )
             levels = np.broadcast_to(levels, mem.shape[1])
         if spikes is not None:
-            fired = over_time("spikes", spikes, sample) != 0
+            fired = spikes_over_time("spikes", spikes, sample) != 0
             if fired.shape != mem.shape:
                 raise ValueError(
                     f"spikes must have the trace's steps and neurons {mem.shape}, got {fired.shape}"
@@ -124,12 +138,12 @@ class SpikePlots(Canvas):
     def plot_firing_rates(
         self, activity: Any, *, title: str = "", ax: Any = None
     ) -> tuple["Figure", Any]:
-        """Draw a heat map a layer: how often each neuron fires at each step, over the batch.
+        """Draw a heat map per layer: how often each neuron fires at each step, over the batch.
 
         activity: `{layer: spikes}` as `model(images, return_activity=True)` gives it, or the
         spikes of one layer: `[T]`, `[T, N]`, or `[T, B, *F]`, averaged over B. Where there are more
-        neurons or steps than cells, neighbours are averaged, and the axis says so. ax: one Axes
-        a layer.
+        neurons or steps than cells, neighbours are averaged, and the axis says so. A negative
+        spike counts as one. ax: one Axes per layer.
 
         Returns `(figure, axes)`, axes being an array if there is more than one layer.
         """
@@ -141,25 +155,12 @@ class SpikePlots(Canvas):
         every = np.ravel(axes)
         highest = max(float(one.max()) for one in rates) or 1.0
         for panel, name, mean in zip(every, layers, rates):
-            cells, a_row = binned(mean, 1, self.max_cells)
-            cells, a_column = binned(cells, 0, self.max_cells)
-            image = panel.imshow(
-                cells.T,
-                aspect="auto",
-                origin="lower",
-                interpolation="nearest",
-                cmap=SEQUENTIAL,
-                vmin=0,
-                vmax=highest,
-                extent=_edges(cells.shape[0], a_column, cells.shape[1], a_row),
-            )
-            whole_numbers(panel, "x", "y")
-            label = "neuron" if a_row == 1 else f"neuron (mean of {a_row})"
-            tidy(panel, f"{name} mean rate {mean.mean():.3f}".strip(), "", label)
-        every[0].set_title(" ".join([title, every[0].get_title()]).strip(), fontsize=10)
-        a_step = "time step" if a_column == 1 else f"time step (mean of {a_column})"
-        every[-1].set_xlabel(a_step, fontsize=9)
-        bar = figure.colorbar(image, ax=list(every), label="spikes a neuron and step")
+            image = self._heat_map(panel, mean, "neuron", vmin=0, vmax=highest)
+            panel.set_title(_joined(name, f"mean rate {mean.mean():.3f}"), fontsize=10)
+            if panel is not every[-1]:
+                panel.set_xlabel("")
+        every[0].set_title(_joined(title, every[0].get_title()), fontsize=10)
+        bar = figure.colorbar(image, ax=list(every), label="spikes per neuron and step")
         bar.ax.tick_params(labelsize=8)
         return figure, axes
 
@@ -181,27 +182,17 @@ class SpikePlots(Canvas):
         train = over_time("encoded", encoded, sample)
         if picture.ndim != 2 or picture.size != train.shape[1]:
             raise ValueError(
-                f"image must be [H, W] with the {train.shape[1]} values the code has a step, got "
+                f"image must be [H, W] with the {train.shape[1]} values the code has per step, got "
                 f"{picture.shape}"
             )
         figure, axes = self._axes(ax, (9, 3), columns=3, width_ratios=[1, 2, 1])
         axes[0].imshow(picture, cmap="gray", interpolation="nearest")
         bare(axes[0], title or "picture")
-        if ((train == 0) | (np.abs(train) == 1)).all():
+        if are_spikes(train):
             self._raster(axes[1], train)
             axes[1].set_ylabel(axes[1].get_ylabel().replace("neuron", "pixel"), fontsize=9)
         else:
-            cells, a_row = binned(train, 1, self.max_cells)
-            axes[1].imshow(
-                cells.T,
-                aspect="auto",
-                origin="lower",
-                interpolation="nearest",
-                cmap=SEQUENTIAL,
-                extent=_edges(cells.shape[0], 1, cells.shape[1], a_row),
-            )
-            tidy(axes[1], "", "time step", "pixel" if a_row == 1 else f"pixel (mean of {a_row})")
-            whole_numbers(axes[1], "x", "y")
+            self._heat_map(axes[1], train, "pixel")
         axes[1].set_title("input over time", fontsize=9)
         total = axes[2].imshow(
             train.sum(0).reshape(picture.shape), cmap="gray", interpolation="nearest"
@@ -209,6 +200,23 @@ class SpikePlots(Canvas):
         bare(axes[2], "sum over time")
         figure.colorbar(total, ax=axes[2], shrink=0.8).ax.tick_params(labelsize=8)
         return figure, axes
+
+    def _heat_map(self, axes: "Axes", values: "Array", row: str, **options: Any) -> "AxesImage":
+        """Draw `[T, N]`; where there are more steps or rows than cells, means of neighbours."""
+        cells, a_row = binned(values, 1, self.max_cells)
+        cells, a_column = binned(cells, 0, self.max_cells)
+        image = axes.imshow(
+            cells.T,
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+            cmap=SEQUENTIAL,
+            extent=_edges(cells.shape[0], a_column, cells.shape[1], a_row),
+            **options,
+        )
+        tidy(axes, "", _mean_of("time step", a_column), _mean_of(row, a_row))
+        whole_numbers(axes, "x", "y")
+        return image
 
     def _raster(self, axes: "Axes", train: "Array") -> None:
         """Draw the spikes of `[T, N]`, of as many evenly spaced neurons as the limits allow."""
@@ -236,6 +244,15 @@ class SpikePlots(Canvas):
         every = "" if len(shown) == count else f" ({len(shown):,} of {count:,} drawn)"
         tidy(axes, "", "time step", f"neuron{every}")
         whole_numbers(axes, "x", "y")
+
+
+def _mean_of(name: str, count: int) -> str:
+    return name if count == 1 else f"{name} (mean of {count})"
+
+
+def _joined(*parts: str) -> str:
+    """Return the parts of a title that are not empty, with commas between them."""
+    return ", ".join(part for part in parts if part)
 
 
 def _edges(columns: int, a_column: int, rows: int, a_row: int) -> tuple[float, float, float, float]:

@@ -8,7 +8,7 @@ import torch
 
 from neurospike.surrogate import BUILT_IN, Surrogate, resolve
 
-from .arrays import evenly, to_numpy
+from .arrays import spread, to_numpy
 from .canvas import (
     BLUE,
     DIVERGING,
@@ -51,16 +51,18 @@ class TrainingPlots(Canvas):
         `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy` and, if the epochs
         are not 1, 2, ..., `epoch`; any may be missing, and values may be None. Accuracies are
         shares, 0 to 1, drawn in percent. test: `{"accuracy": ..., "loss": ...}` of the test,
-        drawn as lines. ax: two Axes.
+        drawn as lines. ax: two Axes; or one where there is only loss or only accuracy.
 
-        Returns `(figure, axes)` with axes `[loss, accuracy]`.
+        Returns `(figure, axes)` with axes `[loss, accuracy]`, or with the one of which there are
+        values: no panel stays empty.
         """
         rows = _rows(history)
-        figure, axes = self._axes(ax, (9, 3.6), columns=2)
-        for panel, name, unit, scale in (
-            (axes[0], "loss", "cross-entropy", 1),
-            (axes[1], "accuracy", "accuracy (%)", 100),
-        ):
+        both = [("loss", "cross-entropy", 1), ("accuracy", "accuracy (%)", 100)]
+        found = [one for one in both if _recorded(one[0], rows, test)] or both
+        if ax is not None and np.size(np.asarray(ax, dtype=object)) == 2:
+            found = both
+        figure, axes = self._axes(ax, (0.4 + 4.3 * len(found), 3.6), columns=len(found))
+        for panel, (name, unit, scale) in zip(np.ravel(axes), found, strict=True):
             for part, look in (("train", TRAINING), ("validation", VALIDATION)):
                 key = f"{part}_{name}"
                 points = [
@@ -133,10 +135,11 @@ class TrainingPlots(Canvas):
 
         weights: a linear or convolutional layer, or its weights: `[N, H*W]`, or `[O, I, h, w]`, of
         which every kernel is a field. shape: `(H, W)` of the input; None for square ones. Of more
-        than `max_fields`, evenly spaced ones are drawn. ax: one Axes, the fields side by side.
+        than `max_fields`, so many are drawn, spread evenly from the first to the last. ax: one
+        Axes, the fields side by side.
         """
         fields = _fields(getattr(weights, "weight", weights), shape)
-        shown = evenly(len(fields), max_fields)
+        shown = spread(len(fields), max_fields)
         columns = int(np.ceil(np.sqrt(len(shown))))
         rows = -(-len(shown) // columns)
         height, width = fields.shape[1:]
@@ -193,12 +196,19 @@ class TrainingPlots(Canvas):
         return figure, axes
 
 
+def _recorded(name: str, rows: list[dict[str, Any]], test: Mapping[str, float] | None) -> bool:
+    """True if there is a number to draw of `loss` or `accuracy`."""
+    keys = (f"train_{name}", f"validation_{name}")
+    values = [row.get(key) for row in rows for key in keys]
+    return any(value is not None for value in [*values, (test or {}).get(name)])
+
+
 def _rows(history: Any) -> list[dict[str, Any]]:
-    """Return one record an epoch, with its number."""
+    """Return one record per epoch, with its number."""
     if isinstance(history, Mapping):
         lengths = {name: len(values) for name, values in history.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"history must have one value an epoch under every name: {lengths}")
+            raise ValueError(f"history must have one value per epoch under every name: {lengths}")
         count = max(lengths.values(), default=0)
         history = [{name: history[name][k] for name in history} for k in range(count)]
     return [{"epoch": number, **record} for number, record in enumerate(history, start=1)]
@@ -242,7 +252,7 @@ def _fields(weights: Any, shape: tuple[int, int] | None) -> "Array":
     height, width = shape or (side, side)
     if height * width != values.shape[1]:
         raise ValueError(
-            f"weights have {values.shape[1]} inputs a neuron, which is not {height} x {width}: "
+            f"weights have {values.shape[1]} inputs per neuron, which is not {height} x {width}: "
             "give their shape=(H, W)"
         )
     return values.reshape(-1, height, width)

@@ -1,0 +1,91 @@
+"""What values a decay and a threshold may have, and what becomes of a learned decay beyond them."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BETA_GRADIENTS = ("inward", "clamp")
+
+
+class _Inward(torch.autograd.Function):
+    """Clamp to 0 to 1; stop the gradient only where a step against it would lead out or further.
+
+    At and beyond a bound torch's clamp lets no gradient through, and a decay that a step took
+    there would stay for ever.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(beta: Tensor) -> Tensor:
+        return beta.clamp(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (beta,) = ctx.saved_tensors
+        outward = ((beta <= 0.0) & (grad > 0.0)) | ((beta >= 1.0) & (grad < 0.0))
+        return torch.where(outward, 0.0, grad)
+
+
+def clamped(beta: Tensor, gradient: str) -> Tensor:
+    """Return beta between 0 and 1, with the gradient `"inward"`, or that of torch's `"clamp"`."""
+    if gradient == "clamp" or not (beta.requires_grad and torch.is_grad_enabled()):
+        return beta.clamp(0.0, 1.0)
+    return _Inward.apply(beta)
+
+
+def check_beta_gradient(name: str) -> None:
+    """Raise ValueError for an unknown choice."""
+    if name not in BETA_GRADIENTS:
+        known = ", ".join(BETA_GRADIENTS)
+        raise ValueError(f"unknown beta_gradient {name!r}; choose one of {known}")
+
+
+def check_beta(beta: Any) -> None:
+    """Raise ValueError for a constant decay outside 0 to 1; values that learn are not looked at."""
+    for value in _extremes(beta):
+        if 0.0 <= value <= 1.0:
+            continue
+        text = f"beta must lie between 0 and 1, got {value:g}; it is the share of the membrane "
+        text += "that a step leaves"
+        if 1.0 < value < math.inf:
+            text += (
+                f". A time constant of tau={value:g} steps is beta = 1 - 1/tau = "
+                f"{1 - 1 / value:.4g}, or exp(-1/tau) = {math.exp(-1 / value):.4g}"
+            )
+        raise ValueError(text)
+
+
+def check_threshold(threshold: Any, reset: str, is_own_neuron: bool) -> None:
+    """Raise ValueError for a constant threshold with which a neuron would make no sense."""
+    for value in _extremes(threshold):
+        if math.isnan(value) or (value <= 0.0 and not is_own_neuron):
+            raise ValueError(f"threshold must be above 0, got {value:g}")
+        if value == math.inf and reset == "subtract" and not is_own_neuron:
+            raise ValueError(
+                "threshold=inf with reset='subtract' would subtract 0 * inf, which is not a number;"
+                " for neurons that never fire use ns.LI(beta), or reset='none'"
+            )
+
+
+def _extremes(value: Any) -> tuple[float, ...]:
+    """Return the least and the largest of constants; nothing of what learns or cannot be read."""
+    if isinstance(value, Real):
+        return (float(value),)
+    readable = (
+        type(value) is Tensor
+        and not value.requires_grad
+        and value.device.type == "cpu"  # elsewhere a look would wait for the device
+        and value.is_floating_point()
+        and value.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+    return tuple(end.item() for end in torch.aminmax(value)) if readable else ()

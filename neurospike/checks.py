@@ -1,0 +1,124 @@
+"""What can be known of a training run before anything is loaded or a folder is made.
+
+The configuration was checked key by key when it was read (`neurospike.config`); here is what only
+this machine, these data and torch can say of it.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+from neurospike.config import Config
+from neurospike.data import DigitData
+from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.loading import build_on_meta
+from neurospike.steps import size_after
+from neurospike.training.records import check_folder, check_writable
+
+SIDE, CLASSES = 28, 10  # of every data set here
+TRAINED = 4  # numbers kept of each weight while it is trained: itself, gradient, two of Adam's
+SMALLER = "Train with a smaller --batch_size, --num_steps or --hidden_size"
+
+
+def check_run(config: Config, device: torch.device, *, resumed: bool = False) -> None:
+    """Raise ConfigError, in one line, for a run that could not be done.
+
+    resumed: the run has its folder already. MissingDependencyError: for a package that it needs;
+    NeuroSpikeError: for a folder that it cannot have.
+    """
+    _check_pictures(config)
+    _check_processes(config, device)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise MissingDependencyError("--tensorboard needs tensorboard: pip install tensorboard")
+    _check_network(config, device)
+    if not resumed:
+        if config.run_dir is None:
+            check_writable(Path("runs"))
+        else:
+            check_folder(Path(config.run_dir))
+
+
+def check_data(config: Config, data: DigitData) -> None:
+    """Raise ConfigError if no picture would be held out of the data."""
+    share, count = config.training.validation, len(data.train)
+    if share and not round(share * count):
+        raise ConfigError(
+            f"training.validation: got {share}, which holds none of the {count:,} pictures of "
+            f"{data.name} out; use 0, or at least {1 / count:.2g}"
+        )
+
+
+def _check_pictures(config: Config) -> None:
+    """Refuse a network that does not fit the pictures or has too few classes."""
+    model = config.model
+    try:
+        height, width = size_after(config.preprocessing, SIDE, SIDE)
+    except ValueError as error:
+        raise ConfigError(f"preprocessing: {error}") from None
+    if model.input_size != height * width:
+        raise ConfigError(
+            f"model.input_size: got {model.input_size}, but the pictures of {config.dataset} have "
+            f"{height * width} pixels" + (" after preprocessing" if config.preprocessing else "")
+        )
+    if model.kind in ("conv", "resnet") and height != width:
+        raise ConfigError(
+            f"preprocessing: leaves pictures of {height} x {width} pixels, and model.kind "
+            f"{model.kind} takes square ones"
+        )
+    if model.output_size < CLASSES:
+        raise ConfigError(
+            f"model.output_size: got {model.output_size}, but {config.dataset} has {CLASSES} "
+            "classes"
+        )
+
+
+def _check_processes(config: Config, device: torch.device) -> None:
+    processes, batch = config.devices * config.num_nodes, config.training.batch_size
+    most = max(2, os.cpu_count() or 1)
+    if device.type == "cpu" and config.devices > most:
+        raise ConfigError(
+            f"devices: got {config.devices}, but this machine has {os.cpu_count()} processors"
+        )
+    # A deviation within one picture's currents is none: torch refuses to normalise by it.
+    least = processes * (2 if "batch" in config.model.normalization else 1)
+    if batch < least:
+        why = f"model.normalization {config.model.normalization}" if least > processes else "them"
+        raise ConfigError(
+            f"training.batch_size: got {batch}, wanted at least {least}: {processes} processes "
+            f"share a batch, and {why} needs a part of {least // processes}"
+            if processes > 1
+            else f"training.batch_size: got {batch}, wanted at least {least} for {why}"
+        )
+
+
+def _check_network(config: Config, device: torch.device) -> None:
+    """Refuse a network that cannot be built, or that this machine's memory cannot hold."""
+    try:
+        outline = build_on_meta(config)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"model: {str(error).partition(chr(10))[0].rstrip('.')}. {SMALLER}"
+        ) from None
+    model, batch = config.model, config.training.batch_size
+    weights = sum(p.numel() for p in outline.parameters()) if outline is not None else 0
+    # At least: a batch of pictures, and what their outputs did at every step.
+    answers = batch * (model.input_size + model.num_steps * model.output_size)
+    memory = _memory(device)
+    for what, numbers in (("the network's training", TRAINED * weights), ("a batch", answers)):
+        if 4 * numbers > memory:
+            raise ConfigError(
+                f"{what} takes {4 * numbers / 1e9:,.0f} GB at least, and {device} has "
+                f"{memory / 1e9:,.0f} GB in all. {SMALLER}"
+            )
+
+
+def _memory(device: torch.device) -> float:
+    """Return how many bytes a device has in all; infinity where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # AttributeError: Windows
+        return float("inf")

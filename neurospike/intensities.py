@@ -1,0 +1,139 @@
+"""What an encoder is given: whether it will do. Checks of `neurospike.encoding`, and of torch only.
+
+Some depend on what the data hold, and make a CUDA device wait; see `can_look`.
+"""
+
+import math
+from numbers import Integral
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Curve = Literal["linear", "logarithmic"]
+Subthreshold = Literal["silent", "last"]
+
+FAR = 32.0  # beyond it are no intensities, nor standardised ones, but pictures of 0..255
+
+
+def spikes_format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the number format of the spikes: the one asked for, or the data's."""
+    if dtype is None:
+        return data.dtype
+    if not isinstance(dtype, torch.dtype) or not (
+        dtype.is_floating_point or dtype in (torch.bool, torch.uint8)
+    ):
+        raise TypeError(
+            f"{name} got dtype={dtype}; spikes are torch.bool, torch.uint8 or floating point"
+        )
+    return dtype
+
+
+def working(data: Tensor) -> Tensor:
+    """Return the data in the format that codes are computed in: float32, or float64."""
+    return data.detach().to(torch.float64 if data.dtype == torch.float64 else torch.float32)
+
+
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """True for one device, such as `cuda` and `cuda:0`, whose index need not be written."""
+    return one.type == other.type and (
+        one.index is None or other.index is None or one.index == other.index
+    )
+
+
+def is_whole(value: object) -> bool:
+    """True for an integer of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check(data: Tensor, num_steps: int) -> int:
+    """Return the number of steps as an int, once it and the data will do."""
+    if not isinstance(data, Tensor):
+        raise TypeError(f"data must be a tensor, got {type(data).__name__}: use torch.as_tensor")
+    if data.is_nested:
+        raise TypeError(
+            "data is a nested tensor; pad it, as in torch.nested.to_padded_tensor(data, 0.0)"
+        )
+    if not data.is_floating_point():
+        raise TypeError(
+            f"data must be floating-point intensities in [0, 1], got {data.dtype}: for pictures of "
+            "0..255 divide by 255, as in data / 255"
+        )
+    if data.ndim == 0:
+        raise ValueError("data must be [B, *F], got a tensor without dimensions: use data[None]")
+    if not is_whole(num_steps):
+        raise TypeError(f"num_steps must be an int, got {num_steps!r}: use int(...)")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}: ask for 1 or more steps")
+    return int(num_steps)
+
+
+def can_look(data: Tensor) -> bool:
+    """True where a check may depend on what the data hold.
+
+    It may not in torch.compile and torch.export, under `torch.func`, while a CUDA graph is
+    captured, and on the meta device.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or data.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or (data.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def check_finite(name: str, data: Tensor) -> None:
+    """Raise for NaN and infinity."""
+    if can_look(data) and not bool(data.isfinite().all()):
+        raise ValueError(
+            f"{name} got NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} "
+            "values; neurons would hide them: remove them, as with data.nan_to_num(0, 1, 0)"
+        )
+
+
+def check_probability(data: Tensor, probability: Tensor, gain: float, offset: float) -> None:
+    """Raise for probabilities that are no numbers, or are those of a picture of 0..255."""
+    if not can_look(probability) or bool((probability.abs() <= FAR).all()):
+        return
+    if not bool(probability.isfinite().all()):
+        raise ValueError(
+            f"rate got NaN or infinity from data with gain={gain}, offset={offset}; a firing "
+            "probability must be a number: remove NaN and infinity from the data"
+        )
+    if bool((data.abs() > FAR).any()):
+        raise ValueError(
+            f"rate got intensities from {float(data.min()):g} to {float(data.max()):g} with "
+            f"gain={gain}, offset={offset}; probabilities lie in [0, 1]: for pictures of 0..255 "
+            "divide by 255, as in data / 255"
+        )
+
+
+def check_range(name: str, data: Tensor) -> None:
+    """Raise for what lies outside [0, 1]."""
+    if can_look(data) and not bool(((data >= 0) & (data <= 1)).all()):
+        raise ValueError(
+            f"{name} got intensities from {float(data.min())} to {float(data.max())}; they must "
+            "lie in [0, 1]: scale the data (pictures of 0..255 by 1 / 255), or use "
+            "data.clamp(0, 1)"
+        )
+
+
+def check_latency(curve: str, threshold: float, subthreshold: str, tau: float | None) -> None:
+    """Raise for options of `latency` that have no meaning."""
+    if curve not in ("linear", "logarithmic"):
+        raise ValueError(f"latency got curve={curve!r}; use 'linear' or 'logarithmic'")
+    if subthreshold not in ("silent", "last"):
+        raise ValueError(f"latency got subthreshold={subthreshold!r}; use 'silent' or 'last'")
+    if not 0 <= threshold < 1 or (threshold == 0 and curve == "logarithmic"):
+        wanted = "[0, 1)" if curve == "linear" else "(0, 1)"
+        raise ValueError(
+            f"latency got threshold={threshold}; the {curve} curve needs one in {wanted}: "
+            "0.01 is the default"
+        )
+    if tau is not None and curve == "linear":
+        raise ValueError(
+            f"latency got tau={tau} with curve='linear', which has no time constant: leave tau "
+            "out, or use curve='logarithmic'"
+        )
+    if tau is not None and not 0 < tau < math.inf:
+        raise ValueError(f"latency got tau={tau}; it must be positive and finite, in steps")

@@ -1,0 +1,84 @@
+"""From a configuration to the trainer: optimiser, loss, penalty, schedule, and what they need."""
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from neurospike import losses
+from neurospike.errors import ConfigError
+from neurospike.training.schedule import Schedule
+from neurospike.training.trainer import SNNTrainer
+
+if TYPE_CHECKING:
+    from neurospike.config import Config
+
+
+def make_trainer(
+    config: "Config", model: nn.Module, fabric: Any, steps: int, epochs: int
+) -> SNNTrainer:
+    """The trainer that the configuration asks for, of so many steps per epoch."""
+    training = config.training
+    optimizer = make_optimizer(config, model)
+    penalty = None
+    if training.rate_penalty:
+
+        def penalty(activity: Mapping[str, Tensor]) -> Tensor:
+            beyond = losses.rate_penalty(activity, training.rate_low, training.rate_high)
+            return training.rate_penalty * beyond
+
+    return SNNTrainer(
+        model,
+        optimizer,
+        losses.LOSSES.get(training.loss, nn.CrossEntropyLoss()),
+        fabric=fabric,
+        scheduler=Schedule(
+            optimizer,
+            training.schedule,
+            total_steps=epochs * steps,
+            warmup=training.warmup,
+            every=training.step_epochs * steps,
+            gamma=training.gamma,
+            patience=training.plateau_patience,
+        ),
+        on_output=training.loss in losses.LOSSES,
+        penalty=penalty,
+        clip=training.clip,
+    )
+
+
+def make_optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
+    """Adam as the configuration has it; weights decay, biases and what neurons learn do not."""
+    # Decay is for weight matrices: it would pull biases, and learned beta and threshold, to 0.
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    training = config.training
+    return torch.optim.Adam(
+        [
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+        fused=True,
+    )
+
+
+def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
+    """Raise ConfigError if a process gets one picture per step and the network needs more."""
+    size = config.training.batch_size
+    if size // processes >= 2:
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ConfigError(
+                    f"training.batch_size: got {size} for {processes} process"
+                    f"{'es' if processes > 1 else ''}, but batch normalisation cannot train on "
+                    f"one picture; use a --batch_size of at least {2 * processes}, or "
+                    "--model.normalization layer"
+                ) from None
