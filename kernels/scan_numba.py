@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from neurospike import buffers, parallel
-from neurospike.kernels.lif_numba import AHEAD, GRAIN, HELD, STREAMED, _fill, _start
 from neurospike.kernels import numba_formulas
+from neurospike.kernels.lif_numba import AHEAD, GRAIN, HELD, STREAMED, _fill, _start
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
@@ -210,14 +210,19 @@ def _names(letter: str, count: int) -> list[str]:
 def _made(text: str, name: str) -> Callable[..., Any]:
     """Return the function `name` of a text; its free names are bound later."""
     space: dict[str, Any] = {}
-    exec(compile(text, f"<{name}>", "exec"), space)  # noqa: S102 (written here)
+    exec(compile(text, f"<{name}>", "exec"), space)
     made = FunctionType(space[name].__code__, {}, name)
     made.__module__ = __name__  # Numba imports it where it loads what it kept
     return made
 
 
 def _row_text(
-    name: str, arrays: Sequence[str], call: str, reads: Sequence[str], lines: Sequence[str], numbers: int
+    name: str,
+    arrays: Sequence[str],
+    call: str,
+    reads: Sequence[str],
+    lines: Sequence[str],
+    numbers: int,
 ) -> str:
     """Return a function that does `lines` with each neuron of a row, after one call for it."""
     text = [f"def {name}({', '.join([*arrays, 'numbers'])}):"]
@@ -340,7 +345,7 @@ def _formulas(literal: Any) -> dict[str, Any]:
 
 
 def rows(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
-    """Return a sequence `[T, ...]` contiguous in the state's format; its one row if all are alike."""
+    """Return a sequence `[T, ...]` contiguous in the state's format; one row if all are alike."""
     if tensor is None or tensor.numel() == 0:
         return None
     if tensor.stride(0) == 0:
@@ -451,7 +456,10 @@ def backward(
         *(one.contiguous() for one in parameters),
         gs,
         *gts,
-        *([None if one is None else one.to(state).contiguous() for one in grad_finals] or [None] * count),
+        *(
+            [None if one is None else one.to(state).contiguous() for one in grad_finals]
+            or [None] * count
+        ),
         wide,
         *(out_states or [None] * count),
         *asked,

@@ -199,9 +199,7 @@ def _forward(
         tl.store(finals_ptr[s] + offsets, mem[s], mask=valid)
 
 
-def _backward_chunk(
-    sums, held, parameters, values, zeros, first, steps, is_whole, place, pointers
-):
+def _backward_chunk(sums, held, parameters, values, zeros, first, steps, is_whole, place, pointers):
     """Go through `EVERY` steps from `first` on in reverse, or those that there are."""
     carry, sum_current, sum_parameters = sums
     held_x, held_spikes, held_traces = held
@@ -236,7 +234,7 @@ def _backward_chunk(
         if SPIKES:
             given = given + (spikes[k],)
         for s in tl.static_range(STATES):
-            if (TRACED >> s) & 1:
+            if (TRACED >> s) & 1:  # noqa: SIM108 (one side does not compile)
                 given = given + (traces[s][k] + carry[s],)
             else:
                 given = given + (carry[s],)
@@ -339,7 +337,7 @@ def _made(text: str, name: str) -> Callable[..., Any]:
     file = f"<neurospike {name} {hash(text):x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space: dict[str, Any] = {}
-    exec(compile(text, file, "exec"), space)  # noqa: S102 (printed from a checked program)
+    exec(compile(text, file, "exec"), space)
     made = FunctionType(space[name].__code__, {}, name)
     made.__module__ = __name__
     return made

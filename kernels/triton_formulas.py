@@ -111,7 +111,19 @@ def tanh(u):
 
 
 NAMES = {
-    **{"heaviside": heaviside, "detach": detach, "number": number, "where": where},
-    **{"divide": divide, "minimum": minimum, "maximum": maximum, "abs": absolute, "sqrt": sqrt},
-    **{"exp": exp, "log": log, "sin": sin, "cos": cos, "sigmoid": sigmoid, "tanh": tanh},
+    "heaviside": heaviside,
+    "detach": detach,
+    "number": number,
+    "where": where,
+    "divide": divide,
+    "minimum": minimum,
+    "maximum": maximum,
+    "abs": absolute,
+    "sqrt": sqrt,
+    "exp": exp,
+    "log": log,
+    "sin": sin,
+    "cos": cos,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
 }

@@ -74,8 +74,8 @@ def check_mem(
                 "constant current [B, *F] pass num_steps="
             )
         raise ValueError(
-            f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
-            + read
+            f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got "
+            f"{tuple(mem.shape)}{read}"
         )
     if mem.dtype != state:
         raise TypeError(
@@ -83,7 +83,9 @@ def check_mem(
             f"convert it with .to({state})"
         )
     if mem.device != current.device:
-        raise ValueError(f"{name} is on {mem.device}, current on {current.device}; move one of them")
+        raise ValueError(
+            f"{name} is on {mem.device}, current on {current.device}; move one of them"
+        )
 
 
 def window_of(grad_window: float | None) -> tuple[float, ...]:
@@ -110,7 +112,9 @@ def parameters_of(
     if isinstance(beta, Tensor):
         beta = clamped(parameter_of("beta", beta, current, shape, state), beta_gradient)
     else:  # a number is clamped as one, an operator less at each call
-        beta = parameter_of("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
+        beta = parameter_of(
+            "beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state
+        )
     return beta, parameter_of("threshold", threshold, current, shape, state)
 
 

@@ -51,9 +51,13 @@ def _allocate(
     steps = num_steps if num_steps >= 0 else current.shape[0]
     spikes = _empty(current, (steps, *shape), current.dtype) if wants & SPIKES else None
     finals = [_empty(current, shape, state) for _ in range(count)]
-    traces = [_empty(current, (steps, *shape), state) for _ in range(count if wants & TRACES else 0)]
+    traces = [
+        _empty(current, (steps, *shape), state) for _ in range(count if wants & TRACES else 0)
+    ]
     length = -(-steps // every) * math.prod(shape) if every else 0
-    saved = [_empty(current, (length,), state) for _ in range(count if every and wants & SAVED else 0)]
+    saved = [
+        _empty(current, (length,), state) for _ in range(count if every and wants & SAVED else 0)
+    ]
     return spikes, finals, traces, saved
 
 
@@ -71,9 +75,7 @@ def _allocate_gradients(
     )
 
 
-def _listed(
-    first: Tensor | None, *lists: Sequence[Tensor | None]
-) -> list[Tensor]:
+def _listed(first: Tensor | None, *lists: Sequence[Tensor | None]) -> list[Tensor]:
     return [one for one in (first, *(one for each in lists for one in each)) if one is not None]
 
 
@@ -84,7 +86,13 @@ def define(row: dispatch.Backend) -> None:
     _LIBRARY.define(name + "_backward" + _BACKWARD)
 
     def fake_forward(
-        current: Tensor, states: Any, parameters: Any, neuron: str, numbers: Any, steps: int, wants: int
+        current: Tensor,
+        states: Any,
+        parameters: Any,
+        neuron: str,
+        numbers: Any,
+        steps: int,
+        wants: int,
     ) -> list[Tensor]:
         return _listed(*_allocate(every, current, neuron, steps, wants))
 

@@ -6,7 +6,7 @@ every backend runs it fused over time: one path for the neurons of the library a
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +37,19 @@ class Spiking(_Neuron):
         spikes, state = layer(more_current, (syn, mem))    # carry on
 
     Args:
-        neuron: `(current, *states, *parameters)` to `(spike, *new_states)`, in arithmetic, comparison
-            and the free names `fire` (a spike, with the surrogate as its derivative), `heaviside`,
-            `detach`, `where`, `minimum`, `maximum`, `abs`, `exp`, `log`, `sqrt`, `tanh`,
-            `sigmoid`, `sin` and `cos`. Numbers that it reads from outside are taken as they are now.
+        neuron: `(current, *states, *parameters)` to `(spike, *new_states)`, in arithmetic,
+            comparison and the free names `fire` (a spike, with the surrogate as its derivative),
+            `heaviside`, `detach`, `where`, `minimum`, `maximum`, `abs`, `exp`, `log`, `sqrt`,
+            `tanh`, `sigmoid`, `sin` and `cos`. Numbers that it reads from outside are taken as they
+            are now.
         learn: names of the parameters to learn.
         bounds: lowest and highest value of a parameter by its name; what is learned is clamped.
         rest: value of a state before the first step by its name; 0 for all others.
         surrogate: derivative of the spike in the backward pass, see `neurospike.lif`.
         grad_window: see `neurospike.lif`.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
-        parameters: each parameter of the function by its name: a number, or a tensor that broadcasts
-            against `F`, one value per neuron.
+        parameters: each parameter of the function by its name: a number, or a tensor that
+            broadcasts against `F`, one value per neuron.
 
     The parameters are attributes by their names: `nn.Parameter` if learned, else buffers.
 
@@ -76,7 +77,10 @@ class Spiking(_Neuron):
         window = window_of(grad_window)
         names = arguments_of("neuron", neuron)
         self.name = neuron.__name__
-        self.states, self.parameter_names = names[1 : 1 + program.states], names[1 + program.states :]
+        self.states, self.parameter_names = (
+            names[1 : 1 + program.states],
+            names[1 + program.states :],
+        )
         self.surrogate, self.grad_window = chosen, grad_window
         self.program = str(program.windowed() if window else program)
         self.numbers = (*own, *chosen.parameters, *outside, *window)
@@ -105,8 +109,8 @@ class Spiking(_Neuron):
             return_trace: also return each state at every step, a tuple of `[T, B, *F]`.
 
         Returns:
-            Spikes `[T, B, *F]`, 0 or 1 in the current's number format, and the states after the last
-            step, a tuple of `[B, *F]`.
+            Spikes `[T, B, *F]`, 0 or 1 in the current's number format, and the states after the
+            last step, a tuple of `[B, *F]`.
 
         Raises:
             TypeError, ValueError: a tensor of the wrong kind, shape, number format or device, or
@@ -157,8 +161,8 @@ class Spiking(_Neuron):
         unknown = sorted(set(rest) - set(self.states))
         if unknown:
             raise TypeError(
-                f"rest names {', '.join(unknown)}, which is no state of {self.name}; its states are "
-                f"{', '.join(self.states)}"
+                f"rest names {', '.join(unknown)}, which is no state of {self.name}; its states "
+                f"are {', '.join(self.states)}"
             )
         return {name: float(value) for name, value in rest.items() if value}
 
@@ -244,9 +248,12 @@ class Spiking(_Neuron):
             )
         many = len(self.states)
         if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != many:
-            got = type(given).__name__ + (f" of {len(given)}" if isinstance(given, Sequence) else "")
+            got = type(given).__name__ + (
+                f" of {len(given)}" if isinstance(given, Sequence) else ""
+            )
             raise TypeError(
-                f"the state of {self.name} is a tuple ({', '.join(self.states)}) of {many}, got {got}"
+                f"the state of {self.name} is a tuple ({', '.join(self.states)}) of {many}, got "
+                f"{got}"
             )
         for name, one in zip(self.states, given):
             check_mem(one, current, shape, format_, name)
@@ -283,7 +290,7 @@ class Synaptic(Spiking):
         options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
     """
 
-    _FUNCTIONS = {
+    _FUNCTIONS: ClassVar[dict[str, Callable[..., Any]]] = {
         "subtract": zoo.synaptic,
         "zero": zoo.synaptic_zero,
         "none": zoo.synaptic_none,
@@ -305,14 +312,18 @@ class Synaptic(Spiking):
 
 
 class Alpha(Spiking):
-    """Neurons whose membrane answers a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
+    """Neurons that answer a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
 
-    States `exc`, `inh` and `mem`. Args: `alpha` and `beta`, the decays per step of the rising and of
-    the falling trace, in (0, 1) with `alpha > beta`; `threshold`; `reset`, at the step after a spike,
-    of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
+    States `exc`, `inh` and `mem`. Args: `alpha` and `beta`, the decays per step of the rising and
+    of the falling trace, in (0, 1) with `alpha > beta`; `threshold`; `reset`, at the step after a
+    spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
     """
 
-    _FUNCTIONS = {"zero": zoo.alpha, "subtract": zoo.alpha_subtract, "none": zoo.alpha_none}
+    _FUNCTIONS: ClassVar[dict[str, Callable[..., Any]]] = {
+        "zero": zoo.alpha,
+        "subtract": zoo.alpha_subtract,
+        "none": zoo.alpha_none,
+    }
 
     def __init__(
         self,
@@ -341,10 +352,10 @@ class Alpha(Spiking):
 
 
 class PLIF(Spiking):
-    """LIF neurons that learn their decay as a logistic function; Fang et al. 2021, arXiv:2007.05785.
+    """LIF neurons whose decay is a logistic function; Fang et al. 2021, arXiv:2007.05785.
 
-    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). Args: `beta`, the decay per step
-    to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default `learn=("logit",)`.
+    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). Args: `beta`, the decay per
+    step to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default `learn=("logit",)`.
     """
 
     def __init__(
@@ -394,8 +405,8 @@ class SEAdLIF(Spiking):
     """Adaptive LIF neurons by symplectic Euler steps; Baronig et al. 2024, arXiv:2408.07517.
 
     States `mem` and `adaptation`. Args: `d_u` and `d_w`, the decays per step of membrane and
-    adaptation, in [0, 1]; `a` and `b`, how strongly membrane and spikes feed the adaptation, at least
-    0; `q`, their scale; `threshold`; options as of `Spiking`.
+    adaptation, in [0, 1]; `a` and `b`, how strongly membrane and spikes feed the adaptation, at
+    least 0; `q`, their scale; `threshold`; options as of `Spiking`.
     """
 
     def __init__(
@@ -473,15 +484,20 @@ class EIF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"sharpness": (1e-6, math.inf)}
-        values = {"rate": rate, "sharpness": sharpness, "critical": critical, "threshold": threshold}
+        values = {
+            "rate": rate,
+            "sharpness": sharpness,
+            "critical": critical,
+            "threshold": threshold,
+        }
         super().__init__(zoo.eif, bounds=bounds, **values, **options)
 
 
 class BRF(Spiking):
     """Balanced resonate-and-fire neurons; Higuchi et al. 2024, arXiv:2402.14603.
 
-    States `real`, `imag` and `tired`. Args: `omega`, the frequency they answer to, in rad per second,
-    with `omega * dt <= 1`; `offset` of the damping; `gamma`, the decay per step of the
+    States `real`, `imag` and `tired`. Args: `omega`, the frequency they answer to, in rad per
+    second, with `omega * dt <= 1`; `offset` of the damping; `gamma`, the decay per step of the
     refractoriness, in [0, 1]; `threshold`; `dt`, the step in seconds; options as of `Spiking`.
     """
 
@@ -495,7 +511,13 @@ class BRF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"gamma": UNIT, "omega": (-1.0 / dt, 1.0 / dt)}
-        values = {"omega": omega, "offset": offset, "gamma": gamma, "threshold": threshold, "dt": dt}
+        values = {
+            "omega": omega,
+            "offset": offset,
+            "gamma": gamma,
+            "threshold": threshold,
+            "dt": dt,
+        }
         super().__init__(zoo.brf, bounds=bounds, **values, **options)
 
 

@@ -24,7 +24,7 @@ def random_neuron(seed):
     draw = random.Random(seed)
     states, parameters = draw.randint(1, 4), draw.randint(0, 4)
     length = draw.randint(3, 20)
-    names = {name: None for name in FREE_NAMES}
+    names = dict.fromkeys(FREE_NAMES)
 
     def operation(values, use):
         a, b = draw.choice(values), draw.choice(values)
@@ -144,10 +144,12 @@ def test_only_what_is_asked_for_is_computed():
     program, _, _ = record(zoo.synaptic, formulas.atan, 1)
     everything, results = derived(program, (True,) * 3, (True,) * 6)
     assert len(results) == 6
-    current, (result,) = derived(program, (True,) * 3, (True, *(False,) * 5))
+    current, _ = derived(program, (True,) * 3, (True, *(False,) * 5))
     assert len(current) < len(everything)
     silent, _ = derived(program, (False, True, True), (True,) * 6)
-    assert not any("n0" in operation for operation in silent)  # no surrogate without a spike's gradient
+    assert not any(
+        "n0" in operation for operation in silent
+    )  # no surrogate without a spike's gradient
     nothing, zeros = derived(program, (False,) * 3, (True,) * 6)
     assert nothing == () and set(zeros) == {"0.0"}
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import neurospike as ns
 from neurospike import spiking
+from neurospike.formulas import fire, heaviside
 
 # Neurons with the scale and the mean of currents at which they fire now and then.
 ZOO = {
@@ -36,14 +37,14 @@ ZOO = {
 
 def cuba_lif(current, syn, mem, alpha, beta, threshold):
     syn = alpha * syn + current
-    mem = beta * mem + syn - heaviside(mem - threshold) * threshold  # noqa: F821
-    return fire(mem - threshold), syn, mem  # noqa: F821
+    mem = beta * mem + syn - heaviside(mem - threshold) * threshold
+    return fire(mem - threshold), syn, mem
 
 
 def three_states(current, syn, mem, tired, alpha, beta, rho):
     syn = alpha * syn + current
     mem = beta * mem + syn
-    spike = fire(mem - 1.0 - tired)  # noqa: F821
+    spike = fire(mem - 1.0 - tired)
     return spike, syn, mem * (1.0 - spike), rho * tired + spike
 
 
@@ -304,9 +305,7 @@ def test_an_exported_layer_needs_no_function_of_the_user(tmp_path, fused):
 
 def test_a_second_derivative_is_refused(fused):
     current = torch.randn(5, 2, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(
-        own(backend=fused)(current)[0].sum(), current, create_graph=True
-    )
+    (grad,) = torch.autograd.grad(own(backend=fused)(current)[0].sum(), current, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         grad.sum().backward()
 
@@ -316,7 +315,7 @@ def test_in_a_sequential():
     frames = torch.randn(8, 2, 4)
     whole, states = net(frames)
     first, between = net(frames[:3])
-    second, after = net(frames[3:], between)
+    second, _ = net(frames[3:], between)
     assert torch.allclose(torch.cat([first, second]), whole, atol=1e-6)
     assert len(states[0]) == 2
     held, _ = net(frames[0], num_steps=5)
@@ -372,23 +371,23 @@ def test_code_that_two_processes_compiled_is_not_confused_in_a_third(tmp_path):
 
 CALLS = {
     "an if on a state": (
-        lambda current, mem: (fire(mem), mem if mem > 0.0 else current),  # noqa: F821
+        lambda current, mem: (fire(mem), mem if mem > 0.0 else current),
         r"line \d+ .*asks whether a value is true.*where\(condition, a, b\)",
     ),
-    "an integer": (lambda current, mem: (fire(1 * mem), mem), r"integer 1.*write 1\.0"),  # noqa: F821
-    "an unknown name": (lambda current, mem: (fire(unknown(mem)), mem), "'unknown', which is not"),  # noqa: F821
-    "a builtin": (lambda current, mem: (fire(max(mem, 0.0)), mem), r"maximum\(a, b\)"),  # noqa: F821
-    "print": (lambda current, mem: (fire(mem), print(mem)), "leave it out"),  # noqa: F821, T201
-    "a method": (lambda current, mem: (fire(mem.abs()), mem), r"write abs\(u\)"),  # noqa: F821
-    "torch": (lambda current, mem: (fire(torch.exp(mem)), mem), r"write exp\(u\)"),  # noqa: F821
-    "a power": (lambda current, mem: (fire(mem**2.0), mem), "multiply"),  # noqa: F821
-    "an equality": (lambda current, mem: (fire(mem == 0.0), mem), "== or !="),  # noqa: F821
-    "a condition as number": (lambda current, mem: (fire(mem + (mem > 0.0)), mem), "condition"),  # noqa: F821
-    "one result": (lambda current, mem: fire(mem), r"must return \(spike, \*new_states\)"),  # noqa: F821
+    "an integer": (lambda current, mem: (fire(1 * mem), mem), r"integer 1.*write 1\.0"),
+    "an unknown name": (lambda current, mem: (fire(unknown(mem)), mem), "'unknown'"),  # noqa: F821
+    "a builtin": (lambda current, mem: (fire(max(mem, 0.0)), mem), r"maximum\(a, b\)"),
+    "print": (lambda current, mem: (fire(mem), print(mem)), "leave it out"),  # noqa: T201
+    "a method": (lambda current, mem: (fire(mem.abs()), mem), r"write abs\(u\)"),
+    "torch": (lambda current, mem: (fire(torch.exp(mem)), mem), r"write exp\(u\)"),
+    "a power": (lambda current, mem: (fire(mem**2.0), mem), "multiply"),
+    "an equality": (lambda current, mem: (fire(mem == 0.0), mem), "== or !="),
+    "a condition as number": (lambda current, mem: (fire(mem + (mem > 0.0)), mem), "condition"),
+    "one result": (lambda current, mem: fire(mem), r"must return \(spike, \*new_states\)"),
     "too many results": (lambda current, mem: (mem, mem, mem, mem), "returns 4 results"),
     "no arguments": (lambda: None, "takes nothing"),
     "keywords": (lambda current, *, mem: (mem, mem), "name each argument"),
-    "arguments of a free name": (lambda current, mem: (fire(mem, 1.0), mem), "fire takes 1"),  # noqa: F821
+    "arguments of a free name": (lambda current, mem: (fire(mem, 1.0), mem), "fire takes 1"),
 }
 
 
@@ -456,6 +455,7 @@ def test_a_parameter_that_does_not_fit_the_features_is_an_error():
 
 def test_the_library_has_the_zoo():
     assert {type(make()).__name__ for make, _, _ in ZOO.values()} == {
-        one.__name__ for one in vars(spiking).values() if isinstance(one, type)
-        and issubclass(one, ns.Spiking) and one is not ns.Spiking
+        one.__name__
+        for one in vars(spiking).values()
+        if isinstance(one, type) and issubclass(one, ns.Spiking) and one is not ns.Spiking
     }

@@ -11,8 +11,8 @@ make, as a string of this form, which `Program.parse` reads back. Reading it run
 
 That is: one state, two parameters, no number of the neuron and one of the surrogate; the neuron's
 operations; its results, the spike and one value for each state; the surrogate's operations and its
-result. `x` is the current, `s`, `p` and `n` are states, parameters and numbers, `u` is what `fire` was
-given, `@k` the result of operation k of the same list, and anything else is a constant.
+result. `x` is the current, `s`, `p` and `n` are states, parameters and numbers, `u` is what `fire`
+was given, `@k` the result of operation k of the same list, and anything else is a constant.
 """
 
 import functools
@@ -157,8 +157,8 @@ def written(
 ) -> str:
     """Return the source of a Python function of straight lines that does these operations.
 
-    Numbers that are arguments of a function, or results, are written as `number(c, x)`: as bare ones
-    they would have a format of their own, in compilers as in torch.
+    Numbers that are arguments of a function, or results, are written as `number(c, x)`: as bare
+    ones they would have a format of their own, in compilers as in torch.
     """
     lines = [f"def {name}({', '.join(arguments)}):"]
     for k, (operation, *operands) in enumerate(operations):

@@ -217,7 +217,7 @@ class _Recorder:
     def _outside(self, name: str, value: Any) -> Any:
         """Return what stands for a value that the function reads from outside."""
         for free, stand_in in self.names.items():
-            if value is getattr(formulas, free, None):
+            if free != "sigmoid" and value is getattr(formulas, free, None):  # there a surrogate
                 return stand_in
         if type(value) is bool or isinstance(value, (list, tuple, dict, str)):
             return _Unknown(self, name, value)
@@ -291,12 +291,14 @@ def _run(recorder: _Recorder, arguments: list[_Symbol]) -> Any:
     except NameError as error:
         line = _line_of(recorder, error)
         unknown = getattr(error, "name", None) or str(error)
-        advice = _INSTEAD.get(unknown, f"a function may use numbers, arithmetic, comparison and {_KNOWN}")
+        advice = _INSTEAD.get(
+            unknown, f"a function may use numbers, arithmetic, comparison and {_KNOWN}"
+        )
         raise Refusal(
             f"the {recorder.kind} {name!r}{line} uses {unknown!r}, which is not known where it is "
             f"written; {advice}"
         ) from None
-    except Exception as error:  # noqa: BLE001 (whatever Python makes of the user's code)
+    except Exception as error:
         line = _line_of(recorder, error)
         raise Refusal(
             f"the {recorder.kind} {name!r}{line} cannot be run: {error}; it may use numbers, "
@@ -358,21 +360,31 @@ def record(
     """
     arguments = arguments_of("neuron", neuron)
     if not arguments:
-        raise Refusal(f"the neuron {neuron.__name__!r} takes nothing; its first argument is current")
+        raise Refusal(
+            f"the neuron {neuron.__name__!r} takes nothing; its first argument is current"
+        )
     recorder = _Recorder("neuron", neuron)  # type: ignore[arg-type]
-    symbols = [_Symbol(recorder, "x"), *(_Symbol(recorder, f"a{k}") for k in range(1, len(arguments)))]
+    symbols = [
+        _Symbol(recorder, "x"),
+        *(_Symbol(recorder, f"a{k}") for k in range(1, len(arguments))),
+    ]
     found = _run(recorder, symbols)
     if not isinstance(found, tuple) or not 2 <= len(found) <= len(arguments):
         got = f"{len(found)} results" if isinstance(found, tuple) else "one result that is no tuple"
         raise Refusal(
             f"the neuron {neuron.__name__!r} returns {got} for the arguments "
-            f"({', '.join(arguments)}); it must return (spike, *new_states), a value for each state, "
-            "and take the current, the states and then the parameters"
+            f"({', '.join(arguments)}); it must return (spike, *new_states), a value for each "
+            "state, and take the current, the states and then the parameters"
         )
     states = len(found) - 1
     results = tuple(recorder._operand(one) for one in found)
-    names = {f"a{k}": f"s{k - 1}" if k <= states else f"p{k - 1 - states}" for k in range(1, len(arguments))}
-    operations = tuple((name, *(names.get(o, o) for o in operands)) for name, *operands in recorder.operations)
+    names = {
+        f"a{k}": f"s{k - 1}" if k <= states else f"p{k - 1 - states}"
+        for k in range(1, len(arguments))
+    }
+    operations = tuple(
+        (name, *(names.get(o, o) for o in operands)) for name, *operands in recorder.operations
+    )
     operations, results = needed(operations, tuple(names.get(one, one) for one in results))
     slopes, slope, outside = _record_surrogate(surrogate, count)
     own = len(recorder.numbers)
@@ -407,7 +419,9 @@ def _record_surrogate(
     symbols = [_Symbol(recorder, "u"), *(_Symbol(recorder, f"n{k}") for k in range(count))]
     found = _run(recorder, symbols)
     if isinstance(found, tuple):
-        raise Refusal(f"the surrogate {surrogate.__name__!r} returns {len(found)} results, wanted one")
+        raise Refusal(
+            f"the surrogate {surrogate.__name__!r} returns {len(found)} results, wanted one"
+        )
     slope = recorder._operand(found)
     if any(operation[0] == "fire" for operation in recorder.operations):
         raise Refusal(f"the surrogate {surrogate.__name__!r} uses fire, whose derivative it is")

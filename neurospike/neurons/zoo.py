@@ -1,14 +1,15 @@
 """The neurons that come with the library, each one scalar function.
 
-Each takes `(current, *states, *parameters)` of one time step and returns `(spike, *new_states)`. `fire`,
-`heaviside` and the other free names are those of `neurospike.neurons.record`. The unit of time is
-the step, of membranes and currents the threshold, unless a function says otherwise.
+Each takes `(current, *states, *parameters)` of one time step and returns `(spike, *new_states)`.
+The unit of time is the step, of membranes and currents the threshold, unless a function says
+otherwise.
 """
-# ruff: noqa: F821 (the free names are bound when a neuron is recorded), ANN001, ANN201
+
+from ..formulas import detach, exp, fire, heaviside, sqrt, where
 
 
 def synaptic(current, syn, mem, alpha, beta, threshold):
-    """Current-based LIF with a decaying synaptic current; snnTorch's `Synaptic`, arXiv:2109.12894."""
+    """LIF behind a decaying synaptic current; snnTorch's `Synaptic`, arXiv:2109.12894."""
     syn = alpha * syn + current
     v = beta * mem + syn - heaviside(mem - threshold) * threshold
     return fire(v - threshold), syn, v
@@ -102,7 +103,7 @@ def eif(current, mem, rate, sharpness, critical, threshold):
 
 
 def brf(current, real, imag, tired, omega, offset, gamma, threshold, dt):
-    """Balanced resonate-and-fire; Higuchi et al. 2024, arXiv:2402.14603; omega in rad per second."""
+    """Balanced resonate-and-fire; Higuchi et al. 2024, arXiv:2402.14603; omega in rad/s."""
     damping = (sqrt(1.0 - dt * omega * (dt * omega)) - 1.0) / dt - offset - tired
     x = real + dt * (damping * real - omega * imag + current)
     y = imag + dt * (omega * real + damping * imag)
