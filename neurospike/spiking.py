@@ -355,7 +355,8 @@ class PLIF(Spiking):
     """LIF neurons whose decay is a logistic function; Fang et al. 2021, arXiv:2007.05785.
 
     `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). Args: `beta`, the decay per
-    step to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default `learn=("logit",)`.
+    step to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default
+    `learn=("logit",)`.
     """
 
     def __init__(
@@ -368,7 +369,7 @@ class PLIF(Spiking):
         super().__init__(zoo.lif, **{"learn": ("logit",), **options}, **values)
 
     @property
-    def beta(self) -> Tensor:
+    def beta(self) -> Tensor:  # type: ignore[override]
         """The decay per step."""
         return torch.sigmoid(self.logit)
 
