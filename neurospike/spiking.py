@@ -307,7 +307,7 @@ class Synaptic(Spiking):
     ) -> None:
         function = _function_of(self._FUNCTIONS, reset)
         bounds = {"alpha": UNIT, "beta": UNIT}
-        values = {"alpha": alpha, "beta": beta, "threshold": threshold}
+        values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)
 
 
@@ -338,7 +338,7 @@ class Alpha(Spiking):
         if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
             raise ValueError("alpha must be greater than beta, the decay of the falling trace")
         bounds = {"alpha": UNIT, "beta": UNIT}
-        values = {"alpha": alpha, "beta": beta, "threshold": threshold}
+        values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)
 
     def _names(self) -> tuple[str, ...]:
@@ -365,7 +365,7 @@ class PLIF(Spiking):
         start = torch.as_tensor(beta, dtype=torch.get_default_dtype())
         if not bool(((start > 0) & (start < 1)).all()):
             raise ValueError(f"beta must lie in (0, 1), got {_range(start)}")
-        values = {"logit": torch.logit(start), "threshold": threshold}
+        values: dict[str, Any] = {"logit": torch.logit(start), "threshold": threshold}
         super().__init__(zoo.lif, **{"learn": ("logit",), **options}, **values)
 
     @property
@@ -398,7 +398,7 @@ class ALIF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"beta": UNIT, "rho": UNIT}
-        values = {"beta": beta, "rho": rho, "rise": rise, "threshold": threshold}
+        values: dict[str, Any] = {"beta": beta, "rho": rho, "rise": rise, "threshold": threshold}
         super().__init__(zoo.alif, bounds=bounds, **values, **options)
 
 
@@ -422,7 +422,7 @@ class SEAdLIF(Spiking):
     ) -> None:
         positive = (0.0, math.inf)
         bounds = {"d_u": UNIT, "d_w": UNIT, "a": positive, "b": positive}
-        values = {"d_u": d_u, "d_w": d_w, "a": a, "b": b, "q": q, "threshold": threshold}
+        values: dict[str, Any] = {"d_u": d_u, "d_w": d_w, "a": a, "b": b, "q": q, "threshold": threshold}
         super().__init__(zoo.se_adlif, bounds=bounds, **values, **options)
 
 
@@ -444,7 +444,7 @@ class Izhikevich(Spiking):
         **options: Any,
     ) -> None:
         rest = {"v": -65.0, "u": -13.0}
-        values = {"a": a, "b": b, "c": c, "d": d, "dt": dt}
+        values: dict[str, Any] = {"a": a, "b": b, "c": c, "d": d, "dt": dt}
         super().__init__(zoo.izhikevich, **{"rest": rest, **options}, **values)
 
 
@@ -464,7 +464,7 @@ class QIF(Spiking):
         threshold: float | Tensor = 1.0,
         **options: Any,
     ) -> None:
-        values = {"rate": rate, "gain": gain, "critical": critical, "threshold": threshold}
+        values: dict[str, Any] = {"rate": rate, "gain": gain, "critical": critical, "threshold": threshold}
         super().__init__(zoo.qif, **values, **options)
 
 
@@ -485,7 +485,7 @@ class EIF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"sharpness": (1e-6, math.inf)}
-        values = {
+        values: dict[str, Any] = {
             "rate": rate,
             "sharpness": sharpness,
             "critical": critical,
@@ -512,7 +512,7 @@ class BRF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"gamma": UNIT, "omega": (-1.0 / dt, 1.0 / dt)}
-        values = {
+        values: dict[str, Any] = {
             "omega": omega,
             "offset": offset,
             "gamma": gamma,
@@ -536,5 +536,5 @@ class OneToOne(Spiking):
         threshold: float | Tensor = 1.0,
         **options: Any,
     ) -> None:
-        values = {"beta": beta, "weight": weight, "threshold": threshold}
+        values: dict[str, Any] = {"beta": beta, "weight": weight, "threshold": threshold}
         super().__init__(zoo.one_to_one, bounds={"beta": UNIT}, **values, **options)
