@@ -73,7 +73,7 @@ setup(
         "pyyaml>=6",
         "matplotlib>=3.8",
         "scikit-learn>=1.4",
-        "scipy>=1.11",  # patches of ink in pictures; scikit-learn brings it
+        "scipy>=1.10",  # which scikit-learn brings anyway
         "pillow>=10.1",
         "tqdm>=4.66",
         "pydantic>=2.7",

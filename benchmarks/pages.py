@@ -400,11 +400,12 @@ def phone(digit, rng):
 KINDS: dict[str, Kind] = {
     kind.__name__: kind
     for kind in (
-        plain, original, original_dark, thumbnail, thumbnail_white,
-        uneven, soft_shadow, hard_shadow,
-        grey_paper, faint, scanner_edge, border, wedges, desk, specks, margin, rounded, drop_shadow,
-        drop_shadow_flat, ink_alone, deep, deeper, real_numbers, white_on_black, chalk, tilted,
-        aside, small, cut_tightly, ruled, squared, thin, marker, jpeg, noisy, blurred, coloured,
-        large, phone,
+        *(plain, original, original_dark, thumbnail, thumbnail_white),
+        *(uneven, soft_shadow, hard_shadow, grey_paper, faint),
+        *(scanner_edge, border, wedges, desk, specks),
+        *(margin, rounded, drop_shadow, drop_shadow_flat, ink_alone),
+        *(deep, deeper, real_numbers, white_on_black, chalk),
+        *(tilted, aside, small, cut_tightly, ruled, squared, thin, marker),
+        *(jpeg, noisy, blurred, coloured, large, phone),
     )
-}  # fmt: skip
+}

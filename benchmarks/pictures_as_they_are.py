@@ -1,4 +1,4 @@
-"""Are digits read on pictures as people have them? `python -m benchmarks.pictures_as_they_are`.
+"""Digits on pictures as people have them: `python -m benchmarks.pictures_as_they_are`.
 
 Draws the same hundred test digits of MNIST into each kind of picture in `pages.py`, reads the files
 as `python -m neurospike.predict` does, and counts how many the network recognises. Each kind must

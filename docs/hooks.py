@@ -58,6 +58,22 @@ def depth() -> Iterator[str]:
         )
 
 
+def pictures() -> Iterator[str]:
+    """How many digits were recognised on each kind of picture."""
+    path = RESULTS / "pictures.json"
+    if not path.exists():
+        yield "Not measured yet: `python -m benchmarks.pictures_as_they_are` says how."
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    yield f"| picture | right of {stored['digits']} |"
+    yield "|---|--:|"
+    for kind in stored["kinds"].values():
+        yield f"| {_cell(kind['about'])} | {kind['right']} |"
+    machine = stored["machine"]
+    yield f"\n{stored['model']}; neurospike {machine['versions']['neurospike']}, "
+    yield f"torch {machine['versions']['torch']}, commit {machine['commit']}."
+
+
 def measurements() -> Iterator[str]:
     """Of `benchmarks/README.md`, if it is there, all but its title."""
     path = ROOT / "benchmarks" / "README.md"
@@ -69,7 +85,7 @@ def measurements() -> Iterator[str]:
 
 
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {
-    one.__name__: one for one in (configuration, accuracy, depth, measurements)
+    one.__name__: one for one in (configuration, accuracy, depth, pictures, measurements)
 }
 
 

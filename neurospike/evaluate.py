@@ -10,6 +10,7 @@ import torch
 
 from neurospike.cli import Parser, guarded
 from neurospike.data import Batches, load
+from neurospike.data.datasets import check_name
 from neurospike.devices import choose_device
 from neurospike.dispatch import use_backend
 from neurospike.errors import MissingDependencyError
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ev
 
     def job() -> int:
         flags = _parser(prog).read(argv)
+        if flags.dataset is not None:
+            check_name(flags.dataset)
         with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             folder = Path(flags.pictures or Path(flags.model_path).parent / "evaluation")

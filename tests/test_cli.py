@@ -1,5 +1,6 @@
 """The commands as a user meets them: flags, exit codes, lines printed, files left behind."""
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from neurospike.config import Config, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import load_checkpoint
+from neurospike.training.records import check_folder
 from neurospike.training.setup import make_optimizer
 
 SMALL = ["--model.hidden_size=16", "--num-steps=4", "--batch_size=16", "--threads=1", "--epochs=2"]
@@ -130,6 +132,51 @@ def test_bugs_keep_their_traceback():
 
     with pytest.raises(ValueError, match="a bug"):
         cli.guarded(job)
+
+
+def test_what_a_code_page_lacks_is_printed_as_an_escape(monkeypatch):
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="")  # as on Windows
+    monkeypatch.setattr(sys, "stdout", pipe)
+
+    def job():
+        sys.stdout.write("\u6570.png: 3\n")
+        return 0
+
+    assert cli.guarded(job) == 0
+    pipe.flush()
+    assert pipe.buffer.getvalue() == b"\\u6570.png: 3\n"
+    assert pipe.errors == "strict"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("new.pt2", None),
+        ("new/folder/x.pt2", None),
+        ("there", "--out: there is a folder; name a file"),
+        ("no/", "--out: no/ is a folder; name a file"),
+        ("", "is a folder; name a file"),
+        ("file/x.pt2", "--out: file/x.pt2: cannot write the file: "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(folder, path, expected):
+    Path("there").mkdir()
+    Path("file").touch()
+    if expected is None:
+        cli.check_target("--out", path)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            cli.check_target("--out", path)
+        assert expected in str(caught.value)
+    assert sorted(p.name for p in folder.iterdir()) == ["file", "there"]
+
+
+def test_a_read_only_folder_is_told_before_the_work(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match=r"x\.pt2: cannot write the file: .* is read-only"):
+        cli.check_target("--out", "x.pt2")
+    with pytest.raises(NeuroSpikeError, match=r"run folder x: .* is read-only; give another"):
+        check_folder(Path("x"))
 
 
 def test_modes(capsys, folder):

@@ -69,6 +69,28 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     assert "pictures" not in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--dataset=minst"], "unknown data set 'minst': did you mean 'mnist'?"),
+        (["--dataset="], "unknown data set '': The names are"),
+        (["--backend=x"], "unknown backend 'x'; choose one of auto, "),
+        (["--device=gpu"], "device: got 'gpu', allowed: auto, cpu, cuda or cuda:N; a GPU"),
+        (["--device=cuda:9"], "torch finds 0 CUDA devices here; use cpu or auto"),
+        (["--data=x"], "no such flag --data; did you mean --dataset?"),
+        (["--checkpoint=x"], "no such flag --checkpoint; did you mean --model_path?"),
+        (["--json", "x"], "unexpected 'x': every value follows its flag"),
+    ],
+)
+def test_a_wrong_flag_is_told_before_the_model_is_loaded(argv, expected, tmp_path, capsys):
+    assert evaluate.main([f"--model_path={tmp_path / 'none.pth'}", *argv]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {expected}") or expected in said.err
+    assert len(said.err.splitlines()) == 1
+    assert "none.pth" not in said.err
+
+
 def test_a_layer_of_one_neuron_is_evaluated():
     evaluation = Evaluation("test")
     spikes = {"hidden1": torch.tensor([1.0, 0.0, 0.0, 1.0]).view(2, 2, 1)}

@@ -113,13 +113,13 @@ def pick(page, label, option):
 
 
 def test_over_http(address):
-    with urllib.request.urlopen(address, timeout=20) as reply:
+    with urllib.request.urlopen(address, timeout=60) as reply:
         text = reply.read().decode()
     assert "<title>NeuroSpike live</title>" in text and "mlp network trained on" in text
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", text)  # all is served from here
     other = urllib.request.Request(address, headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(other, timeout=20)
+        urllib.request.urlopen(other, timeout=60)
 
 
 def test_twenty_digits_of_two_hands(visit, address):

@@ -178,6 +178,27 @@ def test_pictures_of_other_data_sets_are_taken_as_they_are(dataset):
     assert int((framed[:, 14] > 0.5).sum()) == 28
 
 
+def test_whatever_is_shown_it_is_read_or_refused_in_words():
+    draws = np.random.default_rng(0)
+    for _ in range(150):
+        shape = tuple(draws.integers(1, 90, 2))
+        levels = draws.normal(128, draws.choice([0, 3, 60]), shape)
+        for _ in range(draws.integers(0, 12)):
+            top, left = (draws.integers(-5, side) for side in shape)
+            down, across = draws.integers(1, 50, 2)
+            levels[max(top, 0) : top + down, max(left, 0) : left + across] = draws.uniform(0, 255)
+        ink = str(draws.choice(["auto", "light", "dark"]))
+        dataset = str(draws.choice(["mnist", "digits", "fashion_mnist"]))
+        content = file_of(levels.clip(0, 255).astype(np.uint8))
+        try:
+            picture, _ = read_picture("p", ink, dataset, content=content)
+        except PictureError as error:
+            assert str(error).startswith("p: ")
+            continue
+        assert picture.shape == (28, 28) and picture.dtype == torch.float32
+        assert picture.min() >= 0 and 0 < picture.max() <= 1
+
+
 # What is said
 
 

@@ -82,10 +82,7 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
     damaged files (for `"auto"` too), a `data_path` that is a file or cannot be written;
     `MissingDependencyError` when torchvision or scikit-learn is needed and does not import.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(NAMES)}.")
+    check_name(name)
     root = Path(data_path).expanduser()
     if name == "digits":
         return _load_digits()
@@ -98,6 +95,14 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
             f"{error}.\nPut {_four_files(name)} there, or give a writable data path and a network "
             "to download to, or choose 'digits', which needs neither."
         ) from error
+
+
+def check_name(name: str) -> None:
+    """Raise DataError, with the nearest, for a name that `load` does not know."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(NAMES)}.")
 
 
 def _load_auto(root: Path, download: bool) -> DigitData:

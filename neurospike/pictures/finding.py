@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from neurospike.errors import PictureError
@@ -97,13 +96,16 @@ _WANTED = {"auto": "a", "light": "a light", "dark": "a dark"}
 
 
 def _resized(grey: np.ndarray, scale: float) -> np.ndarray:
+    from PIL import Image
+
     size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
     return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
 
 
 def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     """The digit whose ink is darker, or lighter, than its paper."""
-    ink, least = _ink(grey if dark else 1 - grey, stroke, shaded=dark)
+    grey = grey if dark else 1 - grey
+    ink, least = _ink(grey, stroke, shaded=dark)
     pieces, labels = _pieces(ink, least)
     if not pieces and np.bincount(labels.ravel())[1:].max(initial=0) < LEAST_AREA:
         raise PictureError("nothing stands out from its grain and its light: a digit is wanted")
@@ -113,15 +115,18 @@ def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     pieces, labels = _pieces(ink, 0.5 * peak)
     if not pieces:
         raise PictureError("only specks or lines are on it: a digit is wanted")
-    core = _main(pieces)
-    peak = core.peak
-    inside = np.flatnonzero(labels.ravel() == core.number)[0]
+    main = _main(pieces)
+    peak = main.peak
+    darkest = int(np.argmax(np.where(labels == main.number, ink, 0)))
     # Down to the faintest ink, unless that takes in the lines of the paper, shadows or an edge.
-    for cut in (FAINTEST, 0.3, 0.4, 0.5):
-        pieces, labels = _pieces(ink, cut * peak)
-        main = next((piece for piece in pieces if piece.number == labels.flat[inside]), core)
-        if main.size < 2 * core.size and bool(main.border) == bool(core.border):
+    for cut in (FAINTEST, 0.3, 0.4):
+        grown, marks = _pieces(ink, cut * peak)
+        whole = next((piece for piece in grown if piece.number == marks.flat[darkest]), None)
+        if whole and whole.size < 2 * main.size and bool(whole.border) == bool(main.border):
+            main, pieces, labels = whole, grown, marks
             break
+    else:
+        cut = 0.5
     pieces = [piece for piece in pieces if piece.peak > 0.5 * peak]
     group = _with_parts(main, pieces, labels)
     mask = np.isin(labels, [piece.number for piece in group])
@@ -135,7 +140,8 @@ def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
     floor = cut - FAINTEST
     strength = ((ink[box] / peak - floor) / (1 - floor) * near).clip(0, 1)
     notes = _notes(group, pieces, strength.shape, scale)
-    return Found(strength, notes, peak * _likeness(strength, sum(p.border for p in group)))
+    score = _likeness(strength, grey[box], sum(piece.border for piece in group))
+    return Found(strength, notes, peak * score)
 
 
 def _ink(grey: np.ndarray, stroke: float, shaded: bool) -> tuple[np.ndarray, float]:
@@ -153,9 +159,10 @@ def _ink(grey: np.ndarray, stroke: float, shaded: bool) -> tuple[np.ndarray, flo
     ink = paper - smooth
     if shaded:
         ink /= paper.clip(0.2)
-    usual = float(np.median(ink))
-    noise = 1.4826 * float(np.median(np.abs(ink - usual)))  # of a normal distribution
-    return (ink - usual).clip(0), max(LEAST_CONTRAST, 4 * noise)
+    # Of the quarter that is certainly paper, even where the ink is most of what was cut out.
+    lowest, usual = (float(level) for level in np.percentile(ink, [5, 25]))
+    noise = (usual - lowest) / 0.97  # the standard deviation of a normal distribution
+    return (ink - usual).clip(0), max(LEAST_CONTRAST, 5 * noise)
 
 
 def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
@@ -170,8 +177,8 @@ def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     border = np.bincount(edge, minlength=count + 1) / len(edge)
     pieces = [
-        Piece(n, box[0], box[1], float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
-        for n, box in enumerate(ndimage.find_objects(labels), 1)
+        Piece(n, rows, columns, float(mass[n]), float(peak[n]), int(area[n]), float(border[n]))
+        for n, (rows, columns) in enumerate(ndimage.find_objects(labels), 1)
         if area[n] >= LEAST_AREA
     ]
     return [piece for piece in pieces if not _is_edge(piece, labels)], labels
@@ -223,11 +230,18 @@ def _box(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _likeness(strength: np.ndarray, border: float) -> float:
-    """How long strokes are for their width; what lies along the picture's edge is none."""
+def _likeness(strength: np.ndarray, grey: np.ndarray, border: float) -> float:
+    """How much like writing this ink is: long for its width, with an edge all around.
+
+    What lies along the picture's edge is none, and the paper between a stroke and a shadow has an
+    edge in parts only.
+    """
     inked = np.pad(strength > 0.5, 1)
-    width = 2 * float(ndimage.distance_transform_edt(inked)[inked].mean())
-    return (float(inked.sum()) / width**2 * (1 - border)) ** 2
+    depth = ndimage.distance_transform_edt(inked)[1:-1, 1:-1]
+    width = 2 * float(depth[depth > 0].mean())
+    rise = ndimage.maximum_filter(grey, 5) - ndimage.minimum_filter(grey, 5)
+    edge = float(rise[depth == 1].mean())
+    return float(inked.sum()) / width**2 * (edge * (1 - border)) ** 2
 
 
 def _notes(

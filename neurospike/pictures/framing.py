@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from PIL import Image
 
 from .finding import Ink
 
@@ -32,8 +31,7 @@ def _lies_as_mnist(picture: np.ndarray) -> bool:
     longest = max(np.ptp(rows), np.ptp(columns)) + 1
     places = np.arange(SIZE)
     centres = [float(picture.sum(axis) @ places / picture.sum()) for axis in (0, 1)]
-    is_of_size = bool(14 <= longest <= 21)
-    return is_of_size and all(abs(c - (SIZE - 1) / 2 - 0.5) <= 1 for c in centres)
+    return bool(14 <= longest <= 21) and all(abs(centre - SIZE / 2) <= 1 for centre in centres)
 
 
 def framed(strength: np.ndarray, dataset: str) -> np.ndarray:
@@ -51,6 +49,8 @@ def framed(strength: np.ndarray, dataset: str) -> np.ndarray:
 
 def _fit(digit: np.ndarray, longest: int) -> np.ndarray:
     """Resize so that the longer side has `longest` pixels, and the strongest is 1 again."""
+    from PIL import Image
+
     height, width = digit.shape
     scale = longest / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -62,9 +62,9 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
         except CheckpointError as error:
             failures.append(error)
             continue
-        if not isinstance(state.get("epoch_sums"), list):
-            reason = "written by an older version, whose runs this one cannot go on with"
-            failures.append(CheckpointError(f"{path}: {reason}; start a new run with --init_from"))
+        if not isinstance(state.get("epoch_sums"), list):  # of each process its own
+            reason = "written by a version that cannot resume as this one does"
+            failures.append(CheckpointError(f"{path}: {reason}; start a new run by --init_from"))
             continue
         found.append({**state, "path": str(path)})
     if failures and not found:
