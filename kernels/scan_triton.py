@@ -30,7 +30,7 @@ from torch import Tensor
 
 from neurospike.binding import bind
 from neurospike.dispatch import TABLE
-from neurospike.kernels import triton_formulas
+from neurospike.kernels.triton_formulas import NAMES
 from neurospike.kernels.triton_jit import _jit, bits_of, launch
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
@@ -348,7 +348,7 @@ def _compiled(kind: str, key: str, **flags: Any) -> Any:
     """Return a kernel jitted for a neuron and what is asked for."""
     program = Program.parse(key)
     count = program.states
-    names: dict[str, Any] = {"tl": tl, **triton_formulas.NAMES, **flags}
+    names: dict[str, Any] = {"tl": tl, **NAMES, **flags}
     names |= {"STATES": count, "PARAMETERS": program.parameters, "NUMBERS": sum(program.numbers)}
     names["step"] = _made(written("step", program.inputs, program.forward, program.results), "step")
     if kind == "backward":
@@ -503,8 +503,8 @@ def backward(
     elif size:
         if constant:
             out.zero_()
-        for target, final in zip(out_states, finals or (None,) * count):
-            target.zero_() if final is None else target.copy_(final)
+        for before, final in zip(out_states, finals or (None,) * count):
+            before.zero_() if final is None else before.copy_(final)
     for target, found in zip(out_parameters, each):
         if target is not None and found is not None:
             torch.sum(found.view(-1, target.numel()), 0, out=target)

@@ -422,7 +422,14 @@ class SEAdLIF(Spiking):
     ) -> None:
         positive = (0.0, math.inf)
         bounds = {"d_u": UNIT, "d_w": UNIT, "a": positive, "b": positive}
-        values: dict[str, Any] = {"d_u": d_u, "d_w": d_w, "a": a, "b": b, "q": q, "threshold": threshold}
+        values: dict[str, Any] = {
+            "d_u": d_u,
+            "d_w": d_w,
+            "a": a,
+            "b": b,
+            "q": q,
+            "threshold": threshold,
+        }
         super().__init__(zoo.se_adlif, bounds=bounds, **values, **options)
 
 
@@ -464,7 +471,12 @@ class QIF(Spiking):
         threshold: float | Tensor = 1.0,
         **options: Any,
     ) -> None:
-        values: dict[str, Any] = {"rate": rate, "gain": gain, "critical": critical, "threshold": threshold}
+        values: dict[str, Any] = {
+            "rate": rate,
+            "gain": gain,
+            "critical": critical,
+            "threshold": threshold,
+        }
         super().__init__(zoo.qif, **values, **options)
 
 

@@ -63,7 +63,7 @@ class _Symbol:
     def __float__(self) -> NoReturn:
         self._refuse("turns a value into a Python number", "leave that out")
 
-    __int__ = __index__ = __len__ = __iter__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __len__ = __iter__ = __float__
 
     def __getitem__(self, index: object) -> NoReturn:
         self._refuse("takes a value apart", "a value is one number: leave the index out")
@@ -91,7 +91,7 @@ class _Symbol:
             "use a condition with > or <",
         )
 
-    __eq__ = __ne__ = _equal  # type: ignore[assignment]
+    __eq__ = __ne__ = _equal
 
     def __invert__(self) -> NoReturn:
         self._refuse("uses ~", "turn the comparison round, as in u <= 0.0 for u > 0.0")

@@ -6,6 +6,7 @@ everything else is differentiated by torch, so the derived gradient is checked b
 
 import functools
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -41,10 +42,10 @@ _NAMES: dict[str, Any] = {
 
 
 @functools.lru_cache(maxsize=256)
-def _function(name: str, text: str, file: str) -> Callable[..., Any]:
+def _function(name: str, text: str, file: str) -> FunctionType:
     names = dict(_NAMES)
     exec(compile(text, file, "exec"), names)
-    made: Callable[..., Any] = names[name]
+    made: FunctionType = names[name]
     return made
 
 
@@ -90,8 +91,8 @@ def scan(
     Shapes: `current` `[T, B, *F]`, float32 or float64; each state `[B, *F]` in the same format;
     parameters broadcast against F. Spikes and each trace are `[T, B, *F]`.
     """
-    like = {"dtype": current.dtype, "device": current.device}
-    values = tuple(torch.tensor(value, **like) for value in numbers)
+    dtype, device = current.dtype, current.device
+    values = tuple(torch.tensor(value, dtype=dtype, device=device) for value in numbers)
     text = written("step", program.inputs, program.operations, program.results)
     step = _function("step", text, "<neuron>")
     step = _with_fire(step, lambda u: _Fire.apply(u, program, values))
@@ -108,7 +109,7 @@ def scan(
     return torch.stack(spikes), tuple(states), tuple(torch.stack(each) for each in zip(*traces))
 
 
-def _with_fire(step: Callable[..., Any], fire: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _with_fire(step: FunctionType, fire: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     """Return the step with its `fire`, which holds this call's numbers."""
     names = {**_NAMES, "fire": fire}
-    return type(step)(step.__code__, names)  # type: ignore[call-arg]
+    return FunctionType(step.__code__, names)
