@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from neurospike import buffers, parallel
-from neurospike.kernels import numba_formulas
 from neurospike.kernels.lif_numba import AHEAD, GRAIN, HELD, STREAMED, _fill, _start
+from neurospike.kernels.numba_formulas import FUNCTIONS, ROUNDED
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
@@ -339,9 +339,14 @@ def _compiled(kind: str, key: str, double: bool, wanted: int = 0, **flags: int) 
 @functools.cache
 def _formulas(literal: Any) -> dict[str, Any]:
     """Return what the free names of a neuron stand for, in a number format."""
-    found: dict[str, Any] = {one.__name__: one for one in numba_formulas.FUNCTIONS}
-    names = {f"double_{name}": getattr(math, name) for name in numba_formulas.ROUNDED}
+    found: dict[str, Any] = {one.__name__: one for one in FUNCTIONS}
+    names = {f"double_{name}": getattr(math, name) for name in ROUNDED}
     return found | names | {"single": literal, "double": np.float64, "square_root": math.sqrt}
+
+
+def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | None]:
+    """Return the tensors, or `count` times None where there are none."""
+    return tensors or [None] * count
 
 
 def rows(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
@@ -395,17 +400,17 @@ def forward(
     count = len(finals)
     arrays = (
         x,
-        *([one.contiguous() for one in states] or [None] * count),
+        *_given([one.contiguous() for one in states], count),
         *(one.contiguous() for one in parameters),
         wide,
-        *(traces or [None] * count),
+        *_given(traces, count),
         *finals,
         as_tensor(tuple(numbers), state),
     )
     threads = parallel.threads(size * steps // GRAIN, -(-size // BLOCK))
     scratch = (count + len(parameters) + 1) * BLOCK
     run(kernel, arrays, (steps, BLOCK, size), threads, scratch, state)
-    if wide is not spikes:
+    if spikes is not None and wide is not None and wide is not spikes:
         spikes.copy_(wide)
 
 
@@ -452,16 +457,15 @@ def backward(
     block = min(BLOCK, max(64, SCRATCH // rows_each // 64 * 64))
     arrays = (
         x,
-        *([one.contiguous() for one in states] or [None] * count),
+        *_given([one.contiguous() for one in states], count),
         *(one.contiguous() for one in parameters),
         gs,
         *gts,
-        *(
-            [None if one is None else one.to(state).contiguous() for one in grad_finals]
-            or [None] * count
+        *_given(
+            [None if one is None else one.to(state).contiguous() for one in grad_finals], count
         ),
         wide,
-        *(out_states or [None] * count),
+        *_given(out_states, count),
         *asked,
         as_tensor(tuple(numbers), state),
     )

@@ -238,7 +238,7 @@ class _Split(_Scan):
     """The same in two parts, which the transforms of `torch.func` ask for."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
         return _call(*inputs)
 
     setup_context = staticmethod(_Scan.keep)

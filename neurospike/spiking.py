@@ -382,14 +382,14 @@ class PLIF(Spiking):
     @property
     def beta(self) -> Tensor:  # type: ignore[override]
         """The decay per step."""
-        return torch.sigmoid(self.logit)
+        return torch.sigmoid(self._bounded("logit"))
 
     def _names(self) -> tuple[str, ...]:
         return ("logit", "threshold")
 
     def parameter_values(self) -> tuple[Tensor, ...]:
         """Return the decay and the threshold."""
-        return self.beta, self.threshold
+        return self.beta, self._bounded("threshold")
 
 
 class ALIF(Spiking):

@@ -94,8 +94,8 @@ def scan(
     dtype, device = current.dtype, current.device
     values = tuple(torch.tensor(value, dtype=dtype, device=device) for value in numbers)
     text = written("step", program.inputs, program.operations, program.results)
-    step = _function("step", text, "<neuron>")
-    step = _with_fire(step, lambda u: _Fire.apply(u, program, values))
+    recorded = _function("step", text, "<neuron>")
+    step = _with_fire(recorded, lambda u: _Fire.apply(u, program, values))
     spikes, traces = [], []
     for current_t in current.unbind(0):
         spike, *states = step(current_t, *states, *parameters, *values)
