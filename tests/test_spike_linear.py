@@ -225,6 +225,7 @@ def test_a_small_layer_is_dense_at_once():
         assert path(layer(torch.zeros(5, 4, 10))) == "events"
 
 
+@pytest.mark.unpoisoned("deterministic algorithms neither measure nor rest")
 def test_after_a_look_in_vain_some_batches_are_not_looked_at(request):
     layer = ns.SpikeLinear(70, 256)
     active, silent = torch.ones(40, 70) * 0.5, torch.zeros(40, 70)
@@ -266,6 +267,7 @@ def test_a_sample_that_misleads_costs_no_wrong_answer():
     assert torch.equal(layer.weight.grad, twin.weight.grad)
 
 
+@pytest.mark.unpoisoned("deterministic algorithms neither measure nor rest")
 def test_the_choice_depends_on_no_clock(monkeypatch):
     """Only a policy without a factor measures; it is measured once."""
     spikes = (torch.rand(25, 32, 784) < 0.2).to(torch.uint8)
