@@ -226,7 +226,7 @@ def test_a_small_layer_is_dense_at_once():
 
 
 @pytest.mark.unpoisoned("deterministic algorithms neither measure nor rest")
-def test_after_a_look_in_vain_some_batches_are_not_looked_at(request):
+def test_after_a_look_in_vain_some_batches_are_not_looked_at():
     layer = ns.SpikeLinear(70, 256)
     active, silent = torch.ones(40, 70) * 0.5, torch.zeros(40, 70)
     with use_policy(Policy(least_products=0, rest=3, look=0.0, write=0.0, read=0.0, pack=0.0)):
@@ -243,7 +243,7 @@ def test_after_a_look_in_vain_some_batches_are_not_looked_at(request):
         layer.train()
         assert [path(layer(silent)) for _ in range(4)] == ["dense", "dense", "dense", "events"]
         layer(active)
-        request.getfixturevalue("poisoned")  # under torch's deterministic algorithms all are
+        torch.use_deterministic_algorithms(True)  # then all are; conftest.py ends it
         assert path(layer(silent)) == "events"
 
 
