@@ -81,15 +81,10 @@ def _check_processes(config: Config, device: torch.device) -> None:
         raise ConfigError(
             f"devices: got {config.devices}, but this machine has {os.cpu_count()} processors"
         )
-    # A deviation within one picture's currents is none: torch refuses to normalise by it.
-    least = processes * (2 if "batch" in config.model.normalization else 1)
-    if batch < least:
-        why = f"model.normalization {config.model.normalization}" if least > processes else "them"
+    if batch < processes:  # what a network's own layers ask for is `training.setup.check_batch`'s
         raise ConfigError(
-            f"training.batch_size: got {batch}, wanted at least {least}: {processes} processes "
-            f"share a batch, and {why} needs a part of {least // processes}"
-            if processes > 1
-            else f"training.batch_size: got {batch}, wanted at least {least} for {why}"
+            f"training.batch_size: got {batch}, wanted at least {processes}: {processes} processes "
+            "share a batch, and each needs a picture"
         )
 
 

@@ -403,7 +403,6 @@ def test_every_key_takes_or_refuses_odd_values_before_anything_is_made(until_it_
         ),
         ("--training.validation=0 --training.patience=3", "need a validation share above 0"),
         ("--training.rate_low=0.5", "rate_low must not be above rate_high"),
-        ("--model.normalization=batch --batch_size=1", "wanted at least 2 for model.normalization"),
         ("--batch_size=1 --devices=2", "got 1, wanted at least 2: 2 processes share a batch"),
         ("--devices=99999", "devices: got 99999, but this machine has"),
         ("--hidden_size=100000000000", "the network's training takes 1,2"),

@@ -128,8 +128,6 @@ class Batches:
         self.generator = generator
         self.device = torch.device(device)
         self.drop_last = drop_last
-        # On the device: by a number, CUDA multiplies by its reciprocal, which rounds otherwise.
-        self._white = torch.full((), 255.0, device=self.device)
         try:
             self._images = split.images.to(self.device)
             self._labels = split.labels.to(self.device)
@@ -183,5 +181,7 @@ class Batches:
                 # land in ordinary memory again. Torch keeps it until its copy has finished.
                 images = images.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
-            yield images.unsqueeze(1).to(torch.float32).div_(self._white), labels
+            # Not by a number: CUDA multiplies by its reciprocal, which rounds otherwise.
+            white = torch.full((), 255.0, device=images.device)
+            yield images.unsqueeze(1).to(torch.float32).div_(white), labels
         self._position = 0
