@@ -12,9 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import neurospike as ns
-from neurospike import dispatch, rule, train
+from neurospike import dispatch, own_formulas, rule, train
 from neurospike.devices import choose_device
 from neurospike.errors import BackendError
+from neurospike.surrogate import Surrogate
 
 pytest.importorskip("triton")
 
@@ -328,19 +329,13 @@ class _Failing:
         raise self.error
 
 
-def raised_to(power):
-    def surrogate(u):
-        return 1.0 / (1.0 + abs(u) ** power)
-
-    return surrogate
-
-
 def test_what_cannot_be_compiled_is_named_with_its_line():
     """Triton's error is a chain, a link for each caller; what is wrong is said at its end."""
+    text = "def surrogate(u):\n    return 1.0 / (1.0 + abs(u) ** 3.0)\n"  # never recorded
     with pytest.raises(BackendError) as caught, parsing(90):
-        build(Kernel("backward", surrogate=raised_to(3.0)), 90)
+        build(Kernel("backward", surrogate=Surrogate(own_formulas.load("surrogate", text))), 90)
     wanted = (
-        "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** power)' of 'def surrogate"
+        "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** 3.0)' of 'def surrogate"
     )
     assert wanted in str(caught.value)
 
@@ -438,7 +433,7 @@ def test_other_errors_of_the_device_stay_what_they_are():
 
 
 def test_out_of_memory_is_named_with_the_way_on(capsys, monkeypatch, tmp_path):
-    def no_room(config, resumed):
+    def no_room(config, resumed, init_from):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
     monkeypatch.chdir(tmp_path)

@@ -29,11 +29,17 @@ RULES = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 STEPS = 20  # no multiple of a chunk
+
+
+def _sparse(bound: float) -> surrogate.Surrogate:
+    return surrogate.resolve(surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, bound)))
+
+
 SURROGATES = {
     **{name: surrogate.resolve(name) for name in surrogate.BUILT_IN},
-    "parameter 0": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, 0.0)),
-    "parameter 5e-324": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, 5e-324)),
-    "parameter below 0": surrogate.Surrogate(snntorch_surrogates.sparse, (25.0, -1.0)),
+    "parameter 0": _sparse(0.0),
+    "parameter 5e-324": _sparse(5e-324),
+    "parameter below 0": _sparse(-1.0),
 }
 BOTH = (False, True)
 COMMON = {  # what a kernel depends on
