@@ -11,23 +11,47 @@ from .rule import Neuron
 from .sequential import Sequential
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear, spike_linear
+from .spiking import (
+    ALIF,
+    BRF,
+    EIF,
+    PLIF,
+    QIF,
+    Alpha,
+    Izhikevich,
+    OneToOne,
+    SEAdLIF,
+    Spiking,
+    Synaptic,
+)
 from .training import SNNTrainer
 from .visualization import SpikeVisualizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALIF",
+    "BRF",
+    "EIF",
     "LI",
     "LIF",
+    "PLIF",
+    "QIF",
+    "Alpha",
     "ConvEncoder",
     "ConvSNN",
+    "Izhikevich",
     "Neuron",
+    "OneToOne",
     "ResidualSNN",
+    "SEAdLIF",
     "SNNModel",
     "SNNTrainer",
     "Sequential",
     "SpikeLinear",
     "SpikeVisualizer",
+    "Spiking",
+    "Synaptic",
     "backends",
     "convert",
     "decoding",

@@ -59,10 +59,12 @@ def refuse_ragged(name: str, value: object) -> None:
         )
 
 
-def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype) -> None:
-    """Raise unless a membrane handed in fits the current: shape, format `state` and device."""
+def check_mem(
+    mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype, name: str = "mem"
+) -> None:
+    """Raise unless a state handed in fits the current: shape, format `state` and device."""
     if not isinstance(mem, Tensor):
-        raise TypeError(f"mem must be a tensor [B, *F], got {type(mem).__name__}")
+        raise TypeError(f"{name} must be a tensor [B, *F], got {type(mem).__name__}")
     if mem.shape != shape:
         read = ""
         if shape != current.shape:
@@ -72,16 +74,18 @@ def check_mem(mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtyp
                 "constant current [B, *F] pass num_steps="
             )
         raise ValueError(
-            f"mem must have the shape [B, *F] of one step, {tuple(shape)}, got {tuple(mem.shape)}"
-            + read
+            f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got "
+            f"{tuple(mem.shape)}{read}"
         )
     if mem.dtype != state:
         raise TypeError(
-            f"mem must be {state} for a current of {current.dtype}, got {mem.dtype}; "
+            f"{name} must be {state} for a current of {current.dtype}, got {mem.dtype}; "
             f"convert it with .to({state})"
         )
     if mem.device != current.device:
-        raise ValueError(f"mem is on {mem.device}, current on {current.device}; move one of them")
+        raise ValueError(
+            f"{name} is on {mem.device}, current on {current.device}; move one of them"
+        )
 
 
 def window_of(grad_window: float | None) -> tuple[float, ...]:
@@ -106,10 +110,12 @@ def parameters_of(
 ) -> tuple[Tensor, Tensor]:
     """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
     if isinstance(beta, Tensor):
-        beta = clamped(_parameter("beta", beta, current, shape, state), beta_gradient)
+        beta = clamped(parameter_of("beta", beta, current, shape, state), beta_gradient)
     else:  # a number is clamped as one, an operator less at each call
-        beta = _parameter("beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state)
-    return beta, _parameter("threshold", threshold, current, shape, state)
+        beta = parameter_of(
+            "beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state
+        )
+    return beta, parameter_of("threshold", threshold, current, shape, state)
 
 
 def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
@@ -135,10 +141,10 @@ def _number(name: str, value: float) -> float:
     return value
 
 
-def _parameter(
+def parameter_of(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return beta or threshold in the state's format, a scalar as `[1]`, once it fits."""
+    """Return a parameter in the state's format, a scalar as `[1]`, once it fits the features."""
     if not isinstance(value, Tensor):
         return torch.full((1,), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in FLOATS:

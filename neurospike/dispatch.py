@@ -30,6 +30,7 @@ class Backend:
         packages: what must be installed: import names, with the oldest version that will do where
             that has to be told (`"triton>=3.5"`).
         device_types: the kinds of torch device its tensors may be on; empty means any.
+        scan: where it runs any recorded neuron, likewise.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
@@ -42,6 +43,7 @@ class Backend:
 
     name: str
     module: str
+    scan: str = ""
     linear: str = ""
     layer: str = ""
     draws: str = ""
@@ -64,6 +66,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.lif_triton",
+            ".kernels.scan_triton",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
@@ -72,6 +75,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "numba",
             ".kernels.lif_numba",
+            ".kernels.scan_numba",
             ".kernels.linear_numba",
             ".kernels.layer_numba",
             ".kernels.draws_numba",

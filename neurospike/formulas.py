@@ -38,7 +38,19 @@ widen. Integer literals would widen too, so there are none.
 
 import math
 
-from torch import abs, exp, where
+from torch import (  # noqa: F401 (most are for the functions of neurons)
+    abs,
+    cos,
+    detach,
+    exp,
+    log,
+    maximum,
+    minimum,
+    sin,
+    sqrt,
+    tanh,
+    where,
+)
 
 
 def cast(condition, like):
@@ -61,6 +73,11 @@ SQRT_TAU = math.sqrt(2.0 * math.pi)
 def heaviside(v):
     """H(v): 1 where `v` is strictly greater than 0, else 0 (0 for NaN)."""
     return cast(v > 0.0, v)
+
+
+def fire(u):
+    """A spike: H(u); in a neuron's function the surrogate is its derivative."""
+    return heaviside(u)
 
 
 def charge(mem, current, beta, threshold):

@@ -16,6 +16,7 @@ from .held import run_once
 from .layers import LI, LIF
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
+from .spiking import Spiking
 
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
@@ -229,7 +230,7 @@ def _with_memory(
         found = call(name, layer, spike_layer, linear, layer, x, state)
     elif steps is None:
         found = call(name, layer, layer, x, state)
-    elif isinstance(layer, (LIF, LI, Sequential)):
+    elif isinstance(layer, (LIF, LI, Spiking, Sequential)):
         found = call(name, layer, layer, x, state, num_steps=steps)
     else:
         found = call(name, layer, layer, x.expand(steps, *x.shape), state)

@@ -1,5 +1,7 @@
 """A search for inputs on which a fused backend is not the oracle: shapes, edges, NaN, infinity."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,9 @@ EDGES += [float("inf"), float("-inf"), float("nan")]
 NUMBERS = st.one_of(st.sampled_from(EDGES), st.floats(-3, 3, width=32))
 # Two rules, which every backend has compiled for other tests: a search is for values.
 RULES = st.sampled_from([{}, {"reset": "zero", "reset_delay": False}])
+
+# Triton's interpreter takes a third of a second for each.
+EXAMPLES = 40 if os.environ.get("TRITON_INTERPRET") == "1" else 150
 
 
 @st.composite
@@ -39,7 +44,7 @@ def same_bits(found, wanted):
 
 
 @settings(
-    max_examples=150,
+    max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,  # the same search in every run; a longer one is a matter of this number
     suppress_health_check=[HealthCheck.function_scoped_fixture],

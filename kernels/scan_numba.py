@@ -1,0 +1,478 @@
+"""The fused CPU backend of any recorded neuron: the whole time loop in one compiled kernel.
+
+Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. A block of neurons keeps its states in
+the first-level cache while the loop runs over T; blocks are divided among threads. Each row is one
+vectorised loop over the block, written for the neuron's number of states and parameters, around the
+neuron's own operations (`neurospike.neurons`).
+
+Forward, per block:                            Backward, per block:
+    states  S rows   <- start                      history[0] <- start
+    for t: step, write spikes[t] (and traces)      for t: history[t + 1] <- step(history[t])
+    final <- states                                for t in reverse: gradient at history[t]
+
+Saved for backward: nothing but the inputs. The history, the states before each step, is computed
+again into a scratch that fits the second-level cache. That moves 8 bytes per neuron-step forward
+(read current, write spikes) and 12 backward (read current and the spikes' gradient, write the
+current's), for any number of states.
+
+What is the same at every step is one row: an array of N numbers in the place of T * N. What nobody
+asked for is compiled away. Number formats: state float32, or float64 if the current is; 16-bit
+currents are converted before, their spikes and gradients after.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurospike import buffers, parallel
+from neurospike.kernels.lif_numba import AHEAD, GRAIN, HELD, STREAMED, _fill, _start
+from neurospike.kernels.numba_formulas import FUNCTIONS, ROUNDED
+from neurospike.kernels.numba_jit import compiled
+from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.numba_memory import fence, prefetch, stream, take
+from neurospike.neurons.derive import derived
+from neurospike.neurons.program import Program, needed, written
+
+BLOCK = 512  # neurons whose states stay in the first-level cache
+SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
+
+# Sizes of a job: steps, neurons in a block, neurons in all.
+STEPS, WIDTH, COUNT = SIZES, SIZES + 1, SIZES + 2
+
+# What a kernel is compiled for; rebound for each variant.
+STATES = 1
+PARAMETERS = 2
+SPIKES = True
+TRACE = False
+TRACED = 1
+WANTED = 0
+CONSTANT = False
+STREAM = False
+NUMBER = np.float32(0)
+
+
+def _array(job_at, k):
+    """Return the `k`-th array of a job; one of size 0 is not there."""
+    return array_of(job_at, k, NUMBER)
+
+
+def _step_of(array, size):
+    """Return the stride over time of a sequence; 0 if one row stands for all."""
+    return 0 if array.size == size else size
+
+
+def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
+    """Write a block's first states and its parameters into rows of the scratch."""
+    for s in range(STATES):
+        _start(row_of(scratch, states_at + s * block, n), _array(job_at, 1 + s), low)
+    for p in range(PARAMETERS):
+        row = row_of(scratch, parameters_at + p * block, n)
+        _fill(row, _array(job_at, 1 + STATES + p), low)
+
+
+def advance(x, scratch, at, block, spikes, numbers):
+    """Take a row of neurons one step on; made for each neuron by `_advance_text`."""
+
+
+def retrace(x, scratch, before, parameters_at, block, numbers):
+    """Write the states after a step behind those before it; made by `_retrace_text`."""
+
+
+def retreat(x, scratch, before, at, block, grad_spikes, traces, out, wanted, numbers):
+    """Take a row of neurons one step back; made by `_retreat_text`."""
+
+
+def _forward(job_at):
+    job = job_of(job_at)
+    current = _array(job_at, 0)
+    outputs = 1 + STATES + PARAMETERS
+    spikes, numbers = _array(job_at, outputs), _array(job_at, outputs + 1 + 2 * STATES)
+    scratch = _array(job_at, outputs + 2 + 2 * STATES)
+    steps, block, size = job[STEPS], job[WIDTH], job[COUNT]
+    stride = _step_of(current, size)
+    own = take(job, SLOT) * (STATES + PARAMETERS + 1) * block
+    last = own + (STATES + PARAMETERS) * block
+    part = take(job, NEXT)
+    while part * block < size:
+        low = part * block
+        n = min(block, size - low)
+        _begin(job_at, scratch, own, own + STATES * block, block, low, n)
+        for t in range(steps):
+            x = t * stride + low
+            out = t * size + low
+            if t + AHEAD < steps:
+                prefetch(current, x + AHEAD * stride, n)
+            row = row_of(scratch, last, n) if STREAM else row_of(spikes, out, n if SPIKES else 0)
+            advance(row_of(current, x, n), scratch, own, block, row, numbers)
+            if STREAM:
+                stream(spikes, out, row)
+            if TRACE:
+                for s in range(STATES):
+                    trace = _array(job_at, outputs + 1 + s)
+                    _start(row_of(trace, out, n), scratch, own + s * block)
+        for s in range(STATES):
+            final = _array(job_at, outputs + 1 + STATES + s)
+            _start(row_of(final, low, n), scratch, own + s * block)
+        part = take(job, NEXT)
+    if STREAM:
+        fence()
+
+
+def _backward(job_at):
+    job = job_of(job_at)
+    current = _array(job_at, 0)
+    given = 1 + STATES + PARAMETERS
+    grad_spikes = _array(job_at, given)
+    traces, finals = given + 1, given + 1 + STATES
+    outputs = finals + STATES
+    out = _array(job_at, outputs)
+    wanted = outputs + 1 + STATES
+    numbers = _array(job_at, wanted + PARAMETERS)
+    scratch = _array(job_at, wanted + PARAMETERS + 1)
+    nothing = row_of(scratch, 0, 0)
+    steps, block, size = job[STEPS], job[WIDTH], job[COUNT]
+    x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
+    # Rows of the scratch: gradients of the states, parameters, a row to stream, the history.
+    own = take(job, SLOT) * (STATES + PARAMETERS + 1 + steps * STATES) * block
+    parameters_at = own + STATES * block
+    last = parameters_at + PARAMETERS * block
+    history = last + block
+    part = take(job, NEXT)
+    while part * block < size:
+        low = part * block
+        n = min(block, size - low)
+        _begin(job_at, scratch, history, parameters_at, block, low, n)
+        for t in range(steps - 1):
+            x = t * x_stride + low
+            if t + AHEAD < steps:
+                prefetch(current, x + AHEAD * x_stride, n)
+            before = history + t * STATES * block
+            retrace(row_of(current, x, n), scratch, before, parameters_at, block, numbers)
+        for s in range(STATES):
+            _start(row_of(scratch, own + s * block, n), _array(job_at, finals + s), low)
+        if CONSTANT:
+            _start(row_of(out, low, n), nothing, 0)
+        for p in range(PARAMETERS):
+            if WANTED >> p & 1:
+                _start(row_of(_array(job_at, wanted + p), low, n), nothing, 0)
+        for t in range(steps - 1, -1, -1):
+            g = t * spikes_stride + low
+            o = low if CONSTANT else t * size + low
+            if SPIKES and t >= AHEAD:
+                prefetch(grad_spikes, g - AHEAD * spikes_stride, n)
+            if TRACE:
+                for s in range(STATES):
+                    if TRACED >> s & 1:
+                        trace = _array(job_at, traces + s)
+                        at = t * _step_of(trace, size) + low
+                        _add(row_of(scratch, own + s * block, n), row_of(trace, at, n))
+            row = row_of(scratch, last, n) if STREAM else row_of(out, o, n)
+            retreat(
+                row_of(current, t * x_stride + low, n),
+                scratch,
+                history + t * STATES * block,
+                own,
+                block,
+                row_of(grad_spikes, g, n if SPIKES else 0),
+                row,
+                job_at,
+                wanted,
+                low,
+                numbers,
+            )
+            if STREAM:
+                stream(out, o, row)
+        for s in range(STATES):
+            target = _array(job_at, outputs + 1 + s)
+            if target.size > 0:
+                _start(row_of(target, low, n), scratch, own + s * block)
+        part = take(job, NEXT)
+    if STREAM:
+        fence()
+
+
+def _add(out, values):
+    """Add a row to another."""
+    for i in range(out.size):
+        out[i] += values[i]
+
+
+def _names(letter: str, count: int) -> list[str]:
+    return [f"{letter}{k}" for k in range(count)]
+
+
+def _made(text: str, name: str) -> Callable[..., Any]:
+    """Return the function `name` of a text; its free names are bound later."""
+    space: dict[str, Any] = {}
+    exec(compile(text, f"<{name}>", "exec"), space)
+    made = FunctionType(space[name].__code__, {}, name)
+    made.__module__ = __name__  # Numba imports it where it loads what it kept
+    return made
+
+
+def _row_text(
+    name: str,
+    arrays: Sequence[str],
+    call: str,
+    reads: Sequence[str],
+    lines: Sequence[str],
+    numbers: int,
+) -> str:
+    """Return a function that does `lines` with each neuron of a row, after one call for it."""
+    text = [f"def {name}({', '.join([*arrays, 'numbers'])}):"]
+    text += [f"    n{k} = numbers[{k}]" for k in range(numbers)]
+    text += ["    for i in range(x.size):"]
+    values = ", ".join([*reads, *_names("n", numbers)])
+    text += [f"        {call.format(values)}", *(f"        {line}" for line in lines)]
+    return "\n".join(text) + "\n"
+
+
+def _rows_at(base: str, count: int) -> list[str]:
+    return [f"row_of(scratch, {base} + {k} * block, x.size)" for k in range(count)]
+
+
+@functools.lru_cache(maxsize=256)
+def _forward_functions(key: str, spikes: bool) -> dict[str, Any]:
+    """Return `advance` and what it calls, for a neuron."""
+    program = Program.parse(key)
+    states, parameters = _names("s", program.states), _names("p", program.parameters)
+    after = _names("a", program.states)
+    reads = [f"{one}[i]" for one in ("x", *states, *parameters)]
+    lines = [f"{state}[i] = {new}" for state, new in zip(states, after)]
+    lines += ["spikes[i] = spike"] * spikes
+    call = f"spike, {', '.join(after)} = step({{}})"
+    arrays = ["x", *states, *parameters, "spikes"]
+    row = _row_text("advance_row", arrays, call, reads, lines, sum(program.numbers))
+    places = ", ".join(_rows_at("at", program.states + program.parameters))
+    outer = (
+        "def advance(x, scratch, at, block, spikes, numbers):\n"
+        f"    advance_row(x, {places}, spikes, numbers)\n"
+    )
+    step = written("step", program.inputs, program.forward, program.results)
+    return {
+        "step": _made(step, "step"),
+        "advance_row": _made(row, "advance_row"),
+        "advance": _made(outer, "advance"),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _backward_functions(key: str, spikes: bool, wanted: int, constant: bool) -> dict[str, Any]:
+    """Return `retrace`, `retreat` and what they call, for a neuron and what is asked for."""
+    program = Program.parse(key)
+    count, numbers = program.states, sum(program.numbers)
+    states, parameters = _names("s", count), _names("p", program.parameters)
+    after, carries = _names("a", count), _names("c", count)
+    reads = [f"{one}[i]" for one in ("x", *states, *parameters)]
+    next_lines = [f"{new}[i] = {value}" for new, value in zip(_names("o", count), after)]
+    retrace_row = _row_text(
+        "retrace_row",
+        ["x", *states, *parameters, *_names("o", count)],
+        f"{', '.join(after)}, = move({{}})",
+        reads,
+        next_lines,
+        numbers,
+    )
+    places = [*_rows_at("before", count), *_rows_at("parameters_at", program.parameters)]
+    places += _rows_at(f"before + {count} * block", count)
+    retrace = (
+        "def retrace(x, scratch, before, parameters_at, block, numbers):\n"
+        f"    retrace_row({', '.join(['x', *places, 'numbers'])})\n"
+    )
+    asked = [k for k in range(program.parameters) if wanted >> k & 1]
+    given = (spikes, *(True for _ in states))
+    wants = (True, *(True for _ in states), *(k in asked for k in range(program.parameters)))
+    operations, results = derived(program, given, wants)
+    arguments = [*program.inputs, *(["g0"] if spikes else []), *(f"g{1 + k}" for k in range(count))]
+    adjoint = written("adjoint", arguments, operations, results)
+    sums = [f"q{k}" for k in asked]
+    found = ["d", *(f"d{k}" for k in range(count)), *(f"e{k}" for k in asked)]
+    gradients = [*(["spikes[i]"] if spikes else []), *(f"{carry}[i]" for carry in carries)]
+    numbered = ", ".join([*reads, *_names("n", numbers), *gradients])
+    lines = [f"out[i] {'+=' if constant else '='} d"]
+    lines += [f"{carry}[i] = d{k}" for k, carry in enumerate(carries)]
+    lines += [f"q{k}[i] += e{k}" for k in asked]
+    arrays = ["x", *states, *parameters, "spikes", *carries, "out", *sums]
+    row = _row_text(
+        "retreat_row", arrays, f"{', '.join(found)}, = adjoint({numbered})", [], lines, numbers
+    )
+    places = [*_rows_at("before", count), *_rows_at(f"at + {count} * block", program.parameters)]
+    ends = ["spikes", *_rows_at("at", count), "out"]
+    ends += [f"row_of(_array(job_at, wanted + {k}), low, x.size)" for k in asked]
+    retreat = (
+        "def retreat(x, scratch, before, at, block, spikes, out, job_at, wanted, low, numbers):\n"
+        f"    retreat_row({', '.join(['x', *places, *ends, 'numbers'])})\n"
+    )
+    move = written("move", program.inputs, *needed(program.forward, program.results[1:]))
+    texts = {
+        "move": move,
+        "retrace_row": retrace_row,
+        "retrace": retrace,
+        "adjoint": adjoint,
+        "retreat_row": row,
+        "retreat": retreat,
+    }
+    return {name: _made(text, name) for name, text in texts.items()}
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(kind: str, key: str, double: bool, wanted: int = 0, **flags: int) -> Any:
+    """Return a kernel compiled for a neuron, a number format and what is asked for."""
+    program = Program.parse(key)
+    spikes = bool(flags["SPIKES"])
+    if kind == "forward":
+        functions = _forward_functions(key, spikes)
+    else:
+        functions = _backward_functions(key, spikes, wanted, bool(flags["CONSTANT"]))
+    literal = np.float64 if double else np.float32
+    names = _formulas(literal) | functions | flags | {"row_of": row_of, "_array": _array}
+    names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
+    return compiled(_forward if kind == "forward" else _backward, names, literal)
+
+
+@functools.cache
+def _formulas(literal: Any) -> dict[str, Any]:
+    """Return what the free names of a neuron stand for, in a number format."""
+    found: dict[str, Any] = {one.__name__: one for one in FUNCTIONS}
+    names = {f"double_{name}": getattr(math, name) for name in ROUNDED}
+    return found | names | {"single": literal, "double": np.float64, "square_root": math.sqrt}
+
+
+def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | None]:
+    """Return the tensors, or `count` times None where there are none."""
+    return tensors or [None] * count
+
+
+def rows(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
+    """Return a sequence `[T, ...]` contiguous in the state's format; one row if all are alike."""
+    if tensor is None or tensor.numel() == 0:
+        return None
+    if tensor.stride(0) == 0:
+        tensor = tensor[0]
+    return tensor.to(state).contiguous()
+
+
+@functools.lru_cache
+def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
+    """Return numbers as a tensor, the same one each time."""
+    return torch.tensor(values, dtype=state)
+
+
+def forward(
+    *,
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+    steps: int,
+    constant: bool,
+    spikes: Tensor | None,
+    traces: Sequence[Tensor],
+    finals: Sequence[Tensor],
+) -> None:
+    """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
+
+    `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
+    to start from zeros; `parameters` `[1]` or `[P]`. All but `current` and `spikes` are in the
+    state's format.
+    """
+    state, size = finals[0].dtype, finals[0].numel()
+    x = current.to(state).contiguous() if constant else rows(current, state)
+    wide = spikes
+    if spikes is not None and spikes.dtype != state:
+        wide = buffers.empty(spikes.shape, state)
+    large = 0 if wide is None else wide.nbytes
+    kernel = _compiled(
+        "forward",
+        neuron,
+        state == torch.float64,
+        SPIKES=spikes is not None,
+        TRACE=len(traces) > 0,
+        STREAM=large >= (HELD if constant else STREAMED),
+    )
+    count = len(finals)
+    arrays = (
+        x,
+        *_given([one.contiguous() for one in states], count),
+        *(one.contiguous() for one in parameters),
+        wide,
+        *_given(traces, count),
+        *finals,
+        as_tensor(tuple(numbers), state),
+    )
+    threads = parallel.threads(size * steps // GRAIN, -(-size // BLOCK))
+    scratch = (count + len(parameters) + 1) * BLOCK
+    run(kernel, arrays, (steps, BLOCK, size), threads, scratch, state)
+    if spikes is not None and wide is not None and wide is not spikes:
+        spikes.copy_(wide)
+
+
+def backward(
+    *,
+    grad_spikes: Tensor | None,
+    grad_traces: Sequence[Tensor | None],
+    grad_finals: Sequence[Tensor | None],
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+    steps: int,
+    constant: bool,
+    out: Tensor,
+    out_states: Sequence[Tensor],
+    out_parameters: Sequence[Tensor | None],
+) -> None:
+    """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
+    program = Program.parse(neuron)
+    count = program.states
+    state = torch.float64 if current.dtype == torch.float64 else torch.float32
+    size = math.prod(current.shape if constant else current.shape[1:])
+    x = current.to(state).contiguous() if constant else rows(current, state)
+    gs = rows(grad_spikes, state)
+    gts = [rows(one, state) for one in grad_traces] or [None] * count
+    traced = sum(1 << k for k, one in enumerate(gts) if one is not None)
+    wanted = sum(1 << k for k, one in enumerate(out_parameters) if one is not None)
+    wide = out if out.dtype == state else buffers.empty(out.shape, state)
+    kernel = _compiled(
+        "backward",
+        neuron,
+        state == torch.float64,
+        wanted,
+        SPIKES=gs is not None,
+        TRACE=traced > 0,
+        TRACED=traced,
+        CONSTANT=constant,
+        STREAM=not constant and wide.nbytes >= STREAMED,
+    )
+    asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
+    rows_each = count + len(parameters) + 1 + steps * count
+    block = min(BLOCK, max(64, SCRATCH // rows_each // 64 * 64))
+    arrays = (
+        x,
+        *_given([one.contiguous() for one in states], count),
+        *(one.contiguous() for one in parameters),
+        gs,
+        *gts,
+        *_given(
+            [None if one is None else one.to(state).contiguous() for one in grad_finals], count
+        ),
+        wide,
+        *_given(out_states, count),
+        *asked,
+        as_tensor(tuple(numbers), state),
+    )
+    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
+    run(kernel, arrays, (steps, block, size), threads, rows_each * block, state)
+    if wide is not out:
+        out.copy_(wide)
+    for target, found in zip(out_parameters, asked):
+        if target is not None and found is not None:
+            target.copy_(found.view(-1, target.numel()).sum(0))

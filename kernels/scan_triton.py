@@ -1,0 +1,510 @@
+"""The fused CUDA backend of any recorded neuron: the whole time loop in one Triton kernel.
+
+Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. One program takes a block of neurons
+and keeps their states in registers while it goes through time, `EVERY` steps at once: the loads of
+such a chunk wait for memory together. The operations are those that were recorded of the neuron,
+and its derived gradient (`neurospike.neurons`), printed for Triton.
+
+Saved for backward: the states before every chunk. The backward kernel takes the chunks in reverse;
+it reads a chunk's currents again, runs it forward from the saved states with all states in
+registers, then in reverse. With S states in float32 that moves 8 + 4 S / EVERY bytes per
+neuron-step forward (read current, write spikes) and 12 + 4 S / EVERY backward (read current and the
+spikes' gradient, write the current's).
+
+What is the same at every step is read once. What nobody asked for is compiled away. The number of
+steps is no compile-time constant. Number formats: state float32, or float64 if the current is;
+16-bit sequences are read and written as they are. Gradients of parameters are summed over time in
+registers, over the batch by torch, so that no order of atomic additions shows in them.
+"""
+
+import functools
+import linecache
+import math
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from neurospike.binding import bind
+from neurospike.dispatch import TABLE
+from neurospike.kernels.triton_formulas import NAMES
+from neurospike.kernels.triton_jit import _jit, bits_of, launch
+from neurospike.neurons.derive import derived
+from neurospike.neurons.program import Program, written
+
+SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
+
+# What a kernel is compiled for; rebound for each variant.
+EVERY = TABLE["triton"].checkpoint_every
+BLOCK = 256
+STAGES = 1
+STATES = 1
+PARAMETERS = 2
+NUMBERS = 0
+GIVEN = False  # whether there are states to start from
+SCALARS = 3  # bits of the parameters that all neurons share
+SPIKES = True
+TRACED = 0  # bits of the states whose trace, or its gradient, there is
+SAVED = False
+CONSTANT = False  # the current has no time axis, nor has its gradient
+WANTED = 0  # bits of the parameters whose gradient is asked for
+WANT_STATES = False
+HELD_CURRENT = False  # the same at every step: read once
+HELD_SPIKES = False
+HELD_TRACES = 0
+
+
+def step(*arguments):
+    """The neuron's step, made of its program."""
+
+
+def adjoint(*arguments):
+    """The gradient of the step, derived from it."""
+
+
+def _place(size):
+    """Return this program's neurons: their offsets, which of them exist, how many there are."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return offsets, offsets < size, size
+
+
+def _parameters(pointers, counts, place):
+    """Load each parameter: one value for all neurons, or one each that repeat over the batch."""
+    offsets, valid, _ = place
+    found = ()
+    for p in tl.static_range(PARAMETERS):
+        if (SCALARS >> p) & 1:
+            found = found + (tl.load(pointers[p]),)
+        else:
+            found = found + (tl.load(pointers[p] + offsets % counts[p], mask=valid, other=0.0),)
+    return found
+
+
+def _numbers(bits, state):
+    """Return the numbers of neuron and surrogate in the state's format."""
+    found = ()
+    for k in tl.static_range(NUMBERS):
+        found = found + (bits[k].to(tl.int64).to(tl.float64, bitcast=True).to(state),)
+    return found
+
+
+def _inside(t, steps, is_whole, place):
+    """Return which neurons have a step `t`: all that exist, or none after the end of time."""
+    offsets, valid, size = place
+    return valid if is_whole else offsets < tl.where(t < steps, size, 0)
+
+
+def _load(ptr, t, inside, place, state):
+    """Load row `t` of a sequence in the state's format; 0 where not `inside`."""
+    offsets, _, size = place
+    return tl.load(ptr + t * size + offsets, mask=inside, other=0.0).to(state)
+
+
+def _store(ptr, t, values, inside, place):
+    """Store row `t` of a sequence in the sequence's format."""
+    offsets, _, size = place
+    tl.store(ptr + t * size + offsets, values.to(ptr.dtype.element_ty), mask=inside)
+
+
+def _held(ptr, is_held, place, zeros):
+    """Load the one row of a sequence that is the same at every step."""
+    row = zeros
+    if is_held:
+        row = _load(ptr, 0, place[1], place, zeros.dtype)
+    return row
+
+
+def _chunk(ptr, is_held, held, first, steps, is_whole, place):
+    """Load `EVERY` rows from row `first` on, all of them before the first is used."""
+    rows = ()
+    for k in tl.static_range(EVERY):
+        if is_held:
+            rows = rows + (held,)
+        else:
+            inside = _inside(first + k, steps, is_whole, place)
+            rows = rows + (_load(ptr, first + k, inside, place, held.dtype),)
+    return rows
+
+
+def _like(value, zeros):
+    """Return a result as a block of the state's format, also one that is the same for all."""
+    return tl.broadcast_to(value, zeros.shape).to(zeros.dtype)
+
+
+def _forward_chunk(mem, held, parameters, values, zeros, first, steps, is_whole, place, pointers):
+    """Take `EVERY` steps from `first` on, or those that there are if not `is_whole`."""
+    x_ptr, spikes_ptr, traces_ptr, saved_ptr = pointers
+    if SAVED:
+        for s in tl.static_range(STATES):
+            _store(saved_ptr[s], first // EVERY, mem[s], place[1], place)
+    currents = _chunk(x_ptr, HELD_CURRENT, held, first, steps, is_whole, place)
+    for k in tl.static_range(EVERY):
+        inside = _inside(first + k, steps, is_whole, place)
+        found = step(currents[k], *mem, *parameters, *values)
+        after = ()
+        for s in tl.static_range(STATES):
+            new = _like(found[1 + s], zeros)
+            after = after + (new if is_whole else tl.where(first + k < steps, new, mem[s]),)
+        mem = after
+        if SPIKES:
+            _store(spikes_ptr, first + k, _like(found[0], zeros), inside, place)
+        for s in tl.static_range(STATES):
+            if (TRACED >> s) & 1:
+                _store(traces_ptr[s], first + k, mem[s], inside, place)
+    return mem
+
+
+def _forward(
+    x_ptr,
+    states_ptr,
+    parameters_ptr,
+    numbers,
+    spikes_ptr,
+    traces_ptr,
+    saved_ptr,
+    finals_ptr,
+    size,
+    counts,
+    steps,
+):
+    place = _place(size)
+    offsets, valid, _ = place
+    state = finals_ptr[0].dtype.element_ty
+    parameters = _parameters(parameters_ptr, counts, place)
+    values = _numbers(numbers, state)
+    zeros = tl.zeros([BLOCK], state)
+    mem = ()
+    for s in tl.static_range(STATES):
+        if GIVEN:
+            mem = mem + (tl.load(states_ptr[s] + offsets, mask=valid, other=0.0),)
+        else:
+            mem = mem + (zeros,)
+    held = _held(x_ptr, HELD_CURRENT, place, zeros)
+    pointers = (x_ptr, spikes_ptr, traces_ptr, saved_ptr)
+    # 64 bits: a sequence may be longer than 2^31 numbers.
+    steps = steps.to(tl.int64)
+    whole = steps // EVERY * EVERY
+    for first in tl.range(0, whole, EVERY, num_stages=STAGES):
+        mem = _forward_chunk(
+            mem, held, parameters, values, zeros, first, steps, True, place, pointers
+        )
+    for first in tl.range(whole, steps, EVERY):
+        mem = _forward_chunk(
+            mem, held, parameters, values, zeros, first, steps, False, place, pointers
+        )
+    for s in tl.static_range(STATES):
+        tl.store(finals_ptr[s] + offsets, mem[s], mask=valid)
+
+
+def _backward_chunk(sums, held, parameters, values, zeros, first, steps, is_whole, place, pointers):
+    """Go through `EVERY` steps from `first` on in reverse, or those that there are."""
+    carry, sum_current, sum_parameters = sums
+    held_x, held_spikes, held_traces = held
+    x_ptr, saved_ptr, grad_spikes_ptr, grad_traces_ptr, out_ptr = pointers
+    _, valid, _ = place
+    mem = ()
+    for s in tl.static_range(STATES):
+        mem = mem + (_load(saved_ptr[s], first // EVERY, valid, place, zeros.dtype),)
+    currents = _chunk(x_ptr, HELD_CURRENT, held_x, first, steps, is_whole, place)
+    if SPIKES:
+        spikes = _chunk(grad_spikes_ptr, HELD_SPIKES, held_spikes, first, steps, is_whole, place)
+    traces = ()
+    for s in tl.static_range(STATES):
+        if (TRACED >> s) & 1:
+            row = held_traces[s]
+            traces = traces + (
+                _chunk(
+                    grad_traces_ptr[s], (HELD_TRACES >> s) & 1, row, first, steps, is_whole, place
+                ),
+            )
+        else:
+            traces = traces + ((),)
+    before = (mem,)
+    for k in tl.static_range(EVERY - 1):
+        found = step(currents[k], *mem, *parameters, *values)
+        mem = ()
+        for s in tl.static_range(STATES):
+            mem = mem + (_like(found[1 + s], zeros),)
+        before = before + (mem,)
+    for k in tl.static_range(EVERY - 1, -1, -1):
+        given = ()
+        if SPIKES:
+            given = given + (spikes[k],)
+        for s in tl.static_range(STATES):
+            if (TRACED >> s) & 1:  # noqa: SIM108 (one side does not compile)
+                given = given + (traces[s][k] + carry[s],)
+            else:
+                given = given + (carry[s],)
+        found = adjoint(currents[k], *before[k], *parameters, *values, *given)
+        goes = first + k < steps
+        d = _like(found[0], zeros)
+        after = ()
+        for s in tl.static_range(STATES):
+            new = _like(found[1 + s], zeros)
+            after = after + (new if is_whole else tl.where(goes, new, carry[s]),)
+        carry = after
+        if CONSTANT:
+            sum_current += d if is_whole else tl.where(goes, d, 0.0)
+        else:
+            _store(out_ptr, first + k, d, _inside(first + k, steps, is_whole, place), place)
+        sums_after = ()
+        for p in tl.static_range(PARAMETERS):
+            if (WANTED >> p) & 1:
+                new = _like(found[1 + STATES + p], zeros)
+                new = new if is_whole else tl.where(goes, new, 0.0)
+                sums_after = sums_after + (sum_parameters[p] + new,)
+            else:
+                sums_after = sums_after + (zeros,)
+        sum_parameters = sums_after
+    return carry, sum_current, sum_parameters
+
+
+def _backward(
+    grad_spikes_ptr,
+    grad_traces_ptr,
+    grad_finals_ptr,
+    x_ptr,
+    saved_ptr,
+    parameters_ptr,
+    numbers,
+    out_ptr,
+    out_states_ptr,
+    out_parameters_ptr,
+    size,
+    counts,
+    steps,
+):
+    place = _place(size)
+    offsets, valid, _ = place
+    state = saved_ptr[0].dtype.element_ty
+    parameters = _parameters(parameters_ptr, counts, place)
+    values = _numbers(numbers, state)
+    zeros = tl.zeros([BLOCK], state)
+    carry = ()
+    held_traces = ()
+    sum_parameters = ()
+    for s in tl.static_range(STATES):
+        if grad_finals_ptr[s] is not None:
+            carry = carry + (tl.load(grad_finals_ptr[s] + offsets, mask=valid, other=0.0),)
+        else:
+            carry = carry + (zeros,)
+        held_traces = held_traces + (
+            _held(grad_traces_ptr[s], (HELD_TRACES >> s) & 1, place, zeros),
+        )
+    for _ in tl.static_range(PARAMETERS):
+        sum_parameters = sum_parameters + (zeros,)
+    held = (
+        _held(x_ptr, HELD_CURRENT, place, zeros),
+        _held(grad_spikes_ptr, HELD_SPIKES, place, zeros),
+        held_traces,
+    )
+    pointers = (x_ptr, saved_ptr, grad_spikes_ptr, grad_traces_ptr, out_ptr)
+    sums = (carry, zeros, sum_parameters)
+    steps = steps.to(tl.int64)
+    whole = steps // EVERY * EVERY
+    for first in tl.range(whole, steps, EVERY):
+        sums = _backward_chunk(
+            sums, held, parameters, values, zeros, first, steps, False, place, pointers
+        )
+    for after in tl.range(0, whole, EVERY, num_stages=STAGES):
+        first = whole - EVERY - after
+        sums = _backward_chunk(
+            sums, held, parameters, values, zeros, first, steps, True, place, pointers
+        )
+    carry, sum_current, sum_parameters = sums
+    if CONSTANT:
+        _store(out_ptr, 0, sum_current, valid, place)
+    if WANT_STATES:
+        for s in tl.static_range(STATES):
+            tl.store(out_states_ptr[s] + offsets, carry[s], mask=valid)
+    for p in tl.static_range(PARAMETERS):
+        if (WANTED >> p) & 1:
+            tl.store(out_parameters_ptr[p] + offsets, sum_parameters[p], mask=valid)
+
+
+def _geometry(size: int, state: torch.dtype) -> tuple[int, int, int]:
+    """Return how many neurons and warps a program has, and how many stages its loop over chunks."""
+    if size < SMALL:
+        return 64, 1, 4
+    return 64 * 16 // state.itemsize, 2, 1
+
+
+def _made(text: str, name: str) -> Callable[..., Any]:
+    """Return the function of a text, whose source Triton finds again."""
+    file = f"<neurospike {name} {hash(text):x}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    space: dict[str, Any] = {}
+    exec(compile(text, file, "exec"), space)
+    made = FunctionType(space[name].__code__, {}, name)
+    made.__module__ = __name__
+    return made
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(kind: str, key: str, **flags: Any) -> Any:
+    """Return a kernel jitted for a neuron and what is asked for."""
+    program = Program.parse(key)
+    count = program.states
+    names: dict[str, Any] = {"tl": tl, **NAMES, **flags}
+    names |= {"STATES": count, "PARAMETERS": program.parameters, "NUMBERS": sum(program.numbers)}
+    names["step"] = _made(written("step", program.inputs, program.forward, program.results), "step")
+    if kind == "backward":
+        wanted = [bool(flags["WANTED"] >> p & 1) for p in range(program.parameters)]
+        spikes = bool(flags["SPIKES"])
+        given = (spikes, *(True for _ in range(count)))
+        wants = (True, *(True for _ in range(count)), *wanted)
+        operations, results = derived(program, given, wants)
+        # One result for each parameter, so that its place does not depend on what is asked for.
+        found = iter(results)
+        results = tuple(next(found) if want else "0.0" for want in wants)
+        gradients = [f"g{k}" for k, is_given in enumerate(given) if is_given]
+        text = written("adjoint", [*program.inputs, *gradients], operations, results)
+        names["adjoint"] = _made(text, "adjoint")
+    return bind(_forward if kind == "forward" else _backward, names, _jit)
+
+
+def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
+    """Return a sequence `[T, ...]` with contiguous rows, and whether one row stands for all."""
+    if tensor is None or tensor.numel() == 0:
+        return None, False
+    if tensor.stride(0) == 0:
+        return tensor[0].contiguous(), True
+    return tensor.contiguous(), False
+
+
+def _bits(flags: Sequence[bool]) -> int:
+    return sum(1 << k for k, flag in enumerate(flags) if flag)
+
+
+def forward(
+    *,
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+    steps: int,
+    constant: bool,
+    spikes: Tensor | None,
+    traces: Sequence[Tensor],
+    finals: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> None:
+    """Fill `spikes`, `traces` and `finals` as `scan_numba.forward` does, and `saved`, if any.
+
+    `saved` are the states before every chunk, `[ceil(T/EVERY) * B * F]` each.
+    """
+    count, size = len(finals), finals[0].numel()
+    if size == 0:
+        return
+    if steps == 0:
+        for k, final in enumerate(finals):
+            final.copy_(states[k]) if states else final.zero_()
+        return
+    x, held = (current.contiguous(), True) if constant else _rows(current)
+    block, warps, stages = _geometry(size, finals[0].dtype)
+    kernel = _compiled(
+        "forward",
+        neuron,
+        BLOCK=block,
+        STAGES=stages,
+        GIVEN=len(states) > 0,
+        SCALARS=_bits([one.numel() == 1 for one in parameters]),
+        SPIKES=spikes is not None,
+        TRACED=(1 << count) - 1 if traces else 0,
+        SAVED=len(saved) > 0,
+        HELD_CURRENT=held,
+    )
+    nothing = (None,) * count
+    launch(
+        kernel,
+        -(-size // block),
+        warps,
+        x,
+        tuple(one.contiguous() for one in states) or nothing,
+        tuple(one.contiguous() for one in parameters),
+        bits_of(numbers),
+        spikes,
+        tuple(traces) or nothing,
+        tuple(saved) or nothing,
+        tuple(finals),
+        size,
+        tuple(one.numel() for one in parameters),
+        steps,
+    )
+
+
+def backward(
+    *,
+    grad_spikes: Tensor | None,
+    grad_traces: Sequence[Tensor | None],
+    grad_finals: Sequence[Tensor | None],
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+    steps: int,
+    constant: bool,
+    out: Tensor,
+    out_states: Sequence[Tensor],
+    out_parameters: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+) -> None:
+    """Fill the gradients as `scan_numba.backward` does; `saved` is what `forward` filled."""
+    count = len(saved)
+    size = math.prod(current.shape if constant else current.shape[1:])
+    each = [
+        None if one is None else one.new_empty(size) if steps else one.new_zeros(size)
+        for one in out_parameters
+    ]
+    finals = tuple(None if one is None else one.contiguous() for one in grad_finals)
+    if size and steps:
+        x, held = (current.contiguous(), True) if constant else _rows(current)
+        gs, gs_held = _rows(grad_spikes)
+        traces = [_rows(one) for one in grad_traces] or [(None, False)] * count
+        block, warps, stages = _geometry(size, saved[0].dtype)
+        kernel = _compiled(
+            "backward",
+            neuron,
+            BLOCK=block,
+            STAGES=stages,
+            SCALARS=_bits([one.numel() == 1 for one in parameters]),
+            SPIKES=gs is not None,
+            TRACED=_bits([one is not None for one, _ in traces]),
+            CONSTANT=constant,
+            WANTED=_bits([one is not None for one in out_parameters]),
+            WANT_STATES=len(out_states) > 0,
+            HELD_CURRENT=held,
+            HELD_SPIKES=gs_held,
+            HELD_TRACES=_bits([is_held for _, is_held in traces]),
+        )
+        launch(
+            kernel,
+            -(-size // block),
+            warps,
+            gs,
+            tuple(one for one, _ in traces),
+            finals or (None,) * count,
+            x,
+            tuple(saved),
+            tuple(one.contiguous() for one in parameters),
+            bits_of(numbers),
+            out,
+            tuple(out_states) or (None,) * count,
+            tuple(each),
+            size,
+            tuple(one.numel() for one in parameters),
+            steps,
+        )
+    elif size:
+        if constant:
+            out.zero_()
+        for before, final in zip(out_states, finals or (None,) * count):
+            before.zero_() if final is None else before.copy_(final)
+    for target, found in zip(out_parameters, each):
+        if target is not None and found is not None:
+            torch.sum(found.view(-1, target.numel()), 0, out=target)

@@ -1,0 +1,429 @@
+"""Record a scalar function as a `Program`, or refuse it with the line and what to write instead.
+
+The function is run once on symbols that write down what is done with them. Its free names (`exp`,
+`fire`, `where` and so on) write down themselves; numbers that it reads from outside become numbers
+that are handed over with every call, so that a surrogate whose slope changes during training is one
+and the same program; plain functions that it calls are followed.
+"""
+
+import linecache
+import math
+import sys
+from collections.abc import Callable, Iterator
+from types import CellType, CodeType, FrameType, FunctionType
+from typing import Any, NoReturn
+
+from .. import formulas
+from .program import TEXTS, Operation, Program, needed
+
+# What a function may use by name, and how many arguments each takes.
+FREE_NAMES = {
+    name: TEXTS[name][0]
+    for name in (
+        *("fire", "heaviside", "detach", "where", "minimum", "maximum"),
+        *("abs", "exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos"),
+    )
+}
+_KNOWN = ", ".join(FREE_NAMES)
+_INSTEAD = {
+    "max": "use maximum(a, b)",
+    "min": "use minimum(a, b)",
+    "pow": "multiply, as in u * u",
+    "float": "leave it out: every value is a floating-point number",
+    "int": "leave it out: every value is a floating-point number",
+    "print": "leave it out; look at a layer's trace instead",
+    "clamp": "use minimum(maximum(u, low), high)",
+    "sign": "use where(u > 0.0, 1.0, -1.0)",
+    "relu": "use maximum(u, 0.0)",
+}
+
+
+class Refusal(TypeError):
+    """A function that not every backend can run; says where and what to write instead."""
+
+
+class _Symbol:
+    """A value inside the function, known by its operand."""
+
+    __slots__ = ("is_condition", "operand", "recorder")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, recorder: "_Recorder", operand: str, is_condition: bool = False) -> None:
+        self.recorder, self.operand, self.is_condition = recorder, operand, is_condition
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._refuse(f"uses .{name} of a value", f"write {_call_of(name)}")
+
+    def __bool__(self) -> NoReturn:
+        self._refuse(
+            "asks whether a value is true (if, while, and, or, not, a chained comparison)",
+            "use where(condition, a, b), and & and | between conditions in parentheses",
+        )
+
+    def __float__(self) -> NoReturn:
+        self._refuse("turns a value into a Python number", "leave that out")
+
+    __int__ = __index__ = __len__ = __iter__ = __float__
+
+    def __getitem__(self, index: object) -> NoReturn:
+        self._refuse("takes a value apart", "a value is one number: leave the index out")
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        self._refuse("calls a value", "leave the parentheses out")
+
+    def _power(self, other: object) -> NoReturn:
+        self._refuse("uses **", "multiply, as in u * u, or use exp, log or sqrt")
+
+    __pow__ = __rpow__ = _power
+
+    def _other(self, other: object) -> NoReturn:
+        self._refuse(
+            "uses an operator other than + - * / > >= < <= & |",
+            f"use these, and {_KNOWN}",
+        )
+
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __matmul__ = __rmatmul__ = _other
+    __xor__ = __rxor__ = __lshift__ = __rshift__ = _other
+
+    def _equal(self, other: object) -> NoReturn:
+        self._refuse(
+            "compares with == or !=, which rounding decides",
+            "use a condition with > or <",
+        )
+
+    __eq__ = __ne__ = _equal
+
+    def __invert__(self) -> NoReturn:
+        self._refuse("uses ~", "turn the comparison round, as in u <= 0.0 for u > 0.0")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise self.recorder.refusal(what, instead)
+
+    def __neg__(self) -> "_Symbol":
+        return self.recorder.do("neg", self)
+
+    def __pos__(self) -> "_Symbol":
+        return self
+
+    def __abs__(self) -> "_Symbol":
+        return self.recorder.do("abs", self)
+
+
+def _operator(name: str, turned: bool = False) -> Callable[[_Symbol, Any], _Symbol]:
+    def method(self: _Symbol, other: Any) -> _Symbol:
+        return self.recorder.do(name, *((other, self) if turned else (self, other)))
+
+    return method
+
+
+for _method, _name, _turned in (
+    ("__add__", "add", False),
+    ("__radd__", "add", True),
+    ("__sub__", "sub", False),
+    ("__rsub__", "sub", True),
+    ("__mul__", "mul", False),
+    ("__rmul__", "mul", True),
+    ("__truediv__", "div", False),
+    ("__rtruediv__", "div", True),
+    ("__gt__", "gt", False),
+    ("__ge__", "ge", False),
+    ("__lt__", "lt", False),
+    ("__le__", "le", False),
+    ("__and__", "both", False),
+    ("__rand__", "both", True),
+    ("__or__", "either", False),
+    ("__ror__", "either", True),
+):
+    setattr(_Symbol, _method, _operator(_name, _turned))
+
+
+class _Recorder:
+    """Writes down the operations of one function and of those that it calls."""
+
+    def __init__(self, kind: str, function: FunctionType) -> None:
+        self.kind, self.function = kind, function
+        self.operations: list[Operation] = []
+        self.numbers: list[float] = []
+        self.codes: set[CodeType] = set()
+        self.bound: dict[FunctionType, FunctionType] = {}
+        self.names = {name: self._free(name, count) for name, count in FREE_NAMES.items()}
+        self.names["cast"] = lambda condition, like: self.do("where", condition, 1.0, 0.0)
+
+    def do(self, name: str, *operands: Any) -> _Symbol:
+        wants_conditions = name in ("both", "either")
+        texts = []
+        for k, operand in enumerate(operands):
+            condition = wants_conditions or (name == "where" and k == 0)
+            texts.append(self._operand(operand, condition))
+        self.operations.append((name, *texts))
+        is_condition = name in ("gt", "ge", "lt", "le", "both", "either")
+        return _Symbol(self, f"@{len(self.operations) - 1}", is_condition)
+
+    def _operand(self, value: Any, condition: bool = False) -> str:
+        if isinstance(value, _Symbol):
+            if value.is_condition != condition:
+                if condition:
+                    raise self.refusal("uses a number as a condition", "compare it, as in u > 0.0")
+                raise self.refusal(
+                    "computes with a condition as with a number", "use where(condition, 1.0, 0.0)"
+                )
+            return value.operand
+        if condition or type(value) is bool:
+            raise self.refusal(f"uses {value!r} as a condition or number", "compare values of it")
+        if type(value) is int:
+            raise self.refusal(
+                f"uses the integer {value}, which would widen the number format",
+                f"write {value}.0",
+            )
+        if type(value) is not float:
+            raise self.refusal(
+                f"computes with {value!r}, a {type(value).__name__}",
+                f"use numbers, arithmetic, comparison, and {_KNOWN}",
+            )
+        return repr(value)
+
+    def _free(self, name: str, count: int) -> Callable[..., _Symbol]:
+        def free(*arguments: Any, **named: Any) -> _Symbol:
+            if named or len(arguments) != count:
+                raise self.refusal(
+                    f"calls {name} with {len(arguments) + len(named)} arguments",
+                    f"{name} takes {count}, without names",
+                )
+            return self.do(name, *arguments)
+
+        free.__name__ = name
+        return free
+
+    def follow(self, function: FunctionType) -> FunctionType:
+        """Return the function with its free names looked up here."""
+        if function not in self.bound:
+            code = function.__code__
+            self.codes.add(code)
+            cells = tuple(
+                CellType(self._outside(name, cell.cell_contents))
+                for name, cell in zip(code.co_freevars, function.__closure__ or ())
+            )
+            names: dict[str, Any] = {"__builtins__": {}}
+            new = FunctionType(code, names, function.__name__, function.__defaults__, cells)
+            new.__kwdefaults__ = function.__kwdefaults__
+            self.bound[function] = new
+            for name in _globals_of(code):
+                if name in function.__globals__:
+                    names[name] = self._outside(name, function.__globals__[name])
+                elif name in self.names:
+                    names[name] = self.names[name]
+        return self.bound[function]
+
+    def _outside(self, name: str, value: Any) -> Any:
+        """Return what stands for a value that the function reads from outside."""
+        for free, stand_in in self.names.items():
+            if free != "sigmoid" and value is getattr(formulas, free, None):  # there a surrogate
+                return stand_in
+        if type(value) is bool or isinstance(value, (list, tuple, dict, str)):
+            return _Unknown(self, name, value)
+        if isinstance(value, (float, int)):
+            self.numbers.append(float(value))
+            return _Symbol(self, f"n{len(self.numbers) - 1}")
+        if isinstance(value, FunctionType):
+            return self.follow(value)
+        return _Unknown(self, name, value)
+
+    def refusal(self, what: str, instead: str) -> Refusal:
+        """The error for what the function does where it is being run."""
+        where = f"the {self.kind} {self.function.__name__!r}"
+        frame = self._frame()
+        if frame is not None:
+            line, file = frame.f_lineno, frame.f_code.co_filename
+            text = linecache.getline(file, line).strip()
+            where += f", line {line}" + (f" ({text})" if text else "")
+        return Refusal(f"{where} {what}, which not every backend can run; {instead}")
+
+    def _frame(self) -> FrameType | None:
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code not in self.codes:
+            frame = frame.f_back
+        return frame
+
+
+class _Unknown:
+    """What a function must not use, which is refused where it is used."""
+
+    def __init__(self, recorder: _Recorder, name: str, value: object) -> None:
+        self.__dict__.update(recorder=recorder, name=name, kind=type(value).__name__)
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise self.recorder.refusal(
+            f"uses {self.name!r}, a {self.kind}",
+            _INSTEAD.get(self.name, f"use numbers, arithmetic, comparison, and {_KNOWN}"),
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        instead = f"write {_call_of(name)}" if name in FREE_NAMES else f"use {_KNOWN}"
+        raise self.recorder.refusal(f"uses {self.name}.{name}", instead)
+
+    __call__ = __bool__ = __getitem__ = __iter__ = __len__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
+    __rtruediv__ = __neg__ = __gt__ = __ge__ = __lt__ = __le__ = __pow__ = __rpow__ = _refuse
+
+
+def _globals_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_of(constant)
+
+
+def _call_of(name: str) -> str:
+    return f"{name}(u)" if name in FREE_NAMES else f"the formula with {_KNOWN}"
+
+
+def _run(recorder: _Recorder, arguments: list[_Symbol]) -> Any:
+    """Run the function on symbols; what it returned."""
+    name = recorder.function.__name__
+    try:
+        return recorder.follow(recorder.function)(*arguments)
+    except Refusal:
+        raise
+    except RecursionError:
+        raise Refusal(
+            f"the {recorder.kind} {name!r} calls itself; write the steps one after the other"
+        ) from None
+    except NameError as error:
+        line = _line_of(recorder, error)
+        unknown = getattr(error, "name", None) or str(error)
+        advice = _INSTEAD.get(
+            unknown, f"a function may use numbers, arithmetic, comparison and {_KNOWN}"
+        )
+        raise Refusal(
+            f"the {recorder.kind} {name!r}{line} uses {unknown!r}, which is not known where it is "
+            f"written; {advice}"
+        ) from None
+    except Exception as error:
+        line = _line_of(recorder, error)
+        raise Refusal(
+            f"the {recorder.kind} {name!r}{line} cannot be run: {error}; it may use numbers, "
+            f"arithmetic, comparison and {_KNOWN}"
+        ) from error
+
+
+def _line_of(recorder: _Recorder, error: BaseException) -> str:
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code in recorder.codes:
+            text = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+            found = f", line {trace.tb_lineno}" + (f" ({text})" if text else "")
+        trace = trace.tb_next
+    return found
+
+
+def arguments_of(kind: str, function: object) -> tuple[str, ...]:
+    """Return the names of a function's arguments.
+
+    Raises:
+        TypeError: it is no plain Python function, or takes arguments that are not by position.
+    """
+    if not isinstance(function, FunctionType):
+        raise TypeError(
+            f"a {kind} must be a plain Python function, got {function!r}; write it as a `def`"
+        )
+    code = function.__code__
+    if code.co_kwonlyargcount or code.co_flags & 0x0C:
+        raise TypeError(
+            f"the {kind} {function.__name__!r} takes *arguments, **options or arguments by name "
+            "only; name each argument in its place"
+        )
+    if code.co_flags & 0x2A0:
+        raise TypeError(
+            f"the {kind} {function.__name__!r} is a generator or a coroutine; return its results"
+        )
+    return code.co_varnames[: code.co_argcount]
+
+
+def record(
+    neuron: Callable[..., Any], surrogate: Callable[..., Any], count: int = 0
+) -> tuple[Program, tuple[float, ...], tuple[float, ...]]:
+    """Record a neuron and its surrogate.
+
+    Args:
+        neuron: `(current, *states, *parameters)` to `(spike, *new_states)`; how many of its
+            arguments are states follows from what it returns.
+        surrogate: `(u, *numbers)` to the derivative of the spike at `u`.
+        count: how many numbers the surrogate is handed.
+
+    Returns:
+        The program, and the numbers that neuron and surrogate read from outside as they are now.
+        The program's numbers are in the order: read by the neuron, handed to the surrogate, read by
+        the surrogate.
+
+    Raises:
+        Refusal: (a TypeError) something that not every backend can run; names line and remedy.
+    """
+    arguments = arguments_of("neuron", neuron)
+    if not arguments:
+        raise Refusal(
+            f"the neuron {neuron.__name__!r} takes nothing; its first argument is current"
+        )
+    recorder = _Recorder("neuron", neuron)  # type: ignore[arg-type]
+    symbols = [
+        _Symbol(recorder, "x"),
+        *(_Symbol(recorder, f"a{k}") for k in range(1, len(arguments))),
+    ]
+    found = _run(recorder, symbols)
+    if not isinstance(found, tuple) or not 2 <= len(found) <= len(arguments):
+        got = f"{len(found)} results" if isinstance(found, tuple) else "one result that is no tuple"
+        raise Refusal(
+            f"the neuron {neuron.__name__!r} returns {got} for the arguments "
+            f"({', '.join(arguments)}); it must return (spike, *new_states), a value for each "
+            "state, and take the current, the states and then the parameters"
+        )
+    states = len(found) - 1
+    results = tuple(recorder._operand(one) for one in found)
+    names = {
+        f"a{k}": f"s{k - 1}" if k <= states else f"p{k - 1 - states}"
+        for k in range(1, len(arguments))
+    }
+    operations = tuple(
+        (name, *(names.get(o, o) for o in operands)) for name, *operands in recorder.operations
+    )
+    operations, results = needed(operations, tuple(names.get(one, one) for one in results))
+    slopes, slope, outside = _record_surrogate(surrogate, count)
+    own = len(recorder.numbers)
+    shifted = {f"n{k}": f"n{k + own}" for k in range(count + len(outside))}
+    slopes = tuple((name, *(shifted.get(o, o) for o in operands)) for name, *operands in slopes)
+    program = Program(
+        states,
+        len(arguments) - 1 - states,
+        (own, count + len(outside)),
+        operations,
+        results,
+        slopes,
+        shifted.get(slope, slope),
+    )
+    return program, tuple(recorder.numbers), outside
+
+
+def _record_surrogate(
+    surrogate: Callable[..., Any], count: int
+) -> tuple[tuple[Operation, ...], str, tuple[float, ...]]:
+    arguments = arguments_of("surrogate", surrogate)
+    required = len(arguments) - len(surrogate.__defaults__ or ())
+    if len(arguments) < 1 + count or required > 1 + count:
+        wanted = "u" if count == 0 else f"u and {count} numbers"
+        raise Refusal(
+            f"the surrogate {surrogate.__name__!r} takes ({', '.join(arguments)}); it must be "
+            f"callable with {wanted}; give its other arguments defaults"
+        )
+    recorder = _Recorder("surrogate", surrogate)  # type: ignore[arg-type]
+    # Numbers handed over come first.
+    recorder.numbers = [math.nan] * count
+    symbols = [_Symbol(recorder, "u"), *(_Symbol(recorder, f"n{k}") for k in range(count))]
+    found = _run(recorder, symbols)
+    if isinstance(found, tuple):
+        raise Refusal(
+            f"the surrogate {surrogate.__name__!r} returns {len(found)} results, wanted one"
+        )
+    slope = recorder._operand(found)
+    if any(operation[0] == "fire" for operation in recorder.operations):
+        raise Refusal(f"the surrogate {surrogate.__name__!r} uses fire, whose derivative it is")
+    operations, (slope,) = needed(tuple(recorder.operations), (slope,))
+    return operations, slope, tuple(recorder.numbers[count:])

@@ -1,0 +1,118 @@
+"""The neurons that come with the library, each one scalar function.
+
+Each takes `(current, *states, *parameters)` of one time step and returns `(spike, *new_states)`.
+The unit of time is the step, of membranes and currents the threshold, unless a function says
+otherwise.
+"""
+
+from ..formulas import detach, exp, fire, heaviside, sqrt, where
+
+
+def synaptic(current, syn, mem, alpha, beta, threshold):
+    """LIF behind a decaying synaptic current; snnTorch's `Synaptic`, arXiv:2109.12894."""
+    syn = alpha * syn + current
+    v = beta * mem + syn - heaviside(mem - threshold) * threshold
+    return fire(v - threshold), syn, v
+
+
+def synaptic_zero(current, syn, mem, alpha, beta, threshold):
+    """The same, whose membrane goes to zero at the step after a spike."""
+    syn = alpha * syn + current
+    v = beta * mem + syn
+    v = v - v * heaviside(mem - threshold)
+    return fire(v - threshold), syn, v
+
+
+def synaptic_none(current, syn, mem, alpha, beta, threshold):
+    """The same without a reset."""
+    syn = alpha * syn + current
+    v = beta * mem + syn
+    return fire(v - threshold), syn, v
+
+
+def alpha(current, exc, inh, mem, alpha, beta, tau, threshold):
+    """Membrane as a difference of two decaying traces; snnTorch's `Alpha`, arXiv:2109.12894."""
+    rising = alpha * exc + current
+    falling = beta * inh - current
+    v = tau * (rising + falling)
+    reset = heaviside(mem - threshold)
+    v = v - v * reset
+    return fire(v - threshold), rising - rising * reset, falling - falling * reset, v
+
+
+def alpha_subtract(current, exc, inh, mem, alpha, beta, tau, threshold):
+    """The same, whose reset takes away what a spike stands for, as snnTorch computes it."""
+    rising = alpha * exc + current
+    falling = beta * inh - current
+    reset = heaviside(mem - threshold)
+    v = tau * (rising + falling) - -inh * reset
+    return fire(v - threshold), rising - threshold * reset, falling - falling * reset, v
+
+
+def alpha_none(current, exc, inh, mem, alpha, beta, tau, threshold):
+    """The same without a reset."""
+    rising = alpha * exc + current
+    falling = beta * inh - current
+    v = tau * (rising + falling)
+    return fire(v - threshold), rising, falling, v
+
+
+def lif(current, mem, beta, threshold):
+    """LIF reset by subtraction at the step after a spike; what `PLIF` learns the decay of."""
+    v = beta * mem + current - heaviside(mem - threshold) * threshold
+    return fire(v - threshold), v
+
+
+def alif(current, mem, tired, beta, rho, rise, threshold):
+    """LIF whose threshold rises with every spike; Bellec et al. 2018, arXiv:1803.09574, eq. 1-3."""
+    bar = threshold + rise * tired
+    v = beta * mem + current
+    spike = fire(v - bar)
+    return spike, v - spike * bar, rho * tired + (1.0 - rho) * spike
+
+
+def se_adlif(current, mem, adaptation, d_u, d_w, a, b, q, threshold):
+    """Adaptive LIF by symplectic Euler steps; Baronig et al. 2024, arXiv:2408.07517."""
+    u = d_u * mem + (1.0 - d_u) * (current - adaptation)
+    spike = fire(u - threshold)
+    u = u * (1.0 - detach(spike))
+    w = d_w * adaptation + (1.0 - d_w) * q * (a * u + b * spike)
+    return spike, u, w
+
+
+def izhikevich(current, v, u, a, b, c, d, dt):
+    """Two states, many patterns of firing; Izhikevich 2003, doi:10.1109/TNN.2003.820440; mV, ms."""
+    v = v + dt * (0.04 * v * v + 5.0 * v + 140.0 - u + current)
+    u = u + dt * a * (b * v - u)
+    spike = fire(v - 30.0)
+    return spike, where(v > 30.0, c, v), u + spike * d
+
+
+def qif(current, mem, rate, gain, critical, threshold):
+    """Quadratic integrate-and-fire; Ermentrout 1996, doi:10.1162/neco.1996.8.5.979."""
+    v = mem + rate * (gain * mem * (mem - critical) + current)
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - detach(spike))
+
+
+def eif(current, mem, rate, sharpness, critical, threshold):
+    """Exponential integrate-and-fire; Fourcaud-Trocme et al. 2003, J. Neurosci. 23(37)."""
+    v = mem + rate * (sharpness * exp((mem - critical) / sharpness) - mem + current)
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - detach(spike))
+
+
+def brf(current, real, imag, tired, omega, offset, gamma, threshold, dt):
+    """Balanced resonate-and-fire; Higuchi et al. 2024, arXiv:2402.14603; omega in rad/s."""
+    damping = (sqrt(1.0 - dt * omega * (dt * omega)) - 1.0) / dt - offset - tired
+    x = real + dt * (damping * real - omega * imag + current)
+    y = imag + dt * (omega * real + damping * imag)
+    spike = fire(x - threshold - tired)
+    return spike, x, y, gamma * tired + spike
+
+
+def one_to_one(current, spike, mem, beta, weight, threshold):
+    """LIF to which its own last spike returns; snnTorch's `RLeaky` with `all_to_all=False`."""
+    v = beta * mem + current + weight * spike - heaviside(mem - threshold) * threshold
+    spike = fire(v - threshold)
+    return spike, spike, v

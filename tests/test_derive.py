@@ -1,0 +1,183 @@
+"""Recorded neurons: what is written down is what the function does, and its gradient is derived."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from neurospike import formulas
+from neurospike.neurons import stepped, zoo
+from neurospike.neurons.derive import derived
+from neurospike.neurons.program import Program, written
+from neurospike.neurons.record import FREE_NAMES, arguments_of, record
+
+ZOO = [
+    function
+    for function in vars(zoo).values()
+    if callable(function) and getattr(function, "__module__", "") == zoo.__name__
+]
+
+
+def random_neuron(seed):
+    """A scalar function of 1 to 4 states and up to 4 parameters, of operations drawn at random."""
+    draw = random.Random(seed)
+    states, parameters = draw.randint(1, 4), draw.randint(0, 4)
+    length = draw.randint(3, 20)
+    names = dict.fromkeys(FREE_NAMES)
+
+    def operation(values, use):
+        a, b = draw.choice(values), draw.choice(values)
+        kind = draw.choice(("+", "-", "*", "/", "neg", *FREE_NAMES, "condition"))
+        number = round(draw.uniform(-2.0, 2.0), 3)
+        if kind == "+":
+            return a + (number if draw.random() < 0.3 else b)
+        if kind == "-":
+            return number - a if draw.random() < 0.3 else a - b
+        if kind == "*":
+            return number * a if draw.random() < 0.3 else a * b
+        if kind == "/":  # away from the pole
+            return a / (b * b + 1.0) if draw.random() < 0.7 else number / (a * a + 1.0)
+        if kind == "neg":
+            return -a
+        if kind == "condition":
+            both = (a > b) & (a < 2.0) if draw.random() < 0.5 else (a <= b) | (b >= 0.5)
+            return use["where"](both, a, b)
+        if kind == "where":
+            return use["where"](a > number, a, number if draw.random() < 0.5 else b)
+        if kind in ("minimum", "maximum"):
+            return use[kind](a, number if draw.random() < 0.3 else b)
+        if kind == "exp":
+            return use["exp"](-(a * a))
+        if kind in ("log", "sqrt"):
+            return use[kind](a * a + 0.5)
+        return use[kind](a)
+
+    def neuron(current, *rest):
+        use = {name: names[name] for name in FREE_NAMES}
+        values = [current, *rest]
+        for _ in range(length):
+            values.append(operation(values, use))
+        spike = use["fire"](values[-1] - 0.1)
+        return spike, *(draw.choice(values[1 + len(rest) :]) for _ in range(states))
+
+    return neuron, states, parameters, draw, names
+
+
+def recorded(seed):
+    """The program of a random neuron: the recorder's own symbols are what it computes with."""
+    from neurospike.neurons.record import _Recorder, _Symbol
+
+    neuron, states, parameters, _, names = random_neuron(seed)
+    recorder = _Recorder("neuron", neuron)
+    names.update(recorder.names)
+    inputs = [f"s{k}" for k in range(states)] + [f"p{k}" for k in range(parameters)]
+    found = neuron(_Symbol(recorder, "x"), *(_Symbol(recorder, one) for one in inputs))
+    results = tuple(recorder._operand(one) for one in found)
+    atan, _, outside = record(zoo.lif, formulas.atan, 1)
+    program = Program(
+        states,
+        parameters,
+        atan.numbers,
+        tuple(recorder.operations),
+        results,
+        atan.surrogate,
+        atan.slope,
+    )
+    return program, (2.0, *outside)
+
+
+def gradients(program, numbers, inputs, grads):
+    """The derived gradients and torch's own, of current, states and parameters."""
+    values = tuple(torch.tensor(value, dtype=inputs[0].dtype) for value in numbers)
+    operations, results = derived(program, (True,) * len(grads), (True,) * len(inputs))
+    names = [*program.inputs, *(f"g{k}" for k in range(len(grads)))]
+    adjoint = stepped._function("adjoint", written("adjoint", names, operations, results), "<a>")
+    got = [one.expand_as(inputs[0]) for one in adjoint(*inputs, *values, *grads)]
+    leaves = [one.clone().requires_grad_() for one in inputs]
+    text = written("step", program.inputs, program.operations, program.results)
+    step = stepped._with_fire(
+        stepped._function("step", text, "<s>"),
+        lambda u: stepped._Fire.apply(u, program, values),
+    )
+    found = [one.expand_as(inputs[0]) for one in step(*leaves, *values)]
+    found = [one + 0.0 * leaves[0] for one in found]  # also where nothing depends on them
+    total = sum((one * grad).sum() for one, grad in zip(found, grads))
+    want = torch.autograd.grad(total, leaves, materialize_grads=True, allow_unused=True)
+    return got, want
+
+
+@pytest.mark.parametrize("first", range(0, 1000, 100))
+def test_of_a_thousand_random_neurons_the_derived_gradient_is_torchs(first):
+    compared = 0
+    for seed in range(first, first + 100):
+        program, numbers = recorded(seed)
+        assert Program.parse(str(program)) == program
+        generator = torch.Generator().manual_seed(seed)
+        many = 1 + program.states + program.parameters
+        inputs = [torch.randn(50, dtype=torch.float64, generator=generator) for _ in range(many)]
+        grads = [
+            torch.randn(50, dtype=torch.float64, generator=generator)
+            for _ in range(1 + program.states)
+        ]
+        got, want = gradients(program, numbers, inputs, grads)
+        for one, other in zip(got, want):
+            finite = other.isfinite()
+            compared += int(finite.sum())
+            distance = (one - other)[finite].norm()
+            assert distance <= 1e-12 * max(1.0, float(other[finite].norm())), (seed, str(program))
+    assert compared > 100 * 50
+
+
+@pytest.mark.parametrize("neuron", ZOO, ids=lambda one: one.__name__)
+def test_the_zoos_derived_gradient_is_torchs(neuron):
+    program, own, outside = record(neuron, formulas.atan, 1)
+    many = len(arguments_of("neuron", neuron))
+    inputs = [torch.rand(200, dtype=torch.float64) * 0.9 + 0.05 for _ in range(many)]
+    grads = [torch.randn(200, dtype=torch.float64) for _ in program.results]
+    got, want = gradients(program, (*own, 2.0, *outside), inputs, grads)
+    for one, other in zip(got, want):
+        assert (one - other).norm() <= 1e-12 * max(1.0, float(other.norm()))
+
+
+def test_only_what_is_asked_for_is_computed():
+    program, _, _ = record(zoo.synaptic, formulas.atan, 1)
+    everything, results = derived(program, (True,) * 3, (True,) * 6)
+    assert len(results) == 6
+    current, _ = derived(program, (True,) * 3, (True, *(False,) * 5))
+    assert len(current) < len(everything)
+    silent, _ = derived(program, (False, True, True), (True,) * 6)
+    assert not any(
+        "n0" in operation for operation in silent
+    )  # no surrogate without a spike's gradient
+    nothing, zeros = derived(program, (False,) * 3, (True,) * 6)
+    assert nothing == () and set(zeros) == {"0.0"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1 2 0 1|mul p0 s0|@0 @0|mul u n0",
+        "1 2 0 1|import os;|@0|neg u|@0",
+        "1 2 0 1|mul p0 __import__('os')|@0 @0|neg u|@0",
+        "1 2 0 1|mul p0|@0 @0|neg u|@0",
+        "one 2 0 1|mul p0 s0|@0 @0|neg u|@0",
+    ],
+)
+def test_what_is_no_program_is_refused_and_never_run(text):
+    with pytest.raises(ValueError, match="not a recorded neuron"):
+        Program.parse(text)
+
+
+def test_numbers_from_outside_are_no_part_of_the_program():
+    def surrogate_of(slope):
+        return lambda u: 1.0 / (1.0 + slope * abs(u))
+
+    programs, numbers = set(), []
+    for slope in np.linspace(1.0, 5.0, 9):
+        program, _, outside = record(zoo.lif, surrogate_of(float(slope)))
+        programs.add(str(program))
+        numbers.append(outside)
+    assert len(programs) == 1
+    assert numbers == [(slope,) for slope in np.linspace(1.0, 5.0, 9)]
