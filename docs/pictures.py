@@ -106,6 +106,45 @@ def coding(kind: str) -> Figure:
     return drawn
 
 
+# Neurons with the current of the step that they are shown, and which of their states is a membrane.
+NEURONS: dict[str, tuple[Callable[[], ns.Spiking], float, str]] = {
+    "synaptic": (lambda: ns.Synaptic(0.8, 0.9), 0.06, "mem"),
+    "alpha": (lambda: ns.Alpha(0.9, 0.8), 0.35, "mem"),
+    "plif": (lambda: ns.PLIF(0.9), 0.15, "mem"),
+    "alif": (lambda: ns.ALIF(0.9, 0.97, 0.8), 0.3, "mem"),
+    "se_adlif": (lambda: ns.SEAdLIF(0.9, 0.97, 0.5, 1.0, 3.0), 2.5, "mem"),
+    "izhikevich": (lambda: ns.Izhikevich(), 12.0, "v"),
+    "qif": (lambda: ns.QIF(), 0.25, "mem"),
+    "eif": (lambda: ns.EIF(), 0.95, "mem"),
+    "brf": (lambda: ns.BRF(omega=25.0, offset=2.0), 60.0, "real"),
+    "one_to_one": (lambda: ns.OneToOne(0.9, -0.5), 0.25, "mem"),
+}
+
+
+def neuron(name: str) -> Figure:
+    """What a neuron does under a current that is switched on and off again."""
+    make, strength, membrane = NEURONS[name]
+    layer = make()
+    steps = 300 if name == "izhikevich" else 120
+    current = torch.zeros(steps, 1, 1)
+    current[steps // 10 : steps * 7 // 10] = strength
+    with torch.no_grad():
+        spikes, _, traces = layer(current, return_trace=True)
+    fired = spikes.flatten().nonzero().flatten().tolist()
+    assert fired, f"{name} is silent"
+    drawn = figure(9, 2.2)
+    axes = drawn.subplots()
+    for state, trace in zip(layer.states, traces):
+        if state == membrane:
+            axes.plot(trace.flatten().tolist(), color=BLUE, linewidth=1.5, label=membrane)
+    top = axes.get_ylim()[1]
+    axes.plot(fired, [top] * len(fired), "v", color=RED, markersize=5, label="spike")
+    axes.axvspan(steps // 10, steps * 7 // 10, color="#f0f0f0", zorder=0)
+    tidy(axes, f"{type(layer).__name__}: a current of {strength:g} while grey", "time step", membrane)
+    legend(axes, loc="upper right")
+    return drawn
+
+
 def tiring() -> Figure:
     """A LIF beside the adaptive neuron of the examples, under one current."""
     from examples.own_neuron import Adaptive
@@ -172,6 +211,7 @@ PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
         f"coding_{kind}": coding(kind)
         for kind in ("constant", "rate", "latency", "delta", "phase", "burst")
     },
+    "neurons": lambda: {f"neuron_{name}": neuron(name) for name in NEURONS},
     "tiring": tiring,
     "network": network,
     "depth": depth,

@@ -41,11 +41,11 @@ def clamped(beta: Tensor, gradient: str) -> Tensor:
     return _Inward.apply(beta)
 
 
-def check_beta_gradient(name: str) -> None:
+def check_beta_gradient(name: str, argument: str = "beta_gradient") -> None:
     """Raise ValueError for an unknown choice."""
     if name not in BETA_GRADIENTS:
         known = ", ".join(BETA_GRADIENTS)
-        raise ValueError(f"unknown beta_gradient {name!r}; choose one of {known}")
+        raise ValueError(f"unknown {argument} {name!r}; choose one of {known}")
 
 
 def check_beta(beta: Any) -> None:

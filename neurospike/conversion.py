@@ -1,4 +1,4 @@
-"""From snnTorch to fused layers: one `Leaky`, or a network of them in a row.
+"""From snnTorch to fused layers: one layer of neurons, or a network of them in a row.
 
 snnTorch steps a network through time in Python, a kernel launch or more per operator and step. The
 layers made here compute the same over the whole sequence. Needs no snnTorch that is not loaded.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .layers import LIF
 from .sequential import Sequential, library_of
 from .snntorch_surrogates import NAMES, none, surrogate_of
+from .spiking import Alpha, OneToOne, Spiking, Synaptic
 from .surrogate import Surrogate
 
 Layer = TypeVar("Layer", bound=LIF)
@@ -21,7 +22,6 @@ Replacement = str | Surrogate | Callable[..., Any] | None  # of the surrogates; 
 
 _RESETS = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"}
 _MISSING = {  # what to do about neurons of snnTorch that no fused layer computes
-    "Synaptic": "examples/own_neuron.py makes one of two fused layers, with the same spikes",
     "Lapicque": "its equation is that of ns.LIF(beta=1 - time_step / (R * C)) with every current "
     "scaled by time_step / C: scale the weights before it and use that",
 }
@@ -31,45 +31,48 @@ _OWN = (
 )
 
 
-def convert(module: nn.Module, *, surrogate: Replacement = None) -> LIF | Sequential:
-    """Return the network with every `snntorch.Leaky` replaced by a fused layer over all steps.
+def convert(module: nn.Module, *, surrogate: Replacement = None) -> LIF | Spiking | Sequential:
+    """Return the network with every layer of snnTorch's neurons replaced by a fused one.
+
+    `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky` and
+    `RSynaptic` with `all_to_all=False` become `OneToOne`.
 
         net = ns.convert(net)                      # an nn.Sequential with Leaky layers
         spikes, states = net(images, num_steps=25) # was: a loop of 25 calls of net(images)
 
     The other layers, and the decays and thresholds that are learned, are those of `module` itself,
-    not copies; the new network begins at rest. A last `Leaky` that returns its membrane too
-    (`output=True`, or without `init_hidden`) gives `(spikes, membranes)`, both `[T, B, *F]`, as the
-    output: `(spikes, mems), states = net(...)`. Spikes are equal bit for bit wherever the layers
-    between give the same bits for a larger batch. A layer that stands in the network twice is run
-    twice. In training, batch normalisation takes its statistics over all steps at once, where
-    snnTorch takes them step by step; dropout and other layers that draw at random draw for every
-    step, as there. Hooks on a `Leaky` are not carried over.
+    not copies; the new network begins at rest. Last neurons that return their states too
+    (`output=True`, or without `init_hidden`) give them at every step, each `[T, B, *F]`, in the
+    order of snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`. Spikes are equal bit for
+    bit wherever the layers between give the same bits for a larger batch. A layer that stands in
+    the network twice is run twice. In training, batch normalisation takes its statistics over all
+    steps at once, where snnTorch takes them step by step; dropout and other layers that draw at
+    random draw for every step, as there. Hooks on neurons are not carried over.
 
     Args:
-        module: a `snntorch.Leaky`, or an `nn.Sequential` of such and of layers without memory,
-            which may be nested. A subclass of `Leaky` is converted if it overrides nothing that
-            `Leaky` computes with.
+        module: such neurons, or an `nn.Sequential` of them and of layers without memory, which may
+            be nested. A subclass is converted if it overrides nothing that its base computes with.
         surrogate: for every converted layer, in place of its own `spike_grad`: a name, an object of
             `neurospike.surrogate`, or the derivative as a function of u.
 
     Raises:
         TypeError: another neuron of snnTorch; a module that steps neurons in a `forward` of its
             own, which has to be rewritten with `LIF.from_snntorch`.
-        ValueError: a `Leaky` with an option that a fused layer does not have, which is named, or
-            one that stands in the network twice.
+        ValueError: neurons with an option that a fused layer does not have, which is named, or
+            neurons that stand in the network twice.
     """
     converted = _Conversion(surrogate).of(module, "", last=True)
-    if not isinstance(converted, (LIF, Sequential)):
+    if not isinstance(converted, (LIF, Spiking, Sequential)):
         raise TypeError(
-            f"convert takes a snntorch.Leaky or an nn.Sequential, got {type(module).__name__}"
+            "convert takes neurons of snnTorch or an nn.Sequential of them, got "
+            f"{type(module).__name__}"
         )
     return converted
 
 
 def from_leaky(kind: type[Layer], leaky: Any, surrogate: Replacement, backend: str) -> Layer:
     """Return a layer of class `kind` that computes what `leaky` does; see `LIF.from_snntorch`."""
-    if not _is_leaky(leaky):
+    if _kind_of(leaky) != "Leaky":
         raise TypeError(f"from_snntorch takes a snntorch.Leaky, got {_refusal(leaky)}")
     _check_options(leaky)
     layer = kind(
@@ -98,8 +101,76 @@ class _TracedLIF(LIF):
         return (spikes, trace), mem
 
 
+class _Traced(Spiking):
+    """Last neurons that give their states at every step beside their spikes."""
+
+    def forward(  # type: ignore[override]
+        self, current: Tensor, state: Any = None, *, num_steps: int | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return `((spikes, *traces), state)`."""
+        spikes, state, traces = super().forward(
+            current, state, num_steps=num_steps, return_trace=True
+        )
+        shown = (one for name, one in zip(self.states, traces) if name != "spike")
+        return (spikes, *shown), state
+
+
+class _TracedSynaptic(_Traced, Synaptic):
+    pass
+
+
+class _TracedAlpha(_Traced, Alpha):
+    pass
+
+
+class _TracedOneToOne(_Traced, OneToOne):
+    pass
+
+
+# Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.
+_DECAYS = {"alpha": "alpha", "beta": "beta", "threshold": "threshold"}
+_KINDS: dict[str, tuple[type[Spiking], type[Spiking], dict[str, str]]] = {
+    "Synaptic": (Synaptic, _TracedSynaptic, _DECAYS),
+    "Alpha": (Alpha, _TracedAlpha, _DECAYS),
+    "RLeaky": (
+        OneToOne,
+        _TracedOneToOne,
+        {"beta": "beta", "threshold": "threshold", "weight": "V"},
+    ),
+    "RSynaptic": (OneToOne, _TracedOneToOne, {**_DECAYS, "weight": "V"}),
+}
+
+
+def _from_others(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Spiking:
+    """Return the fused layer of neurons of snnTorch that have more states than a membrane."""
+    if getattr(neurons, "all_to_all", False):
+        raise TypeError(
+            f"{name} with all_to_all=True, whose neurons act on each other at every step; a fused "
+            "layer has the weights of each neuron to itself (all_to_all=False). Keep it in snnTorch"
+        )
+    _check_options(neurons)
+    if not getattr(neurons, "reset_delay", True) and neurons.reset_mechanism != "none":
+        raise ValueError(
+            f"this {name} has reset_delay=False, which the fused layer does not have; leave it "
+            "out, or keep the layer in snnTorch"
+        )
+    ours, traced, parameters = _KINDS[name]
+    values = {}
+    for key, attribute in parameters.items():
+        value = getattr(neurons, attribute)
+        is_decay = key in ("alpha", "beta") and not isinstance(value, nn.Parameter)
+        values[key] = value.clamp(0, 1) if is_decay else value
+    layer = (traced if last else ours)(
+        **values,
+        reset=neurons.reset_mechanism,
+        surrogate=_surrogate(neurons) if surrogate is None else surrogate,
+        bound_gradient="clamp",
+    )
+    return layer.train(neurons.training)
+
+
 class _Conversion:
-    """One call of `convert`: the surrogate asked for, and where each `Leaky` was met."""
+    """One call of `convert`: the surrogate asked for, and where each layer was met."""
 
     def __init__(self, surrogate: Replacement) -> None:
         self.surrogate = surrogate
@@ -107,8 +178,8 @@ class _Conversion:
 
     def of(self, module: nn.Module, path: str, last: bool) -> nn.Module:
         """Return what stands for `module` in the new network."""
-        if _is_leaky(module):
-            return self.neurons(module, path, last)
+        if kind := _kind_of(module):
+            return self.neurons(module, kind, path, last)
         if _is_plain_sequential(module):
             names = list(module._modules)
             children = {  # not named_children(), which passes over a module met before
@@ -130,19 +201,21 @@ class _Conversion:
                 raise TypeError(f"cannot convert {where}, {_refusal(inner, inside)}")
         return module
 
-    def neurons(self, leaky: Any, path: str, last: bool) -> LIF:
-        """Return the fused layer of a `Leaky`."""
-        before = self.met.setdefault(id(leaky), path)
+    def neurons(self, theirs: Any, kind: str, path: str, last: bool) -> LIF | Spiking:
+        """Return the fused layer of neurons of snnTorch's class `kind`."""
+        before = self.met.setdefault(id(theirs), path)
         if before != path:
             raise ValueError(
-                f"layers {before} and {path} are one and the same Leaky, which keeps one membrane "
-                "for both places; fused layers cannot share it: make a Leaky for each place"
+                f"layers {before} and {path} are one and the same {kind}, which keeps one membrane "
+                f"for both places; fused layers cannot share it: make a {kind} for each place"
             )
-        returns_mem = last and bool(leaky.output or not leaky.init_hidden)
+        shown = last and bool(theirs.output or not theirs.init_hidden)
         try:
-            return from_leaky(_TracedLIF if returns_mem else LIF, leaky, self.surrogate, "auto")
-        except ValueError as error:
-            raise ValueError(f"layer {path}: {error}" if path else str(error)) from None
+            if kind == "Leaky":
+                return from_leaky(_TracedLIF if shown else LIF, theirs, self.surrogate, "auto")
+            return _from_others(theirs, kind, shown, self.surrogate)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"layer {path}: {error}" if path else str(error)) from None
 
 
 def _is_plain_sequential(module: nn.Module) -> bool:
@@ -154,23 +227,33 @@ def _is_plain_sequential(module: nn.Module) -> bool:
     )
 
 
-def _is_leaky(module: object) -> bool:
+def _kind_of(module: object) -> str:
+    """Return which of snnTorch's neurons that have a fused layer a module is; "" if none."""
+    base = _base_of(module)
+    return base.__name__ if base is not None and not _overridden(module, base) else ""
+
+
+def _base_of(module: object) -> Any:
+    """Return the class of snnTorch's neurons that `module` is of, if that has a fused layer."""
     library = sys.modules.get("snntorch")
-    return library is not None and isinstance(module, library.Leaky) and not _overridden(module)
+    for name in ("Leaky", *_KINDS) if library is not None else ():
+        base = getattr(library, name, None)
+        if base is not None and isinstance(module, base):
+            return base
+    return None
 
 
-def _overridden(module: Any) -> list[str]:
-    """Return the methods of `snntorch.Leaky` that a subclass, or the object itself, replaces."""
-    leaky: Any = sys.modules["snntorch"].Leaky
+def _overridden(module: Any, base: Any) -> list[str]:
+    """Return the methods of snnTorch's class that a subclass, or the object itself, replaces."""
     theirs = {
         name
-        for kind in leaky.__mro__
+        for kind in base.__mro__
         if kind.__module__.startswith("snntorch.")
         for name in vars(kind)
         if not name.startswith("__")
     }
     kinds = type(module).__mro__
-    found = {name for kind in kinds[: kinds.index(leaky)] for name in vars(kind)}
+    found = {name for kind in kinds[: kinds.index(base)] for name in vars(kind)}
     found |= {name for name, value in vars(module).items() if callable(value)}
     return sorted(found & theirs)
 
@@ -181,27 +264,29 @@ def _refusal(module: object, inside: str = "") -> str:
     library = sys.modules.get("snntorch")
     if not isinstance(module, nn.Module) or library_of(module) != "snntorch" or library is None:
         return f"{name}; of snnTorch's neurons that is the one with the equations of LIF"
-    if _is_leaky(module):
+    base = _base_of(module)
+    if base is not None and not _overridden(module, base):
         return (
-            f"a snntorch.{name}{inside}; convert takes Leaky layers in an nn.Sequential: write the "
-            "network as one, or use ns.LIF.from_snntorch and hand whole sequences [T, B, *F] on in "
-            "its forward"
+            f"a snntorch.{name}{inside}; convert takes neurons in an nn.Sequential: write the "
+            "network as one, or make fused layers of its neurons, each by ns.convert, and hand "
+            "whole sequences [T, B, *F] on in its forward"
         )
-    if isinstance(module, library.Leaky):
+    if base is not None:
         return (
-            f"{name}, a snntorch.Leaky that overrides {', '.join(_overridden(module))}{inside}: "
-            "its equations may be others than those of ns.LIF; use snntorch.Leaky itself, or "
-            f"{_OWN}"
+            f"{name}, a snntorch.{base.__name__} that overrides "
+            f"{', '.join(_overridden(module, base))}{inside}: "
+            f"its equations may be others; use snntorch.{base.__name__} itself, or {_OWN}"
         )
     missing = _MISSING.get(name, _OWN)
     return (
-        f"a snntorch.{name}{inside}: Leaky is the one neuron of snnTorch that has a fused layer, "
-        f"ns.LIF. For {name}, {missing}"
+        f"a snntorch.{name}{inside}: the neurons of snnTorch that have a fused layer are Leaky, "
+        f"{', '.join(_KINDS)}. For {name}, {missing}"
     )
 
 
 def _check_options(leaky: Any) -> None:
     """Raise `ValueError` that names the option a fused layer does not have."""
+    name = type(leaky).__name__
     factor = leaky.graded_spikes_factor
     refused = {
         "inhibition=True": leaky.inhibition,
@@ -212,17 +297,17 @@ def _check_options(leaky: Any) -> None:
     for option, present in refused.items():
         if present:
             raise ValueError(
-                f"this Leaky has {option}, which ns.LIF does not have; leave it out, or keep the "
-                "layer in snnTorch"
+                f"this {name} has {option}, which the fused layer does not have; leave it out, or "
+                "keep the layer in snnTorch"
             )
     step = getattr(leaky.state_function, "__name__", "")
     if step != _RESETS[leaky.reset_mechanism]:
         raise ValueError(
-            f"this Leaky says reset_mechanism={leaky.reset_mechanism!r} and steps with "
+            f"this {name} says reset_mechanism={leaky.reset_mechanism!r} and steps with "
             f"{step or leaky.state_function!r}, that of another: its reset_mechanism was changed "
-            "after it was made; make a new Leaky with the one you want"
+            "after it was made; make a new one with the reset you want"
         )
-    if leaky.reset_delay or leaky.reset_mechanism == "none":
+    if name != "Leaky" or leaky.reset_delay or leaky.reset_mechanism == "none":
         return
     if leaky.reset_mechanism == "subtract" or bool((leaky.threshold < 0).any()):
         raise ValueError(
@@ -233,14 +318,14 @@ def _check_options(leaky: Any) -> None:
 
 
 def _surrogate(leaky: Any) -> Surrogate:
-    """Return the surrogate of a `Leaky`."""
+    """Return the surrogate of neurons of snnTorch."""
     if leaky.surrogate_disable:
         return Surrogate(none)
     found = surrogate_of(leaky.spike_grad)
     if found is None:
         raise ValueError(
-            f"this Leaky has the spike_grad {leaky.spike_grad!r}, which is none of "
-            f"snntorch.surrogate's {NAMES}; give its derivative as surrogate=, a name or a "
+            f"this {type(leaky).__name__} has the spike_grad {leaky.spike_grad!r}, which is none "
+            f"of snntorch.surrogate's {NAMES}; give its derivative as surrogate=, a name or a "
             "function of u, to ns.convert or ns.LIF.from_snntorch"
         )
     return found

@@ -6,14 +6,14 @@ every backend runs it fused over time: one path for the neurons of the library a
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import dispatch, ops, scan
 from .arguments import check_current, check_mem, flat_parameter, parameter_of, window_of
-from .bounds import clamped
+from .bounds import check_beta_gradient, clamped
 from .layers import _Neuron
 from .neurons import stepped, zoo
 from .neurons.program import Program
@@ -44,6 +44,8 @@ class Spiking(_Neuron):
             are now.
         learn: names of the parameters to learn.
         bounds: lowest and highest value of a parameter by its name; what is learned is clamped.
+        bound_gradient: at and beyond the bounds 0 and 1 `"inward"` stops only a gradient that
+            leads out, `"clamp"` any, as torch's clamp does.
         rest: value of a state before the first step by its name; 0 for all others.
         surrogate: derivative of the spike in the backward pass, see `neurospike.lif`.
         grad_window: see `neurospike.lif`.
@@ -65,6 +67,7 @@ class Spiking(_Neuron):
         *,
         learn: Iterable[str] = (),
         bounds: Bounds | None = None,
+        bound_gradient: str = "inward",
         rest: Mapping[str, float] | None = None,
         surrogate: str | Surrogate | Callable[..., Any] = "atan",
         grad_window: float | None = None,
@@ -84,7 +87,8 @@ class Spiking(_Neuron):
         self.surrogate, self.grad_window = chosen, grad_window
         self.program = str(program.windowed() if window else program)
         self.numbers = (*own, *chosen.parameters, *outside, *window)
-        self.bounds = dict(bounds or {})
+        self.bounds, self.bound_gradient = dict(bounds or {}), bound_gradient
+        check_beta_gradient(bound_gradient, "bound_gradient")
         self.rest = self._checked_rest(rest or {})
         dispatch.check_name(backend)
         self.backend = backend
@@ -155,7 +159,7 @@ class Spiking(_Neuron):
         limits = self.bounds.get(name)
         if limits is None or not isinstance(value, nn.Parameter):
             return value
-        return clamped(value, "inward") if limits == UNIT else value.clamp(*limits)
+        return clamped(value, self.bound_gradient) if limits == UNIT else value.clamp(*limits)
 
     def _checked_rest(self, rest: Mapping[str, float]) -> dict[str, float]:
         unknown = sorted(set(rest) - set(self.states))
@@ -270,7 +274,7 @@ def _range(value: Tensor) -> str:
     return f"values from {float(value.min()):g} to {float(value.max()):g}"
 
 
-def _function_of(functions: Mapping[str, Callable[..., Any]], reset: str) -> Callable[..., Any]:
+def _named(functions: Mapping[str, Callable[..., Any]], reset: str) -> Callable[..., Any]:
     if reset not in functions:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(functions)}")
     return functions[reset]
@@ -290,12 +294,6 @@ class Synaptic(Spiking):
         options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
     """
 
-    _FUNCTIONS: ClassVar[dict[str, Callable[..., Any]]] = {
-        "subtract": zoo.synaptic,
-        "zero": zoo.synaptic_zero,
-        "none": zoo.synaptic_none,
-    }
-
     def __init__(
         self,
         alpha: float | Tensor,
@@ -305,7 +303,7 @@ class Synaptic(Spiking):
         reset: str = "subtract",
         **options: Any,
     ) -> None:
-        function = _function_of(self._FUNCTIONS, reset)
+        function = zoo.synaptic(_named(zoo.RESETS, reset))
         bounds = {"alpha": UNIT, "beta": UNIT}
         values: dict[str, Any] = {
             "alpha": alpha,
@@ -323,12 +321,6 @@ class Alpha(Spiking):
     spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
     """
 
-    _FUNCTIONS: ClassVar[dict[str, Callable[..., Any]]] = {
-        "zero": zoo.alpha,
-        "subtract": zoo.alpha_subtract,
-        "none": zoo.alpha_none,
-    }
-
     def __init__(
         self,
         alpha: float | Tensor,
@@ -338,7 +330,7 @@ class Alpha(Spiking):
         reset: str = "zero",
         **options: Any,
     ) -> None:
-        function = _function_of(self._FUNCTIONS, reset)
+        function = _named(zoo.ALPHA, reset)
         if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
             raise ValueError("alpha must be greater than beta, the decay of the falling trace")
         bounds = {"alpha": UNIT, "beta": UNIT}
@@ -377,7 +369,7 @@ class PLIF(Spiking):
             "logit": torch.logit(start),
             "threshold": threshold,
         }
-        super().__init__(zoo.lif, **{"learn": ("logit",), **options}, **values)
+        super().__init__(zoo.lif(), **{"learn": ("logit",), **options}, **values)
 
     @property
     def beta(self) -> Tensor:  # type: ignore[override]
@@ -559,8 +551,11 @@ class BRF(Spiking):
 class OneToOne(Spiking):
     """LIF neurons to which their own last spike returns; snnTorch's `RLeaky(all_to_all=False)`.
 
-    States `spike` and `mem`. Args: `beta`, the decay per step, in [0, 1]; `weight` of the returning
-    spike; `threshold`; options as of `Spiking`.
+    States `spike` and `mem`, with `alpha` also `syn` between them. Args: `beta`, the decay of the
+    membrane per step, in [0, 1]; `weight` of the returning spike; `threshold`; `alpha`, the decay
+    per step of a synaptic current that takes in current and spike, as snnTorch's
+    `RSynaptic(all_to_all=False)`, without it none; `reset` as of `Synaptic`; options as of
+    `Spiking`.
     """
 
     def __init__(
@@ -568,11 +563,14 @@ class OneToOne(Spiking):
         beta: float | Tensor,
         weight: float | Tensor = 1.0,
         threshold: float | Tensor = 1.0,
+        *,
+        alpha: float | Tensor | None = None,
+        reset: str = "subtract",
         **options: Any,
     ) -> None:
-        values: dict[str, Any] = {
-            "beta": beta,
-            "weight": weight,
-            "threshold": threshold,
-        }
-        super().__init__(zoo.one_to_one, bounds={"beta": UNIT}, **values, **options)
+        make = zoo.one_to_one if alpha is None else zoo.synaptic_one_to_one
+        bounds = {"alpha": UNIT, "beta": UNIT}
+        values: dict[str, Any] = {"beta": beta, "weight": weight, "threshold": threshold}
+        if alpha is not None:
+            values["alpha"] = alpha
+        super().__init__(make(_named(zoo.RESETS, reset)), bounds=bounds, **values, **options)

@@ -112,7 +112,7 @@ def test_a_surrogate_in_place_of_one_that_is_not_known():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inhibition": True}, "has inhibition=True, which ns.LIF does not have"),
+        ({"inhibition": True}, "has inhibition=True, which the fused layer does not"),
         ({"state_quant": lambda mem: mem.round()}, "has state_quant,"),
         ({"graded_spikes_factor": 2.0}, r"has graded_spikes_factor=2\.0,"),
         ({"graded_spikes_factor": torch.tensor([1.0, 3.0])}, r"factor=\[1\.0, 3\.0\],"),
@@ -131,21 +131,111 @@ def test_options_that_cannot_be_expressed_are_named(options, message):
 
 def test_other_neurons_are_refused_and_what_to_use_is_said():
     for neuron, advice in (
-        (snntorch.Synaptic(0.9, 0.8, init_hidden=True), "examples/own_neuron.py makes one of two"),
-        (
-            snntorch.RLeaky(0.9, all_to_all=False, init_hidden=True),
-            "carries_state = True for ns.Se",
-        ),
         (snntorch.Lapicque(0.9, init_hidden=True), r"ns.LIF\(beta=1 - time_step / \(R \* C\)\)"),
         (snntorch.LeakyParallel(4, 4), "carries_state = True for ns.Sequential"),
     ):
         name = type(neuron).__name__
-        with pytest.raises(TypeError, match=f"Leaky, got a snntorch.{name}: Leaky is .*{advice}"):
+        with pytest.raises(
+            TypeError, match=f"Leaky, got a snntorch.{name}: .* are Leaky, .*{advice}"
+        ):
             ns.LIF.from_snntorch(neuron)
         with pytest.raises(TypeError, match=f"cannot convert 1, a snntorch.{name}: .*{advice}"):
             ns.convert(nn.Sequential(nn.Linear(4, 4), neuron))
     with pytest.raises(TypeError, match="Leaky, got ReLU; of snnTorch's neurons that is the one"):
         ns.LIF.from_snntorch(nn.ReLU())
+    with pytest.raises(TypeError, match=r"got a snntorch.Synaptic; convert takes neurons"):
+        ns.LIF.from_snntorch(snntorch.Synaptic(0.9, 0.8))
+
+
+OTHERS = {
+    "Synaptic": lambda **options: snntorch.Synaptic(0.7, 0.8, **options),
+    "Alpha": lambda **options: snntorch.Alpha(0.9, 0.8, **options),
+    "RLeaky": lambda **options: snntorch.RLeaky(0.8, V=-0.3, all_to_all=False, **options),
+    "RSynaptic": lambda **options: snntorch.RSynaptic(
+        0.7, 0.8, V=torch.linspace(-0.5, 0.5, 8), all_to_all=False, **options
+    ),
+}
+
+
+def stepped_with_states(neurons, current):
+    """Spikes and states at every step of neurons of snnTorch, `[T, B, *F]` each."""
+    steps = [neurons(x) for x in current]
+    return [torch.stack(one) for one in zip(*steps)]
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_neurons_of_more_states_are_snntorchs_bit_for_bit(name, reset):
+    theirs = OTHERS[name](init_hidden=True, output=True, reset_mechanism=reset)
+    current = (torch.randn(20, 3, 8) * 0.6 + 0.2).requires_grad_()
+    wanted = stepped_with_states(theirs, current)
+    found, _ = ns.convert(theirs)(current)
+    assert len(found) == len(wanted) and wanted[0].sum() > 10
+    for one, other in zip(found, wanted):
+        assert torch.equal(one, other)
+    leaves = [current, *theirs.parameters()]
+    assert len(leaves) == 1 + ("R" in name)
+    weights = [torch.linspace(-1, 1, one.numel()).view_as(one) for one in found]
+    for one, other in zip(
+        torch.autograd.grad(sum((w * f).sum() for w, f in zip(weights, found)), leaves),
+        torch.autograd.grad(sum((w * f).sum() for w, f in zip(weights, wanted)), leaves),
+    ):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def test_what_they_learn_is_shared_and_clamped_as_snntorch_does():
+    theirs = snntorch.Synaptic(
+        torch.tensor([0.5, 1.0, 1.2]), torch.tensor([-0.1, 0.5, 0.9]), learn_alpha=True,
+        learn_beta=True, learn_threshold=True, init_hidden=True,
+    )  # fmt: skip
+    layer = ns.convert(nn.Sequential(nn.Identity(), theirs, nn.Linear(3, 2)))[1]
+    assert type(layer) is ns.Synaptic
+    for name in ("alpha", "beta", "threshold"):
+        assert getattr(layer, name) is getattr(theirs, name)
+    current = torch.randn(9, 2, 3)
+    wanted = torch.stack([theirs(x) for x in current])
+    got = layer(current)[0]
+    assert torch.equal(got, wanted)
+    leaves = list(theirs.parameters())
+    weight = torch.randn(9, 2, 3)
+    for one, other in zip(
+        torch.autograd.grad((got * weight).sum(), leaves),
+        torch.autograd.grad((wanted * weight).sum(), leaves),
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_mixed_network_is_converted_whole():
+    net = nn.Sequential(
+        nn.Linear(6, 8), OTHERS["RSynaptic"](init_hidden=True),
+        nn.Linear(8, 8), OTHERS["Alpha"](init_hidden=True),
+        nn.Linear(8, 5), snntorch.Leaky(0.9, init_hidden=True, output=True),
+    )  # fmt: skip
+    frames = torch.randn(15, 4, 6) * 4
+    wanted = stepped_with_states(net, frames)
+    (spikes, mems), states = ns.convert(net)(frames)
+    assert wanted[0].sum() > 0 and len(states) == 3
+    assert torch.equal(spikes, wanted[0])
+    torch.testing.assert_close(mems, wanted[1])
+
+
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        (lambda: snntorch.RLeaky(0.9, linear_features=4), "RLeaky with all_to_all=True, .* Keep"),
+        (lambda: OTHERS["Synaptic"](reset_delay=False), "this Synaptic has reset_delay=False"),
+        (lambda: OTHERS["RLeaky"](state_quant=torch.round), "this RLeaky has state_quant"),
+        (
+            lambda: OTHERS["Alpha"](spike_grad=lambda u: u),
+            "this Alpha has the spike_grad .* surrogate=",
+        ),
+    ],
+)
+def test_what_other_neurons_have_and_a_fused_layer_has_not_is_named(neurons, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ns.convert(neurons())
+    with pytest.raises((ValueError, TypeError), match=f"layer 1: .*{message}"):
+        ns.convert(nn.Sequential(nn.Linear(4, 4), neurons()))
 
 
 def test_the_advice_for_lapicque_is_right():
@@ -394,8 +484,8 @@ def test_what_cannot_be_converted_is_named():
         ns.convert(Net())
     with pytest.raises(TypeError, match=r"cannot convert 1.neurons, a snntorch.Leaky inside a Net"):
         ns.convert(nn.Sequential(nn.ReLU(), Net()))
-    with pytest.raises(TypeError, match=r"cannot convert 0.0, a snntorch.Synaptic: "):
-        ns.convert(nn.Sequential(nn.Sequential(snntorch.Synaptic(0.9, 0.8))))
+    with pytest.raises(TypeError, match=r"cannot convert 0.0, a snntorch.Lapicque: "):
+        ns.convert(nn.Sequential(nn.Sequential(snntorch.Lapicque(0.9))))
     with pytest.raises(TypeError, match="got Linear"):
         ns.convert(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="layer 1: this Leaky has graded_spikes_factor"):

@@ -12,11 +12,9 @@ from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
 from neurospike.neurons.record import FREE_NAMES, arguments_of, record
 
-ZOO = [
-    function
-    for function in vars(zoo).values()
-    if callable(function) and getattr(function, "__module__", "") == zoo.__name__
-]
+MAKERS = (zoo.lif, zoo.synaptic, zoo.one_to_one, zoo.synaptic_one_to_one)
+ZOO = [make(reset) for make in MAKERS for reset in zoo.RESETS.values()]
+ZOO += [*zoo.ALPHA.values(), zoo.alif, zoo.se_adlif, zoo.izhikevich, zoo.qif, zoo.eif, zoo.brf]
 
 
 def random_neuron(seed):
@@ -74,7 +72,7 @@ def recorded(seed):
     inputs = [f"s{k}" for k in range(states)] + [f"p{k}" for k in range(parameters)]
     found = neuron(_Symbol(recorder, "x"), *(_Symbol(recorder, one) for one in inputs))
     results = tuple(recorder._operand(one) for one in found)
-    atan, _, outside = record(zoo.lif, formulas.atan, 1)
+    atan, _, outside = record(zoo.lif(), formulas.atan, 1)
     program = Program(
         states,
         parameters,
@@ -141,7 +139,7 @@ def test_the_zoos_derived_gradient_is_torchs(neuron):
 
 
 def test_only_what_is_asked_for_is_computed():
-    program, _, _ = record(zoo.synaptic, formulas.atan, 1)
+    program, _, _ = record(zoo.synaptic(), formulas.atan, 1)
     everything, results = derived(program, (True,) * 3, (True,) * 6)
     assert len(results) == 6
     current, _ = derived(program, (True,) * 3, (True, *(False,) * 5))
@@ -176,7 +174,7 @@ def test_numbers_from_outside_are_no_part_of_the_program():
 
     programs, numbers = set(), []
     for slope in np.linspace(1.0, 5.0, 9):
-        program, _, outside = record(zoo.lif, surrogate_of(float(slope)))
+        program, _, outside = record(zoo.lif(), surrogate_of(float(slope)))
         programs.add(str(program))
         numbers.append(outside)
     assert len(programs) == 1

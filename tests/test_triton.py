@@ -337,9 +337,7 @@ def test_what_cannot_be_compiled_is_named_with_its_line():
     text = "def surrogate(u):\n    return 1.0 / (1.0 + abs(u) ** 3.0)\n"  # never recorded
     with pytest.raises(BackendError) as caught, parsing(90):
         build(Kernel("backward", surrogate=Surrogate(own_formulas.load("surrogate", text))), 90)
-    wanted = (
-        "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** 3.0)' of 'def surrogate"
-    )
+    wanted = "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** 3.0)' of 'def surrogate"
     assert wanted in str(caught.value)
 
 

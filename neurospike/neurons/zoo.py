@@ -2,32 +2,72 @@
 
 Each takes `(current, *states, *parameters)` of one time step and returns `(spike, *new_states)`.
 The unit of time is the step, of membranes and currents the threshold, unless a function says
-otherwise.
+otherwise. Where a neuron can be reset in several ways, a function of the reset returns it.
 """
 
 from ..formulas import detach, exp, fire, heaviside, sqrt, where
 
 
-def synaptic(current, syn, mem, alpha, beta, threshold):
+def subtract(v, mem, threshold):
+    """Take the threshold away at the step after a spike."""
+    return v - heaviside(mem - threshold) * threshold
+
+
+def zero(v, mem, threshold):
+    """Go to zero at the step after a spike."""
+    return v - v * heaviside(mem - threshold)
+
+
+def none(v, mem, threshold):
+    """Integrate on."""
+    return v
+
+
+RESETS = {"subtract": subtract, "zero": zero, "none": none}
+
+
+def lif(reset=subtract):
+    """LIF; what `PLIF` learns the decay of."""
+
+    def lif(current, mem, beta, threshold):
+        v = reset(beta * mem + current, mem, threshold)
+        return fire(v - threshold), v
+
+    return lif
+
+
+def synaptic(reset=subtract):
     """LIF behind a decaying synaptic current; snnTorch's `Synaptic`, arXiv:2109.12894."""
-    syn = alpha * syn + current
-    v = beta * mem + syn - heaviside(mem - threshold) * threshold
-    return fire(v - threshold), syn, v
+
+    def synaptic(current, syn, mem, alpha, beta, threshold):
+        syn = alpha * syn + current
+        v = reset(beta * mem + syn, mem, threshold)
+        return fire(v - threshold), syn, v
+
+    return synaptic
 
 
-def synaptic_zero(current, syn, mem, alpha, beta, threshold):
-    """The same, whose membrane goes to zero at the step after a spike."""
-    syn = alpha * syn + current
-    v = beta * mem + syn
-    v = v - v * heaviside(mem - threshold)
-    return fire(v - threshold), syn, v
+def one_to_one(reset=subtract):
+    """LIF to which its own last spike returns; snnTorch's `RLeaky` with `all_to_all=False`."""
+
+    def one_to_one(current, spike, mem, beta, weight, threshold):
+        v = reset(beta * mem + current + weight * spike, mem, threshold)
+        spike = fire(v - threshold)
+        return spike, spike, v
+
+    return one_to_one
 
 
-def synaptic_none(current, syn, mem, alpha, beta, threshold):
-    """The same without a reset."""
-    syn = alpha * syn + current
-    v = beta * mem + syn
-    return fire(v - threshold), syn, v
+def synaptic_one_to_one(reset=subtract):
+    """The same behind a synaptic current; snnTorch's `RSynaptic` with `all_to_all=False`."""
+
+    def synaptic_one_to_one(current, spike, syn, mem, alpha, beta, weight, threshold):
+        syn = alpha * syn + current + weight * spike
+        v = reset(beta * mem + syn, mem, threshold)
+        spike = fire(v - threshold)
+        return spike, spike, syn, v
+
+    return synaptic_one_to_one
 
 
 def alpha(current, exc, inh, mem, alpha, beta, tau, threshold):
@@ -55,12 +95,6 @@ def alpha_none(current, exc, inh, mem, alpha, beta, tau, threshold):
     falling = beta * inh - current
     v = tau * (rising + falling)
     return fire(v - threshold), rising, falling, v
-
-
-def lif(current, mem, beta, threshold):
-    """LIF reset by subtraction at the step after a spike; what `PLIF` learns the decay of."""
-    v = beta * mem + current - heaviside(mem - threshold) * threshold
-    return fire(v - threshold), v
 
 
 def alif(current, mem, tired, beta, rho, rise, threshold):
@@ -111,8 +145,4 @@ def brf(current, real, imag, tired, omega, offset, gamma, threshold, dt):
     return spike, x, y, gamma * tired + spike
 
 
-def one_to_one(current, spike, mem, beta, weight, threshold):
-    """LIF to which its own last spike returns; snnTorch's `RLeaky` with `all_to_all=False`."""
-    v = beta * mem + current + weight * spike - heaviside(mem - threshold) * threshold
-    spike = fire(v - threshold)
-    return spike, spike, v
+ALPHA = {"zero": alpha, "subtract": alpha_subtract, "none": alpha_none}
