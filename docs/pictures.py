@@ -140,7 +140,9 @@ def neuron(name: str) -> Figure:
     top = axes.get_ylim()[1]
     axes.plot(fired, [top] * len(fired), "v", color=RED, markersize=5, label="spike")
     axes.axvspan(steps // 10, steps * 7 // 10, color="#f0f0f0", zorder=0)
-    tidy(axes, f"{type(layer).__name__}: a current of {strength:g} while grey", "time step", membrane)
+    tidy(
+        axes, f"{type(layer).__name__}: a current of {strength:g} while grey", "time step", membrane
+    )
     legend(axes, loc="upper right")
     return drawn
 

@@ -223,14 +223,25 @@ def _row_text(
     reads: Sequence[str],
     lines: Sequence[str],
     numbers: int,
+    alike: int,
 ) -> str:
-    """Return a function that does `lines` with each neuron of a row, after one call for it."""
+    """Return a function that does `lines` with each neuron of a row, after one call for it.
+
+    alike: the parameters, as bits, that have one value for all neurons, which is read once.
+    """
     text = [f"def {name}({', '.join([*arrays, 'numbers'])}):"]
     text += [f"    n{k} = numbers[{k}]" for k in range(numbers)]
+    text += [f"    v{k} = p{k}[0]" for k in range(alike.bit_length()) if alike >> k & 1]
     text += ["    for i in range(x.size):"]
     values = ", ".join([*reads, *_names("n", numbers)])
     text += [f"        {call.format(values)}", *(f"        {line}" for line in lines)]
     return "\n".join(text) + "\n"
+
+
+def _read(program: Program, alike: int) -> list[str]:
+    """Return how a neuron's current, states and parameters are read in a row's loop."""
+    parameters = [f"v{k}" if alike >> k & 1 else f"p{k}[i]" for k in range(program.parameters)]
+    return ["x[i]", *(f"s{k}[i]" for k in range(program.states)), *parameters]
 
 
 def _rows_at(base: str, count: int) -> list[str]:
@@ -238,17 +249,17 @@ def _rows_at(base: str, count: int) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _forward_functions(key: str, spikes: bool) -> dict[str, Any]:
+def _forward_functions(key: str, spikes: bool, alike: int) -> dict[str, Any]:
     """Return `advance` and what it calls, for a neuron."""
     program = Program.parse(key)
     states, parameters = _names("s", program.states), _names("p", program.parameters)
     after = _names("a", program.states)
-    reads = [f"{one}[i]" for one in ("x", *states, *parameters)]
     lines = [f"{state}[i] = {new}" for state, new in zip(states, after)]
     lines += ["spikes[i] = spike"] * spikes
     call = f"spike, {', '.join(after)} = step({{}})"
     arrays = ["x", *states, *parameters, "spikes"]
-    row = _row_text("advance_row", arrays, call, reads, lines, sum(program.numbers))
+    reads = _read(program, alike)
+    row = _row_text("advance_row", arrays, call, reads, lines, sum(program.numbers), alike)
     places = ", ".join(_rows_at("at", program.states + program.parameters))
     outer = (
         "def advance(x, scratch, at, block, spikes, numbers):\n"
@@ -263,13 +274,15 @@ def _forward_functions(key: str, spikes: bool) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _backward_functions(key: str, spikes: bool, wanted: int, constant: bool) -> dict[str, Any]:
+def _backward_functions(
+    key: str, spikes: bool, wanted: int, constant: bool, alike: int
+) -> dict[str, Any]:
     """Return `retrace`, `retreat` and what they call, for a neuron and what is asked for."""
     program = Program.parse(key)
     count, numbers = program.states, sum(program.numbers)
     states, parameters = _names("s", count), _names("p", program.parameters)
     after, carries = _names("a", count), _names("c", count)
-    reads = [f"{one}[i]" for one in ("x", *states, *parameters)]
+    reads = _read(program, alike)
     next_lines = [f"{new}[i] = {value}" for new, value in zip(_names("o", count), after)]
     retrace_row = _row_text(
         "retrace_row",
@@ -278,6 +291,7 @@ def _backward_functions(key: str, spikes: bool, wanted: int, constant: bool) -> 
         reads,
         next_lines,
         numbers,
+        alike,
     )
     places = [*_rows_at("before", count), *_rows_at("parameters_at", program.parameters)]
     places += _rows_at(f"before + {count} * block", count)
@@ -300,7 +314,13 @@ def _backward_functions(key: str, spikes: bool, wanted: int, constant: bool) -> 
     lines += [f"q{k}[i] += e{k}" for k in asked]
     arrays = ["x", *states, *parameters, "spikes", *carries, "out", *sums]
     row = _row_text(
-        "retreat_row", arrays, f"{', '.join(found)}, = adjoint({numbered})", [], lines, numbers
+        "retreat_row",
+        arrays,
+        f"{', '.join(found)}, = adjoint({numbered})",
+        [],
+        lines,
+        numbers,
+        alike,
     )
     places = [*_rows_at("before", count), *_rows_at(f"at + {count} * block", program.parameters)]
     ends = ["spikes", *_rows_at("at", count), "out"]
@@ -322,14 +342,15 @@ def _backward_functions(key: str, spikes: bool, wanted: int, constant: bool) -> 
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(kind: str, key: str, double: bool, wanted: int = 0, **flags: int) -> Any:
+def _compiled(kind: str, key: str, double: bool, alike: int, wanted: int = 0, **flags: int) -> Any:
     """Return a kernel compiled for a neuron, a number format and what is asked for."""
     program = Program.parse(key)
     spikes = bool(flags["SPIKES"])
     if kind == "forward":
-        functions = _forward_functions(key, spikes)
+        functions = _forward_functions(key, spikes, alike)
     else:
-        functions = _backward_functions(key, spikes, wanted, bool(flags["CONSTANT"]))
+        constant = bool(flags["CONSTANT"])
+        functions = _backward_functions(key, spikes, wanted, constant, alike)
     literal = np.float64 if double else np.float32
     names = _formulas(literal) | functions | flags | {"row_of": row_of, "_array": _array}
     names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
@@ -342,6 +363,11 @@ def _formulas(literal: Any) -> dict[str, Any]:
     found: dict[str, Any] = {one.__name__: one for one in FUNCTIONS}
     names = {f"double_{name}": getattr(math, name) for name in ROUNDED}
     return found | names | {"single": literal, "double": np.float64, "square_root": math.sqrt}
+
+
+def _alike(parameters: Sequence[Tensor]) -> int:
+    """Return which parameters have one value for all neurons, as bits."""
+    return sum(1 << k for k, one in enumerate(parameters) if one.numel() == 1)
 
 
 def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | None]:
@@ -393,6 +419,7 @@ def forward(
         "forward",
         neuron,
         state == torch.float64,
+        _alike(parameters),
         SPIKES=spikes is not None,
         TRACE=len(traces) > 0,
         STREAM=large >= (HELD if constant else STREAMED),
@@ -445,6 +472,7 @@ def backward(
         "backward",
         neuron,
         state == torch.float64,
+        _alike(parameters),
         wanted,
         SPIKES=gs is not None,
         TRACE=traced > 0,
