@@ -11,6 +11,8 @@ import pytest
 from benchmarks import compare
 from benchmarks.compare import Comparison
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 NOISE = [1.0, 1.1, 0.9, 1.05, 0.97, 1.02, 1.0, 0.95, 1.08, 0.99]
 

@@ -62,6 +62,7 @@ def test_the_image_is_pinned_small_and_run_by_no_root():
     assert not sent & {".git", "benchmarks", "data", "docs", "runs", "tests"}
 
 
+@pytest.mark.thorough
 def test_its_pip_lines_install_what_its_entry_point_runs(tmp_path):
     lines = [rest for word, rest in instructions() if word == "RUN" and rest.startswith("pip ")]
     assert len(lines) == 1

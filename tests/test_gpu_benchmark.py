@@ -17,6 +17,8 @@ from benchmarks.gpu_checks import every, outcomes
 from benchmarks.gpu_session import Session, finish
 from neurospike import dispatch
 
+pytestmark = pytest.mark.thorough
+
 
 @dataclass(frozen=True)
 class Standin(Device):

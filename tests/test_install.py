@@ -10,6 +10,8 @@ from pathlib import Path
 import fresh
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 # No `importorskip`: where pip is imported, setuptools refuses to be, which torch.compile needs.
 if not list(importlib.metadata.distributions(name="pip")):
     pytest.skip("needs pip", allow_module_level=True)

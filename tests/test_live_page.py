@@ -24,6 +24,8 @@ from neurospike.pictures import read_picture
 from neurospike.predict import predict
 from neurospike.training import Run
 
+pytestmark = pytest.mark.thorough
+
 pytest.importorskip("nicegui", reason="the live page needs nicegui: pip install -e '.[live]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 

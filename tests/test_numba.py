@@ -79,6 +79,7 @@ def change(file: Path, old: str, new: str) -> None:
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
+@pytest.mark.thorough
 def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     cold, log = run(package, **cache)

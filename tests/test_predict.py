@@ -484,6 +484,7 @@ def test_checkpoints_that_make_no_model_are_refused_in_one_line(tmp_path, model_
     assert "its weights are not those of its config" in refused(model={"a": 1})
 
 
+@pytest.mark.thorough
 def test_many_predictions_need_no_more_memory_than_few(tmp_path, capsys, model_path):
     for k in range(10):
         draw_seven((28 + 3 * k, 40)).save(tmp_path / f"{k}.png")

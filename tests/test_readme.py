@@ -26,8 +26,9 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 ELSEWHERE = {
     "pip install -e . && python -m neurospike.train": "run by .ci/run, which may fetch",
     "pip install -e '.[dev]' && python -m pytest": "run by .ci/run: this suite",
+    "python -m pytest -m thorough": "run by .ci/run: this suite",
     "python -m pytest -m smoke": "run by .ci/run: part of this suite",
-    "python -m pytest tests/test_lif.py tests/test_equivalence.py tests/test_search.py "
+    'python -m pytest -m "" tests/test_lif.py tests/test_equivalence.py tests/test_search.py '
     "tests/test_mutants.py": "part of this suite",
 }
 # Commands that serve until Ctrl-C: what they say once they do, and the port they take.
@@ -118,6 +119,7 @@ def titles():
         yield f"{number} {language}: {block.splitlines()[0][:50]}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("language", "block"), BLOCKS, ids=titles())
 def test_block(language, block, clone, monkeypatch):
     folder, env = clone

@@ -21,6 +21,8 @@ from neurospike.training import Run, SNNTrainer, load_checkpoint
 from neurospike.training.resume import newest_state
 from neurospike.training.state import part_of, random_state, set_random_state
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("somewhere", "ctrl_c", "half_a_file", "not_renamed", "not_copied", "half_a_line")
 # Of the default width: of its first layer, events are summed or not as each batch is.

@@ -360,6 +360,7 @@ for make in (lambda: ns.Synaptic(0.7, 0.8), lambda: ns.PLIF(0.8)):
 """
 
 
+@pytest.mark.thorough
 def test_code_that_two_processes_compiled_is_not_confused_in_a_third(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     root = str(Path(ns.__file__).parents[1])

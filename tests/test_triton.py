@@ -37,6 +37,7 @@ INTERPRETED = {  # files: how many of their tests there are at least
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("files", INTERPRETED, ids="-".join)
 def test_what_every_backend_passes_it_passes_in_the_interpreter(files):
     before = os.environ.get("PYTHONPATH")

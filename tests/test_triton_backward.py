@@ -14,6 +14,8 @@ import triton_variants as variants
 
 from benchmarks.triton_code import parsing
 
+pytestmark = pytest.mark.thorough
+
 NAMED = ("rule", "dtype", "constant", "spikes", "trace", "final")
 COMES = [  # some gradient comes, else no kernel is called
     variant

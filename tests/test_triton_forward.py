@@ -14,6 +14,8 @@ import triton_variants as variants
 
 from benchmarks.triton_code import compiling, parsing
 
+pytestmark = pytest.mark.thorough
+
 NAMED = ("rule", "dtype", "spikes", "trace", "saved")
 ASKED = list(variants.product({name: variants.FORWARD[name] for name in NAMED}))
 EVERY = variants.filled(ASKED, variants.FORWARD)
