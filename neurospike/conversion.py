@@ -307,7 +307,7 @@ def _check_options(leaky: Any) -> None:
             f"{step or leaky.state_function!r}, that of another: its reset_mechanism was changed "
             "after it was made; make a new one with the reset you want"
         )
-    if name != "Leaky" or leaky.reset_delay or leaky.reset_mechanism == "none":
+    if _kind_of(leaky) != "Leaky" or leaky.reset_delay or leaky.reset_mechanism == "none":
         return
     if leaky.reset_mechanism == "subtract" or bool((leaky.threshold < 0).any()):
         raise ValueError(

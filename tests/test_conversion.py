@@ -267,6 +267,11 @@ def test_a_subclass_that_computes_as_leaky_does_is_converted():
     assert type(network[1]) is ns.LIF
 
 
+def test_a_subclass_is_refused_for_the_options_that_leaky_is_refused_for():
+    with pytest.raises(ValueError, match=r"has reset_delay=False; .* adds the threshold back"):
+        ns.convert(Renamed(reset_delay=False))
+
+
 def test_a_subclass_that_computes_something_else_is_refused():
     class Doubled(snntorch.Leaky):
         def fire(self, mem):
