@@ -9,12 +9,10 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +23,8 @@ from . import rivals
 from .gate import check_close, gate
 from .networks import NETWORKS, training_step, tutorial
 from .saved import bytes_saved, peak_memory
-from .timing import Timing, copy_bandwidth, interleave, machine, tensors
+from .telling import Row, number_printed, tell
+from .timing import copy_bandwidth, interleave, machine, tensors
 from .workload import Workload, contenders
 
 LAYERS = ("25x32x256", "25x128x1000", "100x128x1000")
@@ -47,7 +46,6 @@ SAVED = "25x32x256"
 WORKLOADS = (512, 2048)
 COMPILED_STEPS = 25  # snnTorch's loop is unrolled: more of them compile for minutes
 FLOOR = "copy of 20 B a neuron-step"
-Row = dict[str, Any]
 PARTS = ("layer", "saved", "workload", "network", "sweep", "sizes", "start")
 
 
@@ -131,7 +129,7 @@ def layer(case: str, seconds: float, slow: bool = False) -> Row:
             mine = found[f"{names[rival.delayed]}, {use}"]
             ratios[f"{rival.name} / numba, {use}"] = found[f"{rival.name}, {use}"].over(mine)
         ratios[f"numba / floor, {use}"] = found[f"numba, {use}"].over(found[floor])
-    return _tell(f"layer {case}", found, ratios, gradient_distance=distance)
+    return tell(f"layer {case}", found, ratios, gradient_distance=distance)
 
 
 def saved(case: str) -> Row:
@@ -141,7 +139,7 @@ def saved(case: str) -> Row:
     layers |= {r.name: r.make() for r in rivals.here() if r.package != "spyx"}
     number = current.numel()
     kept = {name: bytes_saved(one, current) / number for name, one in layers.items()}
-    return _tell(f"saved for backward, {case}", {}, {}, bytes_a_neuron_step=kept)
+    return tell(f"saved for backward, {case}", {}, {}, bytes_a_neuron_step=kept)
 
 
 def workload(neurons: int, seconds: float) -> Row:
@@ -153,7 +151,7 @@ def workload(neurons: int, seconds: float) -> Row:
     for name, timing in found.items():
         if name not in ("numba", "products alone"):
             ratios[f"{name} / numba"] = timing.over(ours)
-    return _tell(work.case, found, ratios)
+    return tell(work.case, found, ratios)
 
 
 def network(seconds: float) -> Row:
@@ -177,7 +175,7 @@ def network(seconds: float) -> Row:
         "peak memory of a step, snntorch / numba": peaks["snntorch"] / peaks["numba"],
     }
     case = "network 784-1000-10, batch 128, T=25"
-    return _tell(case, found, ratios, peak_mb=peaks, gradient_distance=distance)
+    return tell(case, found, ratios, peak_mb=peaks, gradient_distance=distance)
 
 
 def sweep(name: str, seconds: float) -> Row:
@@ -195,7 +193,7 @@ def sweep(name: str, seconds: float) -> Row:
             calls[rival.name] = rivals.layer_step(theirs, current, grad)
         calls[FLOOR] = copy_bandwidth(20 * current.numel())
         found = interleave(calls, seconds=seconds, least=5)
-        rows.append(_tell(f"{name}: {case}", found, {}))
+        rows.append(tell(f"{name}: {case}", found, {}))
     return {"case": name, "rows": rows}
 
 
@@ -212,7 +210,7 @@ def size(case: str) -> Row:
         seconds=1.0,
     )
     ratios = {"reference / numba": found["reference"].over(found["numba"])}
-    return _tell(f"size {case}", found, ratios, gradient_distance=distance)
+    return tell(f"size {case}", found, ratios, gradient_distance=distance)
 
 
 FIRST_CALL = """
@@ -239,7 +237,7 @@ def start() -> Row:
 
 def _first_call(cache: str) -> float:
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-    return _output([sys.executable, "-c", FIRST_CALL], environment)
+    return number_printed([sys.executable, "-c", FIRST_CALL], environment)
 
 
 def _peak_of(name: str) -> float:
@@ -249,26 +247,7 @@ def _peak_of(name: str) -> float:
 
 def _in_new_process(*arguments: str) -> float:
     threads = ("--threads", str(torch.get_num_threads()))
-    return _output([sys.executable, "-m", "benchmarks.cpu", *threads, *arguments])
-
-
-def _output(command: list[str], environment: dict[str, str] | None = None) -> float:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def _tell(title: str, found: dict[str, Timing], ratios: dict[str, float], **more: Any) -> Row:
-    print(title)
-    for name, timing in found.items():
-        low, high = 1e3 * timing.quantile(0.2), 1e3 * timing.quantile(0.8)
-        print(f"  {name:32} {1e3 * timing.median:9.3f} ms  ({low:.3f} to {high:.3f})")
-    for name, ratio in ratios.items():
-        print(f"  {name:40} {ratio:7.2f}")
-    for name, value in more.items():
-        print(f"  {name}: {value}")
-    print(flush=True)
-    times = {name: timing.record() for name, timing in found.items()}
-    return {"case": title, "times": times, "ratios": ratios, **more}
+    return number_printed([sys.executable, "-m", "benchmarks.cpu", *threads, *arguments])
 
 
 if __name__ == "__main__":

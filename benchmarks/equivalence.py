@@ -249,7 +249,7 @@ def _autocast(device: Device, backend: str) -> float:
         (spikes.sum() + mem.sum()).backward()
     if spikes.dtype != torch.bfloat16 or mem.dtype != torch.float32:
         raise GateError(f"autocast: spikes of {spikes.dtype} and a state of {mem.dtype}")
-    wanted = [f"{backend}_lif", f"{backend}_lif_backward"]
+    wanted = [f"{backend}_scan", f"{backend}_scan_backward"]
     if launches.names != wanted:
         raise GateError(f"autocast: {launches.names} were launched, wanted {wanted}")
     return 0.0

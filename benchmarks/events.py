@@ -30,14 +30,13 @@ import neurospike as ns
 from neurospike import buffers
 
 from . import coded, events_training
-from .cpu import _tell
 from .gate import check_close
+from .telling import Row, tell
 from .timing import interleave, machine
 
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 PARTS = ("sweep", "step", "conv", "window", "epoch")
-Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,7 +108,7 @@ def _layer(width: int, density: float, seconds: float) -> Row:
     steps = {"nn.Linear": _step(dense, spikes, grad), "spike_linear": _step(events, spikes, grad)}
     times = interleave(steps, seconds=seconds, least=5)
     ratio = times["spike_linear"].over(times["nn.Linear"])
-    return _tell(
+    return tell(
         f"25x{batch} spikes, {width} to {width}, {density:.1%} active",
         times,
         {"spike_linear / nn.Linear": ratio, "nn.Linear / spike_linear": 1 / ratio},
@@ -150,7 +149,7 @@ def _whole_step(coding: str, images: Tensor, labels: Tensor, options: argparse.N
     # Several steps in a row, as in training: the first after a rival finds none of its data cached.
     times = interleave(steps, seconds=3 * options.seconds, finest=0.1)
     ours = times["ours, events"]
-    return _tell(
+    return tell(
         f"training step 784-1000-10, {coding}-coded MNIST, T=25, batch 128",
         times,
         {
@@ -204,7 +203,7 @@ def _convolution(coding: str, spikes: Tensor, outputs: int, stride: int, seconds
 
         rivals = {"torch": dense, "patches and events": laid_out, "sums over events": events}
         times = interleave(rivals, seconds=seconds, least=5)
-    return _tell(
+    return tell(
         f"conv {spikes.shape[1]} to {outputs}, 5x5, stride {stride}, {coding}-coded MNIST, forward",
         times,
         {

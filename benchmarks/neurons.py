@@ -1,9 +1,8 @@
 """Measure neurons of more than one state: `python -m benchmarks.neurons [--out DIR] [--compiled]`.
 
 Training steps of `ns.Synaptic` against snnTorch's, of `ns.SEAdLIF` against the same equations
-stepped in torch, and of the LIF as a recorded neuron against `ns.lif`, beside a copy of 20 B per
-neuron-step; and the first call of a new neuron in a new process. Every case passes the equivalence
-gate first. Writes `DIR/neurons.json`.
+stepped in torch, beside a copy of 20 B per neuron-step; and the first call of a new neuron in a new
+process. Every case passes the equivalence gate first. Writes `DIR/neurons.json`.
 """
 
 import argparse
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor
 
 import neurospike as ns
-from neurospike.neurons import zoo
 
 from . import rivals
-from .cpu import FLOOR, Row, _output, _tell
+from .cpu import FLOOR
 from .gate import gate
 from .rivals import BETA, Layer
+from .telling import Row, number_printed, tell
 from .timing import copy_bandwidth, interleave, machine, tensors
 
 COMPILED_STEPS = 25  # unrolled: more of them compile for minutes
@@ -101,7 +100,7 @@ def measure(
     found = interleave(calls, seconds=seconds)
     ratios = {f"{other} / {name}": found[other].over(found[name]) for other in others}
     ratios[f"{name} / floor"] = found[name].over(found[FLOOR])
-    return _tell(f"{name}, {case}, training step", found, ratios)
+    return tell(f"{name}, {case}, training step", found, ratios)
 
 
 FIRST_CALL = """
@@ -123,7 +122,9 @@ def start() -> Row:
     """First forward and backward of a new neuron in a new process, cold and warm."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        cold, *warm = (_output([sys.executable, "-c", FIRST_CALL], environment) for _ in range(4))
+        cold, *warm = (
+            number_printed([sys.executable, "-c", FIRST_CALL], environment) for _ in range(4)
+        )
     print(f"first call of a new neuron: {cold:.2f} s, with kept code {min(warm):.2f} s\n")
     return {"case": "first call of a new neuron, seconds", "cold": cold, "warm": min(warm)}
 
@@ -145,11 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(results["machine"], indent=2))
     synaptic = spikes_of(ns.Synaptic(0.9, BETA, backend="numba"))
     layer = adlif()
-    lif = spikes_of(ns.Spiking(zoo.lif(), beta=BETA, threshold=1.0, backend="numba"))
     cases: list[tuple[str, str, Layer, dict[str, Layer], bool]] = [
-        ("25x32x256", "LIF, recorded", lif, {"ns.lif": rivals.ours("numba")}, True),
-        ("25x128x1000", "LIF, recorded", lif, {"ns.lif": rivals.ours("numba")}, True),
-        ("100x128x1000", "LIF, recorded", lif, {"ns.lif": rivals.ours("numba")}, True),
         ("25x128x1000", "Synaptic", synaptic, {"snntorch": stepped_synaptic()}, True),
         ("100x128x1000", "Synaptic", synaptic, {"snntorch": stepped_synaptic()}, True),
         ("100x128x1000", "SEAdLIF", spikes_of(layer), {"torch": stepped_adlif(layer)}, False),

@@ -25,8 +25,9 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from neurospike import ops, rule, surrogate
-from neurospike.kernels import lif_triton
+from neurospike import ops, surrogate
+from neurospike.kernels import scan_triton
+from neurospike.neurons.rule import lif_of, rule_of
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ARCHITECTURES = (80, 90, 100)
@@ -144,34 +145,49 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
     """Return what Triton compiles for a kernel on an architecture, 90 for capability 9.0."""
     state = ops.state_dtype(kernel.dtype)
     chosen = surrogate.resolve(kernel.surrogate)
-    key = rule.key_of(kernel.reset, kernel.delayed, False, chosen.function)
+    recorded = lif_of(kernel.reset, kernel.delayed, False, None)
+    rule = rule_of(recorded, chosen.text, chosen.parameters)
 
-    def rows(count: int = 0, dtype: torch.dtype = state) -> torch.Tensor:
-        return torch.empty((count, kernel.neurons) if count else 0, dtype=dtype)
+    def rows(count: int, dtype: torch.dtype = state) -> torch.Tensor:
+        return torch.empty((count, kernel.neurons), dtype=dtype)
 
     current = rows(1 if kernel.constant else steps, kernel.dtype)
     current = current[0] if kernel.constant else current
-    scalar = torch.empty(1, dtype=state)
-    saved, final = rows(-(-steps // lif_triton.EVERY)).flatten(), rows(1)[0]
-    spikes, trace = rows(steps, kernel.dtype), rows(steps if kernel.trace else 0)
-    options = (key, chosen.parameters, steps, kernel.constant)
+    spikes, final = rows(steps, kernel.dtype), rows(1)[0]
+    traces = [rows(steps)] if kernel.trace else []
+    saved = [rows(-(-steps // scan_triton.EVERY)).flatten()]
+    parameters = [torch.empty(1, dtype=state) for _ in rule.parameters]
+    given: dict[str, Any] = {
+        "current": current,
+        "states": [],
+        "parameters": parameters,
+        "neuron": rule.program,
+        "numbers": rule.numbers,
+        "steps": steps,
+        "constant": kernel.constant,
+    }
     with compiling(architecture) as made:
         if kernel.kind == "backward":
-            learned = (scalar, scalar) if kernel.learned else (rows(), rows())
-            grads = (spikes, final, trace if kernel.trace else None)
-            given = (*grads, current, None, scalar, scalar, saved, *options)
-            lif_triton.backward(*given, torch.empty_like(current), rows(), *learned)
+            scan_triton.backward(
+                **given,
+                grad_spikes=spikes,
+                grad_finals=[final],
+                grad_traces=traces or [None],
+                saved=saved,
+                out=torch.empty_like(current),
+                out_states=[],
+                out_parameters=[one if kernel.learned else None for one in parameters],
+            )
         else:
-            saved = rows() if kernel.kind == "inference" else saved
-            given = (current, None, scalar, scalar, *options)
-            lif_triton.forward(*given, spikes, final, trace, saved)
+            saved = [] if kernel.kind == "inference" else saved
+            scan_triton.forward(**given, spikes=spikes, finals=[final], traces=traces, saved=saved)
     return made[-1]
 
 
 def inspect(kernel: Kernel, architecture: int) -> Code:
     """Compile a kernel and count its machine code."""
     compiled = build(kernel, architecture)
-    block, warps, _ = lif_triton._geometry(kernel.neurons, ops.state_dtype(kernel.dtype))
+    block, warps, _ = scan_triton._geometry(kernel.neurons, ops.state_dtype(kernel.dtype))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)
@@ -183,7 +199,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     loads, stores = _widths(body, "LDG"), _widths(body, "STG")
     waits = re.findall(r"DEPBAR\.LE SB0, (\w+)", "\n".join(body))
     numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    steps, mine = lif_triton.EVERY, lif_triton.EVERY * block // (32 * warps)
+    steps, mine = scan_triton.EVERY, scan_triton.EVERY * block // (32 * warps)
     return Code(
         architecture,
         registers=numbers["REG"],
@@ -310,7 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="DIR", help="also write DIR/triton_code.{txt,json}"
     )
     out = parser.parse_args(argv).out
-    versions = {"triton": triton.__version__, "torch": torch.__version__, "every": lif_triton.EVERY}
+    versions = {
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "every": scan_triton.EVERY,
+    }
     lines = [
         f"triton {versions['triton']}, torch {versions['torch']}; the membrane is saved before "
         f"every {versions['every']}th step",

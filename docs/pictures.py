@@ -148,15 +148,13 @@ def neuron(name: str) -> Figure:
 
 
 def tiring() -> Figure:
-    """A LIF beside the adaptive neuron of the examples, under one current."""
-    from examples.own_neuron import Adaptive
+    """A LIF beside the neuron of the example, under one current."""
+    from examples.own_neuron import watch
 
-    steady = torch.full((60, 1, 1), 0.5)
     drawn = figure(9, 1.8)
     axes = drawn.subplots(2, 1, sharex=True)
-    for panel, (name, neuron) in zip(axes, (("LIF", ns.LIF(0.9)), ("Adaptive", Adaptive()))):
-        spikes, _ = neuron(steady)
-        ns.SpikeVisualizer().plot_spike_train(spikes, ax=panel)
+    for panel, (name, spikes) in zip(axes, watch().items()):
+        ns.SpikeVisualizer().plot_spike_train(spikes.view(-1, 1, 1), ax=panel)
         panel.set(yticks=[], ylabel=name)
         panel.lines[0].set_markersize(14)
     axes[0].set_xlabel("")

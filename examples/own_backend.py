@@ -1,84 +1,87 @@
 """A backend of one's own: two functions and one row of the table.
 
-This one steps the formulas through time in plain torch, forward and backward. It is slow, but it is
-all there is to a backend: a compiled one differs in how it runs the very same formulas.
+This one steps a recorded neuron and its derived gradient through time in plain torch. It is slow,
+but it is all there is to a backend: a compiled one differs in how it runs the very same operations.
 `python examples/own_backend.py`
 """
 
 import torch
 
 import neurospike as ns
-from neurospike import dispatch, formulas, ops, rule
-from neurospike.binding import bind
+from neurospike import dispatch, ops
+from neurospike.neurons import rule, stepped
 
 NAME = "stepped"
 
 
 # --8<-- [start:functions]
-def forward(current, mem, beta, threshold, key, parameters, steps, constant, spikes, final, trace):
-    """Fill `spikes`, `trace` `[T, B, *F]` (each only if not empty) and `final` `[B, *F]`."""
-    step = bind(formulas.step, rule.from_key(key).names)
-    state = torch.zeros_like(final) if mem is None else mem.clone()
-    beta, threshold = _features(beta, final), _features(threshold, final)
+def forward(
+    *, current, states, parameters, neuron, numbers, steps, constant, spikes, traces, finals
+):
+    """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`."""
+    step = stepped.step_of(neuron, numbers, finals[0])
+    now = states or [torch.zeros_like(final) for final in finals]
+    values = [_features(value, finals[0]) for value in parameters]
     for t in range(steps):
-        now = (current if constant else current[t]).to(state.dtype)
-        spike, state, _ = step(state, now, beta, threshold)
-        if spikes.numel():
+        x = (current if constant else current[t]).to(finals[0].dtype)
+        spike, *now = step(x, *now, *values)
+        if spikes is not None:
             spikes[t] = spike
-        if trace.numel():
+        for trace, state in zip(traces, now):
             trace[t] = state
-    final.copy_(state)
+    for final, state in zip(finals, now):
+        final.copy_(state)
 
 
 def backward(
+    *,
     grad_spikes,
-    grad_final,
-    grad_trace,
+    grad_traces,
+    grad_finals,
     current,
-    mem,
-    beta,
-    threshold,
-    key,
+    states,
     parameters,
+    neuron,
+    numbers,
     steps,
     constant,
     out,
-    out_mem,
-    out_beta,
-    out_threshold,
+    out_states,
+    out_parameters,
 ):
-    """Fill the gradients of current, `mem`, `beta` and `threshold`, the last three if not empty."""
-    wanted = rule.from_key(key)
-    step, step_vjp = (bind(one, wanted.names) for one in (formulas.step, formulas.step_vjp))
-    like = current if constant else current[0] if steps else out_mem
-    state = torch.zeros(like.shape, dtype=beta.dtype) if mem is None else mem
-    b, th = _features(beta, state), _features(threshold, state)
-    befores, charged = [], []
+    """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
+    shape = current.shape if constant else current.shape[1:]
+    zeros = torch.zeros(shape, dtype=ops.state_dtype(current.dtype))
+    values = [_features(value, zeros) for value in parameters]
+    step = stepped.step_of(neuron, numbers, zeros)
+    count = len(grad_finals)
+    adjoint = stepped.adjoint_of(neuron, numbers, zeros, (True,) * (1 + count))
+    befores = [states or [zeros] * count]
     for t in range(steps):  # the forward once more: nothing was saved but the inputs
-        now = (current if constant else current[t]).to(state.dtype)
-        befores.append(state)
-        _, state, v = step(state, now, b, th)
-        charged.append(v)
-    carry = torch.zeros_like(state) if grad_final is None else grad_final
-    d_beta, d_threshold = torch.zeros_like(state), torch.zeros_like(state)
+        x = (current if constant else current[t]).to(zeros.dtype)
+        befores.append(step(x, *befores[-1], *values)[1:])
+    carries = [zeros if one is None else one for one in grad_finals]
+    sums = [zeros for _ in parameters]
     out.zero_()
     for t in reversed(range(steps)):
-        zero = torch.zeros_like(state)
-        grad_spike = zero if grad_spikes is None else grad_spikes[t].to(state.dtype)
-        grad_mem = carry if grad_trace is None else grad_trace[t] + carry
-        h = wanted.surrogate(charged[t] - th, *parameters)
-        d, carry, one, other = step_vjp(befores[t], charged[t], b, th, h, grad_spike, grad_mem)
-        d_beta, d_threshold = d_beta + one, d_threshold + other
+        x = (current if constant else current[t]).to(zeros.dtype)
+        of_spike = zeros if grad_spikes is None else grad_spikes[t].to(zeros.dtype)
+        of_states = [
+            carry if trace is None else trace[t] + carry
+            for trace, carry in zip(grad_traces or [None] * count, carries)
+        ]
+        d, *found = adjoint(x, *befores[t], *values, of_spike, *of_states)
+        carries, sums = found[:count], [a + b for a, b in zip(sums, found[count:])]
         if constant:
             out += d
         else:
             out[t] = d
-    if out_mem.numel():
-        out_mem.copy_(carry)
-    for sums, filled in ((d_beta, out_beta), (d_threshold, out_threshold)):
-        if filled.numel():
-            a_neuron = sums.flatten(1).sum(0)
-            filled.copy_(a_neuron if filled.numel() > 1 else a_neuron.sum(0, keepdim=True))
+    for target, carry in zip(out_states, carries):
+        target.copy_(carry)
+    for target, total in zip(out_parameters, sums):
+        if target is not None:
+            each = total.flatten(1).sum(0)
+            target.copy_(each if target.numel() > 1 else each.sum(0, keepdim=True))
 
 
 def _features(values, like):

@@ -7,7 +7,7 @@ the neurons integrate the sums at once. The backward pass does that again into a
 first-level cache, goes through time in reverse, and adds the gradient of each step's current to the
 rows of the weight's gradient that the same inputs name.
 
-Formulas and sums of the forward pass are those of `lif_numba` and `linear_numba`, and so are the
+Rows and sums of the forward pass are those of `scan_numba` and `linear_numba`, and so are the
 spikes, bit for bit, unless the latter takes its table of sums of four. A panel belongs to one
 thread, so every sum has one order. Saved for backward: where the active inputs are, and the weight
 as it was packed.
@@ -17,29 +17,24 @@ those that are active, and that are 1. Number formats: float32, or float64 throu
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from neurospike import buffers, rule
+from neurospike import buffers
 from neurospike.kernels.events_numba import FORMATS, Found, find, listed, words
 from neurospike.kernels.events_numba import threads as threads_for
-from neurospike.kernels.lif_numba import (
-    as_tensor,
-    backward_row,
-    forward_row,
-    recompute_row,
-    time_rows,
-)
 from neurospike.kernels.linear_numba import pack, turn_block
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
+from neurospike.kernels.numba_rows import advancing, formulas, retracing, retreating
 from neurospike.kernels.numba_vectors import sum_rows
+from neurospike.kernels.scan_numba import alike_of, as_tensor, rows
+from neurospike.neurons.rule import Rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.spike_layer`
 
@@ -53,12 +48,29 @@ NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 128
 TILE = 16
-DELAYED = True
 SPIKES = True
-WINDOWED = False
 PARAMETERS = False
 STREAM = False
-COUNT = 1
+
+
+def advance_row(x, mem, beta, threshold, spikes, numbers):
+    """Take a row of neurons one step on; see `numba_rows`."""
+
+
+def retrace_row(x, mem, beta, threshold, after, numbers):
+    """Write the membranes after a step; see `numba_rows`."""
+
+
+def retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, *sums):
+    """Take a row of neurons one step back; see `numba_rows`."""
+
+
+def _retreat(x, mem, beta, threshold, grad_spikes, carry, out, d_beta, d_th, numbers):
+    """Take a row back, with the gradients of decay and threshold if they are asked for."""
+    if PARAMETERS:
+        retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, d_beta, d_th, numbers)
+    else:
+        retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, numbers)
 
 
 def _line(scratch, own, k):
@@ -95,11 +107,11 @@ def _forward(job_at):
     starts, places = array_of(job_at, 2, 0), array_of(job_at, 3, INDEX)
     mem, beta = array_of(job_at, 4, NUMBER), array_of(job_at, 5, NUMBER)
     threshold, spikes = array_of(job_at, 6, NUMBER), array_of(job_at, 7, NUMBER)
-    final, scratch = array_of(job_at, 8, NUMBER), array_of(job_at, 9, NUMBER)
+    final, numbers = array_of(job_at, 8, NUMBER), array_of(job_at, 9, NUMBER)
+    scratch = array_of(job_at, 10, NUMBER)
     own = take(job, SLOT) * LINES * PANEL
     state, current, kept = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
-    nothing = row_of(scratch, own, 0)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL * blocks:
         panel, block = part // blocks, part % blocks
@@ -117,7 +129,7 @@ def _forward(job_at):
                 out = r * outputs + low
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
                 row = row_of(spikes, out, PANEL) if n == PANEL and not STREAM else kept
-                forward_row(current, state, b, th, row, nothing)
+                advance_row(current, state, b, th, row, numbers)
                 if STREAM:
                     stream(spikes, out, row_of(kept, 0, n))
                 elif n < PANEL:
@@ -140,19 +152,16 @@ def _backward(job_at):
     out, out_bias = array_of(job_at, 10, NUMBER), array_of(job_at, 11, NUMBER)
     out_mem, out_beta = array_of(job_at, 12, NUMBER), array_of(job_at, 13, NUMBER)
     out_th, scratch = array_of(job_at, 14, NUMBER), array_of(job_at, 15, NUMBER)
-    parameters = to_fixed_tuple(numbers, COUNT)
-    window = numbers[COUNT] if WINDOWED else 0.0
-    # Of the scratch: the weight's gradient, lines, the membrane before the first step, then the
-    # charged one of each; with an immediate reset also the membrane after each.
+    # Of the scratch: the weight's gradient, lines, the membrane and the current of each step.
     own = take(job, SLOT) * (width + LINES + 2 * (1 + steps)) * PANEL
     sums = row_of(scratch, own, width * PANEL)
     own += width * PANEL
-    state, current, d = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
+    state, d = _line(scratch, own, 0), _line(scratch, own, 2)
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
     d_bias, d_beta, d_th = _line(scratch, own, 6), _line(scratch, own, 7), _line(scratch, own, 8)
     padded = _line(scratch, own, 9)
-    charged = own + LINES * PANEL
-    after = charged if DELAYED else charged + (1 + steps) * PANEL
+    mems = own + LINES * PANEL
+    currents = mems + (1 + steps) * PANEL
     nothing = row_of(scratch, own, 0)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL:
@@ -169,16 +178,14 @@ def _backward(job_at):
         _fill(th, threshold, low, n)
         for sample in range(batch):
             at = sample * outputs + low
-            _fill(state, mem, at, n)
-            _copy(_line(scratch, charged, 0), state)
-            _copy(_line(scratch, after, 0), state)
+            _fill(_line(scratch, mems, 0), mem, at, n)
             for t in range(steps):
                 r = t * batch + sample
                 if SPIKES:
                     prefetch(grad_spikes, t * stride + at, n)
+                current, before = _line(scratch, currents, t), _line(scratch, mems, t)
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
-                later = row_of(scratch, after + (1 + t) * PANEL, 0 if DELAYED else PANEL)
-                recompute_row(current, state, b, th, _line(scratch, charged, 1 + t), later)
+                retrace_row(current, before, b, th, _line(scratch, mems, 1 + t), numbers)
             _fill(state, grad_final, at, n)
             for t in range(steps - 1, -1, -1):
                 r = t * batch + sample
@@ -188,10 +195,8 @@ def _backward(job_at):
                     if n < PANEL:
                         _copy(row_of(padded, 0, n), g)
                         g = padded
-                v, before = _line(scratch, charged, 1 + t), _line(scratch, after, t)
-                backward_row(
-                    g, nothing, before, v, b, th, parameters, window, state, d, d_beta, d_th
-                )
+                current, before = _line(scratch, currents, t), _line(scratch, mems, t)
+                _retreat(current, before, b, th, g, state, d, d_beta, d_th, numbers)
                 _add(d_bias, d)
                 for e in range(starts[r], starts[r + 1]):
                     _add(_line(sums, 0, places[e]), d)
@@ -209,11 +214,15 @@ def _backward(job_at):
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], key: str, state: torch.dtype, **flags: int) -> Any:
-    names = rule.from_key(key).names | flags
-    names |= {"to_fixed_tuple": to_fixed_tuple, "INDEX": np.int32(0)}
+def _compiled(kind: str, key: str, state: torch.dtype, alike: int, **flags: int) -> Any:
+    literal = FORMATS[state]
+    names = formulas(literal) | flags | {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
-    return compiled(function, names, FORMATS[state])
+    if kind == "forward":
+        return compiled(_forward, names | advancing(key, True, alike), literal)
+    wanted = 3 if flags["PARAMETERS"] else 0
+    names |= retracing(key, alike) | retreating(key, bool(flags["SPIKES"]), wanted, False, alike)
+    return compiled(_backward, names, literal)
 
 
 def panels(outputs: int, state: torch.dtype) -> int:
@@ -237,7 +246,7 @@ def forward(
     mem: Tensor | None,
     beta: Tensor,
     threshold: Tensor,
-    key: str,
+    rule: Rule,
     steps: int,
 ) -> tuple[Tensor, Tensor, Kept]:
     """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what is to be kept.
@@ -256,8 +265,15 @@ def forward(
     # Threads share a panel and not its samples, whose rows end in cache lines of the next panel's.
     blocks = max(1, min(batch, PARTS * torch.get_num_threads()))
     run(
-        _compiled(_forward, key, state, STREAM=spikes.nbytes >= STREAMED),
-        (packed, bias, starts, places, mem, beta, threshold, spikes, final),
+        _compiled(
+            "forward",
+            rule.program,
+            state,
+            alike_of((beta, threshold)),
+            STREAM=spikes.nbytes >= STREAMED,
+        ),
+        (packed, bias, starts, places, mem, beta, threshold, spikes, final)
+        + (as_tensor(rule.numbers, state),),
         (steps, batch, width, outputs, blocks),
         threads_for((len(places) + len(bits)) * outputs, parts * blocks),
         LINES * panel,
@@ -274,8 +290,7 @@ def backward(
     mem: Tensor | None,
     beta: Tensor,
     threshold: Tensor,
-    key: str,
-    parameters: Sequence[float],
+    rule: Rule,
     shape: tuple[int, int, int, int],
     want_mem: bool,
     want_parameters: bool,
@@ -286,9 +301,9 @@ def backward(
     """
     starts, places, packed = kept
     state, (steps, batch, outputs, width) = packed.dtype, shape
-    gs, stride = time_rows(grad_spikes, state)
+    gs = rows(grad_spikes, state)
+    stride = 0 if gs is None or gs.numel() == batch * outputs else batch * outputs
     panel = PANEL_BYTES // state.itemsize
-    followed = rule.from_key(key)
     out = buffers.empty((outputs, width), state)
     out_bias = None if bias is None else torch.empty(outputs, dtype=state)
     out_mem = torch.empty((batch, outputs), dtype=state) if want_mem else None
@@ -297,14 +312,14 @@ def backward(
         out_beta, out_th = torch.empty((2, outputs), dtype=state)
     final = None if grad_final is None else grad_final.contiguous()
     kernel = _compiled(
-        _backward,
-        key,
+        "backward",
+        rule.program,
         state,
+        alike_of((beta, threshold)),
         SPIKES=gs is not None,
         PARAMETERS=want_parameters,
-        COUNT=len(parameters) - followed.windowed,
     )
-    numbers = as_tensor(tuple(parameters), state)
+    numbers = as_tensor(rule.numbers, state)
     run(
         kernel,
         (packed, bias, starts, places, mem, beta, threshold, numbers, gs, final)

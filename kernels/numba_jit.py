@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,16 +45,6 @@ class _Telling(Compiler):
 
 class _TellingEachTime(_Telling):
     AGAIN = "in each process: there is no folder to keep the code in"
-
-
-def cast(condition, like):
-    """`cast` of the formulas for a compiler whose literals already have the state's format."""
-    return 1.0 if condition else 0.0
-
-
-def where(condition, a, b):
-    """`where` of the formulas."""
-    return a if condition else b
 
 
 @functools.cache
@@ -106,11 +95,12 @@ def _same(value: Any) -> tuple[Any, ...]:
 def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: Any) -> Any:
     """Return `function(job_at)` as a C function, its `address` for `parallel.run`.
 
-    `names` are what its free names stand for beside those of the formulas and the intrinsics of
+    `names` are what its free names stand for beside the intrinsics of
     `numba_memory` and `numba_vectors`; `literal` is the format of the numbers written in it.
     """
-    known: dict[str, Any] = {"exp": math.exp, "abs": abs, "where": where, "cast": cast}
-    known |= {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
+    known: dict[str, Any] = (
+        {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS
+    )
     known |= names
     label = f"{function.__name__}-{digest(function, known, literal.__name__ + _beneath())}"
 

@@ -5,6 +5,7 @@ answer, sizes, and then the address and size of each array; the last one is a sc
 divided among the threads.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,30 @@ def job_of(job_at):
     return array_at(job_at, HEAD, 0)
 
 
+_NOTHING = (0,) * HEAD
+
+
+class _Scratch(threading.local):
+    """The scratch that the calls of a thread use one after the other, up to `KEPT` bytes."""
+
+    def __init__(self) -> None:
+        self.kept: dict[torch.dtype, Tensor] = {}
+
+
+_own = _Scratch()
+KEPT = 1 << 22
+
+
+def _scratch(count: int, state: torch.dtype) -> Tensor:
+    """Return at least so many numbers; anew where torch is to fill new memory, or it is large."""
+    if count * state.itemsize > KEPT or torch.are_deterministic_algorithms_enabled():
+        return buffers.empty((count,), state)
+    kept = _own.kept.get(state)
+    if kept is None or kept.numel() < count:
+        kept = _own.kept[state] = torch.empty(count, dtype=state)
+    return kept
+
+
 def run(
     kernel: Any,
     arrays: Sequence[Tensor | None],
@@ -40,13 +65,13 @@ def run(
     threads: int,
     scratch: int = 0,
     state: torch.dtype = torch.float32,
-) -> list[int]:
+) -> Sequence[int]:
     """Hand a compiled kernel a job and wait for it; return the job as it was left.
 
     scratch: numbers in the format `state` that each thread has for itself.
     """
-    held = buffers.empty((threads * scratch,), state)
-    job = [0, 0, 0, *sizes, *(0 for _ in range(HEAD - SIZES - len(sizes)))]
+    held = _scratch(threads * scratch, state)
+    job = [0, 0, 0, *sizes, *_NOTHING[: HEAD - SIZES - len(sizes)]]
     for array in (*arrays, held):
         job += (0, 0) if array is None else (array.data_ptr(), array.numel())
     return parallel.run(kernel.address, job, threads)

@@ -22,8 +22,7 @@ currents are converted before, their spikes and gradients after.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from types import FunctionType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +30,17 @@ import torch
 from torch import Tensor
 
 from neurospike import buffers, parallel
-from neurospike.kernels.lif_numba import AHEAD, GRAIN, HELD, STREAMED, _fill, _start
-from neurospike.kernels.numba_formulas import FUNCTIONS, ROUNDED
 from neurospike.kernels.numba_jit import compiled
 from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.numba_memory import fence, prefetch, stream, take
-from neurospike.neurons.derive import derived
-from neurospike.neurons.program import Program, needed, written
+from neurospike.kernels.numba_rows import advancing, formulas, retracing, retreating
+from neurospike.neurons.program import Program
 
 BLOCK = 512  # neurons whose states stay in the first-level cache
+AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
+STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
+HELD = 32 << 20  # the same where a constant current leaves the caches to the output
+GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
 
 # Sizes of a job: steps, neurons in a block, neurons in all.
@@ -62,6 +63,26 @@ def _array(job_at, k):
     return array_of(job_at, k, NUMBER)
 
 
+def _fill(out, values, start):
+    """Write one value a neuron, from neuron `start` on; `values` repeats with its own length."""
+    if values.size == 1:
+        for i in range(out.size):
+            out[i] = values[0]
+        return
+    k = start % values.size
+    for i in range(out.size):
+        out[i] = values[k]
+        k += 1
+        if k == values.size:
+            k = 0
+
+
+def _start(out, values, low):
+    """Begin a block: a row of `values` from neuron `low` on, or zeros if there are none."""
+    for i in range(out.size):
+        out[i] = values[low + i] if values.size > 0 else 0.0
+
+
 def _step_of(array, size):
     """Return the stride over time of a sequence; 0 if one row stands for all."""
     return 0 if array.size == size else size
@@ -76,16 +97,24 @@ def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
         _fill(row, _array(job_at, 1 + STATES + p), low)
 
 
-def advance(x, scratch, at, block, spikes, numbers):
-    """Take a row of neurons one step on; made for each neuron by `_advance_text`."""
+def lay(scratch, at, block, n):
+    """Return the rows of a block's states and parameters; see `numba_rows`."""
 
 
-def retrace(x, scratch, before, parameters_at, block, numbers):
-    """Write the states after a step behind those before it; made by `_retrace_text`."""
+def sums_of(job_at, wanted, low, n):
+    """Return the rows of the gradients of parameters that are asked for; see `numba_rows`."""
 
 
-def retreat(x, scratch, before, at, block, grad_spikes, traces, out, wanted, numbers):
-    """Take a row of neurons one step back; made by `_retreat_text`."""
+def advance(x, rows, spikes, numbers):
+    """Take a row of neurons one step on; see `numba_rows`."""
+
+
+def retrace(x, scratch, before, rows, block, numbers):
+    """Write the states after a step behind those before it; see `numba_rows`."""
+
+
+def retreat(x, scratch, before, rows, sums, block, grad_spikes, out, numbers):
+    """Take a row of neurons one step back; see `numba_rows`."""
 
 
 def _forward(job_at):
@@ -103,13 +132,14 @@ def _forward(job_at):
         low = part * block
         n = min(block, size - low)
         _begin(job_at, scratch, own, own + STATES * block, block, low, n)
+        rows = lay(scratch, own, block, n)
         for t in range(steps):
             x = t * stride + low
             out = t * size + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * stride, n)
             row = row_of(scratch, last, n) if STREAM else row_of(spikes, out, n if SPIKES else 0)
-            advance(row_of(current, x, n), scratch, own, block, row, numbers)
+            advance(row_of(current, x, n), rows, row, numbers)
             if STREAM:
                 stream(spikes, out, row)
             if TRACE:
@@ -148,12 +178,13 @@ def _backward(job_at):
         low = part * block
         n = min(block, size - low)
         _begin(job_at, scratch, history, parameters_at, block, low, n)
+        rows, sums = lay(scratch, own, block, n), sums_of(job_at, wanted, low, n)
         for t in range(steps - 1):
             x = t * x_stride + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * x_stride, n)
             before = history + t * STATES * block
-            retrace(row_of(current, x, n), scratch, before, parameters_at, block, numbers)
+            retrace(row_of(current, x, n), scratch, before, rows, block, numbers)
         for s in range(STATES):
             _start(row_of(scratch, own + s * block, n), _array(job_at, finals + s), low)
         if CONSTANT:
@@ -177,13 +208,11 @@ def _backward(job_at):
                 row_of(current, t * x_stride + low, n),
                 scratch,
                 history + t * STATES * block,
-                own,
+                rows,
+                sums,
                 block,
                 row_of(grad_spikes, g, n if SPIKES else 0),
                 row,
-                job_at,
-                wanted,
-                low,
                 numbers,
             )
             if STREAM:
@@ -203,169 +232,24 @@ def _add(out, values):
         out[i] += values[i]
 
 
-def _names(letter: str, count: int) -> list[str]:
-    return [f"{letter}{k}" for k in range(count)]
-
-
-def _made(text: str, name: str) -> Callable[..., Any]:
-    """Return the function `name` of a text; its free names are bound later."""
-    space: dict[str, Any] = {}
-    exec(compile(text, f"<{name}>", "exec"), space)
-    made = FunctionType(space[name].__code__, {}, name)
-    made.__module__ = __name__  # Numba imports it where it loads what it kept
-    return made
-
-
-def _row_text(
-    name: str,
-    arrays: Sequence[str],
-    call: str,
-    reads: Sequence[str],
-    lines: Sequence[str],
-    numbers: int,
-    alike: int,
-) -> str:
-    """Return a function that does `lines` with each neuron of a row, after one call for it.
-
-    alike: the parameters, as bits, that have one value for all neurons, which is read once.
-    """
-    text = [f"def {name}({', '.join([*arrays, 'numbers'])}):"]
-    text += [f"    n{k} = numbers[{k}]" for k in range(numbers)]
-    text += [f"    v{k} = p{k}[0]" for k in range(alike.bit_length()) if alike >> k & 1]
-    text += ["    for i in range(x.size):"]
-    values = ", ".join([*reads, *_names("n", numbers)])
-    text += [f"        {call.format(values)}", *(f"        {line}" for line in lines)]
-    return "\n".join(text) + "\n"
-
-
-def _read(program: Program, alike: int) -> list[str]:
-    """Return how a neuron's current, states and parameters are read in a row's loop."""
-    parameters = [f"v{k}" if alike >> k & 1 else f"p{k}[i]" for k in range(program.parameters)]
-    return ["x[i]", *(f"s{k}[i]" for k in range(program.states)), *parameters]
-
-
-def _rows_at(base: str, count: int) -> list[str]:
-    return [f"row_of(scratch, {base} + {k} * block, x.size)" for k in range(count)]
-
-
-@functools.lru_cache(maxsize=256)
-def _forward_functions(key: str, spikes: bool, alike: int) -> dict[str, Any]:
-    """Return `advance` and what it calls, for a neuron."""
-    program = Program.parse(key)
-    states, parameters = _names("s", program.states), _names("p", program.parameters)
-    after = _names("a", program.states)
-    lines = [f"{state}[i] = {new}" for state, new in zip(states, after)]
-    lines += ["spikes[i] = spike"] * spikes
-    call = f"spike, {', '.join(after)} = step({{}})"
-    arrays = ["x", *states, *parameters, "spikes"]
-    reads = _read(program, alike)
-    row = _row_text("advance_row", arrays, call, reads, lines, sum(program.numbers), alike)
-    places = ", ".join(_rows_at("at", program.states + program.parameters))
-    outer = (
-        "def advance(x, scratch, at, block, spikes, numbers):\n"
-        f"    advance_row(x, {places}, spikes, numbers)\n"
-    )
-    step = written("step", program.inputs, program.forward, program.results)
-    return {
-        "step": _made(step, "step"),
-        "advance_row": _made(row, "advance_row"),
-        "advance": _made(outer, "advance"),
-    }
-
-
-@functools.lru_cache(maxsize=256)
-def _backward_functions(
-    key: str, spikes: bool, wanted: int, constant: bool, alike: int
-) -> dict[str, Any]:
-    """Return `retrace`, `retreat` and what they call, for a neuron and what is asked for."""
-    program = Program.parse(key)
-    count, numbers = program.states, sum(program.numbers)
-    states, parameters = _names("s", count), _names("p", program.parameters)
-    after, carries = _names("a", count), _names("c", count)
-    reads = _read(program, alike)
-    next_lines = [f"{new}[i] = {value}" for new, value in zip(_names("o", count), after)]
-    retrace_row = _row_text(
-        "retrace_row",
-        ["x", *states, *parameters, *_names("o", count)],
-        f"{', '.join(after)}, = move({{}})",
-        reads,
-        next_lines,
-        numbers,
-        alike,
-    )
-    places = [*_rows_at("before", count), *_rows_at("parameters_at", program.parameters)]
-    places += _rows_at(f"before + {count} * block", count)
-    retrace = (
-        "def retrace(x, scratch, before, parameters_at, block, numbers):\n"
-        f"    retrace_row({', '.join(['x', *places, 'numbers'])})\n"
-    )
-    asked = [k for k in range(program.parameters) if wanted >> k & 1]
-    given = (spikes, *(True for _ in states))
-    wants = (True, *(True for _ in states), *(k in asked for k in range(program.parameters)))
-    operations, results = derived(program, given, wants)
-    arguments = [*program.inputs, *(["g0"] if spikes else []), *(f"g{1 + k}" for k in range(count))]
-    adjoint = written("adjoint", arguments, operations, results)
-    sums = [f"q{k}" for k in asked]
-    found = ["d", *(f"d{k}" for k in range(count)), *(f"e{k}" for k in asked)]
-    gradients = [*(["spikes[i]"] if spikes else []), *(f"{carry}[i]" for carry in carries)]
-    numbered = ", ".join([*reads, *_names("n", numbers), *gradients])
-    lines = [f"out[i] {'+=' if constant else '='} d"]
-    lines += [f"{carry}[i] = d{k}" for k, carry in enumerate(carries)]
-    lines += [f"q{k}[i] += e{k}" for k in asked]
-    arrays = ["x", *states, *parameters, "spikes", *carries, "out", *sums]
-    row = _row_text(
-        "retreat_row",
-        arrays,
-        f"{', '.join(found)}, = adjoint({numbered})",
-        [],
-        lines,
-        numbers,
-        alike,
-    )
-    places = [*_rows_at("before", count), *_rows_at(f"at + {count} * block", program.parameters)]
-    ends = ["spikes", *_rows_at("at", count), "out"]
-    ends += [f"row_of(_array(job_at, wanted + {k}), low, x.size)" for k in asked]
-    retreat = (
-        "def retreat(x, scratch, before, at, block, spikes, out, job_at, wanted, low, numbers):\n"
-        f"    retreat_row({', '.join(['x', *places, *ends, 'numbers'])})\n"
-    )
-    move = written("move", program.inputs, *needed(program.forward, program.results[1:]))
-    texts = {
-        "move": move,
-        "retrace_row": retrace_row,
-        "retrace": retrace,
-        "adjoint": adjoint,
-        "retreat_row": row,
-        "retreat": retreat,
-    }
-    return {name: _made(text, name) for name, text in texts.items()}
-
-
 @functools.lru_cache(maxsize=512)
 def _compiled(kind: str, key: str, double: bool, alike: int, wanted: int = 0, **flags: int) -> Any:
     """Return a kernel compiled for a neuron, a number format and what is asked for."""
     program = Program.parse(key)
     spikes = bool(flags["SPIKES"])
-    if kind == "forward":
-        functions = _forward_functions(key, spikes, alike)
-    else:
-        constant = bool(flags["CONSTANT"])
-        functions = _backward_functions(key, spikes, wanted, constant, alike)
     literal = np.float64 if double else np.float32
-    names = _formulas(literal) | functions | flags | {"row_of": row_of, "_array": _array}
+    if kind == "forward":
+        rows = advancing(key, spikes, alike)
+    else:
+        rows = retracing(key, alike) | retreating(
+            key, spikes, wanted, bool(flags["CONSTANT"]), alike
+        )
+    names = formulas(literal) | rows | flags | {"row_of": row_of, "_array": _array}
     names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
     return compiled(_forward if kind == "forward" else _backward, names, literal)
 
 
-@functools.cache
-def _formulas(literal: Any) -> dict[str, Any]:
-    """Return what the free names of a neuron stand for, in a number format."""
-    found: dict[str, Any] = {one.__name__: one for one in FUNCTIONS}
-    names = {f"double_{name}": getattr(math, name) for name in ROUNDED}
-    return found | names | {"single": literal, "double": np.float64, "square_root": math.sqrt}
-
-
-def _alike(parameters: Sequence[Tensor]) -> int:
+def alike_of(parameters: Sequence[Tensor]) -> int:
     """Return which parameters have one value for all neurons, as bits."""
     return sum(1 << k for k, one in enumerate(parameters) if one.numel() == 1)
 
@@ -381,7 +265,7 @@ def rows(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
         return None
     if tensor.stride(0) == 0:
         tensor = tensor[0]
-    return tensor.to(state).contiguous()
+    return (tensor if tensor.dtype == state else tensor.to(state)).contiguous()
 
 
 @functools.lru_cache
@@ -406,7 +290,7 @@ def forward(
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
-    to start from zeros; `parameters` `[1]` or `[P]`. All but `current` and `spikes` are in the
+    to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in the
     state's format.
     """
     state, size = finals[0].dtype, finals[0].numel()
@@ -419,7 +303,7 @@ def forward(
         "forward",
         neuron,
         state == torch.float64,
-        _alike(parameters),
+        alike_of(parameters),
         SPIKES=spikes is not None,
         TRACE=len(traces) > 0,
         STREAM=large >= (HELD if constant else STREAMED),
@@ -472,7 +356,7 @@ def backward(
         "backward",
         neuron,
         state == torch.float64,
-        _alike(parameters),
+        alike_of(parameters),
         wanted,
         SPIKES=gs is not None,
         TRACE=traced > 0,
@@ -503,4 +387,4 @@ def backward(
         out.copy_(wide)
     for target, found in zip(out_parameters, asked):
         if target is not None and found is not None:
-            target.copy_(found.view(-1, target.numel()).sum(0))
+            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))

@@ -31,7 +31,7 @@ from torch import Tensor
 from neurospike.binding import bind
 from neurospike.dispatch import TABLE
 from neurospike.kernels.triton_formulas import NAMES
-from neurospike.kernels.triton_jit import _jit, bits_of, launch
+from neurospike.kernels.triton_jit import bits_of, jit, launch
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
 
@@ -344,7 +344,7 @@ def _made(text: str, name: str) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(kind: str, key: str, **flags: Any) -> Any:
+def compiled(kind: str, key: str, **flags: Any) -> Any:
     """Return a kernel jitted for a neuron and what is asked for."""
     program = Program.parse(key)
     count = program.states
@@ -363,7 +363,7 @@ def _compiled(kind: str, key: str, **flags: Any) -> Any:
         gradients = [f"g{k}" for k, is_given in enumerate(given) if is_given]
         text = written("adjoint", [*program.inputs, *gradients], operations, results)
         names["adjoint"] = _made(text, "adjoint")
-    return bind(_forward if kind == "forward" else _backward, names, _jit)
+    return bind(_forward if kind == "forward" else _backward, names, jit)
 
 
 def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
@@ -406,7 +406,7 @@ def forward(
         return
     x, held = (current.contiguous(), True) if constant else _rows(current)
     block, warps, stages = _geometry(size, finals[0].dtype)
-    kernel = _compiled(
+    kernel = compiled(
         "forward",
         neuron,
         BLOCK=block,
@@ -467,7 +467,7 @@ def backward(
         gs, gs_held = _rows(grad_spikes)
         traces = [_rows(one) for one in grad_traces] or [(None, False)] * count
         block, warps, stages = _geometry(size, saved[0].dtype)
-        kernel = _compiled(
+        kernel = compiled(
             "backward",
             neuron,
             BLOCK=block,
@@ -507,4 +507,4 @@ def backward(
             before.zero_() if final is None else before.copy_(final)
     for target, found in zip(out_parameters, each):
         if target is not None and found is not None:
-            torch.sum(found.view(-1, target.numel()), 0, out=target)
+            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))

@@ -110,7 +110,50 @@ def tanh(u):
     return tl.where(small < 0.05, wide - wide * square * series, far).to(u.dtype)
 
 
+@triton.jit
+def quick_exp(u):
+    """The exponential, in the state's format throughout, as are the others of this name."""
+    return tl.exp(u)
+
+
+@triton.jit
+def quick_log(u):
+    """The natural logarithm."""
+    return tl.log(u)
+
+
+@triton.jit
+def quick_sqrt(u):
+    """The square root."""
+    return tl.sqrt(u)
+
+
+@triton.jit
+def quick_sin(u):
+    """The sine."""
+    return tl.sin(u)
+
+
+@triton.jit
+def quick_cos(u):
+    """The cosine."""
+    return tl.cos(u)
+
+
+@triton.jit
+def quick_sigmoid(u):
+    """The logistic function."""
+    return 1.0 / (1.0 + tl.exp(-u))
+
+
 NAMES = {
+    "quick_exp": quick_exp,
+    "quick_log": quick_log,
+    "quick_sqrt": quick_sqrt,
+    "quick_tanh": tanh,
+    "quick_sin": quick_sin,
+    "quick_cos": quick_cos,
+    "quick_sigmoid": quick_sigmoid,
     "heaviside": heaviside,
     "detach": detach,
     "number": number,

@@ -1,4 +1,4 @@
-"""What Triton kernels share: formulas jitted for Triton, and the launch with what can go wrong."""
+"""What Triton kernels share: how they are jitted, and the launch with what can go wrong."""
 
 import errno
 import functools
@@ -17,58 +17,24 @@ from torch import Tensor
 from triton.errors import TritonError
 from triton.runtime.cache import FileCacheManager
 
-from neurospike import rule
-from neurospike.binding import bind
 from neurospike.errors import BackendError
 
 # What Triton says, beside errors of its own kind, of code that it cannot compile.
 NOT_COMPILED = ("error encountered during parsing", "PassManager::run failed")
 
 
-@triton.jit
-def _exp(x):
-    """`exp` of the formulas."""
-    return tl.exp(x)
-
-
-@triton.jit
-def _abs(x):
-    """`abs` of the formulas."""
-    return tl.abs(x)
-
-
-@triton.jit
-def _where(condition, a, b):
-    """`where` of the formulas."""
-    return tl.where(condition, a, b)
-
-
-@functools.cache
-def compiled(function: Callable[..., Any], key: str, **flags: Any) -> Any:
-    """Return `function` jitted for a rule and what is asked for."""
-    names: dict[str, Any] = {"tl": tl, "exp": _exp, "abs": _abs, "where": _where}
-    return bind(function, names | rule.from_key(key).names | flags, _jit)
-
-
-def _jit(function: FunctionType) -> Any:
+def jit(function: FunctionType) -> Any:
     """Jit a rebound function; numbers from outside become the constants that Triton insists on."""
     free, cells = function.__globals__, function.__closure__ or ()
     free.update((name, c.cell_contents) for name, c in zip(function.__code__.co_freevars, cells))
-    if isinstance(_exp, triton.JITFunction):
+    if not triton.knobs.runtime.interpret:
         numbers = {k: tl.constexpr(v) for k, v in free.items() if isinstance(v, (int, float))}
         free.update(numbers)
         for name, cell in zip(function.__code__.co_freevars, cells):
             cell.cell_contents = free[name]
     # Triton's interpreter knows no captured names, and wants to see its language everywhere.
     free["tl"] = tl
-    try:
-        return triton.jit(function, do_not_specialize=["steps", "parameters"])
-    except (ValueError, AttributeError) as error:
-        raise BackendError(
-            f"backend 'triton' compiles functions from their source text and finds none for "
-            f"{function.__qualname__!r}; write the surrogate as a `def` in a file, or use "
-            "backend='reference'"
-        ) from error
+    return triton.jit(function, do_not_specialize=["steps", "numbers"])
 
 
 def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:

@@ -7,7 +7,7 @@ from .layers import LI, LIF, lif
 from .learned_encoding import ConvEncoder
 from .loading import load_model
 from .models import ConvSNN, ResidualSNN, SNNModel
-from .rule import Neuron
+from .neurons.rule import Neuron
 from .sequential import Sequential
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear, spike_linear

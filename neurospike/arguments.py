@@ -3,7 +3,7 @@
 from numbers import Integral, Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
@@ -59,8 +59,8 @@ def refuse_ragged(name: str, value: object) -> None:
         )
 
 
-def check_mem(
-    mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype, name: str = "mem"
+def check_state(
+    name: str, mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> None:
     """Raise unless a state handed in fits the current: shape, format `state` and device."""
     if not isinstance(mem, Tensor):
@@ -100,34 +100,31 @@ def window_of(grad_window: float | None) -> tuple[float, ...]:
     return (float(grad_window),)
 
 
-def parameters_of(
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    beta_gradient: str,
-    current: Tensor,
-    shape: torch.Size,
-    state: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return beta, clamped, and the threshold in the state's format, once they fit `current`."""
-    if isinstance(beta, Tensor):
-        beta = clamped(parameter_of("beta", beta, current, shape, state), beta_gradient)
-    else:  # a number is clamped as one, an operator less at each call
-        beta = parameter_of(
-            "beta", min(max(_number("beta", beta), 0.0), 1.0), current, shape, state
-        )
-    return beta, parameter_of("threshold", threshold, current, shape, state)
+def decay_of(beta: float | Tensor, gradient: str) -> float | Tensor:
+    """Return a decay between 0 and 1; `gradient` is that of `bounds.clamped`."""
+    if not isinstance(beta, Tensor):
+        return min(max(_number("beta", beta), 0.0), 1.0)
+    if beta.dtype not in FLOATS:
+        return beta  # which is refused later
+    # One number is read sooner than clamped, and between the bounds nothing is to be done.
+    if beta.numel() == 1 and is_plain(beta) and 0.0 < beta.item() < 1.0:
+        return beta
+    return clamped(beta, gradient)
 
 
 def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
-    """Return `[1]` for a scalar, else `[P]`: one value a neuron of the features, flattened."""
-    return value if value.numel() == 1 else value.expand(shape[1:]).reshape(-1)
+    """Return one number as it is, else `[P]`: one value per neuron of the features, flattened."""
+    features = shape[1:]
+    if value.numel() == 1 or value.shape == features == (value.numel(),):
+        return value
+    return value.expand(features).reshape(-1)
 
 
-def is_plain(spikes: Tensor) -> bool:
-    """Whether nothing but autograd looks on, and the tensor is what it seems to be."""
+def is_plain(tensor: Tensor) -> bool:
+    """Whether nothing but autograd looks on, and the tensor, on the CPU, is what it seems to be."""
     return (
-        type(spikes) is Tensor
-        and spikes.device.type == "cpu"
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
@@ -144,7 +141,7 @@ def _number(name: str, value: float) -> float:
 def parameter_of(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return a parameter in the state's format, a scalar as `[1]`, once it fits the features."""
+    """Return a parameter in the state's format, of one number or one that fits the features."""
     if not isinstance(value, Tensor):
         return torch.full((1,), _number(name, value), dtype=state, device=current.device)
     if value.dtype not in FLOATS:
@@ -153,17 +150,19 @@ def parameter_of(
         raise ValueError(
             f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
         )
+    if value.numel() == 1:
+        return value if value.dtype == state else value.to(state)
     features = shape[1:]
     padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
     fits = len(padded) == len(features) and all(p in (1, f) for p, f in zip(padded, features))
-    if value.numel() != 1 and value.dim() == 1 and len(features) > 1:
+    if value.dim() == 1 and len(features) > 1:
         _check_axis(name, value.shape[0], features, fits)
-    if value.numel() != 1 and not fits:
+    if not fits:
         raise ValueError(
             f"{name} of shape {tuple(value.shape)} does not broadcast against the features "
             f"{tuple(features)} of the current"
         )
-    return (value.reshape(1) if value.numel() == 1 else value).to(state)
+    return value if value.dtype == state else value.to(state)
 
 
 def _check_axis(name: str, size: int, features: torch.Size, fits: bool) -> None:

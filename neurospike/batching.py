@@ -12,62 +12,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .neurons.program import Program
+from .wants import FIRST_PARAMETER, SPIKES, STATES, TRACES
+
 
 def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the rules for `name` and its backward; `every` is the row's `checkpoint_every`."""
     operators = torch.ops.neurospike
 
-    def forward(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        current, mem, beta, threshold, *options = arguments
-        size, num_steps = info.batch_size, options[2]
-        lead = 1 if num_steps >= 0 else 2
+    def forward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
+        current, states, parameters, *options = arguments
+        neuron, _, num_steps, wants = options
+        size, lead = info.batch_size, 1 if num_steps >= 0 else 2
         current = _among_features(current, dims[0], size, lead)
         count = math.prod(current.shape[lead + 1 :])
-        spikes, final, trace, *saved = getattr(operators, name)(
+        found = getattr(operators, name)(
             current,
-            _among_features(mem, dims[1], size, 1),
-            _for_each(beta, dims[2], size, count, False),
-            _for_each(threshold, dims[3], size, count, False),
+            _each_among_features(states, dims[1], size, 1),
+            [_for_each(*one, size, count, False) for one in _paired(parameters, dims[2])],
             *options,
         )
-        batch = current.shape[lead - 1]
-        saved = [one.view(-1, batch, size, count).movedim(2, 0).reshape(size, -1) for one in saved]
-        places = (2 if options[3] else None, 1, 2 if options[4] else None, *(0 for _ in saved))
-        return (spikes, final, trace, *saved), places
+        many = Program.parse(neuron).states
+        places = [2] * bool(wants & SPIKES) + [1] * many + [2] * (many if wants & TRACES else 0)
+        batch, first = current.shape[lead - 1], len(places)
+        saved = [
+            one.view(-1, batch, size, count).movedim(2, 0).reshape(size, -1)
+            for one in found[first:]
+        ]
+        return [*found[:first], *saved], [*places, *(0 for _ in saved)]
 
-    def backward(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        grads, (current, mem, beta, threshold, saved), options = (
-            arguments[:3],
-            arguments[3:8],
-            arguments[8:],
-        )
-        size, (num_steps, want_mem, want_beta, want_threshold) = info.batch_size, options[2:]
-        lead = 1 if num_steps >= 0 else 2
+    def backward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
+        spikes, finals, traces, current, states, parameters, saved, *options = arguments
+        neuron, _, num_steps, wants = options
+        size, lead = info.batch_size, 1 if num_steps >= 0 else 2
         current = _among_features(current, dims[3], size, lead)
         count = math.prod(current.shape[lead + 1 :])
-        if every:
-            saved = _among_features(saved, dims[7], size, 0)
-            saved = saved.reshape(size, -1, current.shape[lead - 1], count).movedim(0, 2).flatten()
+        asked = [bool(wants & FIRST_PARAMETER << k) for k in range(len(parameters))]
+        batch = current.shape[lead - 1]
         found = getattr(operators, f"{name}_backward")(
-            *(_among_features(g, d, size, at) for g, d, at in zip(grads, dims, (2, 1, 2))),
+            _among_features(spikes, dims[0], size, 2),
+            _each_among_features(finals, dims[1], size, 1),
+            _each_among_features(traces, dims[2], size, 2),
             current,
-            _among_features(mem, dims[4], size, 1),
-            _for_each(beta, dims[5], size, count, want_beta),
-            _for_each(threshold, dims[6], size, count, want_threshold),
-            saved,
+            _each_among_features(states, dims[4], size, 1),
+            [
+                _for_each(*one, size, count, want)
+                for one, want in zip(_paired(parameters, dims[5]), asked)
+            ],
+            [
+                one.reshape(size, -1, batch, count).movedim(0, 2).flatten()
+                for one in _each_among_features(saved, dims[6], size, 0)
+            ],
             *options,
         )
+        many = Program.parse(neuron).states if wants & STATES else 0
+        whole = iter(found[1 + many :])
         of_parameters = [
-            _as_given(grad, given, dim, size) if want else grad
-            for grad, given, dim, want in (
-                (found[2], beta, dims[5], want_beta),
-                (found[3], threshold, dims[6], want_threshold),
-            )
+            _as_given(next(whole), *one, size)
+            for one, want in zip(_paired(parameters, dims[5]), asked)
+            if want
         ]
-        wanted = ((lead, True), (1, want_mem), (0, want_beta), (0, want_threshold))
-        return (*found[:2], *of_parameters), tuple(at if want else None for at, want in wanted)
+        places = [lead, *(1 for _ in range(many)), *(0 for _ in of_parameters)]
+        return [*found[: 1 + many], *of_parameters], places
 
     return forward, backward
+
+
+def _paired(tensors: Any, dims: Any) -> list[tuple[Any, int | None]]:
+    """Return each tensor of a list with its mapped axis."""
+    return list(zip(tensors, dims or [None] * len(tensors), strict=True))
+
+
+def _each_among_features(tensors: Any, dims: Any, size: int, at: int) -> list[Any]:
+    """Return `_among_features` of each tensor of a list."""
+    return [_among_features(one, dim, size, at) for one, dim in _paired(tensors, dims)]
 
 
 def _among_features(tensor: Any, dim: int | None, size: int, at: int) -> Any:
@@ -85,11 +103,12 @@ def _for_each(value: Tensor, dim: int | None, size: int, count: int, apart: bool
     if dim is None and value.numel() == 1 and not apart:
         return value
     value = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
-    return value.expand(size, count).reshape(-1)
+    return value.reshape(len(value), -1).expand(size, count).reshape(-1)
 
 
 def _as_given(grad: Tensor, given: Tensor, dim: int | None, size: int) -> Tensor:
     """Return the gradient `[size, P]` of a parameter `[P]` for each part."""
     grad = grad.view(size, -1)
-    is_scalar = given.numel() == (1 if dim is None else size)
-    return grad.sum(1, keepdim=True) if is_scalar else grad
+    shape = given.shape if dim is None else given.movedim(dim, 0).shape[1:]
+    is_scalar = math.prod(shape) == 1
+    return (grad.sum(1) if is_scalar else grad).reshape(size, *shape)

@@ -1,7 +1,7 @@
 """The table of backends: what can run the time loop, where, and why not.
 
 A backend is one file and one row here. The oracle, `reference`, is a differentiable function
-`lif(...)` in torch. Every other one is a fused pair `forward`, `backward` that `neurospike.ops`
+`scan(...)` in torch. Every other one is a fused pair `forward`, `backward` that `neurospike.ops`
 turns into torch operators. Nothing here imports a backend before it is used.
 """
 
@@ -30,20 +30,18 @@ class Backend:
         packages: what must be installed: import names, with the oldest version that will do where
             that has to be told (`"triton>=3.5"`).
         device_types: the kinds of torch device its tensors may be on; empty means any.
-        scan: where it runs any recorded neuron, likewise.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
         latency: where it encodes by latency; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
-        checkpoint_every: `K > 0` if its backward pass needs the membrane before every K-th step,
+        checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
         instead: what to use where it cannot run.
     """
 
     name: str
     module: str
-    scan: str = ""
     linear: str = ""
     layer: str = ""
     draws: str = ""
@@ -65,7 +63,6 @@ TABLE: dict[str, Backend] = {
     for row in (
         Backend(
             "triton",
-            ".kernels.lif_triton",
             ".kernels.scan_triton",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
@@ -74,7 +71,6 @@ TABLE: dict[str, Backend] = {
         ),
         Backend(
             "numba",
-            ".kernels.lif_numba",
             ".kernels.scan_numba",
             ".kernels.linear_numba",
             ".kernels.layer_numba",

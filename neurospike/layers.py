@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import dispatch, rule
-from .arguments import window_of
+from . import dispatch
+from .arguments import decay_of, window_of
 from .bounds import check_beta, check_beta_gradient, check_threshold
+from .neurons import rule
+from .neurons.rule import Neuron
 from .other_names import explain_other_names
 from .surrogate import Surrogate, resolve
-from .time_loop import run, run_in_segments
+from .time_loop import run
+from .wants import SPIKES, TRACES
 
 
 @explain_other_names
@@ -30,7 +33,7 @@ def lif(
     reset: str = "subtract",
     reset_delay: bool = True,
     detach_reset: bool = False,
-    neuron: rule.Neuron | None = None,
+    neuron: Neuron | None = None,
     grad_window: float | None = None,
     beta_gradient: str = "inward",
     num_steps: int | None = None,
@@ -80,24 +83,18 @@ def lif(
     check_beta_gradient(beta_gradient)
     check_threshold(threshold, reset, neuron is not None)
     chosen = resolve(surrogate)
-    window = window_of(grad_window)
-    key = rule.key_of(
-        reset, bool(reset_delay), bool(detach_reset), chosen.function, neuron, bool(window)
-    )
+    own = rule.lif_of(reset, bool(reset_delay), bool(detach_reset), neuron)
     out = run(
+        rule.rule_of(own, chosen.text, chosen.parameters, window_of(grad_window)),
         current,
-        mem,
+        () if mem is None else (mem,),
+        (decay_of(beta, beta_gradient), threshold),
         num_steps,
-        beta,
-        threshold,
-        beta_gradient,
-        key,
-        chosen.parameters + window,
-        True,
-        return_trace,
+        SPIKES | (TRACES if return_trace else 0),
         backend,
     )
-    return tuple(out) if return_trace else (out.spikes, out.mem)
+    assert out.spikes is not None
+    return (out.spikes, *out.states, *out.traces)
 
 
 class _Neuron(nn.Module):
@@ -175,7 +172,7 @@ class LIF(_Neuron):
         learn_beta: bool = False,
         learn_threshold: bool = False,
         backend: str = "auto",
-        neuron: rule.Neuron | None = None,
+        neuron: Neuron | None = None,
         grad_window: float | None = None,
         beta_gradient: str = "inward",
     ) -> None:
@@ -229,16 +226,9 @@ class LIF(_Neuron):
         self._follow()
 
     def _follow(self) -> None:
+        own = rule.lif_of(self.reset, bool(self.reset_delay), bool(self.detach_reset), self.neuron)
         window = window_of(getattr(self, "grad_window", None))  # layers pickled before had none
-        self.rule = rule.key_of(
-            self.reset,
-            bool(self.reset_delay),
-            bool(self.detach_reset),
-            self.surrogate.function,
-            self.neuron,
-            bool(window),
-        )
-        self.numbers = self.surrogate.parameters + window
+        self.rule = rule.rule_of(own, self.surrogate.text, self.surrogate.parameters, window)
 
     def forward(
         self,
@@ -249,25 +239,22 @@ class LIF(_Neuron):
         return_trace: bool = False,
     ) -> tuple[Tensor, ...]:
         """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
-        out = run_in_segments(
-            self.segment,
-            current,
-            mem,
-            num_steps,
-            self.beta,
-            self.threshold,
-            self.beta_gradient,
+        out = run(
             self.rule,
-            self.numbers,
-            True,
-            return_trace,
+            current,
+            () if mem is None else (mem,),
+            (decay_of(self.beta, self.beta_gradient), self.threshold),
+            num_steps,
+            SPIKES | (TRACES if return_trace else 0),
             self.backend,
+            self.segment,
         )
-        return tuple(out) if return_trace else (out.spikes, out.mem)
+        assert out.spikes is not None
+        return (out.spikes, *out.states, *out.traces)
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
-        own = f"neuron={self.neuron.charge.__name__}, " if self.neuron is not None else ""
+        own = f"neuron={self.neuron.step.__name__}, " if self.neuron is not None else ""
         reset = f"reset={self.reset!r}, reset_delay={self.reset_delay}, "
         window = f"grad_window={self.grad_window}, " if self.grad_window is not None else ""
         window += "beta_gradient='clamp', " if self.beta_gradient == "clamp" else ""
@@ -301,7 +288,6 @@ class LI(_Neuron):
             check_beta(_values(self.beta))
         check_beta_gradient(beta_gradient)
         self.beta_gradient = beta_gradient
-        self.rule = rule.key_of("none", True, False, resolve("straight_through").function)
         dispatch.check_name(backend)
         self.backend = backend
 
@@ -309,21 +295,17 @@ class LI(_Neuron):
         self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return `(trace [T, B, *F], mem [B, *F])`."""
-        out = run_in_segments(
-            self.segment,
+        out = run(
+            rule.LI,
             current,
-            mem,
+            () if mem is None else (mem,),
+            (decay_of(self.beta, self.beta_gradient),),
             num_steps,
-            self.beta,
-            1.0,
-            self.beta_gradient,
-            self.rule,
-            (),
-            False,
-            True,
+            TRACES,
             self.backend,
+            self.segment,
         )
-        return out.trace, out.mem
+        return out.traces[0], out.states[0]
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""

@@ -7,6 +7,7 @@ computed something, where threads of ours would have to share the cores with the
 where that runtime would wait for threads that do not exist, and any other torch use plain threads.
 """
 
+import array
 import ctypes
 import functools
 import os
@@ -48,26 +49,26 @@ def threads(grains: int, parts: int) -> int:
     return max(1, min(torch.get_num_threads(), grains, parts))
 
 
-def run(loop: int, job: Sequence[int], count: int) -> list[int]:
+def run(loop: int, job: Sequence[int], count: int) -> Sequence[int]:
     """Call the C function at address `loop` with `job` in `count` threads, and wait for all.
 
     Return the job as they left it.
     """
-    row = (ctypes.c_int64 * len(job))(*job)
-    place = ctypes.addressof(row)
+    row = array.array("q", job)
+    place, _ = row.buffer_info()
     if count == 1:
         _callable(loop)(place)
-        return list(row)
+        return row
     team = None if _pool.forked else _team()
     if team is not None:
         team(loop, place, count, 0)
-        return list(row)
+        return row
     call = _callable(loop)
     futures = [_pool.get(count - 1).submit(call, place) for _ in range(count - 1)]
     call(place)
     for future in futures:
         future.result()
-    return list(row)
+    return row
 
 
 @functools.cache

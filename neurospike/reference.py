@@ -1,91 +1,59 @@
-"""The oracle backend: snnTorch's `Leaky`, stepped over time in Python.
+"""The oracle backend: a neuron's function stepped in torch, the LIF by snnTorch's `Leaky`.
 
 It defines what the other backends must give. Gradients are torch's own autograd. The immediate
-reset is `neurospike.formulas` stepped in torch: where the membrane stays above the threshold after
-the reset, snnTorch 1.0.0 would add the threshold back on the next step (current 2.5, 0, 0, beta
-0.9: membrane 1.5, 1.35, 1.215, one spike) where the contract fires again (1.5, 0.35, 0.315). The
-input is taken apart by `unbind`: indexing `x[t]` would make torch's backward quadratic in T.
+reset is stepped in torch: where the membrane stays above the threshold after the reset, snnTorch
+1.0.0 would add the threshold back on the next step (current 2.5, 0, 0, beta 0.9: membrane 1.5,
+1.35, 1.215, one spike) where the contract fires again (1.5, 0.35, 0.315).
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import formulas
-from .binding import bind
 from .errors import MissingDependencyError
-from .rule import Rule
+from .neurons import stepped, zoo
+from .neurons.record import record
 
-Fire = Callable[[Tensor], Tensor]
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class _Spike(torch.autograd.Function):
-    """H(u) forward, the surrogate backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor, rule: Rule, parameters: tuple[float, ...]) -> Tensor:
-        return formulas.heaviside(u)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u, ctx.rule, ctx.parameters = inputs
-        ctx.save_for_backward(u)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        return grad * ctx.rule.derivative(u, ctx.parameters), None, None
+# The reset that snnTorch's `Leaky` has for the neurons that it steps here.
+_LEAKY = {record(zoo.LIF[f"{reset} delayed"]).text: reset for reset in ("subtract", "zero", "none")}
 
 
-def lif(
+def scan(
     current: Tensor,
-    mem: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    rule: Rule,
-    parameters: tuple[float, ...],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `(spikes, mem, trace)`, all differentiable.
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return `(spikes, states, traces)`, all differentiable.
 
-    Shapes: `current` `[T, B, *F]` in the state's number format, `mem` `[B, *F]`; `beta` and
-    `threshold` broadcast against F. Spikes and trace are `[T, B, *F]`.
+    Shapes: `current` `[T, B, *F]`, float32 or float64; each state `[B, *F]` in the same format;
+    parameters broadcast against F; `neuron` is a program as text. Spikes and each trace are
+    `[T, B, *F]`.
     """
-
-    def fire(u: Tensor) -> Tensor:
-        return _Spike.apply(u, rule, parameters)
-
-    step = _snntorch_step if rule.delayed else _formula_step
-    one_step = step(beta, threshold, rule, fire)
-    spikes, trace = [], []
-    for current_t in current.unbind(0):
-        spike, mem = one_step(current_t, mem)
-        spikes.append(spike)
-        trace.append(mem)
-    if not spikes:
-        nothing = current * mem * beta * threshold  # empty, and differentiable as any other output
-        return nothing, mem, nothing
-    return torch.stack(spikes), mem, torch.stack(trace)
+    reset = _LEAKY.get("|".join(neuron.split("|")[:3]))
+    if reset is None:
+        step = stepped.step_of(neuron, numbers, current)
+        return stepped.over_time(step, current, states, parameters)
+    values = tuple(torch.tensor(n, dtype=current.dtype, device=current.device) for n in numbers)
+    beta, threshold = parameters
+    leaky = _leaky(beta, threshold, reset, stepped.fire_of(neuron, values))
+    return stepped.over_time(lambda x, mem, *_: leaky(x, mem), current, states, parameters)
 
 
-def _snntorch_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:
+def _leaky(
+    beta: Tensor, threshold: Tensor, reset: str, fire: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Any]:
     try:
         from snntorch import Leaky
     except ImportError as error:
         raise MissingDependencyError(
             "the reference backend needs snntorch: pip install snntorch"
         ) from error
-    leaky = Leaky(
-        beta=beta,
-        threshold=threshold,
-        spike_grad=fire,
-        reset_mechanism=rule.reset,
-    )
+    leaky = Leaky(beta=beta, threshold=threshold, spike_grad=fire, reset_mechanism=reset)
     # snnTorch keeps every layer ever made in class-wide lists; this one lives for one call. A call
     # of init() gives a class a list of its own, and another thread may empty them meanwhile.
     for kind in Leaky.__mro__:
@@ -93,7 +61,8 @@ def _snntorch_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> S
             vars(kind).get("instances", []).remove(leaky)
     del leaky.beta
     leaky.beta = _Clamped(beta)
-    return leaky
+    step: Callable[[Tensor, Tensor], Any] = leaky
+    return step
 
 
 class _Clamped:
@@ -108,16 +77,3 @@ class _Clamped:
     def clamp(self, low: float, high: float) -> Tensor:
         """Return the decay as it is."""
         return self.beta
-
-
-def _formula_step(beta: Tensor, threshold: Tensor, rule: Rule, fire: Fire) -> Step:
-    own = rule.neuron or formulas
-    names = {name: getattr(formulas, name) for name in formulas.FREE_NAMES} | rule.names
-    charge, settle = bind(own.charge, names), bind(own.settle, names)
-
-    def one_step(current: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        v = charge(mem, current, beta, threshold)
-        spike = fire(v - threshold)
-        return spike, settle(v, spike.detach() if rule.detached else spike, threshold)
-
-    return one_step

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from . import break_even, dispatch, ops
-from .arguments import flat_parameter, is_plain, parameters_of
+from .arguments import decay_of, flat_parameter, is_plain, parameter_of
 from .layers import LIF
+from .neurons.rule import Rule
 from .spike_linear import HEAD, SpikeLinear, find
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -55,16 +56,13 @@ def spike_layer(
         known = find(row, flat)
         if break_even.layer_pays(row, known[1], weight, trained):
             shape = torch.Size((batch, weight.shape[0]))
-            pair = parameters_of(
-                neurons.beta,
-                neurons.threshold,
-                neurons.beta_gradient,
-                weight,
-                shape,
-                weight.dtype,
+            pair = zip(
+                neurons.rule.parameters,
+                (decay_of(neurons.beta, neurons.beta_gradient), neurons.threshold),
             )
-            given = (weight, bias, mem, *(flat_parameter(value, shape) for value in pair))
-            return _Layer.apply(row, *known, *given, neurons.rule, neurons.numbers, steps)
+            values = (parameter_of(*one, weight, shape, weight.dtype) for one in pair)
+            given = (weight, bias, mem, *(flat_parameter(value, shape) for value in values))
+            return _Layer.apply(row, *known, *given, neurons.rule, steps)
         return neurons(linear.product(spikes, known), mem)
     return neurons(linear(spikes), mem)
 
@@ -118,8 +116,7 @@ class _Layer(torch.autograd.Function):
         mem: Tensor | None,
         beta: Tensor,
         threshold: Tensor,
-        key: str,
-        numbers: tuple[float, ...],
+        rule: Rule,
         steps: int,
     ) -> tuple[Tensor, Tensor]:
         bias, mem = (None if t is None else t.contiguous() for t in (bias, mem))
@@ -130,12 +127,12 @@ class _Layer(torch.autograd.Function):
             found,
             weight,
             *given,
-            key,
+            rule,
             steps,
         )
         # The weight only so that torch notices if it is changed before the backward pass.
         ctx.save_for_backward(weight, *given, *kept)
-        ctx.module, ctx.key, ctx.numbers = module, key, numbers
+        ctx.module, ctx.rule = module, rule
         ctx.shape = (*spikes.shape, weight.shape[1])
         ctx.set_materialize_grads(False)
         return spikes, final
@@ -150,8 +147,7 @@ class _Layer(torch.autograd.Function):
                 *grads,
                 given[4:],
                 *given[:4],
-                ctx.key,
-                ctx.numbers,
+                ctx.rule,
                 ctx.shape,
                 needs[2],
                 needs[3] or needs[4],
@@ -159,4 +155,4 @@ class _Layer(torch.autograd.Function):
             if torch.is_grad_enabled():  # create_graph=True
                 gradients = ops.Once.apply(*gradients, weight, *given[:4], *grads)[:5]
         wanted = (grad if need else None for grad, need in zip(gradients, needs))
-        return None, None, None, *wanted, None, None, None
+        return None, None, None, *wanted, None, None

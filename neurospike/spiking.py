@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import dispatch, ops, scan
-from .arguments import check_current, check_mem, flat_parameter, parameter_of, window_of
+from . import dispatch
+from .arguments import check_current, window_of
 from .bounds import check_beta_gradient, clamped
 from .layers import _Neuron
-from .neurons import stepped, zoo
-from .neurons.program import Program
-from .neurons.record import arguments_of, record
+from .neurons import zoo
+from .neurons.record import record
+from .neurons.rule import rule_of
+from .ops import state_dtype, step_shape
 from .surrogate import Surrogate, resolve
+from .time_loop import run
+from .wants import SPIKES, TRACES
 
 Bounds = Mapping[str, tuple[float, float]]
 UNIT = (0.0, 1.0)
@@ -76,17 +79,9 @@ class Spiking(_Neuron):
     ) -> None:
         super().__init__()
         chosen = resolve(surrogate)
-        program, own, outside = record(neuron, chosen.function, len(chosen.parameters))
-        window = window_of(grad_window)
-        names = arguments_of("neuron", neuron)
         self.name = neuron.__name__
-        self.states, self.parameter_names = (
-            names[1 : 1 + program.states],
-            names[1 + program.states :],
-        )
         self.surrogate, self.grad_window = chosen, grad_window
-        self.program = str(program.windowed() if window else program)
-        self.numbers = (*own, *chosen.parameters, *outside, *window)
+        self.rule = rule_of(record(neuron), chosen.text, chosen.parameters, window_of(grad_window))
         self.bounds, self.bound_gradient = dict(bounds or {}), bound_gradient
         check_beta_gradient(bound_gradient, "bound_gradient")
         self.rest = self._checked_rest(rest or {})
@@ -121,23 +116,28 @@ class Spiking(_Neuron):
                 another number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
-        steps = check_current(current, num_steps)
-        total = steps if steps >= 0 else current.shape[0]
-        segment = self.segment if torch.is_grad_enabled() else None
-        if segment is None or segment >= total:
-            spikes, state, traces = self._run(current, state, steps, return_trace)
-            return (spikes, state, traces) if return_trace else (spikes, state)
-        parts = []
-        for start in range(0, total, segment):
-            length = min(segment, total - start)
-            given = current if steps >= 0 else current[start : start + length]
-            parts.append(self._run(given, state, length if steps >= 0 else -1, return_trace))
-            state = tuple(one.detach() for one in parts[-1][1])
-        spikes = torch.cat([part[0] for part in parts])
-        if not return_trace:
-            return spikes, parts[-1][1]
-        traces = tuple(torch.cat(each) for each in zip(*(part[2] for part in parts)))
-        return spikes, parts[-1][1], traces
+        out = run(
+            self.rule,
+            current,
+            self._start(state, current, num_steps),
+            self.parameter_values(),
+            num_steps,
+            SPIKES | (TRACES if return_trace else 0),
+            self.backend,
+            self.segment,
+        )
+        assert out.spikes is not None
+        return (out.spikes, out.states, out.traces) if return_trace else (out.spikes, out.states)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the states."""
+        return self.rule.states
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the function's parameters."""
+        return self.rule.parameters
 
     def parameter_values(self) -> tuple[Tensor, ...]:
         """Return the values of the function's parameters, in its order, within their bounds."""
@@ -200,52 +200,15 @@ class Spiking(_Neuron):
         if bool(((value < low) | (value > high) | value.isnan()).any()):
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {_range(value)}")
 
-    def _run(
-        self, current: Tensor, given: Sequence[Tensor] | None, steps: int, trace: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        shape = ops.step_shape(current, steps)
-        format_ = ops.state_dtype(current.dtype)
-        states = self._start(given, current, shape, format_)
-        parameters = tuple(
-            parameter_of(name, value, current, shape, format_)
-            for name, value in zip(self.parameter_names, self.parameter_values())
-        )
-        row = dispatch.choose(self.backend, current.device)
-        if row.fused:
-            flat = tuple(flat_parameter(value, shape) for value in parameters)
-            wants = scan.SPIKES | (scan.TRACES if trace else 0)
-            spikes, finals, traces = scan.fused_scan(
-                row.name,
-                current,
-                states,
-                flat,
-                self.program,
-                self.numbers,
-                steps,
-                wants,
-                len(self.states),
-            )
-            assert spikes is not None
-            return spikes, finals, traces
-        whole = current.to(format_)
-        if steps >= 0:
-            whole = whole.expand(steps, *shape)
-        start = states or tuple(whole.new_zeros(shape) for _ in self.states)
-        program = Program.parse(self.program)
-        spikes, finals, traces = stepped.scan(whole, start, parameters, program, self.numbers)
-        return spikes.to(current.dtype), finals, traces
-
     def _start(
-        self,
-        given: Sequence[Tensor] | None,
-        current: Tensor,
-        shape: torch.Size,
-        format_: torch.dtype,
-    ) -> tuple[Tensor, ...]:
+        self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
+    ) -> Sequence[Tensor]:
         """Return the states to start from; none of them where all are zero."""
         if given is None:
             if not self.rest:
                 return ()
+            steps = check_current(current, num_steps)
+            shape, format_ = step_shape(current, steps), state_dtype(current.dtype)
             full = [self.rest.get(name, 0.0) for name in self.states]
             return tuple(
                 torch.full(shape, value, dtype=format_, device=current.device) for value in full
@@ -259,8 +222,6 @@ class Spiking(_Neuron):
                 f"the state of {self.name} is a tuple ({', '.join(self.states)}) of {many}, got "
                 f"{got}"
             )
-        for name, one in zip(self.states, given):
-            check_mem(one, current, shape, format_, name)
         return tuple(given)
 
 
@@ -369,7 +330,7 @@ class PLIF(Spiking):
             "logit": torch.logit(start),
             "threshold": threshold,
         }
-        super().__init__(zoo.lif(), **{"learn": ("logit",), **options}, **values)
+        super().__init__(zoo.lif_subtract, **{"learn": ("logit",), **options}, **values)
 
     @property
     def beta(self) -> Tensor:  # type: ignore[override]

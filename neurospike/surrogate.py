@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
-from . import formulas, own_formulas
+from . import formulas
+from .neurons import stepped
+from .neurons.record import arguments_of, record_surrogate
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,18 @@ class Surrogate:
         return self.function(u, *self.parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        source = getattr(self.function, "formula", None)
-        if source is None:
+        text = getattr(self.function, "text", None)
+        if text is None:
             return Surrogate, (self.function, self.parameters)
-        return _recorded, (self.name, source, self.parameters)
+        return _recorded, (self.name, text, self.parameters)
+
+    @property
+    def text(self) -> str:
+        """The derivative as it was recorded; see `neurons.program`."""
+        if is_built_in(self.function):
+            return _TEXTS[self.function.__name__]
+        text: str = self.function.text  # type: ignore[attr-defined]
+        return text
 
     @property
     def name(self) -> str:
@@ -64,9 +74,9 @@ class Surrogate:
         return self.function.__name__
 
 
-def _recorded(name: str, source: str, parameters: tuple[float, ...]) -> Surrogate:
-    """Return the surrogate that was pickled: a recorded function is its text."""
-    return Surrogate(own_formulas.load(name, source), parameters)
+def _recorded(name: str, text: str, parameters: tuple[float, ...]) -> Surrogate:
+    """Return a surrogate that was recorded, whose function is its text."""
+    return Surrogate(stepped.surrogate_of(text, name), parameters)
 
 
 def atan(alpha: float = 2.0) -> Surrogate:
@@ -116,11 +126,17 @@ BUILT_IN: dict[str, Callable[..., Surrogate]] = {
 }
 
 
+_TEXTS = {
+    name: record_surrogate(function, (1.0,) * (len(arguments_of("surrogate", function)) - 1))[0]
+    for name, function in ((name, getattr(formulas, name)) for name in BUILT_IN)
+}
+
+
 def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
     """Return the `Surrogate` that a name, a `Surrogate` or a scalar function stands for.
 
     A surrogate of snnTorch is translated. A function of the user is recorded
-    (`neurospike.own_formulas`): the result computes the same, and the numbers that the function
+    (`neurospike.neurons.record`): the result computes the same, and the numbers that the function
     reads from outside are its parameters.
 
     Raises:
@@ -146,11 +162,10 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
         from .snntorch_surrogates import surrogate_of
 
         surrogate = surrogate_of(surrogate) or Surrogate(surrogate)
-    if is_built_in(surrogate.function):
+    if is_built_in(surrogate.function) or hasattr(surrogate.function, "text"):
         return surrogate
-    return Surrogate(
-        *own_formulas.record(surrogate.function, "the surrogate", ["u"], surrogate.parameters)
-    )
+    text, numbers = record_surrogate(surrogate.function, surrogate.parameters)
+    return _recorded(surrogate.function.__name__, text, numbers)
 
 
 def is_built_in(function: Callable[..., Any]) -> bool:

@@ -1,81 +1,105 @@
 """One call of a layer: its arguments checked, a backend chosen, the time loop run."""
 
 import importlib
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import dispatch, ops, rule
-from .arguments import check_current, check_mem, flat_parameter, parameters_of
+from . import dispatch, ops
+from .arguments import check_current, check_state, flat_parameter, parameter_of
+from .neurons.rule import Rule
+from .wants import SPIKES, TRACES
 
 
 class Outputs(NamedTuple):
-    """What a call gives; what was not asked for is empty."""
+    """What a call gives: each state at last; spikes, and each state at every step, if asked for."""
 
-    spikes: Tensor
-    mem: Tensor
-    trace: Tensor
+    spikes: Tensor | None
+    states: tuple[Tensor, ...]
+    traces: tuple[Tensor, ...]
 
 
-def run_in_segments(
-    segment: int | None, current: Tensor, mem: Tensor | None, num_steps: int | None, *rest: Any
+def run(
+    rule: Rule,
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[float | Tensor],
+    num_steps: int | None,
+    wants: int,
+    backend: str,
+    segment: int | None = None,
 ) -> Outputs:
-    """Run `segment` steps at a time, carrying the membrane on without its gradient.
+    """Check the arguments, choose the backend and call it.
 
-    That is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4),
-    1990). Time enters a network of such layers through their membranes alone, so cutting these is
-    cutting the whole network. None, or without gradients: all steps at once, the same values.
+    Args:
+        rule: of the layer.
+        current: `[T, B, *F]`, or `[B, *F]` with `num_steps`.
+        states: `[B, *F]` each, or none of them, which means zeros.
+        parameters: each broadcasts against F; within their bounds.
+        num_steps: of a constant current.
+        wants: `SPIKES`, `TRACES` or both.
+        backend: `"auto"` or a name.
+        segment: with gradients, run so many steps at a time, and carry states on without theirs.
+            That is truncated backpropagation through time (Williams and Peng, Neural Computation
+            2(4), 1990). Time enters a network of such layers through their states alone, so cutting
+            these is cutting the whole network.
     """
-    if segment is None or not torch.is_grad_enabled():
-        return run(current, mem, num_steps, *rest)
     steps = check_current(current, num_steps)
+    if segment is None or not torch.is_grad_enabled():
+        return _run(rule, current, states, parameters, steps, wants, backend)
     total = steps if steps >= 0 else current.shape[0]
     if segment >= total:
-        return run(current, mem, num_steps, *rest)
+        return _run(rule, current, states, parameters, steps, wants, backend)
     parts = []
     for start in range(0, total, segment):
         length = min(segment, total - start)
         given = current if steps >= 0 else current[start : start + length]
-        parts.append(run(given, mem, length if steps >= 0 else None, *rest))
-        mem = parts[-1].mem.detach()
-    spikes, mems, traces = zip(*parts, strict=True)
-    return Outputs(torch.cat(spikes), mems[-1], torch.cat(traces))
+        part = _run(rule, given, states, parameters, length if steps >= 0 else -1, wants, backend)
+        parts.append(part)
+        states = tuple(one.detach() for one in part.states)
+    each_spikes = [part.spikes for part in parts if part.spikes is not None]
+    spikes = torch.cat(each_spikes) if wants & SPIKES else None
+    traces = tuple(torch.cat(each) for each in zip(*(part.traces for part in parts)))
+    return Outputs(spikes, parts[-1].states, traces)
 
 
-def run(
+def _run(
+    rule: Rule,
     current: Tensor,
-    mem: Tensor | None,
-    num_steps: int | None,
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    beta_gradient: str,
-    key: str,
-    parameters: tuple[float, ...],
-    want_spikes: bool,
-    want_trace: bool,
+    states: Sequence[Tensor],
+    parameters: Sequence[float | Tensor],
+    steps: int,
+    wants: int,
     backend: str,
 ) -> Outputs:
-    """Check the arguments, choose the backend and call it."""
-    steps = check_current(current, num_steps)
     shape = ops.step_shape(current, steps)
     state = ops.state_dtype(current.dtype)
-    if mem is not None:
-        check_mem(mem, current, shape, state)
-    beta, threshold = parameters_of(beta, threshold, beta_gradient, current, shape, state)
+    for name, one in zip(rule.states, states):
+        check_state(name, one, current, shape, state)
+    values = tuple(
+        parameter_of(name, value, current, shape, state)
+        for name, value in zip(rule.parameters, parameters)
+    )
     row = dispatch.choose(backend, current.device)
     if row.fused:
-        flat = (flat_parameter(beta, shape), flat_parameter(threshold, shape))
+        flat = tuple(flat_parameter(value, shape) for value in values)
+        count = len(rule.states)
         return Outputs(
-            *ops.fused_lif(
-                row.name, current, mem, *flat, key, parameters, steps, want_spikes, want_trace
+            *ops.fused_scan(
+                row.name, current, states, flat, rule.program, rule.numbers, steps, wants, count
             )
         )
     whole = current.to(state)
     if steps >= 0:
         whole = whole.expand(steps, *shape)
-    start = whole.new_zeros(shape) if mem is None else mem
+    start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
     # Not by `dispatch.load`, of whose cache torch.compile would warn.
-    lif_of = importlib.import_module(row.module, __package__).lif
-    spikes, mem, trace = lif_of(whole, start, beta, threshold, rule.from_key(key), parameters)
-    return Outputs(spikes.to(current.dtype), mem, trace)
+    scan = importlib.import_module(row.module, __package__).scan
+    spikes, finals, traces = scan(whole, start, values, rule.program, rule.numbers)
+    return Outputs(
+        spikes.to(current.dtype) if wants & SPIKES else None,
+        tuple(finals),
+        traces if wants & TRACES else (),
+    )

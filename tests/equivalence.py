@@ -7,6 +7,7 @@ import oracle
 import torch
 
 import neurospike as ns
+from neurospike.formulas import detach, exp, fire, minimum, where
 
 STEPS, BATCH, NEURONS = 9, 2, 1031  # more than one block, and no multiple of any
 
@@ -52,6 +53,51 @@ def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
     exact = [t.detach().double().requires_grad_() for t in inputs]
     in_double = oracle.lif(*exact, surrogate=surrogate, **rule)
     assert torch.equal(in_double[0].float(), wanted[0]), "choose another seed"
+    loss = sum((out * weight.double()).sum() for out, weight in zip(in_double, weights))
+    for got, want in zip(gradients, torch.autograd.grad(loss, exact)):
+        assert (got.double() - want).norm() <= 1e-5 * want.norm()
+
+
+def mixed(current, mem, slow, decay, rise):
+    """A neuron of many operations: what is derived of each of them has to be right."""
+    slow = decay * slow + (1.0 - decay) * abs(current)
+    v = minimum(decay * mem + current, 1.5) - exp(-rise) * slow
+    spike = fire(v - rise)
+    return spike, where(v > rise, 0.25 * v, v) - 0.125 * detach(spike), slow
+
+
+def mixed_in_torch(current, mem, slow, decay, rise):
+    """The same in a loop over time, written by hand."""
+    factor = torch.exp(-rise.double()).to(rise.dtype)
+    spikes, mems, slows = [], [], []
+    for x in current.unbind(0):
+        slow = decay * slow + (1.0 - decay) * x.abs()
+        v = torch.minimum(decay * mem + x, torch.tensor(1.5, dtype=x.dtype)) - factor * slow
+        spike = oracle.spike(v - rise, "atan")
+        mem = torch.where(v > rise, 0.25 * v, v) - 0.125 * spike.detach()
+        for each, one in ((spikes, spike), (mems, mem), (slows, slow)):
+            each.append(one)
+    return torch.stack(spikes), mem, slow, torch.stack(mems), torch.stack(slows)
+
+
+def check_neuron(backend: str) -> None:
+    """Do as `check` for a neuron of one's own, with two states that both have traces."""
+    current, mem, decay, rise = problem(torch.float32)
+    slow = torch.rand(mem.shape, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    decay, rise = (torch.nn.Parameter(one.detach()) for one in (decay, rise))
+    inputs = [current, mem, slow, decay, rise]
+    layer = ns.Spiking(mixed, decay=decay, rise=rise, backend=backend)
+    spikes, states, traces = layer(current, (mem, slow), return_trace=True)
+    found = (spikes, *states, *traces)
+    wanted = mixed_in_torch(*(t.detach() for t in inputs))
+    for got, want in zip(found, wanted):
+        assert torch.equal(got, want)
+    g = torch.Generator().manual_seed(3)
+    weights = [torch.randn(out.shape, generator=g) for out in found]
+    loss = sum((out * weight).sum() for out, weight in zip(found, weights))
+    gradients = torch.autograd.grad(loss, inputs)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    in_double = mixed_in_torch(*exact)
     loss = sum((out * weight.double()).sum() for out, weight in zip(in_double, weights))
     for got, want in zip(gradients, torch.autograd.grad(loss, exact)):
         assert (got.double() - want).norm() <= 1e-5 * want.norm()

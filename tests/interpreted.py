@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from neurospike import dispatch, ops
-from neurospike.kernels import lif_triton
+from neurospike.kernels import scan_triton
 
 ROW = dataclasses.replace(dispatch.TABLE["triton"], device_types=("cpu",))
 REFERENCE = dispatch.TABLE["reference"]
@@ -22,7 +22,7 @@ dispatch.TABLE.clear()
 dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
 ops.implement(ROW, "cpu")
 
-_geometry = lif_triton._geometry
+_geometry = scan_triton._geometry
 
 
 def _few_programs(size: int, state: torch.dtype) -> tuple[int, int, int]:
@@ -35,7 +35,7 @@ def _few_programs(size: int, state: torch.dtype) -> tuple[int, int, int]:
 
 SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32)
 assert STAGES > 1  # else the loop that loads ahead is run nowhere
-lif_triton._geometry = _few_programs
+scan_triton._geometry = _few_programs
 
 _convert = interpreter._convert_float
 

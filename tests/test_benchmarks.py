@@ -112,7 +112,7 @@ def test_the_workload_has_a_floor_and_passes_its_gates(monkeypatch):
 def test_operators_of_a_step_are_sorted_into_parts():
     times = {
         "aten::addmm [1000] x [128, 784] x [784, 1000]": 3.0,
-        "neurospike::numba_lif_backward": 2.0,
+        "neurospike::numba_scan_backward": 2.0,
         "Optimizer.step#Adam.step": 1.0,
         "aten::_log_softmax": 0.5,
         "aten::mul": 0.25,

@@ -71,7 +71,7 @@ def test_the_same_commit_passes_and_a_kernel_that_sleeps_is_caught(tmp_path):
     same = run("HEAD", *few, "--backend", "reference", "--threshold", "3")
     assert same.returncode == 0, same.stderr
     assert "slower by more than 200%: nothing" in same.stdout
-    kernel = copy / "kernels/lif_numba.py"
+    kernel = copy / "kernels/scan_numba.py"
     text = kernel.read_text(encoding="utf-8")
     begin = "    state = final.dtype\n"
     assert text.count(begin) == 1

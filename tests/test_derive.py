@@ -6,15 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from neurospike import formulas
+import neurospike as ns
+from neurospike import ops, reference
 from neurospike.neurons import stepped, zoo
 from neurospike.neurons.derive import derived
-from neurospike.neurons.program import Program, written
-from neurospike.neurons.record import FREE_NAMES, arguments_of, record
+from neurospike.neurons.program import Program, text_of
+from neurospike.neurons.record import FREE_NAMES, arguments_of, record, record_surrogate
+from neurospike.wants import SPIKES, TRACES
 
-MAKERS = (zoo.lif, zoo.synaptic, zoo.one_to_one, zoo.synaptic_one_to_one)
+ATAN = ns.surrogate.atan().text
+
+MAKERS = (zoo.synaptic, zoo.one_to_one, zoo.synaptic_one_to_one)
 ZOO = [make(reset) for make in MAKERS for reset in zoo.RESETS.values()]
-ZOO += [*zoo.ALPHA.values(), zoo.alif, zoo.se_adlif, zoo.izhikevich, zoo.qif, zoo.eif, zoo.brf]
+ZOO += [
+    *zoo.LIF.values(),
+    zoo.li,
+    *zoo.ALPHA.values(),
+    zoo.alif,
+    zoo.se_adlif,
+    zoo.izhikevich,
+    zoo.qif,
+    zoo.eif,
+    zoo.brf,
+]
 
 
 def random_neuron(seed):
@@ -72,33 +86,17 @@ def recorded(seed):
     inputs = [f"s{k}" for k in range(states)] + [f"p{k}" for k in range(parameters)]
     found = neuron(_Symbol(recorder, "x"), *(_Symbol(recorder, one) for one in inputs))
     results = tuple(recorder._operand(one) for one in found)
-    atan, _, outside = record(zoo.lif(), formulas.atan, 1)
-    program = Program(
-        states,
-        parameters,
-        atan.numbers,
-        tuple(recorder.operations),
-        results,
-        atan.surrogate,
-        atan.slope,
-    )
-    return program, (2.0, *outside)
+    text = text_of((states, parameters, 0), recorder.operations, results)
+    return Program.parse(f"{text}|{ATAN}"), (2.0,)
 
 
 def gradients(program, numbers, inputs, grads):
     """The derived gradients and torch's own, of current, states and parameters."""
-    values = tuple(torch.tensor(value, dtype=inputs[0].dtype) for value in numbers)
-    operations, results = derived(program, (True,) * len(grads), (True,) * len(inputs))
-    names = [*program.inputs, *(f"g{k}" for k in range(len(grads)))]
-    adjoint = stepped._function("adjoint", written("adjoint", names, operations, results), "<a>")
-    got = [one.expand_as(inputs[0]) for one in adjoint(*inputs, *values, *grads)]
+    adjoint = stepped.adjoint_of(str(program), numbers, inputs[0], (True,) * len(grads))
+    got = [one.expand_as(inputs[0]) for one in adjoint(*inputs, *grads)]
     leaves = [one.clone().requires_grad_() for one in inputs]
-    text = written("step", program.inputs, program.operations, program.results)
-    step = stepped._with_fire(
-        stepped._function("step", text, "<s>"),
-        lambda u: stepped._Fire.apply(u, program, values),
-    )
-    found = [one.expand_as(inputs[0]) for one in step(*leaves, *values)]
+    step = stepped.step_of(str(program), numbers, inputs[0])
+    found = [one.expand_as(inputs[0]) for one in step(*leaves)]
     found = [one + 0.0 * leaves[0] for one in found]  # also where nothing depends on them
     total = sum((one * grad).sum() for one, grad in zip(found, grads))
     want = torch.autograd.grad(total, leaves, materialize_grads=True, allow_unused=True)
@@ -127,26 +125,68 @@ def test_of_a_thousand_random_neurons_the_derived_gradient_is_torchs(first):
     assert compared > 100 * 50
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(12))
+def test_random_neurons_run_fused_as_they_do_in_torch(seed):
+    """Spikes and states bit for bit in float32, gradients in float64."""
+    pytest.importorskip("numba")
+    program, numbers = recorded(seed)
+    wants = SPIKES | TRACES
+    for dtype in (torch.float32, torch.float64):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(*shape, dtype=dtype, generator=generator):
+            return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+
+        inputs = [drawn(6, 2, 37), *(drawn(2, 37) for _ in range(program.states))]
+        parameters = [drawn(37) for _ in range(program.parameters)]
+        current, *states = inputs
+        text, count = str(program), program.states
+        ours = ops.fused_scan("numba", current, states, parameters, text, numbers, -1, wants, count)
+        theirs = reference.scan(current, states, parameters, text, numbers)
+        totals = []
+        for spikes, finals, traces in (ours, theirs):
+            every = (spikes, *finals, *traces)
+            weights = torch.Generator().manual_seed(1)
+            totals.append(sum((o * torch.randn(o.shape, generator=weights)).sum() for o in every))
+        if dtype == torch.float32:
+            for one, other in zip(
+                (ours[0], *ours[1], *ours[2]), (theirs[0], *theirs[1], *theirs[2])
+            ):
+                assert torch.equal(one.isnan(), other.isnan())
+                assert torch.equal(one.nan_to_num(), other.nan_to_num()), text
+            continue
+        leaves = [*inputs, *parameters]
+        got, want = (
+            torch.autograd.grad(t, leaves, allow_unused=True, materialize_grads=True)
+            for t in totals
+        )
+        for one, other in zip(got, want):
+            finite = other.isfinite() & one.isfinite()
+            distance = (one - other)[finite].norm()
+            assert distance <= 1e-9 * max(1.0, float(other[finite].norm())), text
+
+
 @pytest.mark.parametrize("neuron", ZOO, ids=lambda one: one.__name__)
 def test_the_zoos_derived_gradient_is_torchs(neuron):
-    program, own, outside = record(neuron, formulas.atan, 1)
+    program = Program.parse(f"{record(neuron).text}|{ATAN}")
     many = len(arguments_of("neuron", neuron))
     inputs = [torch.rand(200, dtype=torch.float64) * 0.9 + 0.05 for _ in range(many)]
     grads = [torch.randn(200, dtype=torch.float64) for _ in program.results]
-    got, want = gradients(program, (*own, 2.0, *outside), inputs, grads)
+    got, want = gradients(program, (*record(neuron).numbers, 2.0), inputs, grads)
     for one, other in zip(got, want):
         assert (one - other).norm() <= 1e-12 * max(1.0, float(other.norm()))
 
 
 def test_only_what_is_asked_for_is_computed():
-    program, _, _ = record(zoo.synaptic(), formulas.atan, 1)
+    program = Program.parse(f"{record(zoo.synaptic()).text}|{ATAN}")
     everything, results = derived(program, (True,) * 3, (True,) * 6)
     assert len(results) == 6
     current, _ = derived(program, (True,) * 3, (True, *(False,) * 5))
     assert len(current) < len(everything)
     silent, _ = derived(program, (False, True, True), (True,) * 6)
     assert not any(
-        "n0" in operation for operation in silent
+        "h0" in operation for operation in silent
     )  # no surrogate without a spike's gradient
     nothing, zeros = derived(program, (False,) * 3, (True,) * 6)
     assert nothing == () and set(zeros) == {"0.0"}
@@ -156,11 +196,11 @@ def test_only_what_is_asked_for_is_computed():
     "text",
     [
         "",
-        "1 2 0 1|mul p0 s0|@0 @0|mul u n0",
-        "1 2 0 1|import os;|@0|neg u|@0",
-        "1 2 0 1|mul p0 __import__('os')|@0 @0|neg u|@0",
-        "1 2 0 1|mul p0|@0 @0|neg u|@0",
-        "one 2 0 1|mul p0 s0|@0 @0|neg u|@0",
+        "1 2 0|mul p0 s0|@0 @0|1|mul u h0",
+        "1 2 0|import os;|@0|1|neg u|@0",
+        "1 2 0|mul p0 __import__('os')|@0 @0|1|neg u|@0",
+        "1 2 0|mul p0|@0 @0|1|neg u|@0",
+        "one 2 0|mul p0 s0|@0 @0|1|neg u|@0",
     ],
 )
 def test_what_is_no_program_is_refused_and_never_run(text):
@@ -172,10 +212,10 @@ def test_numbers_from_outside_are_no_part_of_the_program():
     def surrogate_of(slope):
         return lambda u: 1.0 / (1.0 + slope * abs(u))
 
-    programs, numbers = set(), []
+    texts, numbers = set(), []
     for slope in np.linspace(1.0, 5.0, 9):
-        program, _, outside = record(zoo.lif(), surrogate_of(float(slope)))
-        programs.add(str(program))
+        text, outside = record_surrogate(surrogate_of(float(slope)))
+        texts.add(text)
         numbers.append(outside)
-    assert len(programs) == 1
+    assert len(texts) == 1
     assert numbers == [(slope,) for slope in np.linspace(1.0, 5.0, 9)]

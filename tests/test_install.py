@@ -20,13 +20,13 @@ WHERE = "import importlib.util as u; s = u.find_spec('neurospike'); print(s and 
 USE = """
 import inspect, torch
 import neurospike as ns
-from neurospike.kernels import lif_numba, lif_triton
+from neurospike.kernels import scan_numba, scan_triton
 with torch.no_grad():
     spikes, mem = ns.LIF(0.9, backend="numba")(torch.ones(4, 1, 3))
 print(ns.__file__)
-print(lif_numba.__file__)
+print(scan_numba.__file__)
 assert spikes.sum() > 0
-assert "tl.load" in inspect.getsource(lif_triton)
+assert "tl.load" in inspect.getsource(scan_triton)
 """
 
 
@@ -65,12 +65,12 @@ def place(tmp_path_factory):
 
 def kept(folder: Path) -> bool:
     """Whether compiled code lies on disk beside the kernels in a folder."""
-    return any((folder / "__pycache__").glob("lif_numba.*.nbc"))
+    return any((folder / "__pycache__").glob("scan_numba.*.nbc"))
 
 
 def test_the_checkout_itself_needs_no_installation(place):
     own = place.checkout / "neurospike" / "__init__.py"
-    kernel = place.checkout / "kernels" / "lif_numba.py"
+    kernel = place.checkout / "kernels" / "scan_numba.py"
     printed = place.python(place.checkout, "-c", USE).split()
     assert printed == [str(own), str(kernel)]
     assert kept(kernel.parent)
@@ -120,7 +120,7 @@ def test_a_wheel_of_a_source_distribution_holds_every_file_and_is_found(place):
         assert found.pop("in the checkout") == str(place.checkout / "neurospike/__init__.py")
         assert set(found.values()) == {str(installed / "__init__.py")}
         printed = place.python(place.code, "-c", USE).split()
-        assert printed[1] == str(installed / "kernels" / "lif_numba.py")
+        assert printed[1] == str(installed / "kernels" / "scan_numba.py")
         assert kept(installed / "kernels")
     finally:
         place.pip("uninstall", "-y", "neurospike")

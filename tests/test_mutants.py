@@ -17,24 +17,24 @@ pytestmark = pytest.mark.thorough
 pytest.importorskip("numba")
 
 ROOT = Path(__file__).parents[1]
-FORMULAS, KERNEL = "neurospike/formulas.py", "kernels/lif_numba.py"
+KERNEL, DERIVE = "kernels/scan_numba.py", "neurospike/neurons/derive.py"
 
 # name: file, what stands there, what is put in its place
 MUTANTS = {
     "fires at the threshold": (
-        FORMULAS,
-        "spike = heaviside(v - threshold)\n    return spike, settle",
-        "spike = cast(v >= threshold, v)\n    return spike, settle",
+        "kernels/numba_formulas.py",
+        "return 1.0 if u > 0.0 else 0.0",
+        "return 1.0 if u >= 0.0 else 0.0",
     ),
     "forgets the reset": (
-        FORMULAS,
-        "return beta * mem + current - heaviside(mem - threshold) * threshold",
-        "return beta * mem + current",
+        "neurospike/neurons/zoo.py",
+        "v = beta * mem + current - heaviside(mem - threshold) * threshold",
+        "v = beta * mem + current",
     ),
     "drops the carry": (
-        FORMULAS,
-        "        return d, beta * d, d * mem, grad_threshold\n    spike",
-        "        return d, 0.0 * d, d * mem, grad_threshold\n    spike",
+        "kernels/numba_rows.py",
+        '"{carry}[i] = d{k}"',
+        '"{carry}[i] = 0.0 * d{k}"',
     ),
     "fused multiply-add": (
         "kernels/numba_jit.py",
@@ -52,6 +52,27 @@ MUTANTS = {
         "for t in range(steps - 1, -1, -1):",
         "for t in range(steps - 1, 0, -1):",
     ),
+    "the gradient of a minimum goes to the greater": (
+        DERIVE,
+        'less, more = ("lt", "gt") if name == "minimum"',
+        'less, more = ("gt", "lt") if name == "minimum"',
+    ),
+    "a gradient flows through detach": (
+        DERIVE,
+        'name not in ("heaviside", "detach") and',
+        'name == "detach":\n            self.add(a, g)\n        elif name != "heaviside" and',
+    ),
+    "the gradient of a chosen value goes to both": (
+        DERIVE,
+        'self.add(c, self.do("where", a, "0.0", g))',
+        "self.add(c, g)",
+    ),
+    "only the first state has a trace": (KERNEL, "if TRACED >> s & 1:", "if s == 0:"),
+    "a parameter has the gradient of one step": (
+        "kernels/numba_rows.py",
+        'f"q{k}[i] += e{k}"',
+        'f"q{k}[i] = e{k}"',
+    ),
 }
 
 RUNNER = """
@@ -62,9 +83,10 @@ def run(folder):
     sys.path.insert(0, folder)
     import neurospike
     assert neurospike.__file__.startswith(folder)
-    from equivalence import check
+    from equivalence import check, check_neuron
     try:
         check("numba", {})
+        check_neuron("numba")
     except AssertionError:
         return "caught"
     return "passed"

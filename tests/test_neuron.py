@@ -7,39 +7,23 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import rule
-from neurospike.formulas import heaviside, where
+from neurospike.formulas import fire, where
 
 
-def quadratic_charge(mem, current, beta, threshold):
+def quadratic(current, mem, beta, threshold):
     up = where(mem > 0.0, mem, 0.0)
-    return beta * mem + 2.0 * (1.0 - beta) * up * up + current
+    v = beta * mem + 2.0 * (1.0 - beta) * up * up + current
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - spike)
 
 
-def to_zero(v, spike, threshold):
-    return v * (1.0 - spike)
+def linear(current, mem, beta, threshold):
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - spike)
 
 
-def quadratic_vjp(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
-    up = where(mem > 0.0, mem, 0.0)
-    total = grad_spike - grad_mem * v
-    d = total * surrogate + (1.0 - heaviside(v - threshold)) * grad_mem
-    slope = beta + 4.0 * (1.0 - beta) * up
-    return d, slope * d, d * (mem - 2.0 * up * up), -(total * surrogate)
-
-
-def linear_charge(mem, current, beta, threshold):
-    return beta * mem + current
-
-
-def linear_vjp(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
-    total = grad_spike - grad_mem * v
-    d = total * surrogate + (1.0 - heaviside(v - threshold)) * grad_mem
-    return d, beta * d, d * mem, -(total * surrogate)
-
-
-QUADRATIC = ns.Neuron(quadratic_charge, to_zero, quadratic_vjp)
-LINEAR = ns.Neuron(linear_charge, to_zero, linear_vjp)
+QUADRATIC, LINEAR = ns.Neuron(quadratic), ns.Neuron(linear)
 
 
 def run(backend, dtype, neuron=QUADRATIC, **options):
@@ -84,7 +68,7 @@ def test_formulas_of_the_lif_are_the_lif(backend):
 
 def test_layer_keeps_its_neuron_through_copies_segments_and_a_network(backend):
     layer = ns.LIF(0.8, neuron=QUADRATIC, learn_beta=True, backend=backend)
-    assert "neuron=quadratic_charge" in repr(layer)
+    assert "neuron=quadratic" in repr(layer)
     x = torch.randn(12, 2, 7)
     wanted, final = layer(x)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -98,52 +82,56 @@ def test_layer_keeps_its_neuron_through_copies_segments_and_a_network(backend):
     assert layer.beta.grad is not None
 
 
-def two_values(mem, v, beta, threshold, surrogate, grad_spike, grad_mem):
-    return grad_mem, grad_mem
-
-
-def with_branch(mem, current, beta, threshold):
+def with_branch(current, mem, beta, threshold):
     if mem > 0.0:
-        return mem
-    return beta * mem + current
+        return mem, mem
+    return fire(mem - threshold), beta * mem + current
 
 
-def misspelt(mem, current, beta, threshold):
-    return beta * mem + curent  # noqa: F821
+def misspelt(current, mem, beta, threshold):
+    return fire(mem - threshold), beta * mem + curent  # noqa: F821
 
 
-def neuron(charge=quadratic_charge, settle=to_zero, step_vjp=quadratic_vjp):
-    return ns.Neuron(charge, settle, step_vjp)
+def integrating(current, mem, threshold):
+    return fire(mem - threshold), mem + current
+
+
+def of_two_states(current, mem, beta, threshold):
+    return fire(mem - threshold), mem + current, beta
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("step", "message"),
     [
-        (
-            neuron(step_vjp=two_values),
-            "step_vjp 'two_values' returns 2 values, wanted 4: the gradient of current, ",
-        ),
-        (
-            neuron(charge=to_zero),
-            r"takes \('v', 'spike', 'threshold'\); .* \(mem, current, beta, th",
-        ),
-        (neuron(settle=lambda v, spike, threshold: (v, v)), "returns 2 values, wanted one number"),
-        (neuron(settle=lambda v, spike, threshold: v > 0), r"return cast\(condition, u\)"),
-        (neuron(settle=lambda v, spike, threshold: "v"), "returns a str, wanted a number"),
-        (neuron(settle=lambda v, spike, threshold: max(v, 0)), r"asks if.* write where\(cond"),
-        (neuron(settle=lambda v, spike, threshold: v.relu()), r"uses \.relu of a tensor"),
-        (neuron(charge=with_branch), r"test_neuron.py: if mem > 0.0:\)$"),
-        (neuron(charge=misspelt), "uses 'curent', which is no number or function"),
+        (integrating, r"takes \(current, mem, threshold\), of which 1 are states; that of a LIF"),
+        (of_two_states, r"\(current, mem, beta, threshold\), of which 2 are states"),
+        (lambda current, mem, beta, threshold: mem, "returns one result that is no tuple"),
+        (lambda current, mem, beta, threshold: (mem > threshold, mem), "computes with a condition"),
+        (lambda current, mem, beta, threshold: ("s", mem), "computes with 's', a str"),
+        (lambda current, mem, beta, threshold: (fire(max(mem, 0)), mem), "uses 'max'"),
+        (lambda current, mem, beta, threshold: (fire(mem), mem.relu()), r"uses \.relu of a value"),
+        (with_branch, r"line \d+ \(if mem > 0.0:\) asks whether a value is true"),
+        (misspelt, "uses 'curent', which is not known"),
+        (torch.relu, "must be a plain Python function"),
+        (lambda *a: torch.tanh(a[0]), r"takes \*arguments"),
+        (lambda current, mem, beta, threshold: (torch.cosh(mem), mem), r"uses torch\.cosh"),
     ],
 )
-def test_what_is_wrong_with_a_neuron_shows_when_the_layer_is_made(own, message):
+def test_what_is_wrong_with_a_neuron_shows_when_the_layer_is_made(step, message):
     with pytest.raises(TypeError, match=message):
-        ns.LIF(0.9, neuron=own)
+        ns.LIF(0.9, neuron=ns.Neuron(step))
+    with pytest.raises(TypeError, match=message):
+        ns.lif(torch.rand(2, 3, 4), beta=0.9, neuron=ns.Neuron(step))
 
 
 def test_numbers_that_a_neuron_reads_are_part_of_it(backend):
     def leaky(leak):
-        return neuron(charge=lambda mem, current, beta, threshold: mem * leak + current)
+        def step(current, mem, beta, threshold):
+            v = mem * leak + current
+            spike = fire(v - threshold)
+            return spike, v * (1.0 - spike)
+
+        return ns.Neuron(step)
 
     x = torch.rand(6, 2, 5)
     for leak in (0.5, 0.75):
@@ -160,28 +148,20 @@ def test_a_neuron_may_have_a_threshold_below_0():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"neuron": quadratic_charge}, TypeError, r"must be a Neuron\(charge, settle, step_vjp\)"),
+        ({"neuron": quadratic}, TypeError, r"must be a Neuron\(step\), got"),
         ({"neuron": QUADRATIC, "reset": "zero"}, ValueError, "got reset='zero', .* leave them out"),
         ({"neuron": QUADRATIC, "reset_delay": False}, ValueError, "reset_delay=False"),
-        (
-            {"neuron": ns.Neuron(torch.relu, to_zero, quadratic_vjp)},
-            TypeError,
-            "a formula must be a plain Python function",
-        ),
-        (
-            {"neuron": ns.Neuron(lambda *a: torch.tanh(a[0]), to_zero, quadratic_vjp)},
-            TypeError,
-            "uses 'torch', a module",
-        ),
     ],
 )
-def test_neurons_that_no_backend_could_run_are_refused(options, error, message):
+def test_a_neuron_says_all_of_itself(options, error, message):
     with pytest.raises(error, match=message):
         ns.LIF(0.9, **options)
     with pytest.raises(error, match=message):
         ns.lif(torch.rand(2, 3, 4), beta=0.9, **options)
 
 
-def test_a_neuron_of_another_process_says_what_to_do():
-    with pytest.raises(LookupError, match=r"as in ns.LIF\(0.9, neuron=...\)"):
-        rule.from_key("none immediate atan neuron-0123")
+def test_the_three_functions_of_version_0_1_are_refused_with_what_to_write():
+    with pytest.raises(TypeError, match=r"write charge and settle as def step\(current, mem, beta"):
+        ns.Neuron(quadratic, linear, linear)
+    with pytest.raises(TypeError, match="leave out step_vjp"):
+        ns.Neuron(charge=quadratic, settle=linear, step_vjp=linear)

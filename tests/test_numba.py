@@ -217,7 +217,7 @@ def add_one_in(folder: Path):
 
 def test_no_size_compiles_anything_anew(monkeypatch):
     """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
-    names = ("lif_numba", "events_numba", "linear_numba", "layer_numba")
+    names = ("scan_numba", "events_numba", "linear_numba", "layer_numba")
     kernels = [dispatch.load(f".kernels.{name}") for name in names]
     events = Policy(least_products=1, margin=math.inf)
     together = dataclasses.replace(events, trained_events=1 << 30)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_spiking import ZOO
 
 import neurospike as ns
 
@@ -90,3 +91,21 @@ def test_segments_equal_the_whole_for_any_values(fused, problem, cut, rule):
     assert same_bits(torch.cat([first[0], second[0]]), spikes)
     assert same_bits(torch.cat([first[2], second[2]]), trace)
     assert same_bits(second[1], last)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(problem=problems(), kind=st.sampled_from(list(ZOO)))
+def test_every_neuron_has_the_same_bits_and_the_same_nans(fused, problem, kind):
+    make, scale, mean = ZOO[kind]
+    layer, (current, *_) = make(), problem
+    found = {}
+    for layer.backend in ("reference", fused):
+        spikes, states, traces = layer(current * scale + mean, return_trace=True)
+        found[layer.backend] = (spikes, *states, *traces)
+    for one, other in zip(found[fused], found["reference"]):
+        assert same_bits(one, other)

@@ -63,8 +63,8 @@ def test_the_fused_operator_runs_and_nothing_loops_over_time(dtype, mode, traine
         return recorded
 
     short, long = calls(3), calls(40)
-    backward = [f"{fused}_lif_backward"] if mode in ("training", "autocast") else []
-    assert long.ours() == [f"{fused}_lif", *backward]
+    backward = [f"{fused}_scan_backward"] if mode in ("training", "autocast") else []
+    assert long.ours() == [f"{fused}_scan", *backward]
     assert len(long.calls) == len(short.calls)
 
 
@@ -78,7 +78,7 @@ def test_autocast_between_layers_keeps_the_state_in_float32(fused):
         spikes, mem = net(current)
     assert current.dtype == spikes.dtype == torch.bfloat16
     assert mem.dtype == torch.float32
-    assert f"{fused}_lif" in recorded.ours()
+    assert f"{fused}_scan" in recorded.ours()
     assert torch.equal(spikes, net(current)[0])
 
 
@@ -116,7 +116,7 @@ def test_the_operators_keep_torchs_rules(held, fused):
             args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
             torch.library.opcheck(func, tuple(args), kwargs)
             checked.add(func.name())
-    assert checked == {f"neurospike::{fused}_lif", f"neurospike::{fused}_lif_backward"}
+    assert checked == {f"neurospike::{fused}_scan", f"neurospike::{fused}_scan_backward"}
 
 
 class Network(nn.Module):
@@ -150,7 +150,7 @@ def fresh_compiler():
 def test_compiled_it_follows_use_backend(monkeypatch):
     module = dispatch.load(dispatch.TABLE["numba"].module)
     forward, ran = module.forward, []
-    monkeypatch.setattr(module, "forward", lambda *given: ran.append("numba") or forward(*given))
+    monkeypatch.setattr(module, "forward", lambda **given: ran.append("numba") or forward(**given))
     layer = ns.LIF(0.9)
     compiled = torch.compile(lambda x: layer(x)[0], backend="aot_eager")
     x = torch.rand(5, 2, 9)
@@ -199,7 +199,7 @@ def test_exported_programs_run_and_hold_the_operator(fused):
     steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
     program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: steps, 1: batch}})
     targets = [str(node.target) for node in program.graph.nodes]
-    assert sum(f"{fused}_lif" in target for target in targets) == 2
+    assert sum(f"{fused}_scan" in target for target in targets) == 2
     for shape in ((5, 2, 6), (9, 4, 6)):
         x = torch.randn(shape, device=device)
         for got, want in zip(program.module()(x), net(x)):
@@ -296,7 +296,7 @@ def test_mapped_it_is_one_call_and_gives_what_each_call_gives(mapped, held, fuse
     ]
     with Calls() as recorded:
         found = torch.vmap(run, in_dims=dims)(*inputs)
-    assert recorded.ours() == [f"{fused}_lif"]
+    assert recorded.ours() == [f"{fused}_scan"]
     for got, *each in zip(found, *(run(*part) for part in parts)):
         assert torch.equal(got, torch.stack(each))
     found = torch.vmap(gradients, in_dims=dims)(*inputs)

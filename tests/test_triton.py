@@ -12,10 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import neurospike as ns
-from neurospike import dispatch, own_formulas, rule, train
+from neurospike import dispatch, train
 from neurospike.devices import choose_device
 from neurospike.errors import BackendError
-from neurospike.surrogate import Surrogate
 
 pytest.importorskip("triton")
 
@@ -23,7 +22,9 @@ import triton
 
 from benchmarks import triton_code
 from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect, parsing
-from neurospike.kernels import lif_triton, triton_jit
+from neurospike.kernels import scan_triton, triton_jit
+from neurospike.neurons import program
+from neurospike.neurons.rule import lif_of, rule_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,8 +76,8 @@ def _passed_apart(files, environment, *options):
 
 BUDGET = {  # kind: loads and stores a step; a chunk's membrane is saved, and loaded, once
     "inference": (1.0, 1.0),
-    "training forward": (1.0, 1.0 + 1 / lif_triton.EVERY),
-    "backward": (2.0 + 1 / lif_triton.EVERY, 1.0),
+    "training forward": (1.0, 1.0 + 1 / scan_triton.EVERY),
+    "backward": (2.0 + 1 / scan_triton.EVERY, 1.0),
 }
 
 
@@ -142,16 +143,25 @@ def test_a_16_bit_gradient_is_rounded_to_the_nearest():
     assert "cvt.rn.bf16" in text
 
 
-@pytest.mark.parametrize("function", [lif_triton._forward, lif_triton._backward])
-def test_a_kernel_with_other_constants_is_kept_by_another_name(function):
+def program_with(surrogate="atan"):
+    chosen = ns.surrogate.resolve(surrogate)
+    return rule_of(lif_of("subtract", True, False, None), chosen.text, chosen.parameters).program
+
+
+def jitted(kind, program, **flags):
+    base = {name: value for name, value in vars(scan_triton).items() if name.isupper()}
+    for name in ("SMALL", "EVERY", "NAMES", "TABLE", "STATES", "PARAMETERS", "NUMBERS"):
+        del base[name]
+    return scan_triton.compiled(kind, program, **base | flags).cache_key
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_a_kernel_with_other_constants_is_kept_by_another_name(kind):
     """Triton 3.4 told them apart only in memory: what it kept on disk served them all."""
-    base = {name: value for name, value in vars(lif_triton).items() if name.isupper()}
-    used = {"EVERY", "BLOCK", "STAGES", "SPIKES", "TRACE", "HELD_CURRENT", "SCALAR_BETA"}
-    used |= {"SAVED"} if function is lif_triton._forward else {"CONSTANT", "PARAMETERS", "COUNT"}
-    key = rule.key_of("subtract", True, False, ns.surrogate.atan().function)
-    other = {name: not v if isinstance(v := base[name], bool) else v + 1 for name in used}
-    variants = [{name: value} for name, value in other.items()]
-    keys = [triton_jit.compiled(function, key, **flags).cache_key for flags in ({}, *variants)]
+    used = {"BLOCK": 512, "STAGES": 3, "SPIKES": False, "TRACED": 1, "HELD_CURRENT": True}
+    used |= {"SCALARS": 2, "SAVED": True} if kind == "forward" else {"CONSTANT": True, "WANTED": 3}
+    variants = [{name: value} for name, value in used.items()]
+    keys = [jitted(kind, program_with(), **flags) for flags in ({}, *variants)]
     assert len(set(keys)) == 1 + len(used)
 
 
@@ -164,10 +174,8 @@ def test_a_kernel_whose_surrogate_captured_another_number_is_the_same():
 
         return derivative
 
-    surrogates = [ns.surrogate.resolve(with_scale(scale)) for scale in (1, 1.0, 2.0, 3.0)]
-    rules = [rule.key_of("subtract", True, False, one.function) for one in surrogates]
-    keys = [triton_jit.compiled(lif_triton._backward, key).cache_key for key in rules]
-    assert len(set(keys)) == 1
+    programs = {program_with(with_scale(scale)) for scale in (1, 1.0, 2.0, 3.0)}
+    assert len(programs) == 1
 
 
 @pytest.mark.parametrize("kind", BUDGET)
@@ -181,7 +189,7 @@ def test_a_second_launch_compares_no_constants(monkeypatch):
     """Triton would compare each with what it was, which takes longer than all else it does."""
     build(Kernel("backward"), 90)
     compared = []
-    constant = lif_triton.tl.constexpr
+    constant = scan_triton.tl.constexpr
     monkeypatch.setattr(constant, "__ne__", lambda *both: compared.append(both) or False)
     build(Kernel("backward"), 90)
     assert not compared
@@ -333,13 +341,19 @@ class _Failing:
         raise self.error
 
 
-def test_what_cannot_be_compiled_is_named_with_its_line():
+def test_what_cannot_be_compiled_is_named_with_its_line(monkeypatch):
     """Triton's error is a chain, a link for each caller; what is wrong is said at its end."""
-    text = "def surrogate(u):\n    return 1.0 / (1.0 + abs(u) ** 3.0)\n"  # never recorded
+    monkeypatch.setitem(
+        program._WRITTEN, "abs", (1, "abs({0}) ** 3.0")
+    )  # no function is let through
+
+    def cusp(u):
+        return 1.0 / (1.5 + abs(u))
+
     with pytest.raises(BackendError) as caught, parsing(90):
-        build(Kernel("backward", surrogate=Surrogate(own_formulas.load("surrogate", text))), 90)
-    wanted = "no attribute '__pow__'\"), in 'return 1.0 / (1.0 + abs(u) ** 3.0)' of 'def surrogate"
-    assert wanted in str(caught.value)
+        build(Kernel("backward", surrogate=cusp), 90)
+    assert "no attribute '__pow__'\"), in " in str(caught.value)
+    assert "** 3.0' of 'def adjoint" in str(caught.value)
 
 
 def test_code_that_triton_cannot_read_is_no_error_of_the_device():
@@ -353,10 +367,10 @@ def cache(tmp_path, monkeypatch):
     """An empty folder for what Triton compiles, and nothing compiled in this process."""
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(tmp_path / "cache")
-        triton_jit.compiled.cache_clear()
+        scan_triton.compiled.cache_clear()
         triton_jit._own_folder.cache_clear()
         yield tmp_path / "cache"
-    triton_jit.compiled.cache_clear()
+    scan_triton.compiled.cache_clear()
     triton_jit._own_folder.cache_clear()
 
 
@@ -387,7 +401,7 @@ def test_damaged_files_of_the_cache_are_compiled_anew(cache, monkeypatch, left):
         for file, content in whole.items():
             if file.name.endswith(damaged):
                 file.write_bytes(content[: int(left * len(content))])
-        triton_jit.compiled.cache_clear()  # as a new process
+        scan_triton.compiled.cache_clear()  # as a new process
         build(Kernel("inference"), 90)
         for file, content in whole.items():
             if file.name == f"_forward.{damaged}":

@@ -47,7 +47,7 @@ def test_a_sequence_of_no_steps_needs_no_kernel(rule):
 
 WHOLE = {
     "dtype": (*variants.DTYPES, torch.float16),
-    "neurons": (37, variants.lif_triton.SMALL),
+    "neurons": (37, variants.scan_triton.SMALL),
     "constant": variants.BOTH,
 }
 GRADIENTS = ("spikes", "spikes held", "trace", "trace held", "final", "learned")

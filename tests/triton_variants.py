@@ -13,8 +13,9 @@ import torch
 from test_neuron import QUADRATIC
 from torch import Tensor
 
-from neurospike import ops, rule, snntorch_surrogates, surrogate
-from neurospike.kernels import lif_triton
+from neurospike import ops, snntorch_surrogates, surrogate
+from neurospike.kernels import scan_triton
+from neurospike.neurons import rule
 
 SUBTRACT = ("subtract", True, False)
 RULES = {
@@ -50,8 +51,8 @@ COMMON = {  # what a kernel depends on
     "mem": BOTH,
     "one beta": BOTH,
     "one threshold": BOTH,
-    # 1 and multiples of 16 are compiled apart; from lif_triton.SMALL on it is another geometry.
-    "neurons": (1, 37, 64, lif_triton.SMALL, lif_triton.SMALL + 3),
+    # 1 and multiples of 16 are compiled apart; from scan_triton.SMALL on it is another geometry.
+    "neurons": (1, 37, 64, scan_triton.SMALL, scan_triton.SMALL + 3),
 }
 FORWARD = COMMON | {"spikes": BOTH, "trace": BOTH, "saved": BOTH}
 BACKWARD = COMMON | {
@@ -60,7 +61,7 @@ BACKWARD = COMMON | {
     "trace": BOTH,
     "trace held": BOTH,
     "final": BOTH,
-    "learned": BOTH,
+    "learned": ((), ("beta",), ("threshold",), ("beta", "threshold")),
     "windowed": BOTH,
     "surrogate": tuple(SURROGATES),
 }
@@ -131,67 +132,63 @@ class _Tensors:
         chosen = SURROGATES[variant.get("surrogate", "atan")]
         neuron = QUADRATIC if variant["rule"] == "own neuron" else None
         which = RULES[variant["rule"]]
-        self.key = rule.key_of(*which, chosen.function, neuron, windowed)
-        self.numbers = chosen.parameters + (0.5,) * windowed
+        recorded = rule.lif_of(*which, neuron)
+        window = (0.5,) if windowed else ()
+        self.rule = rule.rule_of(recorded, chosen.text, chosen.parameters, window)
 
-    def rows(self, wanted: bool, dtype: torch.dtype, is_held: bool = False) -> Tensor:
-        """Return a sequence `[T, 1, N]`; an empty tensor if none is wanted."""
+    def rows(self, dtype: torch.dtype, is_held: bool = False) -> Tensor:
+        """Return a sequence `[T, 1, N]`."""
         if is_held:
             return torch.empty(1, *self.shape, dtype=dtype).expand(self.steps, *self.shape)
-        return torch.empty((self.steps, *self.shape) if wanted else 0, dtype=dtype)
+        return torch.empty((self.steps, *self.shape), dtype=dtype)
 
-    def row(self, wanted: bool = True) -> Tensor | None:
-        return torch.empty(self.shape, dtype=self.state) if wanted else None
+    def row(self) -> Tensor:
+        return torch.empty(self.shape, dtype=self.state)
 
-    def parameter(self, name: str) -> Tensor:
-        return torch.empty(1 if self.variant[name] else self.shape[1], dtype=self.state)
+    def common(self) -> dict[str, Any]:
+        v, one = self.variant, (1, self.shape[1])
+        current = torch.empty(self.shape, dtype=self.dtype)
+        if not v["constant"]:
+            current = self.rows(self.dtype, v["held current"])
+        return {
+            "current": current,
+            "states": [self.row()] if v["mem"] else [],
+            "parameters": [
+                torch.empty(one[not v[name]], dtype=self.state)
+                for name in ("one beta", "one threshold")
+            ],
+            "neuron": self.rule.program,
+            "numbers": self.rule.numbers,
+            "steps": self.steps,
+            "constant": v["constant"],
+        }
 
-    def current(self) -> Tensor:
-        if self.variant["constant"]:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return self.rows(True, self.dtype, self.variant["held current"])
-
-    def saved(self, wanted: bool = True) -> Tensor:
-        chunks = -(-self.steps // lif_triton.EVERY)
-        return torch.empty(chunks * self.shape[1] if wanted else 0, dtype=self.state)
+    def saved(self, wanted: bool = True) -> list[Tensor]:
+        chunks = -(-self.steps // scan_triton.EVERY)
+        return [torch.empty(chunks * self.shape[1], dtype=self.state)] if wanted else []
 
     def forward(self) -> None:
         v = self.variant
-        lif_triton.forward(
-            self.current(),
-            self.row(v["mem"]),
-            self.parameter("one beta"),
-            self.parameter("one threshold"),
-            self.key,
-            self.numbers,
-            self.steps,
-            v["constant"],
-            self.rows(v["spikes"], self.dtype),
-            self.row(),
-            self.rows(v["trace"], self.state),
-            self.saved(v["saved"]),
+        scan_triton.forward(
+            **self.common(),
+            spikes=self.rows(self.dtype) if v["spikes"] else None,
+            finals=[self.row()],
+            traces=[self.rows(self.state)] if v["trace"] else [],
+            saved=self.saved(v["saved"]),
         )
 
     def backward(self) -> None:
-        v = self.variant
-        current = self.current()
-        beta, threshold = self.parameter("one beta"), self.parameter("one threshold")
-        empty = torch.empty(0, dtype=self.state)
-        lif_triton.backward(
-            self.rows(True, self.dtype, v["spikes held"]) if v["spikes"] else None,
-            self.row(v["final"]),
-            self.rows(True, self.state, v["trace held"]) if v["trace"] else None,
-            current,
-            self.row(v["mem"]),
-            beta,
-            threshold,
-            self.saved(),
-            self.key,
-            self.numbers,
-            self.steps,
-            v["constant"],
-            torch.empty(current.shape, dtype=self.dtype),
-            torch.empty(self.shape, dtype=self.state) if v["mem"] else empty,
-            torch.empty_like(beta) if v["learned"] else empty,
-            torch.empty_like(threshold) if v["learned"] else empty,
+        v, given = self.variant, self.common()
+        scan_triton.backward(
+            **given,
+            grad_spikes=self.rows(self.dtype, v["spikes held"]) if v["spikes"] else None,
+            grad_finals=[self.row()] if v["final"] else [None],
+            grad_traces=[self.rows(self.state, v["trace held"])] if v["trace"] else [None],
+            saved=self.saved(),
+            out=torch.empty(given["current"].shape, dtype=self.dtype),
+            out_states=[self.row()] if v["mem"] else [],
+            out_parameters=[
+                torch.empty_like(one) if name in v["learned"] else None
+                for name, one in zip(("beta", "threshold"), given["parameters"])
+            ],
         )

@@ -1,7 +1,8 @@
 """The gradient of a neuron's step, derived from its operations.
 
 The reverse sweep is appended to the very operations of the forward step, so what it computes again
-has the bits that the forward step had. Sources: A. Griewank, A. Walther, "Evaluating derivatives",
+has the bits that the forward step had; the gradient itself is computed quickly (`program.QUICK`).
+Sources: A. Griewank, A. Walther, "Evaluating derivatives",
 SIAM 2008, chapter 3 (the reverse mode); E. O. Neftci, H. Mostafa and F. Zenke, 2019,
 doi:10.1109/MSP.2019.2931595 (the surrogate in the place of the spike's derivative).
 
@@ -12,7 +13,7 @@ operand where `minimum` and `maximum` are equal.
 import functools
 from collections.abc import Sequence
 
-from .program import CONDITIONS, Operation, Program, is_constant, needed, renamed
+from .program import CONDITIONS, QUICK, Operation, Program, is_constant, needed, renamed
 
 
 class _Sweep:
@@ -24,7 +25,8 @@ class _Sweep:
         self.gradients: dict[str, str] = {}
 
     def do(self, name: str, *operands: str) -> str:
-        self.operations.append((name, *operands))
+        quick = f"quick_{name}"
+        self.operations.append((quick if quick in QUICK else name, *operands))
         return f"@{len(self.operations) - 1}"
 
     def add(self, operand: str, gradient: str) -> None:

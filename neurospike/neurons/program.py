@@ -7,18 +7,19 @@ about a neuron is written twice, and the operations stay as their author wrote t
 A program travels through torch operators, and through graphs that torch.compile and torch.export
 make, as a string of this form, which `Program.parse` reads back. Reading it runs no code.
 
-    1 2 0 1 | mul p0 s0;add @0 x;sub @1 p1;fire @2 | @3 @1 | mul u n0;... | @2
+    1 2 0 | mul p0 s0;add @0 x;sub @1 p1;fire @2 | @3 @1 | 1 | mul u h0;... | @2
 
-That is: one state, two parameters, no number of the neuron and one of the surrogate; the neuron's
-operations; its results, the spike and one value for each state; the surrogate's operations and its
-result. `x` is the current, `s`, `p` and `n` are states, parameters and numbers, `u` is what `fire`
-was given, `@k` the result of operation k of the same list, and anything else is a constant.
+That is, of the neuron: one state, two parameters, no number that it reads from outside; its
+operations; its results, the spike and one value for each state. Then of the surrogate: one number;
+its operations; its result. `x` is the current, `s` and `p` are states and parameters, `n` and `h`
+the numbers of neuron and surrogate, `u` is what `fire` was given, `@k` the result of operation k of
+the same list, and anything else is a constant.
 """
 
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 # Operations, with the number of operands and how each is written in Python.
 TEXTS: dict[str, tuple[int, str]] = {
@@ -48,16 +49,25 @@ TEXTS: dict[str, tuple[int, str]] = {
     "minimum": (2, "minimum({0}, {1})"),
     "maximum": (2, "maximum({0}, {1})"),
 }
+# In the gradient, where a last bit decides nothing: whatever the processor does soonest.
+QUICK: dict[str, tuple[int, str]] = {
+    "quick_div": (2, "{0} / {1}"),
+    **{
+        f"quick_{name}": (1, f"quick_{name}({{0}})")
+        for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
+    },
+}
+_WRITTEN = TEXTS | QUICK
 # Operations whose result is true or false.
 CONDITIONS = frozenset({"gt", "ge", "lt", "le", "both", "either"})
 
 Operation = tuple[str, ...]  # its name, then its operands
-_OPERAND = re.compile(r"x|u|[spng]\d+|@\d+|-?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|-?inf|nan")
+_OPERAND = re.compile(r"x|u|[spnhg]\d+|@\d+|-?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|-?inf|nan")
 
 
 def is_constant(operand: str) -> bool:
     """Return whether an operand is a number that stands in the function itself."""
-    return operand[0] not in "xuspng@" or operand == "nan"
+    return operand[0] not in "xuspnhg@" or operand == "nan"
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Program:
     Attributes:
         states: how many states the neuron has.
         parameters: how many parameters.
-        numbers: how many numbers the neuron read from outside of its function, and how many
+        numbers: how many numbers the neuron reads from outside of its function, and how many
             the surrogate takes; they are handed over with every call and may change.
         operations: of the neuron.
         results: the spike, then the new states.
@@ -84,61 +94,71 @@ class Program:
     slope: str
 
     @property
+    def number_names(self) -> tuple[str, ...]:
+        """The operands that are numbers, in the order in which they are handed over."""
+        return tuple(f"{letter}{k}" for letter, n in zip("nh", self.numbers) for k in range(n))
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The operands that a step is given: current, states, parameters, numbers."""
-        count = sum(self.numbers)
-        groups = (("s", self.states), ("p", self.parameters), ("n", count))
-        return ("x", *(f"{letter}{k}" for letter, many in groups for k in range(many)))
+        groups = (("s", self.states), ("p", self.parameters))
+        names = (f"{letter}{k}" for letter, many in groups for k in range(many))
+        return ("x", *names, *self.number_names)
 
     @property
     def forward(self) -> tuple[Operation, ...]:
         """The neuron's operations where no gradient is recorded: a spike is H(u), nothing more."""
         return tuple(("heaviside", *o) if n == "fire" else (n, *o) for n, *o in self.operations)
 
-    def windowed(self) -> "Program":
-        """Return the same with a surrogate that is 0 further from 0 than one more number, its last.
-
-        Source: N. Perez-Nieves, D. F. M. Goodman, NeurIPS 2021, arXiv:2105.08810.
-        """
-        own, handed = self.numbers
-        k = len(self.surrogate)
-        more = (
-            ("abs", "u"),
-            ("le", f"@{k}", f"n{own + handed}"),
-            ("where", f"@{k + 1}", self.slope, "0.0"),
-        )
-        return replace(
-            self,
-            numbers=(own, handed + 1),
-            surrogate=(*self.surrogate, *more),
-            slope=f"@{k + 2}",
-        )
-
     def __str__(self) -> str:
-        sizes = f"{self.states} {self.parameters} {self.numbers[0]} {self.numbers[1]}"
-        lists = (self.operations, self.surrogate)
-        first, second = (";".join(" ".join(one) for one in listed) for listed in lists)
-        return f"{sizes}|{first}|{' '.join(self.results)}|{second}|{self.slope}"
+        sizes = (self.states, self.parameters, self.numbers[0])
+        neuron = text_of(sizes, self.operations, self.results)
+        return f"{neuron}|{text_of(self.numbers[1:], self.surrogate, (self.slope,))}"
 
     @staticmethod
     @functools.cache
     def parse(text: str) -> "Program":
         """Return the program that `str` wrote as `text`; ValueError if it is none."""
         try:
-            sizes, first, results, second, slope = text.split("|")
-            states, parameters, own, surrogate = map(int, sizes.split(" "))
+            parts = text.split("|")
+            sizes, operations, results = half("|".join(parts[:3]))
+            handed, surrogate, slope = half("|".join(parts[3:]))
+            states, parameters, own = map(int, sizes.split(" "))
             program = Program(
                 states,
                 parameters,
-                (own, surrogate),
-                _operations(first),
+                (own, int(handed)),
+                operations,
                 tuple(results.split(" ")),
-                _operations(second),
+                surrogate,
                 slope,
             )
         except ValueError as error:
             raise ValueError(f"not a recorded neuron: {text[:80]!r} ({error})") from None
         return program
+
+
+def text_of(sizes: Sequence[int], operations: Sequence[Operation], results: Sequence[str]) -> str:
+    """Return half a program as text: a neuron, or a surrogate."""
+    lines = ";".join(" ".join(one) for one in operations)
+    return f"{' '.join(map(str, sizes))}|{lines}|{' '.join(results)}"
+
+
+def half(text: str) -> tuple[str, tuple[Operation, ...], str]:
+    """Return sizes, operations and results of what `text_of` wrote."""
+    sizes, lines, results = text.split("|")
+    return sizes, _operations(lines), results
+
+
+def windowed(surrogate: str) -> str:
+    """Return the text of a surrogate that is 0 further from 0 than one more number, its last.
+
+    Source: N. Perez-Nieves, D. F. M. Goodman, NeurIPS 2021, arXiv:2105.08810.
+    """
+    handed, lines, slope = surrogate.split("|")
+    k = lines.count(";") + 1 if lines else 0
+    window = f"abs u;le @{k} h{handed};where @{k + 1} {slope} 0.0"
+    return f"{int(handed) + 1}|{lines}{';' * bool(lines)}{window}|@{k + 2}"
 
 
 def _operations(text: str) -> tuple[Operation, ...]:
@@ -162,9 +182,9 @@ def written(
     """
     lines = [f"def {name}({', '.join(arguments)}):"]
     for k, (operation, *operands) in enumerate(operations):
-        called = "(" in TEXTS[operation][1]
+        called = "(" in _WRITTEN[operation][1]
         texts = [_text(one, called) for one in operands]
-        lines.append(f"    t{k} = {TEXTS[operation][1].format(*texts)}")
+        lines.append(f"    t{k} = {_WRITTEN[operation][1].format(*texts)}")
     ending = ", ".join(_text(one, True) for one in results)
     lines.append(f"    return {ending}{',' if len(results) == 1 else ''}")
     return "\n".join(lines) + "\n"
@@ -174,7 +194,7 @@ def _text(operand: str, formatted: bool) -> str:
     if operand[0] == "@":
         return f"t{operand[1:]}"
     if not is_constant(operand):
-        return f"number({operand}, x)" if formatted and operand[0] == "n" else operand
+        return f"number({operand}, x)" if formatted and operand[0] in "nh" else operand
     # `inf` and `nan` have no literals.
     value = operand if operand.lstrip("-")[0].isdigit() else f"({operand})"
     return f"number({value}, x)" if formatted else value

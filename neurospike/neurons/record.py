@@ -7,14 +7,14 @@ and the same program; plain functions that it calls are followed.
 """
 
 import linecache
-import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
 from .. import formulas
-from .program import TEXTS, Operation, Program, needed
+from .program import TEXTS, Operation, needed, text_of
 
 # What a function may use by name, and how many arguments each takes.
 FREE_NAMES = {
@@ -25,6 +25,8 @@ FREE_NAMES = {
     )
 }
 _KNOWN = ", ".join(FREE_NAMES)
+# What a function finds beside its own names. Of values they raise; of anything else they are right.
+_BUILTINS = {one.__name__: one for one in (range, len, sum, zip, enumerate)}
 _INSTEAD = {
     "max": "use maximum(a, b)",
     "min": "use minimum(a, b)",
@@ -52,6 +54,8 @@ class _Symbol:
         self.recorder, self.operand, self.is_condition = recorder, operand, is_condition
 
     def __getattr__(self, name: str) -> NoReturn:
+        if self.is_condition:
+            self._refuse(f"uses .{name} of a condition", "use where(condition, 1.0, 0.0)")
         self._refuse(f"uses .{name} of a value", f"write {_call_of(name)}")
 
     def __bool__(self) -> NoReturn:
@@ -71,10 +75,16 @@ class _Symbol:
     def __call__(self, *_: object, **__: object) -> NoReturn:
         self._refuse("calls a value", "leave the parentheses out")
 
-    def _power(self, other: object) -> NoReturn:
-        self._refuse("uses **", "multiply, as in u * u, or use exp, log or sqrt")
+    def __pow__(self, exponent: object) -> "_Symbol":
+        if exponent not in (2, 3):
+            self._refuse(
+                "takes a power other than 2 or 3", "multiply, as in u * u, or use exp, log or sqrt"
+            )
+        square = self.recorder.do("mul", self, self)
+        return square if exponent == 2 else self.recorder.do("mul", square, self)
 
-    __pow__ = __rpow__ = _power
+    def __rpow__(self, base: object) -> NoReturn:
+        self._refuse("takes a number to the power of a value", "use exp")
 
     def _other(self, other: object) -> NoReturn:
         self._refuse(
@@ -107,6 +117,21 @@ class _Symbol:
 
     def __abs__(self) -> "_Symbol":
         return self.recorder.do("abs", self)
+
+
+class _Number(_Symbol):
+    """A number from outside, which counts where an integer is asked for, as by `range`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, recorder: "_Recorder", operand: str, value: float) -> None:
+        super().__init__(recorder, operand)
+        self.value = value
+
+    def __index__(self) -> int:  # type: ignore[override]
+        if not self.value.is_integer():
+            self._refuse(f"uses {self.value} for an integer", "write a whole number")
+        return int(self.value)
 
 
 def _operator(name: str, turned: bool = False) -> Callable[[_Symbol, Any], _Symbol]:
@@ -142,6 +167,7 @@ class _Recorder:
 
     def __init__(self, kind: str, function: FunctionType) -> None:
         self.kind, self.function = kind, function
+        self.letter = "h" if kind == "surrogate" else "n"  # of numbers from outside
         self.operations: list[Operation] = []
         self.numbers: list[float] = []
         self.codes: set[CodeType] = set()
@@ -170,6 +196,8 @@ class _Recorder:
             return value.operand
         if condition or type(value) is bool:
             raise self.refusal(f"uses {value!r} as a condition or number", "compare values of it")
+        if type(value) is int and self.kind == "surrogate":
+            return repr(float(value))
         if type(value) is int:
             raise self.refusal(
                 f"uses the integer {value}, which would widen the number format",
@@ -203,13 +231,16 @@ class _Recorder:
                 CellType(self._outside(name, cell.cell_contents))
                 for name, cell in zip(code.co_freevars, function.__closure__ or ())
             )
-            names: dict[str, Any] = {"__builtins__": {}}
-            new = FunctionType(code, names, function.__name__, function.__defaults__, cells)
-            new.__kwdefaults__ = function.__kwdefaults__
+            names: dict[str, Any] = {"__builtins__": _BUILTINS}
+            # They are numbers from outside as well: a lambda is often handed a loop's variable so.
+            defaults = tuple(self._outside("a default", one) for one in function.__defaults__ or ())
+            new = FunctionType(code, names, function.__name__, defaults, cells)
             self.bound[function] = new
             for name in _globals_of(code):
                 if name in function.__globals__:
-                    names[name] = self._outside(name, function.__globals__[name])
+                    value = function.__globals__[name]
+                    is_constant = function.__globals__ is vars(formulas) and type(value) is float
+                    names[name] = value if is_constant else self._outside(name, value)
                 elif name in self.names:
                     names[name] = self.names[name]
         return self.bound[function]
@@ -223,7 +254,7 @@ class _Recorder:
             return _Unknown(self, name, value)
         if isinstance(value, (float, int)):
             self.numbers.append(float(value))
-            return _Symbol(self, f"n{len(self.numbers) - 1}")
+            return _Number(self, f"{self.letter}{len(self.numbers) - 1}", float(value))
         if isinstance(value, FunctionType):
             return self.follow(value)
         return _Unknown(self, name, value)
@@ -339,21 +370,29 @@ def arguments_of(kind: str, function: object) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount]
 
 
-def record(
-    neuron: Callable[..., Any], surrogate: Callable[..., Any], count: int = 0
-) -> tuple[Program, tuple[float, ...], tuple[float, ...]]:
-    """Record a neuron and its surrogate.
+@dataclass(frozen=True)
+class Recorded:
+    """A neuron's function as it was recorded.
+
+    Attributes:
+        text: its half of a `Program`; a surrogate's makes it whole.
+        numbers: those that it reads from outside, as they were.
+        states: names of its states.
+        parameters: names of its parameters.
+    """
+
+    text: str
+    numbers: tuple[float, ...]
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def record(neuron: Callable[..., Any]) -> Recorded:
+    """Record a neuron.
 
     Args:
         neuron: `(current, *states, *parameters)` to `(spike, *new_states)`; how many of its
             arguments are states follows from what it returns.
-        surrogate: `(u, *numbers)` to the derivative of the spike at `u`.
-        count: how many numbers the surrogate is handed.
-
-    Returns:
-        The program, and the numbers that neuron and surrogate read from outside as they are now.
-        The program's numbers are in the order: read by the neuron, handed to the surrogate, read by
-        the surrogate.
 
     Raises:
         Refusal: (a TypeError) something that not every backend can run; names line and remedy.
@@ -386,26 +425,28 @@ def record(
         (name, *(names.get(o, o) for o in operands)) for name, *operands in recorder.operations
     )
     operations, results = needed(operations, tuple(names.get(one, one) for one in results))
-    slopes, slope, outside = _record_surrogate(surrogate, count)
-    own = len(recorder.numbers)
-    shifted = {f"n{k}": f"n{k + own}" for k in range(count + len(outside))}
-    slopes = tuple((name, *(shifted.get(o, o) for o in operands)) for name, *operands in slopes)
-    program = Program(
-        states,
-        len(arguments) - 1 - states,
-        (own, count + len(outside)),
-        operations,
-        results,
-        slopes,
-        shifted.get(slope, slope),
+    sizes = (states, len(arguments) - 1 - states, len(recorder.numbers))
+    return Recorded(
+        text_of(sizes, operations, results),
+        tuple(recorder.numbers),
+        arguments[1 : 1 + states],
+        arguments[1 + states :],
     )
-    return program, tuple(recorder.numbers), outside
 
 
-def _record_surrogate(
-    surrogate: Callable[..., Any], count: int
-) -> tuple[tuple[Operation, ...], str, tuple[float, ...]]:
-    arguments = arguments_of("surrogate", surrogate)
+def record_surrogate(
+    surrogate: Callable[..., Any], given: tuple[float, ...] = ()
+) -> tuple[str, tuple[float, ...]]:
+    """Record a surrogate, `(u, *given)` to the derivative of the spike at `u`.
+
+    Returns:
+        Its half of a `Program`, and its numbers: those given, then those that it reads from
+        outside, as they are now.
+
+    Raises:
+        Refusal: as of `record`.
+    """
+    arguments, count = arguments_of("surrogate", surrogate), len(given)
     required = len(arguments) - len(surrogate.__defaults__ or ())
     if len(arguments) < 1 + count or required > 1 + count:
         wanted = "u" if count == 0 else f"u and {count} numbers"
@@ -414,9 +455,8 @@ def _record_surrogate(
             f"callable with {wanted}; give its other arguments defaults"
         )
     recorder = _Recorder("surrogate", surrogate)  # type: ignore[arg-type]
-    # Numbers handed over come first.
-    recorder.numbers = [math.nan] * count
-    symbols = [_Symbol(recorder, "u"), *(_Symbol(recorder, f"n{k}") for k in range(count))]
+    recorder.numbers = [float(one) for one in given]
+    symbols = [_Symbol(recorder, "u"), *(_Symbol(recorder, f"h{k}") for k in range(count))]
     found = _run(recorder, symbols)
     if isinstance(found, tuple):
         raise Refusal(
@@ -425,5 +465,5 @@ def _record_surrogate(
     slope = recorder._operand(found)
     if any(operation[0] == "fire" for operation in recorder.operations):
         raise Refusal(f"the surrogate {surrogate.__name__!r} uses fire, whose derivative it is")
-    operations, (slope,) = needed(tuple(recorder.operations), (slope,))
-    return operations, slope, tuple(recorder.numbers[count:])
+    operations, slopes = needed(tuple(recorder.operations), (slope,))
+    return text_of((len(recorder.numbers),), operations, slopes), tuple(recorder.numbers)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import Program, written
+from .derive import derived
+from .program import Program, half, written
 
 
 def _heaviside(u: Tensor) -> Tensor:
@@ -37,6 +38,10 @@ _NAMES: dict[str, Any] = {
         name: _rounded(getattr(torch, name))
         for name in ("exp", "log", "tanh", "sigmoid", "sin", "cos")
     },
+    **{
+        f"quick_{name}": getattr(torch, name)
+        for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
+    },
     "number": lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
 }
 
@@ -49,14 +54,46 @@ def _function(name: str, text: str, file: str) -> FunctionType:
     return made
 
 
-def slope_of(program: Program) -> Callable[..., Tensor]:
-    """Return the surrogate in torch, `slope(u, *numbers)`."""
-    count = sum(program.numbers)
-    operations = tuple((n, *("x" if o == "u" else o for o in os)) for n, *os in program.surrogate)
-    slope = "x" if program.slope == "u" else program.slope
-    arguments = ("x", *(f"n{k}" for k in range(count)))
-    made = _function("slope", written("slope", arguments, operations, (slope,)), "<surrogate>")
-    return lambda u, *numbers: made(u, *numbers)[0]
+# Made so far, by their texts; numbers are no part of these, so there are few. torch.compile reads
+# them, and does not look into the functions that fill them: see the end of `neurospike.dispatch`.
+_surrogates: dict[str, Callable[..., Tensor]] = {}
+_steps: dict[str, FunctionType] = {}
+
+
+@functools.lru_cache(maxsize=256)
+def surrogate_of(text: str, name: str = "surrogate") -> Callable[..., Tensor]:
+    """Return a recorded surrogate in torch, `slope(u, *numbers)`."""
+    handed, operations, slope = half(text)
+    arguments = ("x", *(f"h{k}" for k in range(int(handed))))
+    named = tuple((n, *("x" if o == "u" else o for o in os)) for n, *os in operations)
+    ending = ("x" if slope == "u" else slope,)
+    made = _function("slope", written("slope", arguments, named, ending), "<surrogate>")
+
+    def surrogate(u: Tensor, *numbers: float) -> Tensor:
+        return made(u, *numbers)[0].expand_as(u)
+
+    surrogate.__name__ = surrogate.__qualname__ = name
+    surrogate.text = text  # type: ignore[attr-defined]
+    return surrogate
+
+
+def _know_surrogate(text: str) -> None:
+    if text not in _surrogates:
+        _surrogates[text] = surrogate_of(text)
+
+
+def _know_step(neuron: str) -> int:
+    """Return how many of a program's numbers are the neuron's."""
+    program = Program.parse(neuron)
+    if neuron not in _steps:
+        arguments = ("fire", *program.inputs)
+        text = written("step", arguments, program.operations, program.results)
+        _steps[neuron] = _function("step", text, "<neuron>")
+    return program.numbers[0]
+
+
+_know_surrogate._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_know_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Fire(torch.autograd.Function):
@@ -65,51 +102,73 @@ class _Fire(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(u: Tensor, program: Program, numbers: tuple[Tensor, ...]) -> Tensor:
+    def forward(u: Tensor, slope: Callable[..., Tensor], numbers: tuple[Tensor, ...]) -> Tensor:
         return _heaviside(u)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u, ctx.program, ctx.numbers = inputs
+        u, ctx.slope, ctx.numbers = inputs
         ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
-        return grad * slope_of(ctx.program)(u, *ctx.numbers), None, None
+        return grad * ctx.slope(u, *ctx.numbers), None, None
 
 
-def scan(
+def over_time(
+    step: Callable[..., Any],
     current: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    program: Program,
-    numbers: Sequence[float],
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return `(spikes, states, traces)`, all differentiable.
+    """Step a neuron over time; see `neurospike.reference.scan`.
 
-    Shapes: `current` `[T, B, *F]`, float32 or float64; each state `[B, *F]` in the same format;
-    parameters broadcast against F. Spikes and each trace are `[T, B, *F]`.
+    The current is taken apart by `unbind`: indexing `x[t]` would make torch's backward quadratic in
+    T.
     """
-    dtype, device = current.dtype, current.device
-    values = tuple(torch.tensor(value, dtype=dtype, device=device) for value in numbers)
-    text = written("step", program.inputs, program.operations, program.results)
-    recorded = _function("step", text, "<neuron>")
-    step = _with_fire(recorded, lambda u: _Fire.apply(u, program, values))
     spikes, traces = [], []
     for current_t in current.unbind(0):
-        spike, *states = step(current_t, *states, *parameters, *values)
+        spike, *states = step(current_t, *states, *parameters)
         spikes.append(spike.expand_as(current_t))
         traces.append(tuple(state.expand_as(current_t) for state in states))
         states = traces[-1]
     if not spikes:
         nothing = current.sum() * 0.0 + sum((p.sum() * 0.0 for p in parameters), 0.0)
-        empty = current + nothing
+        empty = current + nothing  # differentiable as any other output
         return empty, tuple(states), (empty,) * len(states)
     return torch.stack(spikes), tuple(states), tuple(torch.stack(each) for each in zip(*traces))
 
 
-def _with_fire(step: FunctionType, fire: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """Return the step with its `fire`, which holds this call's numbers."""
-    names = {**_NAMES, "fire": fire}
-    return FunctionType(step.__code__, names)
+def step_of(neuron: str, numbers: Sequence[float], like: Tensor) -> Callable[..., Any]:
+    """Return one step in torch, `(current, *states, *parameters)` to `(spike, *new_states)`."""
+    own = _know_step(neuron)
+    made = _steps[neuron]
+    values = tuple(torch.tensor(one, dtype=like.dtype, device=like.device) for one in numbers)
+    fire = fire_of(neuron, values[own:])
+    return lambda *given: made(fire, *given, *values)
+
+
+def adjoint_of(
+    neuron: str, numbers: Sequence[float], like: Tensor, given: tuple[bool, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Return the derived gradient of one step in torch.
+
+    It takes `(current, *states, *parameters, *gradients)`, of spike and new states those that are
+    `given`, and returns the gradients of current, states and parameters.
+    """
+    program = Program.parse(neuron)
+    values = tuple(torch.tensor(one, dtype=like.dtype, device=like.device) for one in numbers)
+    many = 1 + program.states + program.parameters
+    names = [*program.inputs, *(f"g{k}" for k, is_given in enumerate(given) if is_given)]
+    text = written("adjoint", names, *derived(program, given, (True,) * many))
+    made = _function("adjoint", text, "<adjoint>")
+    return lambda *inputs: made(*inputs[:many], *values, *inputs[many:])
+
+
+def fire_of(neuron: str, numbers: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
+    """Return H(u) with a neuron's surrogate as its derivative; `numbers` are the surrogate's."""
+    text = neuron.split("|", 3)[3]
+    _know_surrogate(text)
+    slope = _surrogates[text]
+    return lambda u: _Fire.apply(u, slope, numbers)

@@ -8,6 +8,69 @@ otherwise. Where a neuron can be reset in several ways, a function of the reset 
 from ..formulas import detach, exp, fire, heaviside, sqrt, where
 
 
+def lif_subtract(current, mem, beta, threshold):
+    """LIF that takes the threshold away at the step after a spike; snnTorch's `Leaky`."""
+    v = beta * mem + current - heaviside(mem - threshold) * threshold
+    return fire(v - threshold), v
+
+
+def lif_zero(current, mem, beta, threshold):
+    """LIF whose membrane goes to zero before the step after a spike takes in its current."""
+    v = beta * ((1.0 - heaviside(mem - threshold)) * mem) + current
+    return fire(v - threshold), v
+
+
+def lif_none(current, mem, beta, threshold):
+    """LIF without a reset."""
+    v = beta * mem + current
+    return fire(v - threshold), v
+
+
+def lif_subtract_immediate(current, mem, beta, threshold):
+    """LIF that takes the threshold away at once; the gradient flows through the spike."""
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, v - spike * threshold
+
+
+def lif_zero_immediate(current, mem, beta, threshold):
+    """LIF that goes to zero at once; the gradient flows through the spike."""
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - spike)
+
+
+def lif_subtract_detached(current, mem, beta, threshold):
+    """LIF that takes the threshold away at once, without a gradient through that."""
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, v - detach(spike) * threshold
+
+
+def lif_zero_detached(current, mem, beta, threshold):
+    """LIF that goes to zero at once, without a gradient through that."""
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, v * (1.0 - detach(spike))
+
+
+def li(current, mem, beta):
+    """Leaky integrator, which never fires."""
+    return 0.0, beta * mem + current
+
+
+# By the reset and its timing.
+LIF = {
+    "subtract delayed": lif_subtract,
+    "zero delayed": lif_zero,
+    "none delayed": lif_none,
+    "subtract immediate": lif_subtract_immediate,
+    "zero immediate": lif_zero_immediate,
+    "subtract detached": lif_subtract_detached,
+    "zero detached": lif_zero_detached,
+}
+
+
 def subtract(v, mem, threshold):
     """Take the threshold away at the step after a spike."""
     return v - heaviside(mem - threshold) * threshold
@@ -24,16 +87,6 @@ def none(v, mem, threshold):
 
 
 RESETS = {"subtract": subtract, "zero": zero, "none": none}
-
-
-def lif(reset=subtract):
-    """LIF; what `PLIF` learns the decay of."""
-
-    def lif(current, mem, beta, threshold):
-        v = reset(beta * mem + current, mem, threshold)
-        return fire(v - threshold), v
-
-    return lif
 
 
 def synaptic(reset=subtract):

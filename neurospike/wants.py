@@ -1,0 +1,6 @@
+"""What a call of a fused operator is asked for, as bits of one number."""
+
+# Forward: spikes, the states at every step, and what the backward pass will need.
+SPIKES, TRACES, SAVED = 1, 2, 4
+# Backward, beside the gradient of the current: of the states, and from here on of each parameter.
+STATES, FIRST_PARAMETER = 1, 2
