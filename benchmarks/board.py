@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import neurospike as ns
-from neurospike import buffers
+from neurospike.backend import buffers
 from neurospike.data import Batches, Split, load
 from neurospike.training import Run, SNNTrainer
 from neurospike.training.board import Board

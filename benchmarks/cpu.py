@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neurospike import buffers
+from neurospike.backend import buffers
 
 from . import rivals
 from .gate import check_close, gate

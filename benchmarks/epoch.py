@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import neurospike as ns
-from neurospike import buffers
+from neurospike.backend import buffers
 from neurospike.data import Batches, Split, load
 from neurospike.training import SNNTrainer
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import neurospike as ns
-from neurospike import buffers
+from neurospike.backend import buffers
 
 from . import coded, events_training
 from .gate import check_close

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurospike.dispatch import TABLE, unsupported_reasons
+from neurospike.backend.dispatch import TABLE, unsupported_reasons
 
 from . import rivals
 from .gate import GateError, check_close

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import neurospike as ns
-from neurospike import losses
+from neurospike.coding import losses
 
 from . import rivals
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from neurospike.data import load
 from neurospike.errors import PictureError
-from neurospike.loading import Trained, load_trained
 from neurospike.pictures import SIZE, read_picture
+from neurospike.training.loading import Trained, load_trained
 
 from .pages import KINDS
 from .timing import machine

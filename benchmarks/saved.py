@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neurospike import buffers
+from neurospike.backend import buffers
 
 from .rivals import Layer
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch
+from neurospike.backend import dispatch
 from neurospike.data import Batches, Split, load
 
 from . import rivals

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from neurospike import ops, surrogate
-from neurospike.kernels import scan_triton
+from neurospike import ops
+from neurospike.kernels.cuda import scan as scan_triton
+from neurospike.neurons import surrogate
+from neurospike.neurons.record import record
 from neurospike.neurons.rule import lif_of, rule_of
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -49,12 +51,15 @@ class Kernel:
     trace: bool = False
     learned: bool = False
     neurons: int = NEURONS
+    neuron: Callable[..., Any] | None = None  # a function in place of the LIF
 
     @property
     def label(self) -> str:
         """What the table calls it."""
         extras = [word for word in ("constant", "trace", "learned") if getattr(self, word)]
         extras += [f"{self.neurons} neurons"] if self.neurons != NEURONS else []
+        if self.neuron is not None:
+            return f"{self.kind} ({self.neuron.__name__}{''.join(', ' + e for e in extras)})"
         timing = "" if self.delayed else " immediate"
         return " ".join([self.kind, f"({self.reset}{timing}{''.join(', ' + e for e in extras)})"])
 
@@ -145,7 +150,9 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
     """Return what Triton compiles for a kernel on an architecture, 90 for capability 9.0."""
     state = ops.state_dtype(kernel.dtype)
     chosen = surrogate.resolve(kernel.surrogate)
-    recorded = lif_of(kernel.reset, kernel.delayed, False, None)
+    recorded = record(kernel.neuron) if kernel.neuron else None
+    recorded = recorded or lif_of(kernel.reset, kernel.delayed, False, None)
+    count = len(recorded.states)
     rule = rule_of(recorded, chosen.text, chosen.parameters)
 
     def rows(count: int, dtype: torch.dtype = state) -> torch.Tensor:
@@ -153,9 +160,9 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
 
     current = rows(1 if kernel.constant else steps, kernel.dtype)
     current = current[0] if kernel.constant else current
-    spikes, final = rows(steps, kernel.dtype), rows(1)[0]
-    traces = [rows(steps)] if kernel.trace else []
-    saved = [rows(-(-steps // scan_triton.EVERY)).flatten()]
+    spikes, finals = rows(steps, kernel.dtype), [rows(1)[0] for _ in range(count)]
+    traces = [rows(steps) for _ in range(count if kernel.trace else 0)]
+    saved = [rows(-(-steps // scan_triton.EVERY)).flatten() for _ in range(count)]
     parameters = [torch.empty(1, dtype=state) for _ in rule.parameters]
     given: dict[str, Any] = {
         "current": current,
@@ -171,8 +178,8 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
             scan_triton.backward(
                 **given,
                 grad_spikes=spikes,
-                grad_finals=[final],
-                grad_traces=traces or [None],
+                grad_finals=finals,
+                grad_traces=traces or [None] * count,
                 saved=saved,
                 out=torch.empty_like(current),
                 out_states=[],
@@ -180,14 +187,15 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
             )
         else:
             saved = [] if kernel.kind == "inference" else saved
-            scan_triton.forward(**given, spikes=spikes, finals=[final], traces=traces, saved=saved)
+            scan_triton.forward(**given, spikes=spikes, finals=finals, traces=traces, saved=saved)
     return made[-1]
 
 
 def inspect(kernel: Kernel, architecture: int) -> Code:
     """Compile a kernel and count its machine code."""
     compiled = build(kernel, architecture)
-    block, warps, _ = scan_triton._geometry(kernel.neurons, ops.state_dtype(kernel.dtype))
+    states = len(record(kernel.neuron).states) if kernel.neuron else 1
+    block, warps, _ = scan_triton.geometry(kernel.neurons, ops.state_dtype(kernel.dtype), states)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)

@@ -23,8 +23,8 @@ import torch
 
 from neurospike.config import check_config
 from neurospike.data import Batches, load
-from neurospike.loading import build_model
 from neurospike.training import Run, SNNTrainer
+from neurospike.training.loading import build_model
 
 ROUNDS = 20
 RECORDS = 8  # a round

@@ -8,7 +8,8 @@ but it is all there is to a backend: a compiled one differs in how it runs the v
 import torch
 
 import neurospike as ns
-from neurospike import dispatch, ops
+from neurospike import ops
+from neurospike.backend import dispatch
 from neurospike.neurons import rule, stepped
 
 NAME = "stepped"
@@ -81,7 +82,7 @@ def backward(
     for target, total in zip(out_parameters, sums):
         if target is not None:
             each = total.flatten(1).sum(0)
-            target.copy_(each if target.numel() > 1 else each.sum(0, keepdim=True))
+            target.view(-1).copy_(each if target.numel() > 1 else each.sum(0))
 
 
 def _features(values, like):

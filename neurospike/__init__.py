@@ -1,33 +1,26 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
-from . import decoding, encoding, surrogate
-from .conversion import convert
-from .dispatch import backends, use_backend
-from .layers import LI, LIF, lif
-from .learned_encoding import ConvEncoder
-from .loading import load_model
+from . import old_paths
+from .backend.dispatch import backends, use_backend
+from .coding import decoding, encoding
+from .layers.conversion import convert
+from .layers.lif import LI, LIF, lif
+from .layers.sequential import Sequential
+from .layers.spike_layer import spike_layer
+from .layers.spike_linear import SpikeLinear, spike_linear
+from .layers.spiking import Spiking
+from .layers.zoo import ALIF, BRF, EIF, PLIF, QIF, Alpha, Izhikevich, OneToOne, SEAdLIF, Synaptic
 from .models import ConvSNN, ResidualSNN, SNNModel
+from .models.conv_encoder import ConvEncoder
+from .neurons import surrogate
 from .neurons.rule import Neuron
-from .sequential import Sequential
-from .spike_layer import spike_layer
-from .spike_linear import SpikeLinear, spike_linear
-from .spiking import (
-    ALIF,
-    BRF,
-    EIF,
-    PLIF,
-    QIF,
-    Alpha,
-    Izhikevich,
-    OneToOne,
-    SEAdLIF,
-    Spiking,
-    Synaptic,
-)
 from .training import SNNTrainer
+from .training.loading import load_model
 from .visualization import SpikeVisualizer
 
 __version__ = "0.1.0"
+
+old_paths.keep()
 
 __all__ = [
     "ALIF",

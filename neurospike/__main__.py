@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from neurospike.cli import guarded
+from neurospike.config.cli import guarded
 from neurospike.errors import ConfigError
 
 MODULES = {

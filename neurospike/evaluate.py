@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from neurospike.cli import Parser, guarded
+from neurospike.backend.dispatch import use_backend
+from neurospike.config.cli import Parser, guarded
+from neurospike.config.devices import choose_device
 from neurospike.data import Batches, load
 from neurospike.data.datasets import check_name
-from neurospike.devices import choose_device
-from neurospike.dispatch import use_backend
 from neurospike.errors import MissingDependencyError
-from neurospike.loading import load_trained
 from neurospike.models import SpikingNetwork
 from neurospike.predict import MODEL
 from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
+from neurospike.training.loading import load_trained
 from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 

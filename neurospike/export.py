@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurospike.cli import Parser, check_target, guarded
+from neurospike.backend.dispatch import choose, use_backend
+from neurospike.config.cli import Parser, check_target, guarded
+from neurospike.config.devices import choose_device
 from neurospike.data import load
-from neurospike.devices import choose_device
-from neurospike.dispatch import choose, use_backend
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
-from neurospike.loading import load_trained
 from neurospike.models import SpikingNetwork
 from neurospike.pictures import SIZE
 from neurospike.predict import MODEL
 from neurospike.training.checkpoint import replace_file
+from neurospike.training.loading import load_trained
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 360  # pictures that the exported network answers before it is called done

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neurospike.cli import Parser, guarded
-from neurospike.devices import choose_device
-from neurospike.dispatch import use_backend
+from neurospike.backend.dispatch import use_backend
+from neurospike.config.cli import Parser, guarded
+from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, PictureError
-from neurospike.loading import Trained, load_trained
 from neurospike.pictures import Ink, read_picture, suffixes
+from neurospike.training.loading import Trained, load_trained
 
 MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
 SOME_FAILED = 1  # the exit code when an entry could not be read and the others were predicted
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
         if not paths:
             raise ConfigError("--image_path is missing: name picture files, or folders of them")
         if flags.plot is not None:
-            from neurospike.prediction_plot import check_plot
+            from neurospike.visualization.prediction import check_plot
 
             check_plot(flags.plot)
         with use_backend(flags.backend), _any_name():
@@ -149,7 +149,7 @@ def _predict_all(
     shown: list[tuple[Prediction, Tensor, dict[str, Tensor]]] = []
     done = failed = 0
     if plot is not None:
-        from neurospike.prediction_plot import MOST_ROWS, draw_predictions
+        from neurospike.visualization.prediction import MOST_ROWS, draw_predictions
     for path in _files(paths):
         try:
             if isinstance(path, PictureError):

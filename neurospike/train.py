@@ -11,25 +11,18 @@ from typing import Any
 
 import torch
 
-from neurospike import buffers
-from neurospike.checks import check_data, check_run
-from neurospike.cli import guarded, parse, stopping_whole
+from neurospike.backend import buffers
+from neurospike.backend.dispatch import choose, use_backend
 from neurospike.config import Config, load_config
+from neurospike.config.cli import guarded, parse, stopping_whole
+from neurospike.config.devices import choose_device
 from neurospike.data import Batches, DigitData, Split, load
-from neurospike.devices import choose_device
-from neurospike.dispatch import choose, use_backend
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
-from neurospike.loading import build_model
 from neurospike.models import SpikingNetwork
-from neurospike.training import (
-    Metrics,
-    Run,
-    SNNTrainer,
-    draw_curves,
-    draw_network,
-    load_checkpoint,
-)
+from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, draw_network, load_checkpoint
 from neurospike.training.board import Board
+from neurospike.training.checks import check_data, check_run
+from neurospike.training.loading import build_model
 from neurospike.training.progress import summary
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
 from neurospike.training.scale import launch, leave, make_fabric

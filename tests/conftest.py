@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch
+from neurospike.backend import dispatch
 
 WORKERS = 4  # at most: each holds torch and its compiled kernels in memory
 

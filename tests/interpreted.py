@@ -13,8 +13,9 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from neurospike import dispatch, ops
-from neurospike.kernels import scan_triton
+from neurospike import ops
+from neurospike.backend import dispatch
+from neurospike.kernels.cuda import scan as scan_triton
 
 ROW = dataclasses.replace(dispatch.TABLE["triton"], device_types=("cpu",))
 REFERENCE = dispatch.TABLE["reference"]
@@ -22,20 +23,20 @@ dispatch.TABLE.clear()
 dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
 ops.implement(ROW, "cpu")
 
-_geometry = scan_triton._geometry
+_geometry = scan_triton.geometry
 
 
-def _few_programs(size: int, state: torch.dtype) -> tuple[int, int, int]:
+def _few_programs(size: int, state: torch.dtype, states: int) -> tuple[int, int, int]:
     """Leave small layers theirs, of few neurons; make of others fewer and larger programs.
 
     The interpreter takes as long for a small program.
     """
-    return _geometry(size, state) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
+    return _geometry(size, state, states) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
 
 
-SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32)
+SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32, 1)
 assert STAGES > 1  # else the loop that loads ahead is run nowhere
-scan_triton._geometry = _few_programs
+scan_triton.geometry = _few_programs
 
 _convert = interpreter._convert_float
 

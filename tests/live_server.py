@@ -13,9 +13,9 @@ from mnist import mnist_root
 
 from neurospike.config import check_config
 from neurospike.data import Batches, load
-from neurospike.loading import build_model
 from neurospike.training import SNNTrainer
 from neurospike.training.checkpoint import save_checkpoint
+from neurospike.training.loading import build_model
 
 ROOT = Path(__file__).parents[1]
 HASTY = """

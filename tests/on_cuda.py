@@ -18,7 +18,8 @@ from test_encoding import intensities
 import neurospike as ns
 from benchmarks.device import Device
 from benchmarks.equivalence import Skip, checks
-from neurospike import dispatch, encoding
+from neurospike.backend import dispatch
+from neurospike.coding import encoding
 from neurospike.data import Batches
 from neurospike.errors import BackendError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import buffers, parallel
+from neurospike.backend import buffers, parallel
 
 LARGE = (buffers.LEAST_BYTES,)  # float32: four times the least size
 

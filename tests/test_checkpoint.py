@@ -10,9 +10,9 @@ import neurospike as ns
 from neurospike import evaluate, export, predict
 from neurospike.config import KINDS, Config
 from neurospike.errors import CheckpointError, ConfigError
-from neurospike.loading import build_model
 from neurospike.models import MODELS
 from neurospike.training import checkpoint, load_checkpoint, save_checkpoint
+from neurospike.training.loading import build_model
 
 DAMAGED = "damaged, or not a NeuroSpike checkpoint: "
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import neurospike.__main__ as modes
-from neurospike import cli, train
-from neurospike.config import Config, fields, load_config
+from neurospike import train
+from neurospike.config import Config, cli, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import load_checkpoint
@@ -482,7 +482,7 @@ def test_backend_is_checked_before_data_is_loaded(folder, capsys, monkeypatch):
         raise AssertionError("loaded data for a backend that cannot run")
 
     monkeypatch.setattr(train, "load", load)
-    monkeypatch.setattr("neurospike.dispatch._installed", lambda package: False)
+    monkeypatch.setattr("neurospike.backend.dispatch._installed", lambda package: False)
     assert train.main([*SMALL, "--backend=numba"]) == 2
     assert "numba" in capsys.readouterr().err
 

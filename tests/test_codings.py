@@ -7,7 +7,7 @@ import torch
 from snntorch import spikegen
 
 import neurospike as ns
-from neurospike import decoding, encoding
+from neurospike.coding import decoding, encoding
 
 GREYS = torch.arange(256) / 255
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

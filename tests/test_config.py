@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
-from neurospike import SNNModel, data, surrogate
+from neurospike import SNNModel, data
 from neurospike import backends as table_of_backends
-from neurospike.config import Config, fields, load_config, messages, nearest_key
+from neurospike.config import Config, fields, load_config, nearest_key
+from neurospike.config.words import SYNONYMS
 from neurospike.errors import ConfigError
+from neurospike.neurons import surrogate
 
 ROOT = Path(__file__).parents[1]
 ORIGINAL = """
@@ -190,10 +192,10 @@ def test_the_key_that_is_meant(word, key):
 
 def test_synonyms_are_no_keys_and_mean_some():
     names = {part for key, *_ in fields() for part in (key, key.rpartition(".")[2])}
-    for name, words in messages.SYNONYMS.items():
+    for name, others in SYNONYMS.items():
         assert name in names | {"degrees", "image_path", "model_path"}
-        assert not names & set(words)
-    every = [word for words in messages.SYNONYMS.values() for word in words]
+        assert not names & set(others)
+    every = [word for others in SYNONYMS.values() for word in others]
     assert len(every) == len(set(every))
 
 
@@ -249,6 +251,6 @@ def test_importing_config_does_not_import_torch():
     code = (
         "import sys, types; package = types.ModuleType('neurospike');"
         f"package.__path__ = [{str(ROOT / 'neurospike')!r}]; sys.modules['neurospike'] = package;"
-        "import neurospike.config, neurospike.cli; assert 'torch' not in sys.modules"
+        "import neurospike.config, neurospike.config.cli; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

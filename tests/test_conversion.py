@@ -12,8 +12,8 @@ from snntorch import surrogate as surrogates
 from torch import nn
 
 import neurospike as ns
-from neurospike.snntorch_surrogates import surrogate_of
-from neurospike.surrogate import resolve
+from neurospike.neurons.snntorch_surrogates import derivative_of
+from neurospike.neurons.surrogate import Surrogate, resolve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -330,9 +330,11 @@ def newer(name, **parameters):
     ids=lambda made: type(made).__name__,
 )
 def test_surrogates_as_objects_and_as_classes(theirs, wanted):
-    found = surrogate_of(theirs)
-    assert found == surrogate_of(wanted)
-    assert ns.LIF.from_snntorch(snntorch.Leaky(0.9, spike_grad=theirs)).surrogate == resolve(found)
+    found = derivative_of(theirs)
+    assert found == derivative_of(wanted)
+    assert ns.LIF.from_snntorch(snntorch.Leaky(0.9, spike_grad=theirs)).surrogate == resolve(
+        Surrogate(*found)
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,8 +353,8 @@ def test_surrogates_as_objects_and_as_classes(theirs, wanted):
     ],
     ids=range(10),
 )
-def test_what_is_no_surrogate_of_snntorchs_is_not_guessed(spike_grad):
-    assert surrogate_of(spike_grad) is None
+def test_what_is_no_derivative_of_snntorchs_is_not_guessed(spike_grad):
+    assert derivative_of(spike_grad) is None
 
 
 def test_a_surrogate_for_every_layer_of_a_network():

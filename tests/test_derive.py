@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import ops, reference
+from neurospike import ops
+from neurospike.backend import reference
 from neurospike.neurons import stepped, zoo
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, text_of
 from neurospike.neurons.record import FREE_NAMES, arguments_of, record, record_surrogate
-from neurospike.wants import SPIKES, TRACES
+from neurospike.ops.wants import SPIKES, TRACES
 
 ATAN = ns.surrogate.atan().text
 

@@ -73,6 +73,6 @@ def test_its_pip_lines_install_what_its_entry_point_runs(tmp_path):
     env = fresh.environment(venv)
     for line in lines:
         fresh.run(["bash", "-c", line], app, env)
-    assert (venv / fresh.SITE / "neurospike" / "kernels" / "scan_numba.py").exists()
+    assert (venv / fresh.SITE / "neurospike" / "kernels" / "cpu" / "scan.py").exists()
     entry = dict(instructions())["ENTRYPOINT"].strip("[]").replace('"', "").split(", ")
     assert "--training.epochs" in fresh.run([*entry, "--help"], tmp_path, env)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch, encoding
+from neurospike.backend import dispatch
+from neurospike.coding import encoding
 
 pytestmark = pytest.mark.skipif(
     dispatch.unsupported_reasons("numba") != [], reason="needs the numba backend"
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def module():
-    return dispatch.load(".kernels.draws_numba")
+    return dispatch.load(".kernels.cpu.draws")
 
 
 def generators(seed):
@@ -134,7 +135,7 @@ def test_latency_in_one_pass_is_torchs(steps, curve, subthreshold, dtype, monkey
 
 def test_latency_in_one_pass_refuses_as_torch_does(monkeypatch):
     made = []
-    module = dispatch.load(".kernels.latency_numba")
+    module = dispatch.load(".kernels.cpu.latency")
     spikes = module.spikes
     monkeypatch.setattr(module, "spikes", lambda *given: made.append(1) or spikes(*given))
     monkeypatch.setattr(encoding, "LEAST_COMPILED", 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurospike import encoding
+from neurospike.coding import encoding
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1,), (3,), (0,), (2, 5), (2, 0), (3, 1, 4, 7)]
@@ -180,9 +180,9 @@ from pathlib import Path
 import torch
 before = set(sys.modules)
 package = types.ModuleType("neurospike")
-package.__path__ = [str(Path(sys.argv[1]).parent)]
+package.__path__ = [str(Path(sys.argv[1]).parents[1])]
 sys.modules["neurospike"] = package
-importlib.import_module("neurospike.encoding")
+importlib.import_module("neurospike.coding.encoding")
 print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names)))
 """
     result = subprocess.run(
@@ -191,9 +191,8 @@ print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names)))
         text=True,
         check=True,
     )
-    assert (
-        result.stdout.strip() == "['neurospike', 'neurospike.encoding', 'neurospike.intensities']"
-    )
+    names = ["", ".coding", ".coding.encoding", ".coding.intensities"]
+    assert result.stdout.strip() == str([f"neurospike{name}" for name in names])
 
 
 # Constant

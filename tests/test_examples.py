@@ -9,7 +9,8 @@ import torch
 from equivalence import check
 
 import neurospike as ns
-from neurospike import config, dispatch, models
+from neurospike import config, models
+from neurospike.backend import dispatch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # With tests of their own: here, or in test_conversion.py.

@@ -11,9 +11,9 @@ import neurospike as ns
 from neurospike import export
 from neurospike.config import Config
 from neurospike.errors import CheckpointError, ConfigError, MissingDependencyError, NeuroSpikeError
-from neurospike.loading import build_model
 from neurospike.models import MODELS
 from neurospike.training import save_checkpoint
+from neurospike.training.loading import build_model
 
 SMALL = {
     "mlp": {"hidden_size": [24, 16]},

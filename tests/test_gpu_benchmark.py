@@ -15,7 +15,7 @@ from benchmarks.equivalence import Launches, Skip, checks
 from benchmarks.gate import GateError
 from benchmarks.gpu_checks import every, outcomes
 from benchmarks.gpu_session import Session, finish
-from neurospike import dispatch
+from neurospike.backend import dispatch
 
 pytestmark = pytest.mark.thorough
 
@@ -160,14 +160,14 @@ def test_the_checks_fail_for_a_backend_that_is_wrong(monkeypatch):
     module = dispatch.load(dispatch.TABLE["numba"].module)
     forward, backward = module.forward, module.backward
 
-    def one_spike_off(*arguments):
-        forward(*arguments)
-        spikes = arguments[-3]
+    def one_spike_off(**arguments):
+        forward(**arguments)
+        spikes = arguments["spikes"]
         spikes.view(-1)[:1] = 1 - spikes.view(-1)[:1]
 
-    def gradient_off(*arguments):
-        backward(*arguments)
-        arguments[-4].mul_(1.001)
+    def gradient_off(**arguments):
+        backward(**arguments)
+        arguments["out"].mul_(1.001)
 
     rule = CPU[0]
     monkeypatch.setattr(module, "forward", one_spike_off)

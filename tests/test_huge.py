@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch
-from neurospike.break_even import Policy, use_policy
+from neurospike.backend import dispatch
+from neurospike.layers.break_even import Policy, use_policy
 
 STEPS, NEURONS = (1 << 15) + 8, 1 << 16  # 2^31 + 2^19 spikes
 

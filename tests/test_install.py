@@ -20,13 +20,14 @@ WHERE = "import importlib.util as u; s = u.find_spec('neurospike'); print(s and 
 USE = """
 import inspect, torch
 import neurospike as ns
-from neurospike.kernels import scan_numba, scan_triton
+from neurospike.kernels.cpu import scan
+from neurospike.kernels.cuda import scan as cuda_scan
 with torch.no_grad():
     spikes, mem = ns.LIF(0.9, backend="numba")(torch.ones(4, 1, 3))
 print(ns.__file__)
-print(scan_numba.__file__)
+print(scan.__file__)
 assert spikes.sum() > 0
-assert "tl.load" in inspect.getsource(scan_triton)
+assert "tl.load" in inspect.getsource(cuda_scan)
 """
 
 
@@ -65,12 +66,12 @@ def place(tmp_path_factory):
 
 def kept(folder: Path) -> bool:
     """Whether compiled code lies on disk beside the kernels in a folder."""
-    return any((folder / "__pycache__").glob("scan_numba.*.nbc"))
+    return any((folder / "__pycache__").glob("scan.*.nbc"))
 
 
 def test_the_checkout_itself_needs_no_installation(place):
     own = place.checkout / "neurospike" / "__init__.py"
-    kernel = place.checkout / "kernels" / "scan_numba.py"
+    kernel = place.checkout / "kernels" / "cpu" / "scan.py"
     printed = place.python(place.checkout, "-c", USE).split()
     assert printed == [str(own), str(kernel)]
     assert kept(kernel.parent)
@@ -120,8 +121,8 @@ def test_a_wheel_of_a_source_distribution_holds_every_file_and_is_found(place):
         assert found.pop("in the checkout") == str(place.checkout / "neurospike/__init__.py")
         assert set(found.values()) == {str(installed / "__init__.py")}
         printed = place.python(place.code, "-c", USE).split()
-        assert printed[1] == str(installed / "kernels" / "scan_numba.py")
-        assert kept(installed / "kernels")
+        assert printed[1] == str(installed / "kernels" / "cpu" / "scan.py")
+        assert kept(installed / "kernels" / "cpu")
     finally:
         place.pip("uninstall", "-y", "neurospike")
     assert not list(installed.rglob("*.py"))

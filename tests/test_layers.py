@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import binding, dispatch, ops
+from neurospike import ops
+from neurospike.backend import binding, dispatch
 from neurospike.errors import BackendError, MissingDependencyError
 from neurospike.formulas import cast, where
 from neurospike.neurons import zoo
@@ -455,7 +456,7 @@ def test_a_function_bound_anew_runs_torch_wherever_it_is_called_first():
     """Torch reads the builtins of the first frame that compares; the package compares on import."""
     program = (
         "import runpy, torch\n"
-        "bind = runpy.run_path('neurospike/binding.py')['bind']\n"
+        "bind = runpy.run_path('neurospike/backend/binding.py')['bind']\n"
         "def positive(v): return v > 0.0\n"
         "assert bind(positive, {})(torch.ones(2)).all()\n"
     )
@@ -589,7 +590,7 @@ def test_use_backend_is_scoped_and_the_argument_wins(monkeypatch):
 
 def test_the_reference_without_snntorch_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "snntorch", None)
-    from neurospike import reference
+    from neurospike.backend import reference
 
     program = f"{record(zoo.lif_subtract).text}|{ns.surrogate.atan().text}"
     zero = torch.zeros(())

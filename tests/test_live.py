@@ -19,10 +19,10 @@ from neurospike.live import watching
 from neurospike.live.__main__ import main
 from neurospike.live.answering import MOST_ROWS, Answerer, Choice, TestPictures
 from neurospike.live.watching import Tail, WatchedRun
-from neurospike.loading import Trained, build_model
 from neurospike.pictures import read_picture
 from neurospike.predict import predict
 from neurospike.training import Run
+from neurospike.training.loading import Trained, build_model
 
 PICTURE = torch.linspace(0, 1, 28).outer(torch.linspace(1, 0, 28))
 

@@ -19,10 +19,10 @@ from strokes import HANDS
 
 from neurospike.errors import PictureError
 from neurospike.live.answering import Answerer, Choice, TestPictures
-from neurospike.loading import load_trained
 from neurospike.pictures import read_picture
 from neurospike.predict import predict
 from neurospike.training import Run
+from neurospike.training.loading import load_trained
 
 pytestmark = pytest.mark.thorough
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from neurospike import losses
+from neurospike.coding import losses
 from neurospike.config import load_config
 from neurospike.errors import ConfigError
 from neurospike.training.schedule import Schedule

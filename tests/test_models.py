@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import neurospike as ns
-from neurospike import decoding
+from neurospike.coding import decoding
 from neurospike.config import load_config
 from neurospike.data import load
 from neurospike.errors import ConfigError

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.thorough
 pytest.importorskip("numba")
 
 ROOT = Path(__file__).parents[1]
-KERNEL, DERIVE = "kernels/scan_numba.py", "neurospike/neurons/derive.py"
+KERNEL, DERIVE = "kernels/cpu/scan.py", "neurospike/neurons/derive.py"
 
 # name: file, what stands there, what is put in its place
 MUTANTS = {
     "fires at the threshold": (
-        "kernels/numba_formulas.py",
+        "kernels/cpu/_formulas.py",
         "return 1.0 if u > 0.0 else 0.0",
         "return 1.0 if u >= 0.0 else 0.0",
     ),
@@ -32,12 +32,12 @@ MUTANTS = {
         "v = beta * mem + current",
     ),
     "drops the carry": (
-        "kernels/numba_rows.py",
+        "kernels/cpu/_rows.py",
         '"{carry}[i] = d{k}"',
         '"{carry}[i] = 0.0 * d{k}"',
     ),
     "fused multiply-add": (
-        "kernels/numba_jit.py",
+        "kernels/cpu/_compile.py",
         "njit(pipeline_class=_NoAlias, ",
         'njit(pipeline_class=_NoAlias, fastmath={"contract"}, ',
     ),
@@ -69,7 +69,7 @@ MUTANTS = {
     ),
     "only the first state has a trace": (KERNEL, "if TRACED >> s & 1:", "if s == 0:"),
     "a parameter has the gradient of one step": (
-        "kernels/numba_rows.py",
+        "kernels/cpu/_rows.py",
         'f"q{k}[i] += e{k}"',
         'f"q{k}[i] = e{k}"',
     ),

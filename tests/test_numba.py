@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import neurospike as ns
-from neurospike import dispatch
-from neurospike.break_even import Policy, use_policy
+from neurospike.backend import dispatch
+from neurospike.layers.break_even import Policy, use_policy
 
 types = pytest.importorskip("numba").types
-c_function = dispatch.load(".kernels.numba_cache").c_function
+c_function = dispatch.load(".kernels.cpu._cache").c_function
 
 ROOT = Path(__file__).parents[1]
 # An immediate reset: there the reference steps the very formulas that are changed below.
@@ -90,10 +90,10 @@ def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
     assert "data loaded from" in log
     assert "data saved to" not in log
 
-    formulas = package / "neurospike" / "formulas.py"
-    change(
-        formulas, "    return beta * mem + current\n", "    return beta * mem + current + 0.25\n"
-    )
+    formulas, zoo = (package / "neurospike" / name for name in ("formulas.py", "neurons/zoo.py"))
+    begin = 'at once; the gradient flows through the spike."""\n    v = beta * mem + current'
+    begin = "takes the threshold away " + begin
+    change(zoo, begin, begin + " + 0.25")
     change(formulas, "return 0.5 * alpha / (1.0 + z * z)", "return 5.0 * alpha / (1.0 + z * z)")
     changed, log = run(package, **cache)  # and equal to the reference, as PROGRAM asserts
     assert "data saved to" in log
@@ -105,7 +105,7 @@ def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
 def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    (package / "kernels" / "__pycache__").write_text("")
+    (package / "kernels" / "cpu" / "__pycache__").write_text("")
     nowhere = {
         "NUMBA_CACHE_DIR": str(blocked),
         "HOME": str(blocked),
@@ -133,7 +133,7 @@ def said_by_compiling(loop, stream, monkeypatch):
     """What stands on stderr after a kernel was needed, as by a process that has not run it yet."""
     with monkeypatch.context() as context:
         context.setattr(sys, "stderr", stream)
-        dispatch.load(".kernels.numba_jit").compiled(loop, {}, np.float32)
+        dispatch.load(".kernels.cpu._compile").compiled(loop, {}, np.float32)
     return stream.getvalue()
 
 
@@ -217,8 +217,8 @@ def add_one_in(folder: Path):
 
 def test_no_size_compiles_anything_anew(monkeypatch):
     """Steps, batch and neurons are numbers of a job, not part of what is compiled."""
-    names = ("scan_numba", "events_numba", "linear_numba", "layer_numba")
-    kernels = [dispatch.load(f".kernels.{name}") for name in names]
+    names = ("scan", "events", "linear", "linear_scan")
+    kernels = [dispatch.load(f".kernels.cpu.{name}") for name in names]
     events = Policy(least_products=1, margin=math.inf)
     together = dataclasses.replace(events, trained_events=1 << 30)
     monkeypatch.setattr(kernels[1], "TABLE", 1 << 40)  # with sums of four it is another kernel

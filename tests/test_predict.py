@@ -20,9 +20,9 @@ from neurospike import predict, train
 from neurospike.data import load
 from neurospike.errors import CheckpointError, MissingDependencyError, PictureError
 from neurospike.live.__main__ import main as live_main
-from neurospike.loading import load_trained
 from neurospike.pictures import read_picture
 from neurospike.training import load_checkpoint, save_checkpoint
+from neurospike.training.loading import load_trained
 
 ROOT = Path(__file__).parents[1]
 
@@ -419,8 +419,8 @@ def test_the_device_is_the_gpu_where_the_backend_runs_on_one(tmp_path, capsys, m
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("neurospike.dispatch._cuda_reasons", list)
-    monkeypatch.setattr("neurospike.dispatch._capability", lambda *_: (9, 0))
+    monkeypatch.setattr("neurospike.backend.dispatch._cuda_reasons", list)
+    monkeypatch.setattr("neurospike.backend.dispatch._capability", lambda *_: (9, 0))
     monkeypatch.setattr(predict, "load_trained", load_trained)
     monkeypatch.setattr("neurospike.live.__main__.load_trained", load_trained)
     for backend in ("triton", "numba", "auto"):

@@ -11,9 +11,9 @@ from torchvision.transforms import v2
 
 from neurospike import SNNModel
 from neurospike.config import load_config
+from neurospike.config.steps import NAMES, parse_steps, range_after
 from neurospike.data import Preprocessing
 from neurospike.errors import ConfigError, MissingDependencyError
-from neurospike.steps import NAMES, parse_steps, range_after
 
 ROOT = Path(__file__).parents[1]
 RANDOM = ["affine", "elastic", "noise", {"kind": "crop", "size": 9}]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from neurospike import dispatch, train
+from neurospike import train
+from neurospike.backend import dispatch
 from neurospike.config import load_config
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import Run

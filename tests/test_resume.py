@@ -14,9 +14,9 @@ from torch import nn
 
 import neurospike as ns
 from neurospike import train
-from neurospike.break_even import Policy, use_policy
 from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, NeuroSpikeError
+from neurospike.layers.break_even import Policy, use_policy
 from neurospike.training import Run, SNNTrainer, load_checkpoint
 from neurospike.training.resume import newest_state
 from neurospike.training.state import part_of, random_state, set_random_state

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import neurospike as ns
-from neurospike import dispatch
-from neurospike.break_even import Policy, use_policy
-from neurospike.spike_layer import _Layer
+from neurospike.backend import dispatch
+from neurospike.layers.break_even import Policy, use_policy
+from neurospike.layers.spike_layer import _Layer
 
 BUDGET = {torch.float32: 1e-5, torch.float64: 1e-12}
 RULES = [
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 def together(monkeypatch):
     """Layers run in one loop whatever it costs; the calls are counted."""
     # The product alone then takes sums of single rows too, and the order is the same.
-    monkeypatch.setattr(dispatch.load(".kernels.events_numba"), "TABLE", 1 << 40)
+    monkeypatch.setattr(dispatch.load(".kernels.cpu.events"), "TABLE", 1 << 40)
     torch.set_num_threads(1)  # more threads than panels of neurons take the two apart
     always = Policy(least_products=0, margin=math.inf, events=1 << 30, trained_events=1 << 30)
     with use_policy(always):

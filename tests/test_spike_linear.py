@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 import neurospike as ns
-from neurospike import break_even, dispatch
-from neurospike.break_even import Policy, use_policy
+from neurospike.backend import dispatch
 from neurospike.errors import BackendError
+from neurospike.layers import break_even
+from neurospike.layers.break_even import Policy, use_policy
 
 EVENT_DRIVEN = [name for name, row in dispatch.TABLE.items() if row.linear]
 BUDGET = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -95,7 +96,7 @@ def test_all_silent_and_all_active(spikes, density, events, poisoned):
 
 @pytest.mark.parametrize("table", [0, 1 << 40])
 def test_sums_of_four_from_a_table_and_one_by_one(table, events, poisoned, monkeypatch):
-    monkeypatch.setattr(dispatch.load(".kernels.events_numba"), "TABLE", table)
+    monkeypatch.setattr(dispatch.load(".kernels.cpu.events"), "TABLE", table)
     for shape in SHAPES[1:]:
         compare(*problem(*shape, 0.6, torch.bool, torch.float32))
 

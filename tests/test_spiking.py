@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import neurospike as ns
-from neurospike import spiking
 from neurospike.formulas import fire, heaviside
+from neurospike.layers import zoo
 
 # Neurons with the scale and the mean of currents at which they fire now and then.
 ZOO = {
@@ -323,7 +323,7 @@ def test_in_a_sequential():
 
 
 def test_annealing_compiles_nothing_anew(monkeypatch):
-    from neurospike.kernels import scan_numba
+    from neurospike.kernels.cpu import scan as scan_numba
 
     made = []
     compiled = scan_numba.compiled
@@ -457,6 +457,6 @@ def test_a_parameter_that_does_not_fit_the_features_is_an_error():
 def test_the_library_has_the_zoo():
     assert {type(make()).__name__ for make, _, _ in ZOO.values()} == {
         one.__name__
-        for one in vars(spiking).values()
+        for one in vars(zoo).values()
         if isinstance(one, type) and issubclass(one, ns.Spiking) and one is not ns.Spiking
     }

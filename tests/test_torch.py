@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neurospike as ns
-from neurospike import dispatch
+from neurospike.backend import dispatch
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -15,10 +15,10 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 import neurospike as ns
-from neurospike import break_even
-from neurospike.break_even import Policy, use_policy
 from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
+from neurospike.layers import break_even
+from neurospike.layers.break_even import Policy, use_policy
 from neurospike.training import (
     Metrics,
     Run,

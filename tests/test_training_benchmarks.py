@@ -9,8 +9,8 @@ from mnist import mnist_root
 
 from benchmarks import accuracy, board, epoch, predictions
 from neurospike.config import Config
-from neurospike.loading import build_model
 from neurospike.training import save_checkpoint
+from neurospike.training.loading import build_model
 
 ROOT = mnist_root()
 needs_mnist = pytest.mark.skipif(ROOT is None, reason="MNIST is not here; see tests/mnist.py")

@@ -12,8 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import neurospike as ns
-from neurospike import dispatch, train
-from neurospike.devices import choose_device
+from neurospike import train
+from neurospike.backend import dispatch
+from neurospike.config.devices import choose_device
 from neurospike.errors import BackendError
 
 pytest.importorskip("triton")
@@ -22,8 +23,10 @@ import triton
 
 from benchmarks import triton_code
 from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect, parsing
-from neurospike.kernels import scan_triton, triton_jit
-from neurospike.neurons import program
+from neurospike.kernels.cuda import _compile as triton_jit
+from neurospike.kernels.cuda import scan as scan_triton
+from neurospike.neurons import program, zoo
+from neurospike.neurons.record import record
 from neurospike.neurons.rule import lif_of, rule_of
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +124,26 @@ def test_every_rule_compiles_without_fused_multiply_add(reset, delayed):
         assert code.fused_multiply_adds == code.spills == 0
         # The ptxas of Triton 3.6 keeps one number in local memory, outside of the loops.
         assert code.local_bytes <= 8
+
+
+# Of each number of states, and of each kind of function that a processor computes otherwise.
+ZOO = [zoo.li, zoo.synaptic(), zoo.alif, zoo.se_adlif, zoo.eif, zoo.brf, zoo.alpha]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("neuron", ZOO, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("kind", BUDGET)
+def test_any_neuron_moves_as_little_and_spills_nothing(kind, neuron):
+    """Its states are saved, and loaded, once for a chunk."""
+    states = len(record(neuron).states)
+    code = inspect(Kernel(kind, neuron=neuron), 90)
+    saved = states / scan_triton.EVERY
+    loads = {"backward": 2 + saved}.get(kind, 1.0)
+    if (kind, neuron) == ("backward", zoo.li):
+        loads = 0.0  # nothing is squared or chosen: its gradient depends on no value
+    stores = {"training forward": 1 + saved}.get(kind, 1.0)
+    assert (code.loads_a_step, code.stores_a_step) == (loads, stores)
+    assert code.spills == 0
 
 
 @pytest.mark.parametrize("name", list(ns.surrogate.BUILT_IN))

@@ -50,10 +50,12 @@ WHOLE = {
     "neurons": (37, variants.scan_triton.SMALL),
     "constant": variants.BOTH,
 }
-GRADIENTS = ("spikes", "spikes held", "trace", "trace held", "final", "learned")
+GRADIENTS = ("spikes", "spikes held", "trace", "trace held", "final")
 MACHINE_CODE = {
     "forward": WHOLE | dict.fromkeys(("spikes", "trace", "saved", "mem"), variants.BOTH),
-    "backward": WHOLE | dict.fromkeys(GRADIENTS, variants.BOTH),
+    "backward": WHOLE
+    | dict.fromkeys(GRADIENTS, variants.BOTH)
+    | {"learned": variants.BACKWARD["learned"]},
 }
 
 

@@ -13,9 +13,9 @@ import torch
 from test_neuron import QUADRATIC
 from torch import Tensor
 
-from neurospike import ops, snntorch_surrogates, surrogate
-from neurospike.kernels import scan_triton
-from neurospike.neurons import rule
+from neurospike import ops
+from neurospike.kernels.cuda import scan as scan_triton
+from neurospike.neurons import rule, snntorch_surrogates, surrogate
 
 SUBTRACT = ("subtract", True, False)
 RULES = {

@@ -1,4 +1,4 @@
-"""Compile a loop of ours into a C function that `neurospike.parallel` runs, and keep it on disk."""
+"""Compile a loop of ours into a C function that `parallel.run` runs, and keep it on disk."""
 
 import functools
 import hashlib
@@ -10,9 +10,10 @@ from typing import Any
 from numba import njit, types
 from numba.core.compiler import Compiler
 
-from neurospike.binding import bind, digest
-from neurospike.kernels import numba_memory, numba_vectors
-from neurospike.kernels.numba_cache import c_function
+from neurospike.backend.binding import bind, digest
+from neurospike.kernels.cpu import _memory as numba_memory
+from neurospike.kernels.cpu import _vectors as numba_vectors
+from neurospike.kernels.cpu._cache import c_function
 
 INNER: dict[str, Any] = {
     "error_model": "numpy",
@@ -96,7 +97,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
     """Return `function(job_at)` as a C function, its `address` for `parallel.run`.
 
     `names` are what its free names stand for beside the intrinsics of
-    `numba_memory` and `numba_vectors`; `literal` is the format of the numbers written in it.
+    `_memory` and `_vectors`; `literal` is the format of the numbers written in it.
     """
     known: dict[str, Any] = (
         {"NUMBER": literal(0)} | numba_memory.INTRINSICS | numba_vectors.INTRINSICS

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurospike import buffers, parallel
-from neurospike.kernels.numba_memory import array_at
+from neurospike.backend import buffers, parallel
+from neurospike.kernels.cpu._memory import array_at
 
 NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from neurospike.kernels.numba_formulas import FUNCTIONS, ROUNDED
+from neurospike.kernels.cpu._formulas import FUNCTIONS, ROUNDED
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, needed, written
 

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from neurospike.kernels.numba_memory import element_pointer
+from neurospike.kernels.cpu._memory import element_pointer
 
 BITS = 64  # numbers looked at together
 VECTOR_BYTES = 64

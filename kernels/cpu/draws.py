@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike import parallel
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_memory import array_at
+from neurospike.backend import parallel
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._memory import array_at
 
 SIZE, SHIFT = 624, 397  # of the generator's state: numbers, and the distance of those combined
 HEADER = 8  # bytes before the place in the state, which is 32 bits at 8 and 64 bits at 16

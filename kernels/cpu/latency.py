@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike import buffers, parallel
-from neurospike.arguments import is_plain
-from neurospike.kernels.events_numba import FORMATS
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import FLAG, NEXT, SIZES, array_of, job_of, run
-from neurospike.kernels.numba_memory import take
+from neurospike.backend import buffers, parallel
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, array_of, job_of, run
+from neurospike.kernels.cpu._memory import take
+from neurospike.kernels.cpu.events import FORMATS
+from neurospike.ops.arguments import is_plain
 
 GRAIN = 1 << 16  # spikes that are worth waking a thread for
 

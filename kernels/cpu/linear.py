@@ -1,7 +1,7 @@
 """Linear layers of spikes on the CPU: add up the rows of active inputs instead of multiplying.
 
 Layout: spikes `[M, K]`, weight `[N, K]`. Which inputs are active is found once, as one bit each
-(kernels/events_numba.py); the forward product goes through the bits by rows, the weight's gradient
+(kernels/cpu/events.py); the forward product goes through the bits by rows, the weight's gradient
 by columns, after a transposition of the bits. Both are the same sum: a row of the result is the sum
 of the rows of a matrix (the transposed weight; the gradient) that a list of places names. It is
 taken by panels of `PANEL_BYTES`, so that the matrix's panel stays in the second-level cache and the
@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike import buffers
-from neurospike.kernels.events_numba import FORMATS, WORD, Found, find, listed, transposed, words
-from neurospike.kernels.events_numba import threads as threads_for
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.numba_memory import prefetch_line, take
-from neurospike.kernels.numba_vectors import sum_graded_rows, sum_rows, turn
+from neurospike.backend import buffers
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.cpu._memory import prefetch_line, take
+from neurospike.kernels.cpu._vectors import sum_graded_rows, sum_rows, turn
+from neurospike.kernels.cpu.events import FORMATS, WORD, Found, find, listed, transposed, words
+from neurospike.kernels.cpu.events import threads as threads_for
 
-__all__ = ["backward", "find", "forward", "words"]  # what `neurospike.spike_linear` asks for
+__all__ = ["backward", "find", "forward", "words"]  # what `neurospike.layers.spike_linear` asks for
 
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
 CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
@@ -246,7 +246,7 @@ def pack(weight: Tensor, panel: int) -> Tensor:
 
 
 def forward(
-    spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: Found
+    *, spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: Found
 ) -> Tensor:
     """Return `spikes @ weight.T + bias` `[M, N]` from what `find` found."""
     (rows, width), outputs, state = spikes.shape, weight.shape[0], weight.dtype
@@ -269,7 +269,7 @@ def forward(
     return out
 
 
-def backward(grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
+def backward(*, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
     """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
     (rows, outputs), width, state = grad.shape, spikes.shape[1], grad.dtype
     chunk = min(CHUNK, words(rows) * WORD)

@@ -7,7 +7,7 @@ the neurons integrate the sums at once. The backward pass does that again into a
 first-level cache, goes through time in reverse, and adds the gradient of each step's current to the
 rows of the weight's gradient that the same inputs name.
 
-Rows and sums of the forward pass are those of `scan_numba` and `linear_numba`, and so are the
+Rows and sums of the forward pass are those of `scan` and `linear`, and so are the
 spikes, bit for bit, unless the latter takes its table of sums of four. A panel belongs to one
 thread, so every sum has one order. Saved for backward: where the active inputs are, and the weight
 as it was packed.
@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike import buffers
-from neurospike.kernels.events_numba import FORMATS, Found, find, listed, words
-from neurospike.kernels.events_numba import threads as threads_for
-from neurospike.kernels.linear_numba import pack, turn_block
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.numba_memory import fence, prefetch, stream, take
-from neurospike.kernels.numba_rows import advancing, formulas, retracing, retreating
-from neurospike.kernels.numba_vectors import sum_rows
-from neurospike.kernels.scan_numba import alike_of, as_tensor, rows
+from neurospike.backend import buffers
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
+from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
+from neurospike.kernels.cpu._vectors import sum_rows
+from neurospike.kernels.cpu.events import FORMATS, Found, find, listed, words
+from neurospike.kernels.cpu.events import threads as threads_for
+from neurospike.kernels.cpu.linear import pack, turn_block
+from neurospike.kernels.cpu.scan import alike_of, as_tensor, rows
 from neurospike.neurons.rule import Rule
 
-__all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.spike_layer`
+__all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.layers.spike_layer`
 
 PANEL_BYTES = 512  # neurons that go through time together, in bytes of a number each
 PARTS = 2  # a thread, at least, that samples are divided in
@@ -239,6 +239,7 @@ class Kept(NamedTuple):
 
 
 def forward(
+    *,
     bits: Tensor,
     found: Found,
     weight: Tensor,
@@ -283,6 +284,7 @@ def forward(
 
 
 def backward(
+    *,
     grad_spikes: Tensor | None,
     grad_final: Tensor | None,
     kept: Sequence[Tensor],

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike import buffers, parallel
-from neurospike.kernels.numba_jit import compiled
-from neurospike.kernels.numba_job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.numba_memory import fence, prefetch, stream, take
-from neurospike.kernels.numba_rows import advancing, formulas, retracing, retreating
+from neurospike.backend import buffers, parallel
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
+from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
 from neurospike.neurons.program import Program
 
 BLOCK = 512  # neurons whose states stay in the first-level cache
@@ -290,8 +290,8 @@ def forward(
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
-    to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in the
-    state's format.
+    to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in
+    the state's format.
     """
     state, size = finals[0].dtype, finals[0].numel()
     x = current.to(state).contiguous() if constant else rows(current, state)

@@ -28,10 +28,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from neurospike.binding import bind
-from neurospike.dispatch import TABLE
-from neurospike.kernels.triton_formulas import NAMES
-from neurospike.kernels.triton_jit import bits_of, jit, launch
+from neurospike.backend.binding import bind
+from neurospike.backend.dispatch import TABLE
+from neurospike.kernels.cuda._compile import bits_of, jit, launch
+from neurospike.kernels.cuda._formulas import NAMES
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
 
@@ -87,7 +87,9 @@ def _numbers(bits, state):
     """Return the numbers of neuron and surrogate in the state's format."""
     found = ()
     for k in tl.static_range(NUMBERS):
-        found = found + (bits[k].to(tl.int64).to(tl.float64, bitcast=True).to(state),)
+        # Where few bits are set they come as an integer of 32 bits, or as a constant.
+        wide = tl.cast(bits[k], tl.int64)
+        found = found + (wide.to(tl.float64, bitcast=True).to(state),)
     return found
 
 
@@ -325,11 +327,18 @@ def _backward(
             tl.store(out_parameters_ptr[p] + offsets, sum_parameters[p], mask=valid)
 
 
-def _geometry(size: int, state: torch.dtype) -> tuple[int, int, int]:
-    """Return how many neurons and warps a program has, and how many stages its loop over chunks."""
+def geometry(size: int, state: torch.dtype, states: int) -> tuple[int, int, int]:
+    """Return how many neurons and warps a program has, and how many stages its loop over chunks.
+
+    16 bytes of a state per thread make the widest loads. With more states a chunk would need more
+    registers than a thread has, so that it has fewer neurons. Few neurons are spread over many
+    processors, which then have nothing else to do while a chunk is on its way: with 4 stages, 2
+    chunks are while a third is computed. (With 2, Triton asks for one only after that.) A thread
+    has two neurons: the least that is copied asynchronously are 4 bytes.
+    """
     if size < SMALL:
         return 64, 1, 4
-    return 64 * 16 // state.itemsize, 2, 1
+    return 64 * 16 // state.itemsize // (1 if states == 1 else 2), 2, 1
 
 
 def _made(text: str, name: str) -> Callable[..., Any]:
@@ -393,7 +402,7 @@ def forward(
     finals: Sequence[Tensor],
     saved: Sequence[Tensor],
 ) -> None:
-    """Fill `spikes`, `traces` and `finals` as `scan_numba.forward` does, and `saved`, if any.
+    """Fill `spikes`, `traces` and `finals` as `kernels.cpu.scan.forward` does, and `saved`, if any.
 
     `saved` are the states before every chunk, `[ceil(T/EVERY) * B * F]` each.
     """
@@ -405,7 +414,7 @@ def forward(
             final.copy_(states[k]) if states else final.zero_()
         return
     x, held = (current.contiguous(), True) if constant else _rows(current)
-    block, warps, stages = _geometry(size, finals[0].dtype)
+    block, warps, stages = geometry(size, finals[0].dtype, count)
     kernel = compiled(
         "forward",
         neuron,
@@ -454,7 +463,7 @@ def backward(
     out_parameters: Sequence[Tensor | None],
     saved: Sequence[Tensor],
 ) -> None:
-    """Fill the gradients as `scan_numba.backward` does; `saved` is what `forward` filled."""
+    """Fill the gradients as `kernels.cpu.scan.backward` does; `saved` is what `forward` filled."""
     count = len(saved)
     size = math.prod(current.shape if constant else current.shape[1:])
     each = [
@@ -466,7 +475,7 @@ def backward(
         x, held = (current.contiguous(), True) if constant else _rows(current)
         gs, gs_held = _rows(grad_spikes)
         traces = [_rows(one) for one in grad_traces] or [(None, False)] * count
-        block, warps, stages = _geometry(size, saved[0].dtype)
+        block, warps, stages = geometry(size, saved[0].dtype, count)
         kernel = compiled(
             "backward",
             neuron,

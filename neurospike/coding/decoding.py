@@ -13,8 +13,8 @@ neurons vote for one thing); J. K. Eshraghian et al., Proc. IEEE 111(9), 2023 (c
 import torch
 from torch import Tensor
 
-from .arguments import refuse_ragged
-from .ops import state_dtype
+from neurospike.ops.arguments import refuse_ragged
+from neurospike.ops.scan import state_dtype
 
 
 def counts(spikes: Tensor) -> Tensor:

@@ -317,6 +317,6 @@ def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
     """Return the module that makes the spikes in one pass; None where nothing here can."""
     if torch.compiler.is_compiling() or num_steps * data.numel() < LEAST_COMPILED:
         return None
-    from .dispatch import coder
+    from neurospike.backend.dispatch import coder
 
     return coder(kind, data)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import refuse_ragged
-from .ops import state_dtype
+from neurospike.ops.arguments import refuse_ragged
+from neurospike.ops.scan import state_dtype
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

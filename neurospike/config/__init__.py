@@ -5,8 +5,9 @@ and their help, and the text of every error are made from it. This is the door a
 checked; behind it they are trusted. Imports no torch, so that the checks cost nothing to run first.
 """
 
-from neurospike.config.loading import check_config, load_config
-from neurospike.config.messages import fields, nearest_key
-from neurospike.config.schema import KINDS, Config
+from .loading import check_config, load_config
+from .messages import fields
+from .schema import KINDS, Config
+from .words import nearest_key
 
 __all__ = ["KINDS", "Config", "check_config", "fields", "load_config", "nearest_key"]

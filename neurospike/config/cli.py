@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from neurospike.config import fields, nearest_key
 from neurospike.errors import ConfigError, NeuroSpikeError
+
+from . import fields, nearest_key
 
 # Keys of a section that are also flags by their last name alone.
 SHORT = (

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from neurospike.dispatch import TABLE, unsupported_reasons
+from neurospike.backend.dispatch import TABLE, unsupported_reasons
 from neurospike.errors import ConfigError
 
 ALLOWED = "auto, cpu, cuda or cuda:N"
@@ -20,7 +20,7 @@ def choose_device(device: str | torch.device, backend: str = "auto") -> torch.de
     device = str(device)
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", device):
         # Here, because `import neurospike` need not load the configuration.
-        from neurospike.config.messages import about_device
+        from .words import about_device
 
         raise ConfigError(f"device: got {device!r}, allowed: {ALLOWED}{about_device(device)}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from neurospike.config.messages import explain
-from neurospike.config.schema import Config, Section
 from neurospike.errors import ConfigError
+
+from .messages import explain
+from .schema import Config, Section
 
 DEFAULT_FILE = Path("config.yaml")
 

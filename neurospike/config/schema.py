@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from neurospike.steps import NAMES as STEP_NAMES
-from neurospike.steps import Step, float32, parse_steps, range_after
+from .steps import NAMES as STEP_NAMES
+from .steps import Step, float32, parse_steps, range_after
 
 
 def _refuse_bool(value: object) -> object:

@@ -12,14 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from .words import FLOAT32, GREATEST, LEAST, allowed, beyond_format, nearest_key
+
 LARGEST_SIDE = 4096  # pixels; far more than any step or network here has a use for
-LEAST, LARGEST = 1.2e-38, 3.4e38  # what float32, in which all is computed, can hold
-FLOAT32 = f"{LEAST} to {LARGEST}, as float32 holds"
 
 
 def float32(value: float) -> float:
     """Return a number; ValueError for one that is not 0 but would be, or infinite, as float32."""
-    if value and not LEAST <= abs(value) <= LARGEST:
+    if value and not LEAST <= abs(value) <= GREATEST:
         raise ValueError(FLOAT32)
     return value
 
@@ -200,9 +200,6 @@ def _parse(step: Any, number: int) -> Step:
 
 def _explain(error: ValidationError, kind: str, step: dict[str, Any]) -> str:
     """Say what is wrong with a step's option, in the words of the other keys."""
-    # Here, because the configuration is made of these steps.
-    from neurospike.config.messages import allowed, beyond_format, nearest_key
-
     schema = _ADAPTER.json_schema()["$defs"][kind.capitalize()]
     options = {name: part for name, part in schema["properties"].items() if name != "kind"}
     first = error.errors(include_url=False)[0]

@@ -4,8 +4,8 @@ Importing this package loads neither torchvision nor scikit-learn; `load` and
 `Preprocessing` import what they need.
 """
 
-from neurospike.data.batches import Batches, Split
-from neurospike.data.datasets import NAMES, DigitData, load
-from neurospike.data.preprocessing import Preprocessing
+from .batches import Batches, Split
+from .datasets import NAMES, DigitData, load
+from .preprocessing import Preprocessing
 
 __all__ = ["NAMES", "Batches", "DigitData", "Preprocessing", "Split", "load"]

@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 
-from neurospike.data.batches import Split
 from neurospike.errors import DataError, MissingDependencyError
+
+from .batches import Split
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = (*TORCHVISION_CLASSES, "digits", "auto")

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neurospike.config.steps import Crop, parse_steps, size_after
 from neurospike.errors import MissingDependencyError
-from neurospike.steps import Crop, parse_steps, size_after
 
 
 class Preprocessing(nn.Module):
@@ -33,7 +33,7 @@ class Preprocessing(nn.Module):
 
     Args:
         steps: names of steps, mappings with a `kind` and options, or YAML text of such a list; see
-            `neurospike.steps` for all of them. None of them: pictures pass as they are.
+            `neurospike.config.steps` for all of them. None of them: pictures pass as they are.
 
     Raises:
         ValueError: an unknown step, or a wrong option of one.

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from neurospike.backend import dispatch
 
 SHAPE = (256, 512, 512)  # rows, inputs and outputs of the layer that is measured
 DENSITY = 0.1  # share of its inputs that are active
@@ -149,7 +149,7 @@ def _less(row: dispatch.Backend, sums: float, rows: int, weight: Tensor, trained
 @functools.cache
 def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> float:
     """Measure how the ratio of event-driven to dense time is to the one that `Policy` expects."""
-    module = dispatch.load(row.linear)
+    module = dispatch.linear_of(row)
     rows, width, outputs = SHAPE
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -159,7 +159,8 @@ def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> f
         bits = torch.empty(rows, module.words(width), dtype=torch.int64)
 
         def sparse() -> Tensor:
-            return module.forward(spikes, weight, bias, bits, module.find(spikes, bits))
+            found = module.find(spikes, bits)
+            return module.forward(spikes=spikes, weight=weight, bias=bias, bits=bits, found=found)
 
         # What disturbs a call only makes it longer.
         least = _least((lambda: torch.addmm(bias, wide, weight.t()), sparse))

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import dispatch
-from .arguments import decay_of, window_of
-from .bounds import check_beta, check_beta_gradient, check_threshold
-from .neurons import rule
-from .neurons.rule import Neuron
+from neurospike.backend import dispatch
+from neurospike.neurons import rule
+from neurospike.neurons.rule import Neuron
+from neurospike.neurons.surrogate import Surrogate, resolve
+from neurospike.ops.arguments import decay_of, window_of
+from neurospike.ops.bounds import check_beta, check_beta_gradient, check_threshold
+from neurospike.ops.time_loop import run
+from neurospike.ops.wants import SPIKES, TRACES
+
+from .leaky import from_leaky
 from .other_names import explain_other_names
-from .surrogate import Surrogate, resolve
-from .time_loop import run
-from .wants import SPIKES, TRACES
 
 
 @explain_other_names
@@ -215,8 +217,6 @@ class LIF(_Neuron):
                 quantised state, graded spikes, a spike_grad that is not snnTorch's, or an immediate
                 reset by subtraction, which differs above the threshold.
         """
-        from .conversion import from_leaky
-
         return from_leaky(cls, leaky, surrogate, backend)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_steps, refuse_ragged
+from neurospike.ops.arguments import check_steps, refuse_ragged
+
 from .held import run_once
-from .layers import LI, LIF
+from .libraries import library_of
+from .lif import LI, LIF
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
 from .spiking import Spiking
@@ -21,7 +23,6 @@ from .spiking import Spiking
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
 
-_OTHER_LIBRARIES = ("snntorch", "spikingjelly", "norse")
 # Told anew with the layer's name; subclasses, such as torch's for memory, pass as they are.
 _RETOLD = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
@@ -137,15 +138,6 @@ class Sequential(nn.Sequential):
 def carries_state(module: nn.Module) -> bool:
     """Return whether a layer is called with its state, over `[T, B, *F]`."""
     return bool(getattr(module, "carries_state", False))
-
-
-def library_of(module: nn.Module) -> str | None:
-    """Return the other library of spiking neurons that a module's class comes from, if one."""
-    for kind in type(module).__mro__:
-        library = kind.__module__.partition(".")[0]
-        if library in _OTHER_LIBRARIES:
-            return library
-    return None
 
 
 class _Caller:

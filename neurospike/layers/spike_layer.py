@@ -3,7 +3,7 @@
 Its result is that of the two modules in a row. Where a backend runs both in one loop
 (`Backend.layer` in the table) and few inputs are active, the currents between them are never laid
 out in memory. What a backend must provide: `words`, `find`, `panels`, `forward` and `backward`; see
-kernels/layer_numba.py.
+kernels/cpu/linear_scan.py.
 """
 
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from . import break_even, dispatch, ops
-from .arguments import decay_of, flat_parameter, is_plain, parameter_of
-from .layers import LIF
-from .neurons.rule import Rule
+from neurospike import ops
+from neurospike.backend import dispatch
+from neurospike.neurons.rule import Rule
+from neurospike.ops.arguments import decay_of, flat_parameter, is_plain, parameter_of
+
+from . import break_even
+from .lif import LIF
 from .spike_linear import HEAD, SpikeLinear, find
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -93,7 +96,7 @@ def _row(
     row = dispatch.choose(neurons.backend, "cpu")
     if not row.layer or dispatch.choose(linear.backend, "cpu") is not row:
         return None
-    panels = dispatch.load(row.layer).panels(outputs, weight.dtype)
+    panels = dispatch.layer_of(row).panels(outputs, weight.dtype)
     return row if panels >= torch.get_num_threads() else None
 
 
@@ -121,14 +124,17 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         bias, mem = (None if t is None else t.contiguous() for t in (bias, mem))
         given = (bias, mem, beta.contiguous(), threshold.contiguous())
-        module = dispatch.load(row.layer)
+        module = dispatch.layer_of(row)
         spikes, final, kept = module.forward(
-            bits[HEAD:].view(len(found.counts[0]) - 1, -1),
-            found,
-            weight,
-            *given,
-            rule,
-            steps,
+            bits=bits[HEAD:].view(len(found.counts[0]) - 1, -1),
+            found=found,
+            weight=weight,
+            bias=bias,
+            mem=mem,
+            beta=given[2],
+            threshold=given[3],
+            rule=rule,
+            steps=steps,
         )
         # The weight only so that torch notices if it is changed before the backward pass.
         ctx.save_for_backward(weight, *given, *kept)
@@ -143,14 +149,19 @@ class _Layer(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:8]
         gradients: tuple[Tensor | None, ...] = (None,) * 5
         if any(grad is not None for grad in grads):
+            bias, mem, beta, threshold, *kept = given
             gradients = ctx.module.backward(
-                *grads,
-                given[4:],
-                *given[:4],
-                ctx.rule,
-                ctx.shape,
-                needs[2],
-                needs[3] or needs[4],
+                grad_spikes=grads[0],
+                grad_final=grads[1],
+                kept=kept,
+                bias=bias,
+                mem=mem,
+                beta=beta,
+                threshold=threshold,
+                rule=ctx.rule,
+                shape=ctx.shape,
+                want_mem=needs[2],
+                want_parameters=needs[3] or needs[4],
             )
             if torch.is_grad_enabled():  # create_graph=True
                 gradients = ops.Once.apply(*gradients, weight, *given[:4], *grads)[:5]

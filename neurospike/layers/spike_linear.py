@@ -4,12 +4,12 @@ Spikes are mostly 0, and a dense product multiplies with every one of them. Wher
 event-driven product (`Backend.linear` in the table), the rows of the weight that belong to active
 inputs are added up instead: forward, and again for the weight's gradient, by what was found out
 about the spikes once. Which of the two is faster depends on the share of active inputs and the
-shape; `neurospike.break_even` decides for every batch. Results are those of
+shape; `neurospike.layers.break_even` decides for every batch. Results are those of
 `torch.nn.functional.linear` up to the order of summation.
 
 The event-driven product is a pair of torch operators, `neurospike::<name>_linear` and
 `..._linear_backward`, with the `autograd.Function` outside, as in `neurospike.ops`. What a backend
-must provide: `words`, `find`, `forward` and `backward`; see kernels/linear_numba.py.
+must provide: `words`, `find`, `forward` and `backward`; see kernels/cpu/linear.py.
 """
 
 from typing import Any
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import break_even, buffers, dispatch
-from .arguments import is_plain
+from neurospike.backend import buffers, dispatch
+from neurospike.ops.arguments import is_plain
+
+from . import break_even
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
@@ -224,7 +226,7 @@ def find(row: dispatch.Backend, spikes: Tensor) -> tuple[Tensor, Any]:
     Returns bits `[M, words]` after `HEAD` numbers, of which the last is whether there are values
     other than 0 and 1; and what the backend counted.
     """
-    module, rows = dispatch.load(row.linear), len(spikes)
+    module, rows = dispatch.linear_of(row), len(spikes)
     found = torch.ones(HEAD + rows * module.words(spikes.shape[1]), dtype=torch.int64)
     events = module.find(spikes.detach().contiguous(), found[HEAD:].view(rows, -1))
     found[HEAD - 1] = events.valued
@@ -240,8 +242,10 @@ def _of_known(
     events: Any,
 ) -> Tensor:
     bits = found[HEAD:].view(len(spikes), -1)
-    module = dispatch.load(row.linear)
-    return module.forward(spikes.contiguous(), weight, bias, bits, events)
+    module = dispatch.linear_of(row)
+    return module.forward(
+        spikes=spikes.contiguous(), weight=weight, bias=bias, bits=bits, found=events
+    )
 
 
 class _Events(torch.autograd.Function):
@@ -293,7 +297,7 @@ def _define(row: dispatch.Backend) -> None:
     def forward(
         spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool
     ) -> tuple[Tensor, Tensor]:
-        module = dispatch.load(row.linear)
+        module = dispatch.linear_of(row)
         rows, width = spikes.shape
         spikes = spikes.contiguous()
         found = torch.empty(HEAD + rows * module.words(width), dtype=torch.int64)
@@ -306,7 +310,7 @@ def _define(row: dispatch.Backend) -> None:
             pays = break_even.pays(row, events, weight, trained)
         found[0], found[1] = pays, valued
         if pays:
-            out = module.forward(spikes, weight, bias, bits, events)
+            out = module.forward(spikes=spikes, weight=weight, bias=bias, bits=bits, found=events)
         else:
             out = _dense(spikes, weight, bias)
         return out, found if trained else found[:0].clone()
@@ -315,9 +319,11 @@ def _define(row: dispatch.Backend) -> None:
         pays, valued = found[:HEAD].tolist()
         if not pays:
             return grad.t() @ spikes.to(grad.dtype)
-        module = dispatch.load(row.linear)
+        module = dispatch.linear_of(row)
         bits = found[HEAD:].view(len(spikes), module.words(spikes.shape[1]))
-        return module.backward(grad, spikes.contiguous(), bits, bool(valued))
+        return module.backward(
+            grad=grad, spikes=spikes.contiguous(), bits=bits, valued=bool(valued)
+        )
 
     def fake(
         spikes: Tensor, weight: Tensor, bias: Tensor | None, trained: bool

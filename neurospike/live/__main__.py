@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neurospike.cli import Parser, guarded
-from neurospike.devices import choose_device
+from neurospike.config.cli import Parser, guarded
+from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
-from neurospike.loading import load_trained
 from neurospike.pictures import suffixes
 from neurospike.predict import MODEL
+from neurospike.training.loading import load_trained
 
 from .answering import Answerer
 from .watching import WatchedRun

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurospike.backend.dispatch import choose, use_backend
 from neurospike.data import DigitData, load
-from neurospike.dispatch import choose, use_backend
-from neurospike.loading import Trained
 from neurospike.models import Recording, SpikingNetwork
 from neurospike.models.network import ENCODINGS
+from neurospike.training.loading import Trained
 from neurospike.visualization.arrays import evenly
 
 MOST_STEPS = 100  # time steps a visitor can ask for, or as many as the network learnt with

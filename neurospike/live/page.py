@@ -10,7 +10,7 @@ from typing import Any
 from nicegui import events, ui
 from torch import Tensor
 
-from neurospike.dispatch import backends
+from neurospike.backend.dispatch import backends
 from neurospike.errors import NeuroSpikeError, PictureError
 from neurospike.models.network import ENCODINGS
 from neurospike.pictures import Ink, read_picture

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from neurospike.errors import CheckpointError, NeuroSpikeError
-from neurospike.loading import Trained, load_trained
+from neurospike.training.loading import Trained, load_trained
 
 INTERVAL = 0.8  # seconds between two looks at the files, however many visitors watch
 # Seconds until the next look after one that found something. A browser takes some 100 ms to draw

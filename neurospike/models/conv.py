@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from neurospike.spike_linear import SpikeLinear
+from neurospike.layers.spike_linear import SpikeLinear
 
 from . import parts
 from .network import SpikingNetwork

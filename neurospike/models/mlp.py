@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from neurospike.spike_layer import spike_layer
-from neurospike.spike_linear import SpikeLinear
+from neurospike.layers.spike_layer import spike_layer
+from neurospike.layers.spike_linear import SpikeLinear
 
 from . import parts
 from .network import SpikingNetwork

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from neurospike import encoding as codes
+from neurospike.coding import encoding as codes
+from neurospike.coding.intensities import FAR, can_look, is_whole
+from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
 from neurospike.data.preprocessing import Preprocessing
-from neurospike.intensities import FAR, can_look, is_whole
-from neurospike.layers import LI, LIF
-from neurospike.losses import READOUTS, SPIKING_READOUTS
+from neurospike.layers.lif import LI, LIF
 
 from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, over_steps
 from .recording import Recording

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurospike.surrogate import Surrogate
+from neurospike.neurons.surrogate import Surrogate
 
 NORMALIZATIONS = ("none", "batch", "threshold_batch", "layer")
 INITIALIZATIONS = ("torch", "kaiming", "fluctuation")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurospike.ops import state_dtype
+from neurospike.ops.scan import state_dtype
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from neurospike.layers import LIF
+from neurospike.layers.lif import LIF
 
 from . import parts
 from .conv import check_square

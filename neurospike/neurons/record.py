@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
-from .. import formulas
+from neurospike import formulas
+
 from .program import TEXTS, Operation, needed, text_of
 
 # What a function may use by name, and how many arguments each takes.

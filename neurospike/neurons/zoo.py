@@ -5,7 +5,7 @@ The unit of time is the step, of membranes and currents the threshold, unless a 
 otherwise. Where a neuron can be reset in several ways, a function of the reset returns it.
 """
 
-from ..formulas import detach, exp, fire, heaviside, sqrt, where
+from neurospike.formulas import detach, exp, fire, heaviside, sqrt, where
 
 
 def lif_subtract(current, mem, beta, threshold):

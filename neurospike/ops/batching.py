@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .neurons.program import Program
+from neurospike.neurons.program import Program
+
 from .wants import FIRST_PARAMETER, SPIKES, STATES, TRACES
 
 

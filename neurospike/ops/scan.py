@@ -12,7 +12,7 @@ measured at 14 us per call against 32 for `register_autograd`, and torch.compile
 A backend whose row says `checkpoint_every = K` saves its states before every K-th step, where a
 gradient will be needed. They are flat, `[ceil(T/K) * B * F]` each, because torch.compile and
 torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for one that stays 1.
-What a backend must provide are the two functions of `kernels/scan_numba.py`.
+What a backend must provide are the two functions of `kernels/cpu/scan.py`.
 """
 
 import math
@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import batching, buffers, dispatch
-from .neurons.program import Program
+from neurospike.backend import buffers, dispatch
+from neurospike.neurons.program import Program
+
+from . import batching
 from .wants import FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
@@ -155,7 +157,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         wants: int,
     ) -> list[Tensor]:
         spikes, finals, traces, saved = _allocate(every, current, neuron, num_steps, wants)
-        dispatch.load(row.module).forward(
+        dispatch.scan_of(row).forward(
             current=current,
             states=states,
             parameters=parameters,
@@ -186,7 +188,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         out, out_states, out_parameters = _allocate_gradients(
             current, parameters, neuron, num_steps, wants
         )
-        dispatch.load(row.module).backward(
+        dispatch.scan_of(row).backward(
             grad_spikes=grad_spikes,
             grad_traces=grad_traces,
             grad_finals=grad_finals,

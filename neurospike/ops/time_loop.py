@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, ops
+from neurospike import ops
+from neurospike.backend import dispatch
+from neurospike.neurons.rule import Rule
+
 from .arguments import check_current, check_state, flat_parameter, parameter_of
-from .neurons.rule import Rule
 from .wants import SPIKES, TRACES
 
 
@@ -96,7 +98,7 @@ def _run(
         whole = whole.expand(steps, *shape)
     start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
     # Not by `dispatch.load`, of whose cache torch.compile would warn.
-    scan = importlib.import_module(row.module, __package__).scan
+    scan = importlib.import_module(row.module, "neurospike").scan
     spikes, finals, traces = scan(whole, start, values, rule.program, rule.numbers)
     return Outputs(
         spikes.to(current.dtype) if wants & SPIKES else None,

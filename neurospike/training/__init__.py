@@ -1,11 +1,11 @@
 """Training: the loop, what it measures, and the folder it leaves behind."""
 
-from neurospike.training.checkpoint import load_checkpoint, save_checkpoint
-from neurospike.training.curves import draw_curves
-from neurospike.training.metrics import Meter, Metrics
-from neurospike.training.pictures import draw_network
-from neurospike.training.records import Run
-from neurospike.training.trainer import SNNTrainer
+from .checkpoint import load_checkpoint, save_checkpoint
+from .curves import draw_curves
+from .metrics import Meter, Metrics
+from .pictures import draw_network
+from .records import Run
+from .trainer import SNNTrainer
 
 __all__ = [
     "Meter",

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from neurospike.errors import MissingDependencyError
-from neurospike.layers import LI, LIF
+from neurospike.layers.lif import LI, LIF
 from neurospike.models import SpikingNetwork
-from neurospike.training.tiles import draw_membranes, draw_raster, draw_weights
+
+from .tiles import draw_membranes, draw_raster, draw_weights
 
 TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
 SHARE = 0.02  # of a processor's time that pictures may take

@@ -70,7 +70,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     of ours. ConfigError: the device is not one of this machine's.
     """
     # Here, because a package that is missing may not keep a checkpoint from being written.
-    from neurospike.devices import choose_device
+    from neurospike.config.devices import choose_device
 
     path, device = Path(path), choose_device(map_location)
     try:

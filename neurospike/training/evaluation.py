@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from neurospike.errors import NeuroSpikeError
-from neurospike.training.metrics import SATURATED, Activity, Metrics
+
+from .metrics import SATURATED, Activity, Metrics
 
 
 class NeuronActivity(Metric):

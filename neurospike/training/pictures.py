@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from neurospike.models import SpikingNetwork
-from neurospike.training.trainer import BatchSource
 from neurospike.visualization import SpikeVisualizer
+
+from .trainer import BatchSource
 
 
 @torch.no_grad()

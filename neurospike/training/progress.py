@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from neurospike.training.metrics import Metrics
+from .metrics import Metrics
 
 OnStep = Callable[[int, Metrics], None]
 

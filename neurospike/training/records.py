@@ -19,12 +19,8 @@ import torch
 import yaml
 
 from neurospike.errors import CheckpointError, NeuroSpikeError
-from neurospike.training.checkpoint import (
-    copy_checkpoint,
-    load_checkpoint,
-    replace_file,
-    save_checkpoint,
-)
+
+from .checkpoint import copy_checkpoint, load_checkpoint, replace_file, save_checkpoint
 
 try:
     import fcntl

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neurospike.errors import CheckpointError, ConfigError
-from neurospike.loading import load_trained
-from neurospike.training.checkpoint import load_checkpoint, replace_file
-from neurospike.training.trainer import SNNTrainer
+
+from .checkpoint import load_checkpoint, replace_file
+from .loading import load_trained
+from .trainer import SNNTrainer
 
 if TYPE_CHECKING:
     from neurospike.config import Config

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from neurospike import losses
+from neurospike.coding import losses
 from neurospike.errors import ConfigError
-from neurospike.training.schedule import Schedule
-from neurospike.training.trainer import SNNTrainer
+
+from .schedule import Schedule
+from .trainer import SNNTrainer
 
 if TYPE_CHECKING:
     from neurospike.config import Config

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from neurospike.errors import CheckpointError
-from neurospike.spike_linear import SpikeLinear
-from neurospike.training.scale import gather
+from neurospike.layers.spike_linear import SpikeLinear
+
+from .scale import gather
 
 if TYPE_CHECKING:
-    from neurospike.training.trainer import SNNTrainer
+    from .trainer import SNNTrainer
 
 OWN = ("random", "epoch_sums", "unpromising")  # what every process has of its own
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from neurospike.errors import NeuroSpikeError
-from neurospike.training.diagnosis import find_not_finite
-from neurospike.training.metrics import Meter, Metrics, NotFiniteError
-from neurospike.training.progress import OnStep, epoch_line, measured, progress_bar
-from neurospike.training.records import Run
-from neurospike.training.scale import make_fabric
-from neurospike.training.state import order_of, restore, set_order, state_of
+
+from .diagnosis import find_not_finite
+from .metrics import Meter, Metrics, NotFiniteError
+from .progress import OnStep, epoch_line, measured, progress_bar
+from .records import Run
+from .scale import make_fabric
+from .state import order_of, restore, set_order, state_of
 
 READ_INTERVAL = 0.1  # seconds between two looks at the metrics, each of which makes a GPU wait
 AGREE_STEPS = 8  # after so many steps several processes agree whether to stop, which makes one wait
@@ -181,7 +182,7 @@ class SNNTrainer:
         name: for the error message. Raises NeuroSpikeError when the loss is NaN or infinite.
         """
         # Here, because it takes a second that a program without evaluation need not spend.
-        from neurospike.training.evaluation import Evaluation
+        from .evaluation import Evaluation
 
         self.model.eval()
         evaluation = Evaluation(name, self.device)

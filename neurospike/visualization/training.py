@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from neurospike.surrogate import BUILT_IN, Surrogate, resolve
+from neurospike.neurons.surrogate import BUILT_IN, Surrogate, resolve
 
 from .arrays import spread, to_numpy
 from .canvas import (

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from neurospike.devices import choose_device
+from neurospike.config.devices import choose_device
 from neurospike.errors import CheckpointError, ConfigError
 from neurospike.models import MODELS, SpikingNetwork
-from neurospike.training.checkpoint import load_checkpoint
+
+from .checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from neurospike.config import Config

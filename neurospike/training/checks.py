@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from neurospike.config import Config
+from neurospike.config.steps import size_after
 from neurospike.data import DigitData
 from neurospike.errors import ConfigError, MissingDependencyError
-from neurospike.loading import build_on_meta
-from neurospike.steps import size_after
-from neurospike.training.records import check_folder, check_writable
+
+from .loading import build_on_meta
+from .records import check_folder, check_writable
 
 SIDE, CLASSES = 28, 10  # of every data set here
 TRAINED = 4  # numbers kept of each weight while it is trained: itself, gradient, two of Adam's

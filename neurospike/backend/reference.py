@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import MissingDependencyError
-from .neurons import stepped, zoo
-from .neurons.record import record
+from neurospike.errors import MissingDependencyError
+from neurospike.neurons import stepped, zoo
+from neurospike.neurons.record import record
 
 # The reset that snnTorch's `Leaky` has for the neurons that it steps here.
 _LEAKY = {record(zoo.LIF[f"{reset} delayed"]).text: reset for reset in ("subtract", "zero", "none")}

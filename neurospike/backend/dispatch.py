@@ -14,10 +14,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import BackendError, ConfigError
+from neurospike.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from .protocols import Coder, Linear, LinearScan, Scan
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ TABLE: dict[str, Backend] = {
     for row in (
         Backend(
             "triton",
-            ".kernels.scan_triton",
+            ".kernels.cuda.scan",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
@@ -71,15 +75,17 @@ TABLE: dict[str, Backend] = {
         ),
         Backend(
             "numba",
-            ".kernels.scan_numba",
-            ".kernels.linear_numba",
-            ".kernels.layer_numba",
-            ".kernels.draws_numba",
-            ".kernels.latency_numba",
+            ".kernels.cpu.scan",
+            ".kernels.cpu.linear",
+            ".kernels.cpu.linear_scan",
+            ".kernels.cpu.draws",
+            ".kernels.cpu.latency",
             packages=("numba",),
             device_types=("cpu",),
         ),
-        Backend("reference", ".reference", packages=("snntorch",), fused=False, instead="numba"),
+        Backend(
+            "reference", ".backend.reference", packages=("snntorch",), fused=False, instead="numba"
+        ),
     )
 }
 Device = str | torch.device
@@ -170,12 +176,27 @@ def choose(name: str, device: Device) -> Backend:
 
 
 @functools.cache
-def load(module: str):  # noqa: ANN201 (with the functions that the row of the table promises)
-    """Import and return a module that a row of the table names."""
-    return importlib.import_module(module, __package__)
+def load(module: str) -> Any:
+    """Import and return a module that a row of the table names; see `protocols`."""
+    return importlib.import_module(module, "neurospike")
 
 
-def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)
+def scan_of(row: Backend) -> "Scan":
+    """Return the time loop of a fused row."""
+    return load(row.module)
+
+
+def linear_of(row: Backend) -> "Linear":
+    """Return the event-driven product of a row that has one."""
+    return load(row.linear)
+
+
+def layer_of(row: Backend) -> "LinearScan":
+    """Return such a product with its neurons, of a row that has both in one loop."""
+    return load(row.layer)
+
+
+def coder(kind: str, data: torch.Tensor) -> "Coder | None":
     """Return the module whose `spikes` may encode such a tensor; None if torch has to.
 
     kind: a column of the table, `"draws"` or `"latency"`.
@@ -184,7 +205,7 @@ def coder(kind: str, data: torch.Tensor):  # noqa: ANN201 (as `load`)
     for row in TABLE.values() if scoped == "auto" else (TABLE[scoped],):
         name = getattr(row, kind)
         if name and not unsupported_reasons(row.name, data.device):
-            module = load(name)
+            module: Coder = load(name)
             return module if module.usable(data) else None
     return None
 

@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .layers import LIF
-from .models import parts
+from neurospike.layers.lif import LIF
+
+from . import parts
 
 
 class ConvEncoder(nn.Module):

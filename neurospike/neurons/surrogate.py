@@ -24,9 +24,11 @@ from typing import Any
 
 import torch
 
-from . import formulas
-from .neurons import stepped
-from .neurons.record import arguments_of, record_surrogate
+from neurospike import formulas
+
+from . import stepped
+from .record import arguments_of, record_surrogate
+from .snntorch_surrogates import derivative_of
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,7 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
                 f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
                 f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
             )
-        # Here, because that module is made of this one.
-        from .snntorch_surrogates import surrogate_of
-
-        surrogate = surrogate_of(surrogate) or Surrogate(surrogate)
+        surrogate = Surrogate(*(derivative_of(surrogate) or (surrogate, ())))
     if is_built_in(surrogate.function) or hasattr(surrogate.function, "text"):
         return surrogate
     text, numbers = record_surrogate(surrogate.function, surrogate.parameters)

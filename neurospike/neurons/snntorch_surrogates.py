@@ -9,9 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import surrogate as surrogates
-from .formulas import abs, cast, exp, heaviside
-from .surrogate import Surrogate
+from neurospike import formulas
+from neurospike.formulas import abs, cast, exp, heaviside
 
 # Surrogates of snnTorch that are not among ours, in the formulas that it computes.
 
@@ -37,21 +36,18 @@ def escape(u, beta, slope):  # noqa: ANN001, ANN201
     return slope * exp(-beta * abs(u - 1.0))
 
 
-def _sparse(slope: float, B: float) -> Surrogate:
-    return Surrogate(sparse, (float(slope), float(B)))
-
-
-# By snnTorch's names in small letters without underscores; arguments are called as in snnTorch.
-_MAKERS: dict[str, Callable[..., Surrogate]] = {
-    "atan": surrogates.atan,
-    "fastsigmoid": surrogates.fast_sigmoid,
-    "sigmoid": surrogates.sigmoid,
-    "straightthroughestimator": surrogates.straight_through,
-    "sfs": _sparse,
-    "sparsefastsigmoid": _sparse,
-    "heaviside": lambda: Surrogate(heaviside),
-    "triangular": lambda threshold: Surrogate(signed, (float(threshold),)),
-    "spikerateescape": lambda beta, slope: Surrogate(escape, (float(beta), float(slope))),
+# By snnTorch's names in small letters without underscores: the derivative, and what it is called
+# with, by snnTorch's names of it.
+_KNOWN: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "atan": (formulas.atan, ("alpha",)),
+    "fastsigmoid": (formulas.fast_sigmoid, ("slope",)),
+    "sigmoid": (formulas.sigmoid, ("slope",)),
+    "straightthroughestimator": (formulas.straight_through, ()),
+    "sfs": (sparse, ("slope", "B")),
+    "sparsefastsigmoid": (sparse, ("slope", "B")),
+    "heaviside": (heaviside, ()),
+    "triangular": (signed, ("threshold",)),
+    "spikerateescape": (escape, ("beta", "slope")),
 }
 NAMES = (  # that can be translated, as snnTorch writes them
     "atan, fast_sigmoid, sigmoid, straight_through_estimator, SFS, heaviside, triangular and "
@@ -59,8 +55,10 @@ NAMES = (  # that can be translated, as snnTorch writes them
 )
 
 
-def surrogate_of(spike_grad: object) -> Surrogate | None:
-    """Return what one of snnTorch's surrogates computes as a `Surrogate`; None for anything else.
+def derivative_of(
+    spike_grad: object,
+) -> tuple[Callable[..., Any], tuple[float, ...]] | None:
+    """Return what one of snnTorch's surrogates computes, and its numbers; None for anything else.
 
     spike_grad: what `snntorch.surrogate.atan(alpha=2.0)` and its like return, in snnTorch 1.0.0 or
     as an object of a class such as `ATanSurrogate`; or the `apply` of a class that has no
@@ -82,10 +80,10 @@ def surrogate_of(spike_grad: object) -> Surrogate | None:
         given = {
             key.lstrip("_"): value for key, value in getattr(spike_grad, "__dict__", {}).items()
         }
-    maker = _MAKERS.get(name.replace("_", "").lower())
-    if place != "snntorch.surrogate" or maker is None:
+    known = _KNOWN.get(name.replace("_", "").lower())
+    if place != "snntorch.surrogate" or known is None:
         return None
-    wanted = list(inspect.signature(maker).parameters)
+    function, wanted = known
     if any(key not in given for key in wanted):
         return None
-    return maker(**{key: float(given[key]) for key in wanted})  # snnTorch takes tensors, too
+    return function, tuple(float(given[key]) for key in wanted)  # snnTorch takes tensors, too

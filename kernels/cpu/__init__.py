@@ -1,0 +1,1 @@
+"""The fused loops of the backend `numba`."""

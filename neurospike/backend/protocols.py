@@ -1,0 +1,144 @@
+"""What a backend provides: the functions that operators and layers call, and how.
+
+A row of `dispatch.TABLE` names modules that have these functions. Launchers take their arguments by
+name only. Tensors are on the backend's device; `state` is the format float32, or float64 if the
+input is float64.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from neurospike.neurons.rule import Rule
+
+
+class Scan(Protocol):
+    """The time loop of any recorded neuron; column `module` of a fused row.
+
+    A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
+    step.
+    """
+
+    def forward(
+        self,
+        *,
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        neuron: str,
+        numbers: Sequence[float],
+        steps: int,
+        constant: bool,
+        spikes: Tensor | None,
+        traces: Sequence[Tensor],
+        finals: Sequence[Tensor],
+        **saved: Any,
+    ) -> None:
+        """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
+
+    def backward(
+        self,
+        *,
+        grad_spikes: Tensor | None,
+        grad_traces: Sequence[Tensor | None],
+        grad_finals: Sequence[Tensor | None],
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        neuron: str,
+        numbers: Sequence[float],
+        steps: int,
+        constant: bool,
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        out_parameters: Sequence[Tensor | None],
+        **saved: Any,
+    ) -> None:
+        """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
+
+
+class Stepped(Protocol):
+    """The time loop in torch, which differentiates it; column `module` of an unfused row."""
+
+    def scan(
+        self,
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        neuron: str,
+        numbers: Sequence[float],
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return `(spikes, states, traces)`, all differentiable."""
+
+
+class Events(Protocol):
+    """Finding the active inputs of rows of spikes `[M, K]`."""
+
+    def words(self, width: int) -> int:
+        """Return how many integers hold the bits of a row."""
+
+    def find(self, spikes: Tensor, bits: Tensor) -> Any:
+        """Fill bits `[M, words]` and count them."""
+
+
+class Linear(Events, Protocol):
+    """The event-driven product; column `linear`."""
+
+    def forward(
+        self, *, spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, found: Any
+    ) -> Tensor:
+        """Return `spikes @ weight.T + bias` `[M, N]`."""
+
+    def backward(self, *, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
+        """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
+
+
+class LinearScan(Events, Protocol):
+    """Such a product and its LIF neurons in one loop; column `layer`."""
+
+    def panels(self, outputs: int, state: torch.dtype) -> int:
+        """Return into how many parts, for as many threads, so many neurons are divided."""
+
+    def forward(
+        self,
+        *,
+        bits: Tensor,
+        found: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        mem: Tensor | None,
+        beta: Tensor,
+        threshold: Tensor,
+        rule: Rule,
+        steps: int,
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what backward will need."""
+
+    def backward(
+        self,
+        *,
+        grad_spikes: Tensor | None,
+        grad_final: Tensor | None,
+        kept: Sequence[Tensor],
+        bias: Tensor | None,
+        mem: Tensor | None,
+        beta: Tensor,
+        threshold: Tensor,
+        rule: Rule,
+        shape: tuple[int, ...],
+        want_mem: bool,
+        want_parameters: bool,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of weight, `bias`, `mem`, `beta` and `threshold`."""
+
+
+class Coder(Protocol):
+    """An encoder; columns `draws` and `latency`, which take different arguments."""
+
+    def usable(self, data: Tensor) -> bool:
+        """Return whether it can encode such a tensor."""
+
+    def spikes(self, data: Tensor, *arguments: Any) -> Tensor | None:
+        """Return the spikes, or None where torch has to encode."""

@@ -1,0 +1,1 @@
+"""From pictures to spikes, and from spikes to answers and losses."""

@@ -1,0 +1,154 @@
+"""A layer of snnTorch read: which neurons it has, and whether a fused layer computes the same.
+
+Needs no snnTorch that is not loaded.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from neurospike.neurons.snntorch_surrogates import NAMES, derivative_of, none
+from neurospike.neurons.surrogate import Surrogate
+
+from .libraries import library_of
+
+# Neurons of snnTorch beside Leaky that have a fused layer; see `conversion`.
+OTHERS = ("Synaptic", "Alpha", "RLeaky", "RSynaptic")
+Layer = TypeVar("Layer", bound=Any)
+Replacement = str | Surrogate | Callable[..., Any] | None  # of the surrogates; None keeps them
+
+_RESETS = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"}
+_MISSING = {  # what to do about neurons of snnTorch that no fused layer computes
+    "Lapicque": "its equation is that of ns.LIF(beta=1 - time_step / (R * C)) with every current "
+    "scaled by time_step / C: scale the weights before it and use that",
+}
+_OWN = (
+    "write it as a module with carries_state = True for ns.Sequential, as docs/extend/neuron.md "
+    "shows, or keep the network in snnTorch"
+)
+
+
+def from_leaky(kind: type[Layer], leaky: Any, surrogate: Replacement, backend: str) -> Layer:
+    """Return a layer of class `kind` that computes what `leaky` does; see `LIF.from_snntorch`."""
+    if kind_of(leaky) != "Leaky":
+        raise TypeError(f"from_snntorch takes a snntorch.Leaky, got {refusal(leaky)}")
+    check_options(leaky)
+    layer = kind(
+        0.0,
+        1.0,
+        surrogate_within(leaky) if surrogate is None else surrogate,
+        reset=leaky.reset_mechanism,
+        reset_delay=leaky.reset_delay,
+        backend=backend,
+        beta_gradient="clamp",
+    )
+    for name in ("beta", "threshold"):  # whatever training made of them, in range or not
+        delattr(layer, name)
+        layer._keep(name, getattr(leaky, name))
+    return layer.train(leaky.training)
+
+
+def kind_of(module: object) -> str:
+    """Return which of snnTorch's neurons that have a fused layer a module is; "" if none."""
+    base = _base_of(module)
+    return base.__name__ if base is not None and not _overridden(module, base) else ""
+
+
+def _base_of(module: object) -> Any:
+    """Return the class of snnTorch's neurons that `module` is of, if that has a fused layer."""
+    library = sys.modules.get("snntorch")
+    for name in ("Leaky", *OTHERS) if library is not None else ():
+        base = getattr(library, name, None)
+        if base is not None and isinstance(module, base):
+            return base
+    return None
+
+
+def _overridden(module: Any, base: Any) -> list[str]:
+    """Return the methods of snnTorch's class that a subclass, or the object itself, replaces."""
+    theirs = {
+        name
+        for kind in base.__mro__
+        if kind.__module__.startswith("snntorch.")
+        for name in vars(kind)
+        if not name.startswith("__")
+    }
+    kinds = type(module).__mro__
+    found = {name for kind in kinds[: kinds.index(base)] for name in vars(kind)}
+    found |= {name for name, value in vars(module).items() if callable(value)}
+    return sorted(found & theirs)
+
+
+def refusal(module: object, inside: str = "") -> str:
+    """Return what a module is that cannot be converted, and what to do: the end of an error."""
+    name = type(module).__name__
+    library = sys.modules.get("snntorch")
+    if not isinstance(module, nn.Module) or library_of(module) != "snntorch" or library is None:
+        return f"{name}; of snnTorch's neurons that is the one with the equations of LIF"
+    base = _base_of(module)
+    if base is not None and not _overridden(module, base):
+        return (
+            f"a snntorch.{name}{inside}; convert takes neurons in an nn.Sequential: write the "
+            "network as one, or make fused layers of its neurons, each by ns.convert, and hand "
+            "whole sequences [T, B, *F] on in its forward"
+        )
+    if base is not None:
+        return (
+            f"{name}, a snntorch.{base.__name__} that overrides "
+            f"{', '.join(_overridden(module, base))}{inside}: "
+            f"its equations may be others; use snntorch.{base.__name__} itself, or {_OWN}"
+        )
+    missing = _MISSING.get(name, _OWN)
+    return (
+        f"a snntorch.{name}{inside}: the neurons of snnTorch that have a fused layer are Leaky, "
+        f"{', '.join(OTHERS)}. For {name}, {missing}"
+    )
+
+
+def check_options(leaky: Any) -> None:
+    """Raise `ValueError` that names the option a fused layer does not have."""
+    name = type(leaky).__name__
+    factor = leaky.graded_spikes_factor
+    refused = {
+        "inhibition=True": leaky.inhibition,
+        "state_quant": leaky.state_quant,
+        "learn_graded_spikes_factor=True": isinstance(factor, nn.Parameter),
+        f"graded_spikes_factor={factor.tolist()}": bool((factor != 1).any()),
+    }
+    for option, present in refused.items():
+        if present:
+            raise ValueError(
+                f"this {name} has {option}, which the fused layer does not have; leave it out, or "
+                "keep the layer in snnTorch"
+            )
+    step = getattr(leaky.state_function, "__name__", "")
+    if step != _RESETS[leaky.reset_mechanism]:
+        raise ValueError(
+            f"this {name} says reset_mechanism={leaky.reset_mechanism!r} and steps with "
+            f"{step or leaky.state_function!r}, that of another: its reset_mechanism was changed "
+            "after it was made; make a new one with the reset you want"
+        )
+    if kind_of(leaky) != "Leaky" or leaky.reset_delay or leaky.reset_mechanism == "none":
+        return
+    if leaky.reset_mechanism == "subtract" or bool((leaky.threshold < 0).any()):
+        raise ValueError(
+            "this Leaky has reset_delay=False; where its membrane is still above the threshold "
+            "after a reset, snnTorch adds the threshold back on the next step, and ns.LIF fires "
+            "again. For the latter, make ns.LIF(..., reset_delay=False) yourself"
+        )
+
+
+def surrogate_within(leaky: Any) -> Surrogate:
+    """Return the surrogate of neurons of snnTorch."""
+    if leaky.surrogate_disable:
+        return Surrogate(none)
+    found = derivative_of(leaky.spike_grad)
+    if found is None:
+        raise ValueError(
+            f"this {type(leaky).__name__} has the spike_grad {leaky.spike_grad!r}, which is none "
+            f"of snntorch.surrogate's {NAMES}; give its derivative as surrogate=, a name or a "
+            "function of u, to ns.convert or ns.LIF.from_snntorch"
+        )
+    return Surrogate(*found)

@@ -1,0 +1,314 @@
+"""The neurons of the library as layers: those of `neurospike.neurons.zoo` with their parameters."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurospike.neurons import zoo
+
+from .spiking import UNIT, Spiking, shown_range
+
+
+def _named(functions: Mapping[str, Callable[..., Any]], reset: str) -> Callable[..., Any]:
+    if reset not in functions:
+        raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(functions)}")
+    return functions[reset]
+
+
+class Synaptic(Spiking):
+    """LIF neurons with a synaptic current, CuBa-LIF: snnTorch's `Synaptic`, bit for bit.
+
+        syn_t = alpha * syn_{t-1} + current_t
+        mem_t = beta * mem_{t-1} + syn_t - H(mem_{t-1} - threshold) * threshold     reset="subtract"
+
+    Args:
+        alpha: decay of the synaptic current per step, in [0, 1].
+        beta: decay of the membrane per step, in [0, 1].
+        threshold: a neuron fires when its membrane is strictly greater.
+        reset: at the step after a spike, `"subtract"` the threshold, go to `"zero"`, or `"none"`.
+        options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor,
+        beta: float | Tensor,
+        threshold: float | Tensor = 1.0,
+        *,
+        reset: str = "subtract",
+        **options: Any,
+    ) -> None:
+        function = zoo.synaptic(_named(zoo.RESETS, reset))
+        bounds = {"alpha": UNIT, "beta": UNIT}
+        values: dict[str, Any] = {
+            "alpha": alpha,
+            "beta": beta,
+            "threshold": threshold,
+        }
+        super().__init__(function, bounds=bounds, **values, **options)
+
+
+class Alpha(Spiking):
+    """Neurons that answer a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
+
+    States `exc`, `inh` and `mem`. Args: `alpha` and `beta`, the decays per step of the rising and
+    of the falling trace, in (0, 1) with `alpha > beta`; `threshold`; `reset`, at the step after a
+    spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor,
+        beta: float | Tensor,
+        threshold: float | Tensor = 1.0,
+        *,
+        reset: str = "zero",
+        **options: Any,
+    ) -> None:
+        function = _named(zoo.ALPHA, reset)
+        if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
+            raise ValueError("alpha must be greater than beta, the decay of the falling trace")
+        bounds = {"alpha": UNIT, "beta": UNIT}
+        values: dict[str, Any] = {
+            "alpha": alpha,
+            "beta": beta,
+            "threshold": threshold,
+        }
+        super().__init__(function, bounds=bounds, **values, **options)
+
+    def _names(self) -> tuple[str, ...]:
+        return ("alpha", "beta", "threshold")
+
+    def parameter_values(self) -> tuple[Tensor, ...]:
+        """Return alpha, beta, the scale of the membrane that they make, and the threshold."""
+        alpha, beta = self._bounded("alpha"), self._bounded("beta")
+        tau = torch.log(alpha) / (torch.log(beta) - torch.log(alpha)) + 1
+        return alpha, beta, tau, self._bounded("threshold")
+
+
+class PLIF(Spiking):
+    """LIF neurons whose decay is a logistic function; Fang et al. 2021, arXiv:2007.05785.
+
+    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). Args: `beta`, the decay per
+    step to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default
+    `learn=("logit",)`.
+    """
+
+    def __init__(
+        self, beta: float | Tensor, threshold: float | Tensor = 1.0, **options: Any
+    ) -> None:
+        start = torch.as_tensor(beta, dtype=torch.get_default_dtype())
+        if not bool(((start > 0) & (start < 1)).all()):
+            raise ValueError(f"beta must lie in (0, 1), got {shown_range(start)}")
+        values: dict[str, Any] = {
+            "logit": torch.logit(start),
+            "threshold": threshold,
+        }
+        super().__init__(zoo.lif_subtract, **{"learn": ("logit",), **options}, **values)
+
+    @property
+    def beta(self) -> Tensor:  # type: ignore[override]
+        """The decay per step."""
+        return torch.sigmoid(self._bounded("logit"))
+
+    def _names(self) -> tuple[str, ...]:
+        return ("logit", "threshold")
+
+    def parameter_values(self) -> tuple[Tensor, ...]:
+        """Return the decay and the threshold."""
+        return self.beta, self._bounded("threshold")
+
+
+class ALIF(Spiking):
+    """LIF neurons with a threshold that rises at every spike; Bellec et al. 2018, arXiv:1803.09574.
+
+    They fire when the membrane exceeds `threshold + rise * tired`, which a reset then takes away.
+    States `mem` and `tired`. Args: `beta` and `rho`, the decays per step of membrane and threshold,
+    in [0, 1]; `rise`; `threshold`; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        beta: float | Tensor = 0.95,
+        rho: float | Tensor = 0.995,
+        rise: float | Tensor = 1.8,
+        threshold: float | Tensor = 1.0,
+        **options: Any,
+    ) -> None:
+        bounds = {"beta": UNIT, "rho": UNIT}
+        values: dict[str, Any] = {
+            "beta": beta,
+            "rho": rho,
+            "rise": rise,
+            "threshold": threshold,
+        }
+        super().__init__(zoo.alif, bounds=bounds, **values, **options)
+
+
+class SEAdLIF(Spiking):
+    """Adaptive LIF neurons by symplectic Euler steps; Baronig et al. 2024, arXiv:2408.07517.
+
+    States `mem` and `adaptation`. Args: `d_u` and `d_w`, the decays per step of membrane and
+    adaptation, in [0, 1]; `a` and `b`, how strongly membrane and spikes feed the adaptation, at
+    least 0; `q`, their scale; `threshold`; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        d_u: float | Tensor = 0.9,
+        d_w: float | Tensor = 0.98,
+        a: float | Tensor = 0.5,
+        b: float | Tensor = 1.0,
+        q: float | Tensor = 120.0,
+        threshold: float | Tensor = 1.0,
+        **options: Any,
+    ) -> None:
+        positive = (0.0, math.inf)
+        bounds = {"d_u": UNIT, "d_w": UNIT, "a": positive, "b": positive}
+        values: dict[str, Any] = {
+            "d_u": d_u,
+            "d_w": d_w,
+            "a": a,
+            "b": b,
+            "q": q,
+            "threshold": threshold,
+        }
+        super().__init__(zoo.se_adlif, bounds=bounds, **values, **options)
+
+
+class Izhikevich(Spiking):
+    """Neurons of two states that spike, burst or chatter; Izhikevich 2003, IEEE TNN 14(6).
+
+    States `v` (mV, -65 at rest) and `u` (-13). Args: `a`, `b`, `c` (mV) and `d` of the paper, by
+    default its regular spiking cell; `dt`, the step in ms; options as of `Spiking`. Currents are
+    those of the paper, about 10 to fire.
+    """
+
+    def __init__(
+        self,
+        a: float | Tensor = 0.02,
+        b: float | Tensor = 0.2,
+        c: float | Tensor = -65.0,
+        d: float | Tensor = 8.0,
+        dt: float | Tensor = 0.5,
+        **options: Any,
+    ) -> None:
+        rest = {"v": -65.0, "u": -13.0}
+        values: dict[str, Any] = {
+            "a": a,
+            "b": b,
+            "c": c,
+            "d": d,
+            "dt": dt,
+        }
+        super().__init__(zoo.izhikevich, **{"rest": rest, **options}, **values)
+
+
+class QIF(Spiking):
+    """Quadratic integrate-and-fire neurons; Ermentrout 1996, doi:10.1162/neco.1996.8.5.979.
+
+    `mem + rate * (gain * mem * (mem - critical) + current)`, to zero at a spike. Args: `rate`, the
+    step as a share of the time constant; `gain`; `critical`, the membrane from which it rises by
+    itself; `threshold`; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        rate: float | Tensor = 0.1,
+        gain: float | Tensor = 1.0,
+        critical: float | Tensor = 0.5,
+        threshold: float | Tensor = 1.0,
+        **options: Any,
+    ) -> None:
+        values: dict[str, Any] = {
+            "rate": rate,
+            "gain": gain,
+            "critical": critical,
+            "threshold": threshold,
+        }
+        super().__init__(zoo.qif, **values, **options)
+
+
+class EIF(Spiking):
+    """Exponential integrate-and-fire neurons; Fourcaud-Trocme et al. 2003, J. Neurosci. 23(37).
+
+    `mem + rate * (sharpness * exp((mem - critical) / sharpness) - mem + current)`, to zero at a
+    spike. Args: `rate`, the step as a share of the time constant; `sharpness` of the rise, above 0;
+    `critical`, where the rise begins; `threshold`; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        rate: float | Tensor = 0.1,
+        sharpness: float | Tensor = 0.2,
+        critical: float | Tensor = 0.7,
+        threshold: float | Tensor = 1.0,
+        **options: Any,
+    ) -> None:
+        bounds = {"sharpness": (1e-6, math.inf)}
+        values: dict[str, Any] = {
+            "rate": rate,
+            "sharpness": sharpness,
+            "critical": critical,
+            "threshold": threshold,
+        }
+        super().__init__(zoo.eif, bounds=bounds, **values, **options)
+
+
+class BRF(Spiking):
+    """Balanced resonate-and-fire neurons; Higuchi et al. 2024, arXiv:2402.14603.
+
+    States `real`, `imag` and `tired`. Args: `omega`, the frequency they answer to, in rad per
+    second, with `omega * dt <= 1`; `offset` of the damping; `gamma`, the decay per step of the
+    refractoriness, in [0, 1]; `threshold`; `dt`, the step in seconds; options as of `Spiking`.
+    """
+
+    def __init__(
+        self,
+        omega: float | Tensor = 10.0,
+        offset: float | Tensor = 1.0,
+        gamma: float | Tensor = 0.9,
+        threshold: float | Tensor = 1.0,
+        dt: float = 0.01,
+        **options: Any,
+    ) -> None:
+        bounds = {"gamma": UNIT, "omega": (-1.0 / dt, 1.0 / dt)}
+        values: dict[str, Any] = {
+            "omega": omega,
+            "offset": offset,
+            "gamma": gamma,
+            "threshold": threshold,
+            "dt": dt,
+        }
+        super().__init__(zoo.brf, bounds=bounds, **values, **options)
+
+
+class OneToOne(Spiking):
+    """LIF neurons to which their own last spike returns; snnTorch's `RLeaky(all_to_all=False)`.
+
+    States `spike` and `mem`, with `alpha` also `syn` between them. Args: `beta`, the decay of the
+    membrane per step, in [0, 1]; `weight` of the returning spike; `threshold`; `alpha`, the decay
+    per step of a synaptic current that takes in current and spike, as snnTorch's
+    `RSynaptic(all_to_all=False)`, without it none; `reset` as of `Synaptic`; options as of
+    `Spiking`.
+    """
+
+    def __init__(
+        self,
+        beta: float | Tensor,
+        weight: float | Tensor = 1.0,
+        threshold: float | Tensor = 1.0,
+        *,
+        alpha: float | Tensor | None = None,
+        reset: str = "subtract",
+        **options: Any,
+    ) -> None:
+        make = zoo.one_to_one if alpha is None else zoo.synaptic_one_to_one
+        bounds = {"alpha": UNIT, "beta": UNIT}
+        values: dict[str, Any] = {"beta": beta, "weight": weight, "threshold": threshold}
+        if alpha is not None:
+            values["alpha"] = alpha
+        super().__init__(make(_named(zoo.RESETS, reset)), bounds=bounds, **values, **options)
