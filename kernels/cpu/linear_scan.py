@@ -54,15 +54,15 @@ STREAM = False
 
 
 def advance_row(x, mem, beta, threshold, spikes, numbers):
-    """Take a row of neurons one step on; see `numba_rows`."""
+    """Take a row of neurons one step on; see `_rows`."""
 
 
 def retrace_row(x, mem, beta, threshold, after, numbers):
-    """Write the membranes after a step; see `numba_rows`."""
+    """Write the membranes after a step; see `_rows`."""
 
 
 def retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, *sums):
-    """Take a row of neurons one step back; see `numba_rows`."""
+    """Take a row of neurons one step back; see `_rows`."""
 
 
 def _retreat(x, mem, beta, threshold, grad_spikes, carry, out, d_beta, d_th, numbers):

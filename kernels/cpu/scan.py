@@ -98,23 +98,23 @@ def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
 
 
 def lay(scratch, at, block, n):
-    """Return the rows of a block's states and parameters; see `numba_rows`."""
+    """Return the rows of a block's states and parameters; see `_rows`."""
 
 
 def sums_of(job_at, wanted, low, n):
-    """Return the rows of the gradients of parameters that are asked for; see `numba_rows`."""
+    """Return the rows of the gradients of parameters that are asked for; see `_rows`."""
 
 
 def advance(x, rows, spikes, numbers):
-    """Take a row of neurons one step on; see `numba_rows`."""
+    """Take a row of neurons one step on; see `_rows`."""
 
 
 def retrace(x, scratch, before, rows, block, numbers):
-    """Write the states after a step behind those before it; see `numba_rows`."""
+    """Write the states after a step behind those before it; see `_rows`."""
 
 
 def retreat(x, scratch, before, rows, sums, block, grad_spikes, out, numbers):
-    """Take a row of neurons one step back; see `numba_rows`."""
+    """Take a row of neurons one step back; see `_rows`."""
 
 
 def _forward(job_at):

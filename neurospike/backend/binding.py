@@ -35,7 +35,7 @@ def bind(
         TypeError: `function` is not a plain Python function, or uses a name that is neither in
             `names` nor a number nor a plain function of its own module.
     """
-    return Binder(names, jit, literal).function(function)
+    return _Binder(names, jit, literal).function(function)
 
 
 def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str = "") -> str:
@@ -61,38 +61,32 @@ def plain(function: object) -> FunctionType:
     return function
 
 
-class Binder:
-    """Rebinds functions; see `bind`, and `neurospike.own_formulas` for another use."""
+class _Binder:
+    """Rebinds functions; see `bind`."""
 
     def __init__(
         self,
         names: Mapping[str, object],
         jit: Jit = lambda function: function,
         literal: Literal = float,
-        builtins: Mapping[str, object] = vars(builtins),
     ) -> None:
-        self.names, self.jit, self.literal, self.builtins = names, jit, literal, builtins
+        self.names, self.jit, self.literal = names, jit, literal
         self.bound: dict[object, Any] = {}
 
     def function(self, function: Callable[..., Any]) -> Any:
         """Return `function`, a plain one, with other free names."""
         given = plain(function)
         if given not in self.bound:
-            known = self.known(given)
-            free = {name: self.value(value) for name, value in _free(given, known)}
+            free = {name: self.value(value) for name, value in _free(given, self.names)}
             # Torch looks for them in the frame that it is called from.
-            free["__builtins__"] = self.builtins
-            cells = tuple(CellType(self.value(value)) for _, value in _captured(given, known))
+            free["__builtins__"] = vars(builtins)
+            cells = tuple(CellType(self.value(value)) for _, value in _captured(given, self.names))
             code = self.code(given.__code__)
             new = FunctionType(code, free, given.__name__, given.__defaults__, cells)
             new.__qualname__, new.__module__ = given.__qualname__, given.__module__
             new.__doc__ = given.__doc__
             self.bound[given] = self.jit(new)
         return self.bound[given]
-
-    def known(self, function: FunctionType) -> Mapping[str, object]:
-        """Return what free names of `function` stand for before its own are looked up."""
-        return self.names
 
     def value(self, value: object) -> Any:
         """Return what a free name that stands for `value` is to stand for."""

@@ -43,11 +43,7 @@ class Synaptic(Spiking):
     ) -> None:
         function = zoo.synaptic(_named(zoo.RESETS, reset))
         bounds = {"alpha": UNIT, "beta": UNIT}
-        values: dict[str, Any] = {
-            "alpha": alpha,
-            "beta": beta,
-            "threshold": threshold,
-        }
+        values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)
 
 
@@ -72,11 +68,7 @@ class Alpha(Spiking):
         if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
             raise ValueError("alpha must be greater than beta, the decay of the falling trace")
         bounds = {"alpha": UNIT, "beta": UNIT}
-        values: dict[str, Any] = {
-            "alpha": alpha,
-            "beta": beta,
-            "threshold": threshold,
-        }
+        values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)
 
     def _names(self) -> tuple[str, ...]:
@@ -103,10 +95,7 @@ class PLIF(Spiking):
         start = torch.as_tensor(beta, dtype=torch.get_default_dtype())
         if not bool(((start > 0) & (start < 1)).all()):
             raise ValueError(f"beta must lie in (0, 1), got {shown_range(start)}")
-        values: dict[str, Any] = {
-            "logit": torch.logit(start),
-            "threshold": threshold,
-        }
+        values: dict[str, Any] = {"logit": torch.logit(start), "threshold": threshold}
         super().__init__(zoo.lif_subtract, **{"learn": ("logit",), **options}, **values)
 
     @property
@@ -139,12 +128,7 @@ class ALIF(Spiking):
         **options: Any,
     ) -> None:
         bounds = {"beta": UNIT, "rho": UNIT}
-        values: dict[str, Any] = {
-            "beta": beta,
-            "rho": rho,
-            "rise": rise,
-            "threshold": threshold,
-        }
+        values: dict[str, Any] = {"beta": beta, "rho": rho, "rise": rise, "threshold": threshold}
         super().__init__(zoo.alif, bounds=bounds, **values, **options)
 
 
@@ -197,13 +181,7 @@ class Izhikevich(Spiking):
         **options: Any,
     ) -> None:
         rest = {"v": -65.0, "u": -13.0}
-        values: dict[str, Any] = {
-            "a": a,
-            "b": b,
-            "c": c,
-            "d": d,
-            "dt": dt,
-        }
+        values: dict[str, Any] = {"a": a, "b": b, "c": c, "d": d, "dt": dt}
         super().__init__(zoo.izhikevich, **{"rest": rest, **options}, **values)
 
 
