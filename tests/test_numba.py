@@ -206,7 +206,7 @@ def test_a_disk_that_became_full_costs_only_the_compilation(tmp_path, monkeypatc
 def add_one_in(folder: Path):
     """A compiled loop's function, from a file of its own, beside which Numba keeps its code."""
     text = (
-        "from neurospike.kernels.numba_memory import array_at\n"
+        "from neurospike.kernels.cpu._memory import array_at\n"
         "def loop(job_at):\n    array_at(job_at, 1, 0)[0] += 1\n"
     )
     (folder / "loops.py").write_text(text, encoding="utf-8")
