@@ -1,4 +1,4 @@
-"""One check of a backend against the oracle that a broken kernel does not pass.
+"""Checks of a backend against what is computed apart from it, which no broken kernel passes.
 
 Used on the package as it is, and by `test_mutants.py` on copies of it that were broken on purpose.
 """

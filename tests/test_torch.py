@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neurospike as ns
@@ -159,6 +160,16 @@ def test_compiled_it_follows_use_backend(monkeypatch):
         with ns.use_backend(name):
             compiled(x)
         assert ran == wanted
+
+
+def test_a_trace_holds_also_for_a_decay_that_leaves_its_bounds(backend):
+    """What is done to a decay is not decided by the value that it had when it was traced."""
+    device = device_of(backend)
+    layer, x = ns.LIF(0.9, backend=backend).to(device), torch.rand(5, 2, 3, device=device)
+    traced = make_fx(lambda x: layer(x)[0])(x)
+    for beta in (1.5, 0.25, -1.0):
+        layer.beta.fill_(beta)
+        assert torch.equal(traced(x), layer(x)[0])
 
 
 @pytest.mark.usefixtures("fresh_compiler")

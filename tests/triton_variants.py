@@ -6,7 +6,7 @@ compiled. Here a variant is a row of values; `launch` calls the backend with ten
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from neurospike import ops
 from neurospike.kernels.cuda import scan as scan_triton
-from neurospike.neurons import rule, snntorch_surrogates, surrogate
+from neurospike.neurons import rule, snntorch_surrogates, surrogate, zoo
+from neurospike.neurons.record import record
 
 SUBTRACT = ("subtract", True, False)
 RULES = {
@@ -28,6 +29,8 @@ RULES = {
     "zero detached": ("zero", False, True),
     "own neuron": SUBTRACT,
 }
+# Of no threshold, and of more than one state.
+OTHERS = {"li": zoo.li, "synaptic": zoo.synaptic()}
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 STEPS = 20  # no multiple of a chunk
 
@@ -44,7 +47,7 @@ SURROGATES = {
 }
 BOTH = (False, True)
 COMMON = {  # what a kernel depends on
-    "rule": tuple(RULES),
+    "rule": (*RULES, *OTHERS),
     "dtype": DTYPES,
     "constant": BOTH,
     "held current": BOTH,
@@ -120,6 +123,11 @@ def launch(kind: str, variant: Variant) -> None:
     (given.forward if kind == "forward" else given.backward)()
 
 
+def _learned_as(name: str) -> str:
+    """Return the factor of a parameter: that of the threshold, or that of the decays."""
+    return "threshold" if name == "threshold" else "beta"
+
+
 class _Tensors:
     """Tensors of a variant, whose memory nobody reads."""
 
@@ -130,9 +138,11 @@ class _Tensors:
         self.shape = (1, variant["neurons"])
         windowed = variant.get("windowed", False)
         chosen = SURROGATES[variant.get("surrogate", "atan")]
-        neuron = QUADRATIC if variant["rule"] == "own neuron" else None
-        which = RULES[variant["rule"]]
-        recorded = rule.lif_of(*which, neuron)
+        if variant["rule"] in OTHERS:
+            recorded = record(OTHERS[variant["rule"]])
+        else:
+            neuron = QUADRATIC if variant["rule"] == "own neuron" else None
+            recorded = rule.lif_of(*RULES[variant["rule"]], neuron)
         window = (0.5,) if windowed else ()
         self.rule = rule.rule_of(recorded, chosen.text, chosen.parameters, window)
 
@@ -145,6 +155,10 @@ class _Tensors:
     def row(self) -> Tensor:
         return torch.empty(self.shape, dtype=self.state)
 
+    def each(self, make: Callable[[], Any]) -> list[Any]:
+        """Return one for each state."""
+        return [make() for _ in self.rule.states]
+
     def common(self) -> dict[str, Any]:
         v, one = self.variant, (1, self.shape[1])
         current = torch.empty(self.shape, dtype=self.dtype)
@@ -152,10 +166,10 @@ class _Tensors:
             current = self.rows(self.dtype, v["held current"])
         return {
             "current": current,
-            "states": [self.row()] if v["mem"] else [],
+            "states": self.each(self.row) if v["mem"] else [],
             "parameters": [
-                torch.empty(one[not v[name]], dtype=self.state)
-                for name in ("one beta", "one threshold")
+                torch.empty(one[not v[f"one {_learned_as(name)}"]], dtype=self.state)
+                for name in self.rule.parameters
             ],
             "neuron": self.rule.program,
             "numbers": self.rule.numbers,
@@ -163,17 +177,22 @@ class _Tensors:
             "constant": v["constant"],
         }
 
+    def first(self, wanted: bool, make: Callable[[], Any]) -> list[Any]:
+        """Return one for the first state if wanted, and None for the others."""
+        return [make() if wanted and k == 0 else None for k in range(len(self.rule.states))]
+
     def saved(self, wanted: bool = True) -> list[Tensor]:
         chunks = -(-self.steps // scan_triton.EVERY)
-        return [torch.empty(chunks * self.shape[1], dtype=self.state)] if wanted else []
+        length = chunks * self.shape[1]
+        return self.each(lambda: torch.empty(length, dtype=self.state)) if wanted else []
 
     def forward(self) -> None:
         v = self.variant
         scan_triton.forward(
             **self.common(),
             spikes=self.rows(self.dtype) if v["spikes"] else None,
-            finals=[self.row()],
-            traces=[self.rows(self.state)] if v["trace"] else [],
+            finals=self.each(self.row),
+            traces=self.each(lambda: self.rows(self.state)) if v["trace"] else [],
             saved=self.saved(v["saved"]),
         )
 
@@ -182,13 +201,13 @@ class _Tensors:
         scan_triton.backward(
             **given,
             grad_spikes=self.rows(self.dtype, v["spikes held"]) if v["spikes"] else None,
-            grad_finals=[self.row()] if v["final"] else [None],
-            grad_traces=[self.rows(self.state, v["trace held"])] if v["trace"] else [None],
+            grad_finals=self.first(v["final"], self.row),
+            grad_traces=self.first(v["trace"], lambda: self.rows(self.state, v["trace held"])),
             saved=self.saved(),
             out=torch.empty(given["current"].shape, dtype=self.dtype),
-            out_states=[self.row()] if v["mem"] else [],
+            out_states=self.each(self.row) if v["mem"] else [],
             out_parameters=[
-                torch.empty_like(one) if name in v["learned"] else None
-                for name, one in zip(("beta", "threshold"), given["parameters"])
+                torch.empty_like(one) if _learned_as(name) in v["learned"] else None
+                for name, one in zip(self.rule.parameters, given["parameters"])
             ],
         )

@@ -12,7 +12,7 @@ single = np.float32  # rebound to the state's format
 double = np.float64
 double_exp, double_log, double_tanh = math.exp, math.log, math.tanh
 double_sin, double_cos, square_root = math.sin, math.cos, math.sqrt
-own_exp, own_log, own_tanh, own_sin, own_cos = math.exp, math.log, math.tanh, math.sin, math.cos
+quick_exp = math.exp
 
 
 def heaviside(u):
@@ -85,44 +85,13 @@ def sigmoid(u):
     return single(1.0 / (1.0 + double_exp(-double(u))))
 
 
-def quick_exp(u):
-    """The exponential, in the state's format throughout, as are the others of this name."""
-    return own_exp(u)
-
-
-def quick_log(u):
-    """The natural logarithm."""
-    return own_log(u)
-
-
-def quick_sqrt(u):
-    """The square root."""
-    return square_root(u)
-
-
-def quick_tanh(u):
-    """The hyperbolic tangent."""
-    return own_tanh(u)
-
-
-def quick_sin(u):
-    """The sine."""
-    return own_sin(u)
-
-
-def quick_cos(u):
-    """The cosine."""
-    return own_cos(u)
-
-
 def quick_sigmoid(u):
-    """The logistic function."""
-    return 1.0 / (1.0 + own_exp(-u))
+    """The logistic function, in the state's format throughout, as all that is quick."""
+    return 1.0 / (1.0 + quick_exp(-u))
 
 
 FUNCTIONS = (
-    *(quick_exp, quick_log, quick_sqrt, quick_tanh, quick_sin, quick_cos, quick_sigmoid),
     *(heaviside, detach, number, where, divide, minimum, maximum),
-    *(sqrt, exp, log, tanh, sin, cos, sigmoid),
+    *(sqrt, exp, log, tanh, sin, cos, sigmoid, quick_sigmoid),
 )
 ROUNDED = ("exp", "log", "tanh", "sin", "cos")

@@ -158,7 +158,10 @@ def formulas(literal: Any) -> dict[str, Any]:
     """Return what the free names of a neuron stand for, in a number format."""
     found: dict[str, Any] = {one.__name__: one for one in FUNCTIONS}
     names = {
-        f"{prefix}_{name}": getattr(math, name) for name in ROUNDED for prefix in ("double", "own")
+        f"{prefix}_{name}": getattr(math, name)
+        for name in ROUNDED
+        for prefix in ("double", "quick")
     }
-    names |= {"abs": abs, "single": literal, "double": np.float64, "square_root": math.sqrt}
+    names |= {"square_root": math.sqrt, "quick_sqrt": math.sqrt}
+    names |= {"abs": abs, "single": literal, "double": np.float64}
     return found | names

@@ -332,7 +332,7 @@ def backward(
         state,
     )
     out_beta, out_th = (
-        found.sum(0, keepdim=True) if found is not None and given.numel() == 1 else found
+        found.sum().view(given.shape) if found is not None and given.numel() == 1 else found
         for found, given in ((out_beta, beta), (out_th, threshold))
     )
     return out, out_bias, out_mem, out_beta, out_th

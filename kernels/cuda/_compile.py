@@ -127,10 +127,7 @@ def _own_folder() -> "tempfile.TemporaryDirectory[str]":
 def _advice(error: Exception) -> str | None:
     """Return what the backend cannot do and what would help; None for the device's own errors."""
     if isinstance(error, TritonError) or str(error) in NOT_COMPILED:
-        return (
-            f"cannot compile this layer: {_innermost(error)}. A surrogate may use arithmetic, "
-            "comparison, exp, abs and where, and no type annotations"
-        )
+        return f"cannot compile this layer: {_innermost(error)}"
     if isinstance(error, OSError) and _is_of_the_cache(error):
         return (
             f"cannot keep what it compiles: {error}. Set TRITON_CACHE_DIR to a folder that can be "

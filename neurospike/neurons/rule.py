@@ -39,9 +39,9 @@ class Neuron:
         layer = ns.LIF(0.9, neuron=ns.Neuron(quadratic))
 
     Args:
-        step: `(current, mem, beta, threshold)` to `(spike, mem)`; what it may use says
-            `neurospike.Spiking`, which takes any number of states and parameters. Its gradient is
-            derived.
+        step: `(current, mem, beta, threshold)` to `(spike, mem)`. Its gradient is derived.
+            `neurospike.Spiking` says what it may use, and takes any number of states and
+            parameters.
 
     Raises:
         TypeError: three functions, as version 0.1 took them.
@@ -69,7 +69,7 @@ def rule_of(
     return Rule(f"{neuron.text}|{half}", every, neuron.states, neuron.parameters)
 
 
-# Recorded at import: they are a fifth of a millisecond each, and torch.compile records nothing.
+# Recorded at import, because torch.compile records nothing.
 _LIF = {key: record(function) for key, function in zoo.LIF.items()}
 LI = rule_of(record(zoo.li), "0||1.0", ())
 

@@ -1,5 +1,6 @@
 """What a layer is handed: whether it will do, and in the form that backends take."""
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .bounds import clamped
 
+_PLAIN = (Tensor, nn.Parameter)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -107,7 +109,8 @@ def decay_of(beta: float | Tensor, gradient: str) -> float | Tensor:
     if beta.dtype not in FLOATS:
         return beta  # which is refused later
     # One number is read sooner than clamped, and between the bounds nothing is to be done.
-    if beta.numel() == 1 and is_plain(beta) and 0.0 < beta.item() < 1.0:
+    is_read = beta.numel() == 1 and beta.device.type == "cpu" and not is_watched((beta,))
+    if is_read and 0.0 < beta.item() < 1.0:
         return beta
     return clamped(beta, gradient)
 
@@ -120,10 +123,26 @@ def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
     return value.expand(features).reshape(-1)
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether nothing but autograd looks on, and the tensor, on the CPU, is what it seems to be."""
+def is_watched(tensors: Iterable[Tensor | None]) -> bool:
+    """True where operators are seen: by torch.compile, modes, `torch.func`, tracing, the profiler.
+
+    True as well for tensors of other classes, such as those that stand for values.
+    """
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or any(one is not None and type(one) not in _PLAIN for one in tensors)
+    )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """True for a plain CPU tensor outside of compile, autocast, functorch and forward AD."""
+    return (
+        type(tensor) is Tensor
         and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")

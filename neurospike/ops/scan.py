@@ -12,7 +12,7 @@ measured at 14 us per call against 32 for `register_autograd`, and torch.compile
 A backend whose row says `checkpoint_every = K` saves its states before every K-th step, where a
 gradient will be needed. They are flat, `[ceil(T/K) * B * F]` each, because torch.compile and
 torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for one that stays 1.
-What a backend must provide are the two functions of `kernels/cpu/scan.py`.
+What a backend must provide says `Scan` of `neurospike.backend.protocols`.
 """
 
 import math
@@ -27,6 +27,7 @@ from neurospike.backend import buffers, dispatch
 from neurospike.neurons.program import Program
 
 from . import batching
+from .arguments import is_watched
 from .wants import FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
@@ -122,25 +123,14 @@ def define(row: dispatch.Backend) -> None:
 
 
 _implemented: dict[str, Callable[..., list[Tensor]]] = {}
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _operator(name: str, tensors: Iterable[Tensor | None]) -> Callable[..., Any]:
-    """Return an operator, or where nobody looks on what it calls, half the time of a small layer.
+    """Return an operator, or where nobody sees which one is called, its function itself.
 
-    Lookers-on are torch.compile, modes, transforms, tracing, the profiler, and other kinds of
-    tensors.
+    The function alone costs a small layer less of the host's time; see `benchmarks.compare`.
     """
-    is_seen = (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-        or any(one is not None and type(one) not in _PLAIN for one in tensors)
-    )
-    return getattr(torch.ops.neurospike, name) if is_seen else _implemented[name]
+    return getattr(torch.ops.neurospike, name) if is_watched(tensors) else _implemented[name]
 
 
 def implement(row: dispatch.Backend, device_type: str) -> None:
