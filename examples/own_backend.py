@@ -86,7 +86,7 @@ def backward(
 
 
 def _features(values, like):
-    """One value a neuron `[P]`, or one for all `[1]`, in the shape of the features of `like`."""
+    """One value per neuron `[P]`, or one for all `[1]`, in the shape of the features of `like`."""
     return values if values.numel() == 1 else values.view(like.shape[1:])
 
 
