@@ -195,7 +195,9 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     """Compile a kernel and count its machine code."""
     compiled = build(kernel, architecture)
     states = len(record(kernel.neuron).states) if kernel.neuron else 1
-    block, warps, _ = scan_triton.geometry(kernel.neurons, ops.state_dtype(kernel.dtype), states)
+    kind = "backward" if kernel.kind == "backward" else "forward"
+    loads = 2 + states * kernel.trace if kind == "backward" else 1
+    block, warps, _ = scan_triton.geometry(kind, kernel.neurons, kernel.dtype, loads)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)

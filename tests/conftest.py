@@ -40,6 +40,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def _start_alike() -> Iterator[None]:
     """Let no test see what one before it in the same process has drawn, or where it has gone."""
     torch.manual_seed(0)
+    dispatch.forget()
     folder = Path.cwd()
     yield
     os.chdir(folder)

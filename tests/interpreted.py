@@ -26,15 +26,15 @@ ops.implement(ROW, "cpu")
 _geometry = scan_triton.geometry
 
 
-def _few_programs(size: int, state: torch.dtype, states: int) -> tuple[int, int, int]:
+def _few_programs(kind: str, size: int, *others: Any) -> tuple[int, int, int]:
     """Leave small layers theirs, of few neurons; make of others fewer and larger programs.
 
     The interpreter takes as long for a small program.
     """
-    return _geometry(size, state, states) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
+    return _geometry(kind, size, *others) if size <= 2 * SMALL_BLOCK else (1024, 1, 1)
 
 
-SMALL_BLOCK, _, STAGES = _geometry(1, torch.float32, 1)
+SMALL_BLOCK, _, STAGES = _geometry("forward", 1, torch.float32, 1)
 assert STAGES > 1  # else the loop that loads ahead is run nowhere
 scan_triton.geometry = _few_programs
 

@@ -143,7 +143,8 @@ def test_random_neurons_run_fused_as_they_do_in_torch(seed):
         parameters = [drawn(37) for _ in range(program.parameters)]
         current, *states = inputs
         text, count = str(program), program.states
-        ours = ops.fused_scan("numba", current, states, parameters, text, numbers, -1, wants, count)
+        call = ops.Call("numba", text, numbers, -1, wants, count, count)
+        ours = ops.fused_scan(call, (current, *states, *parameters))
         theirs = reference.scan(current, states, parameters, text, numbers)
         totals = []
         for spikes, finals, traces in (ours, theirs):

@@ -23,7 +23,7 @@ import triton
 
 from benchmarks import triton_code
 from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect, parsing
-from neurospike.kernels.cuda import _compile as triton_jit
+from neurospike.kernels.cuda import _launch as triton_launch
 from neurospike.kernels.cuda import scan as scan_triton
 from neurospike.neurons import program, zoo
 from neurospike.neurons.record import record
@@ -104,14 +104,16 @@ def test_what_the_machine_code_moves(kind, dtype, architecture):
 
 @pytest.mark.parametrize("kind", BUDGET)
 @pytest.mark.parametrize(("dtype", "architecture"), CODE)
-def test_small_layers_load_ahead(kind, dtype, architecture):
-    """Of 8192 neurons two chunks are on their way while one is computed."""
+def test_layers_load_ahead(kind, dtype, architecture):
+    """Two chunks are on their way while one is computed, of few neurons and of many."""
     code = inspect(Kernel(kind, dtype, neurons=8192), architecture)
     assert code.chunks_ahead == 2
     assert (code.loads_a_step, code.stores_a_step) == BUDGET[kind]
     assert min(code.widths) == 2 * dtype.itemsize
     assert code.spills == code.local_bytes == 0
-    assert inspect(Kernel(kind, dtype), architecture).chunks_ahead == 0
+    # What a gradient in 16 bits reads was there sooner without, on an H200.
+    is_ahead = kind != "backward" or dtype.itemsize > 2
+    assert inspect(Kernel(kind, dtype), architecture).chunks_ahead == 2 * is_ahead
 
 
 RULES = [("subtract", True), ("zero", True), ("none", True), ("subtract", False), ("zero", False)]
@@ -382,7 +384,7 @@ def test_what_cannot_be_compiled_is_named_with_its_line(monkeypatch):
 def test_code_that_triton_cannot_read_is_no_error_of_the_device():
     error = RuntimeError("error encountered during parsing")
     with pytest.raises(BackendError, match=r"cannot compile this layer: .*backend='reference'"):
-        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
+        triton_launch.launch(_Failing(error), 1, 1, torch.zeros(1))
 
 
 @pytest.fixture
@@ -390,11 +392,11 @@ def cache(tmp_path, monkeypatch):
     """An empty folder for what Triton compiles, and nothing compiled in this process."""
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(tmp_path / "cache")
-        scan_triton.compiled.cache_clear()
-        triton_jit._own_folder.cache_clear()
+        scan_triton.forget()
+        triton_launch._own_folder.cache_clear()
         yield tmp_path / "cache"
-    scan_triton.compiled.cache_clear()
-    triton_jit._own_folder.cache_clear()
+    scan_triton.forget()
+    triton_launch._own_folder.cache_clear()
 
 
 def _loading(monkeypatch):
@@ -424,7 +426,7 @@ def test_damaged_files_of_the_cache_are_compiled_anew(cache, monkeypatch, left):
         for file, content in whole.items():
             if file.name.endswith(damaged):
                 file.write_bytes(content[: int(left * len(content))])
-        scan_triton.compiled.cache_clear()  # as a new process
+        scan_triton.forget()  # as a new process
         build(Kernel("inference"), 90)
         for file, content in whole.items():
             if file.name == f"_forward.{damaged}":
@@ -438,7 +440,7 @@ def test_a_folder_that_cannot_be_written_costs_compiling_alone(cache):
     assert kernel.asm["cubin"].startswith(b"\x7fELF")
     elsewhere = Path(triton.knobs.cache.dir)
     assert list(elsewhere.rglob("_forward.cubin"))
-    triton_jit._own_folder().cleanup()
+    triton_launch._own_folder().cleanup()
 
 
 def test_a_full_disk_is_no_missing_compiler(cache):
@@ -448,7 +450,7 @@ def test_a_full_disk_is_no_missing_compiler(cache):
         pytest.warns(RuntimeWarning, match="No space left"),
         pytest.raises(BackendError, match=wanted),
     ):
-        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
+        triton_launch.launch(_Failing(error), 1, 1, torch.zeros(1))
 
 
 COMPILER_ERRORS = [
@@ -461,13 +463,13 @@ COMPILER_ERRORS = [
 @pytest.mark.parametrize("error", COMPILER_ERRORS, ids=lambda e: type(e).__name__)
 def test_no_c_compiler_is_named(error):
     with pytest.raises(BackendError, match=r"needs a C compiler .*gcc python3-dev.*CC"):
-        triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
+        triton_launch.launch(_Failing(error), 1, 1, torch.zeros(1))
 
 
 def test_other_errors_of_the_device_stay_what_they_are():
     for error in (RuntimeError("Triton Error [CUDA]: x"), torch.OutOfMemoryError("2 GiB")):
         with pytest.raises(type(error)) as caught:
-            triton_jit.launch(_Failing(error), 1, 1, torch.zeros(1))
+            triton_launch.launch(_Failing(error), 1, 1, torch.zeros(1))
         assert caught.value is error
 
 

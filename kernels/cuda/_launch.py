@@ -1,18 +1,15 @@
-"""What Triton kernels share: how they are jitted, and the launch with what can go wrong."""
+"""The launch of a Triton kernel, with what can go wrong."""
 
 import errno
 import functools
-import struct
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from types import FunctionType
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
 from triton.runtime.cache import FileCacheManager
@@ -23,43 +20,92 @@ from neurospike.errors import BackendError
 NOT_COMPILED = ("error encountered during parsing", "PassManager::run failed")
 
 
-def jit(function: FunctionType) -> Any:
-    """Jit a rebound function; numbers from outside become the constants that Triton insists on."""
-    free, cells = function.__globals__, function.__closure__ or ()
-    free.update((name, c.cell_contents) for name, c in zip(function.__code__.co_freevars, cells))
-    if not triton.knobs.runtime.interpret:
-        numbers = {k: tl.constexpr(v) for k, v in free.items() if isinstance(v, (int, float))}
-        free.update(numbers)
-        for name, cell in zip(function.__code__.co_freevars, cells):
-            cell.cell_contents = free[name]
-    # Triton's interpreter knows no captured names, and wants to see its language everywhere.
-    free["tl"] = tl
-    return triton.jit(function, do_not_specialize=["steps", "numbers"])
+# Versions of Triton of which is known how what it compiled is run without its jit: with the grid,
+# the stream, the function, what was packed, what hooks are told, both hooks and the arguments.
+DIRECT = ((3, 5), (3, 8))
 
 
-def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
+class Launch:
+    """A kernel and its grid, for arguments of the same formats and sizes at every call.
+
+    Triton's jit looks at every argument to find what it compiled for such ones, which takes longer
+    than the launch. What that found is kept here, and run again where the arguments are alike: all
+    at addresses that are multiples of 16, on the device that is current.
+
+    Args:
+        kernel: a jitted function.
+        programs: how many of them run.
+        warps: of each.
+        device: the index of the tensors' device.
+    """
+
+    def __init__(self, kernel: Any, programs: int, warps: int, device: int) -> None:
+        self.kernel, self.programs, self.warps, self.device = kernel, programs, warps, device
+        self.found: Any = None
+
+    def __call__(self, given: Iterable[Tensor | None], *arguments: Any) -> None:
+        """Run the kernel; see `launch`.
+
+        Args:
+            given: those among the arguments that others allocated; ours are aligned.
+            arguments: of the kernel.
+        """
+        bits = 0
+        for one in given:
+            if one is not None:
+                bits |= one.data_ptr()
+        if bits & 15 or self.found is None or not self._is_usual():
+            found = launch(self.kernel, self.programs, self.warps, *arguments)
+            if found is not None and self.found is None and not bits & 15 and runs_direct():
+                self.found = (found.run, found.function, found.packed_metadata)
+            return
+        run, function, packed = self.found
+        stream = triton.runtime.driver.active.get_current_stream(self.device)
+        run(self.programs, 1, 1, stream, function, packed, None, None, None, *arguments)
+
+    def _is_usual(self) -> bool:
+        """True on the current device where nobody asked Triton to be told of launches."""
+        hooks = triton.knobs.runtime
+        return (
+            triton.runtime.driver.active.get_current_device() == self.device
+            and not hooks.launch_enter_hook.calls
+            and not hooks.launch_exit_hook.calls
+        )
+
+
+@functools.cache
+def runs_direct() -> bool:
+    """Whether this version of Triton is one of `DIRECT`."""
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return DIRECT[0] <= found <= DIRECT[1]
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> Any:
     """Run a kernel on the device of its tensors, on that device's current stream.
+
+    Returns what Triton compiled; None in its interpreter.
 
     Raises:
         BackendError: a surrogate that Triton cannot compile, no C compiler that works, or no folder
             in which Triton can keep what it compiled.
     """
 
-    def run() -> None:
+    def run() -> Any:
         with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
-            kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=False)
+            return kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=False)
 
     try:
         try:
-            _run(kernel, run)
+            found = _run(kernel, run)
         except OSError as error:
             if not _is_of_the_cache(error):
                 raise
             _keep_elsewhere(error)
-            _run(kernel, run)
+            found = _run(kernel, run)
         # At every launch Triton compares each constant with what it was when it was compiled, which
         # takes longer than all the rest. Those here are the kernel's own, which nobody can change.
         kernel.used_global_vals = {}
+        return found
     except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         advice = _advice(error)
         if advice is None:
@@ -67,7 +113,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
         raise BackendError(f"backend 'triton' {advice}; or use backend='reference'") from error
 
 
-def _run(kernel: Any, run: Callable[[], None]) -> None:
+def _run(kernel: Any, run: Callable[[], Any]) -> Any:
     """Run a launch; where what Triton kept on disk is damaged, it is compiled anew and kept."""
     try:
         return run()
@@ -156,8 +202,3 @@ def _innermost(error: BaseException) -> str:
         return reason
     lines = source.splitlines()
     return f"{reason}, in {lines[node.lineno - 1].strip()!r} of {lines[0].strip()!r}"
-
-
-def bits_of(parameters: Sequence[float]) -> tuple[int, ...]:
-    """Return each number's bits: as a float it would reach the kernel in single precision."""
-    return struct.unpack(f"{len(parameters)}q", struct.pack(f"{len(parameters)}d", *parameters))

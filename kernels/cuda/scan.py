@@ -30,8 +30,9 @@ from torch import Tensor
 
 from neurospike.backend.binding import bind
 from neurospike.backend.dispatch import TABLE
-from neurospike.kernels.cuda._compile import bits_of, jit, launch
+from neurospike.kernels.cuda._compile import bits_of, jit
 from neurospike.kernels.cuda._formulas import NAMES
+from neurospike.kernels.cuda._launch import Launch
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
 
@@ -327,18 +328,23 @@ def _backward(
             tl.store(out_parameters_ptr[p] + offsets, sum_parameters[p], mask=valid)
 
 
-def geometry(size: int, state: torch.dtype, states: int) -> tuple[int, int, int]:
+def geometry(kind: str, size: int, dtype: torch.dtype, loads: int) -> tuple[int, int, int]:
     """Return how many neurons and warps a program has, and how many stages its loop over chunks.
 
-    16 bytes of a state per thread make the widest loads. With more states a chunk would need more
-    registers than a thread has, so that it has fewer neurons. Few neurons are spread over many
-    processors, which then have nothing else to do while a chunk is on its way: with 4 stages, 2
-    chunks are while a third is computed. (With 2, Triton asks for one only after that.) A thread
-    has two neurons: the least that is copied asynchronously are 4 bytes.
+    As measured on an H200 (`benchmarks.gpu` sweeps and prints what is best on another card). 16
+    bytes of a sequence per thread make the widest loads, and as many in each of the states few
+    enough registers. With 4 stages, 2 chunks are on their way while a third is computed. (With 2,
+    Triton asks for one only after that.) They wait in shared memory, of which there is not enough
+    for many sequences; and what a gradient in 16 bits needs is there sooner without. Few neurons
+    are spread over many processors, with two for each thread: the least that is copied
+    asynchronously are 4 bytes.
+
+    kind: "forward" or "backward"; dtype: of the sequences; loads: how many of them are read.
     """
     if size < SMALL:
         return 64, 1, 4
-    return 64 * 16 // state.itemsize // (1 if states == 1 else 2), 2, 1
+    ahead = loads <= 3 and not (kind == "backward" and dtype.itemsize == 2)
+    return 128 if dtype == torch.float64 else 256, 2, 4 if ahead else 1
 
 
 def _made(text: str, name: str) -> Callable[..., Any]:
@@ -388,6 +394,47 @@ def _bits(flags: Sequence[bool]) -> int:
     return sum(1 << k for k, flag in enumerate(flags) if flag)
 
 
+@functools.lru_cache(maxsize=4096)
+def _prepared(
+    kind: str,
+    neuron: str,
+    numbers: tuple[float, ...],
+    form: tuple[torch.dtype, int, int, bool],
+    counts: tuple[int, ...],
+    asked: tuple[Any, ...],
+) -> tuple[Launch, tuple[int, ...]]:
+    """Return the launch for all that a call depends on but its tensors, and its numbers' bits.
+
+    Whatever Triton compiles another kernel for is among the arguments, so that each is found by one
+    look into one table.
+
+    form: the sequences' format, the device's index, the neurons, and whether steps take 64 bits;
+    counts: the sizes of the parameters; asked: what is given, and what is wanted.
+    """
+    dtype, device, size, _ = form
+    flags: dict[str, Any] = {"SCALARS": _bits([count == 1 for count in counts])}
+    if kind == "forward":
+        given, spikes, is_traced, saved, held = asked
+        flags |= {"GIVEN": given, "SPIKES": spikes, "SAVED": saved, "HELD_CURRENT": held}
+        flags["TRACED"] = (1 << Program.parse(neuron).states) - 1 if is_traced else 0
+        loads = 1
+    else:
+        spikes, traced, constant, wanted, states, held, spikes_held, traces_held, _ = asked
+        flags |= {"SPIKES": spikes, "TRACED": _bits(traced), "CONSTANT": constant}
+        flags |= {"WANTED": _bits(wanted), "WANT_STATES": states, "HELD_CURRENT": held}
+        flags |= {"HELD_SPIKES": spikes_held, "HELD_TRACES": _bits(traces_held)}
+        loads = 1 + spikes + sum(traced)
+    block, warps, stages = geometry(kind, size, dtype, loads)
+    kernel = compiled(kind, neuron, BLOCK=block, STAGES=stages, **flags)
+    return Launch(kernel, -(-size // block), warps, device), bits_of(numbers)
+
+
+def forget() -> None:
+    """Forget what was compiled in this process."""
+    compiled.cache_clear()
+    _prepared.cache_clear()
+
+
 def forward(
     *,
     current: Tensor,
@@ -414,34 +461,24 @@ def forward(
             final.copy_(states[k]) if states else final.zero_()
         return
     x, held = (current.contiguous(), True) if constant else _rows(current)
-    block, warps, stages = geometry(size, finals[0].dtype, count)
-    kernel = compiled(
-        "forward",
-        neuron,
-        BLOCK=block,
-        STAGES=stages,
-        GIVEN=len(states) > 0,
-        SCALARS=_bits([one.numel() == 1 for one in parameters]),
-        SPIKES=spikes is not None,
-        TRACED=(1 << count) - 1 if traces else 0,
-        SAVED=len(saved) > 0,
-        HELD_CURRENT=held,
-    )
-    nothing = (None,) * count
-    launch(
-        kernel,
-        -(-size // block),
-        warps,
+    counts, nothing = tuple([one.numel() for one in parameters]), (None,) * count
+    starts = tuple([one.contiguous() for one in states])
+    values = tuple([one.contiguous() for one in parameters])
+    asked = (len(states) > 0, spikes is not None, len(traces) > 0, len(saved) > 0, held)
+    form = (current.dtype, current.get_device(), size, steps.bit_length() > 31)
+    go, bits = _prepared("forward", neuron, tuple(numbers), form, counts, asked)
+    go(
+        (x, *starts, *values),
         x,
-        tuple(one.contiguous() for one in states) or nothing,
-        tuple(one.contiguous() for one in parameters),
-        bits_of(numbers),
+        starts or nothing,
+        values,
+        bits,
         spikes,
         tuple(traces) or nothing,
         tuple(saved) or nothing,
         tuple(finals),
         size,
-        tuple(one.numel() for one in parameters),
+        counts,
         steps,
     )
 
@@ -470,43 +507,43 @@ def backward(
         None if one is None else one.new_empty(size) if steps else one.new_zeros(size)
         for one in out_parameters
     ]
-    finals = tuple(None if one is None else one.contiguous() for one in grad_finals)
+    finals = tuple([None if one is None else one.contiguous() for one in grad_finals])
     if size and steps:
         x, held = (current.contiguous(), True) if constant else _rows(current)
         gs, gs_held = _rows(grad_spikes)
-        traces = [_rows(one) for one in grad_traces] or [(None, False)] * count
-        block, warps, stages = geometry(size, saved[0].dtype, count)
-        kernel = compiled(
-            "backward",
-            neuron,
-            BLOCK=block,
-            STAGES=stages,
-            SCALARS=_bits([one.numel() == 1 for one in parameters]),
-            SPIKES=gs is not None,
-            TRACED=_bits([one is not None for one, _ in traces]),
-            CONSTANT=constant,
-            WANTED=_bits([one is not None for one in out_parameters]),
-            WANT_STATES=len(out_states) > 0,
-            HELD_CURRENT=held,
-            HELD_SPIKES=gs_held,
-            HELD_TRACES=_bits([is_held for _, is_held in traces]),
+        nothing = (None,) * count
+        traces, trace_held = nothing, (False,) * count
+        if grad_traces:
+            traces, trace_held = zip(*map(_rows, grad_traces))
+        counts = tuple([one.numel() for one in parameters])
+        values = tuple([one.contiguous() for one in parameters])
+        asked = (
+            gs is not None,
+            tuple([one is not None for one in traces]),
+            constant,
+            tuple([one is not None for one in each]),
+            len(out_states) > 0,
+            held,
+            gs_held,
+            trace_held,
+            tuple([one is not None for one in finals]),
         )
-        launch(
-            kernel,
-            -(-size // block),
-            warps,
+        form = (current.dtype, current.get_device(), size, steps.bit_length() > 31)
+        go, bits = _prepared("backward", neuron, tuple(numbers), form, counts, asked)
+        go(
+            (gs, *traces, *finals, x, *values),
             gs,
-            tuple(one for one, _ in traces),
-            finals or (None,) * count,
+            traces,
+            finals or nothing,
             x,
             tuple(saved),
-            tuple(one.contiguous() for one in parameters),
-            bits_of(numbers),
+            values,
+            bits,
             out,
-            tuple(out_states) or (None,) * count,
+            tuple(out_states) or nothing,
             tuple(each),
             size,
-            tuple(one.numel() for one in parameters),
+            counts,
             steps,
         )
     elif size:

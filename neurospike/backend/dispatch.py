@@ -41,6 +41,8 @@ class Backend:
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
+        inline: whether parameters that are plain numbers are better numbers of the program than
+            tensors; on a GPU a tensor has to be filled.
         instead: what to use where it cannot run.
     """
 
@@ -54,6 +56,7 @@ class Backend:
     device_types: tuple[str, ...] = ()
     fused: bool = True
     checkpoint_every: int = 0
+    inline: bool = False
     instead: str = "reference"
 
     def serves(self, device_type: str) -> bool:
@@ -71,6 +74,7 @@ TABLE: dict[str, Backend] = {
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
+            inline=True,
             instead="numba",
         ),
         Backend(
@@ -162,6 +166,26 @@ def choose(name: str, device: Device) -> Backend:
     """
     if name == "auto":
         name = _scoped.name
+    if torch.compiler.is_compiling() or not isinstance(device, torch.device):
+        return _choose(name, device)
+    known = _chosen.get((name, device))
+    if known is None:
+        known = _choose(name, device)
+        if device.type != "cuda" or device.index is not None:  # else the current one of several
+            _chosen[name, device] = known
+    return known
+
+
+# What was found to run stays able to; what cannot is looked at again each time.
+_chosen: dict[tuple[str, torch.device], Backend] = {}
+
+
+def forget() -> None:
+    """Look anew at which backends can run here."""
+    _chosen.clear()
+
+
+def _choose(name: str, device: Device) -> Backend:
     if name != "auto":
         check_name(name)
         _refuse(name, unsupported_reasons(name, device), device)

@@ -4,6 +4,7 @@ Like `torch.nn.RNN` they take `[T, B, *F]` and return the sequence and the last 
 no backend: which code runs the time loop changes the speed and nothing else.
 """
 
+import functools
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from neurospike.backend import dispatch
 from neurospike.neurons import rule
-from neurospike.neurons.rule import Neuron
+from neurospike.neurons.rule import Neuron, Rule
 from neurospike.neurons.surrogate import Surrogate, resolve
 from neurospike.ops.arguments import decay_of, window_of
-from neurospike.ops.bounds import check_beta, check_beta_gradient, check_threshold
+from neurospike.ops.bounds import check_beta, check_beta_gradient, check_threshold, clamped
 from neurospike.ops.time_loop import run
 from neurospike.ops.wants import SPIKES, TRACES
 
@@ -84,10 +85,12 @@ def lif(
     check_beta(beta)
     check_beta_gradient(beta_gradient)
     check_threshold(threshold, reset, neuron is not None)
-    chosen = resolve(surrogate)
-    own = rule.lif_of(reset, bool(reset_delay), bool(detach_reset), neuron)
+    # A function of the caller's is read anew each time: the numbers it sees may have changed.
+    is_known = isinstance(surrogate, str) and neuron is None and not torch.compiler.is_compiling()
     out = run(
-        rule.rule_of(own, chosen.text, chosen.parameters, window_of(grad_window)),
+        (_known_rule if is_known else _rule)(
+            surrogate, reset, bool(reset_delay), bool(detach_reset), neuron, grad_window
+        ),
         current,
         () if mem is None else (mem,),
         (decay_of(beta, beta_gradient), threshold),
@@ -97,6 +100,17 @@ def lif(
     )
     assert out.spikes is not None
     return (out.spikes, *out.states, *out.traces)
+
+
+def _rule(
+    surrogate: Any, reset: str, delayed: bool, detached: bool, neuron: Any, grad_window: Any
+) -> Rule:
+    chosen = resolve(surrogate)
+    own = rule.lif_of(reset, delayed, detached, neuron)
+    return rule.rule_of(own, chosen.text, chosen.parameters, window_of(grad_window))
+
+
+_known_rule = functools.lru_cache(maxsize=128)(_rule)
 
 
 class _Neuron(nn.Module):
@@ -135,6 +149,25 @@ class _Neuron(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
+
+    def decay(self) -> Tensor:
+        """Return beta within 0 and 1: one that learns is clamped, another was checked."""
+        beta = self.beta
+        return clamped(beta, self.beta_gradient) if isinstance(beta, nn.Parameter) else beta
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Load as torch does, and refuse a constant that a layer would not have been made with."""
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        errors: list[str] = others[-1]
+        try:
+            self._check_constants()
+        except ValueError as error:
+            errors.append(f"{prefix.rstrip('.')}: {error}")
+
+    def _check_constants(self) -> None:
+        """Raise ValueError for constants out of range; what learns is not looked at."""
+        if not isinstance(self.beta, nn.Parameter):
+            check_beta(_values(self.beta))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Neuron":
         """Move and convert as torch does, but to no 16 bits: the state has 32, so has its decay."""
@@ -194,6 +227,11 @@ class LIF(_Neuron):
         dispatch.check_name(backend)
         self.backend = backend
 
+    def _check_constants(self) -> None:
+        super()._check_constants()
+        if not isinstance(self.threshold, nn.Parameter):
+            check_threshold(_values(self.threshold), self.reset, self.neuron is not None)
+
     @classmethod
     def from_snntorch(
         cls,
@@ -226,9 +264,9 @@ class LIF(_Neuron):
         self._follow()
 
     def _follow(self) -> None:
-        own = rule.lif_of(self.reset, bool(self.reset_delay), bool(self.detach_reset), self.neuron)
-        window = window_of(getattr(self, "grad_window", None))  # layers pickled before had none
-        self.rule = rule.rule_of(own, self.surrogate.text, self.surrogate.parameters, window)
+        delayed, detached = bool(self.reset_delay), bool(self.detach_reset)
+        window = getattr(self, "grad_window", None)  # layers pickled before had none
+        self.rule = _rule(self.surrogate, self.reset, delayed, detached, self.neuron, window)
 
     def forward(
         self,
@@ -243,7 +281,7 @@ class LIF(_Neuron):
             self.rule,
             current,
             () if mem is None else (mem,),
-            (decay_of(self.beta, self.beta_gradient), self.threshold),
+            (self.decay(), self.threshold),
             num_steps,
             SPIKES | (TRACES if return_trace else 0),
             self.backend,
@@ -299,7 +337,7 @@ class LI(_Neuron):
             rule.LI,
             current,
             () if mem is None else (mem,),
-            (decay_of(self.beta, self.beta_gradient),),
+            (self.decay(),),
             num_steps,
             TRACES,
             self.backend,

@@ -15,7 +15,7 @@ from torch.nn.modules import module as nn_module
 from neurospike import ops
 from neurospike.backend import dispatch
 from neurospike.neurons.rule import Rule
-from neurospike.ops.arguments import decay_of, flat_parameter, is_plain, parameter_of
+from neurospike.ops.arguments import fitted, flat_parameter, is_plain
 
 from . import break_even
 from .lif import LIF
@@ -59,11 +59,8 @@ def spike_layer(
         known = find(row, flat)
         if break_even.layer_pays(row, known[1], weight, trained):
             shape = torch.Size((batch, weight.shape[0]))
-            pair = zip(
-                neurons.rule.parameters,
-                (decay_of(neurons.beta, neurons.beta_gradient), neurons.threshold),
-            )
-            values = (parameter_of(*one, weight, shape, weight.dtype) for one in pair)
+            pair = zip(neurons.rule.parameters, (neurons.decay(), neurons.threshold))
+            values = (fitted(*one, weight, shape, weight.dtype) for one in pair)
             given = (weight, bias, mem, *(flat_parameter(value, shape) for value in values))
             return _Layer.apply(row, *known, *given, neurons.rule, steps)
         return neurons(linear.product(spikes, known), mem)

@@ -200,6 +200,12 @@ class Spiking(_Neuron):
         if bool(((value < low) | (value > high) | value.isnan()).any()):
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {shown_range(value)}")
 
+    def _check_constants(self) -> None:
+        for name in self._names():
+            value = getattr(self, name)
+            if not isinstance(value, nn.Parameter) and not value.is_meta:
+                self._check_value(name, value)
+
     def _start(
         self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
     ) -> Sequence[Tensor]:

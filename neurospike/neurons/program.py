@@ -16,6 +16,7 @@ the numbers of neuron and surrogate, `u` is what `fire` was given, `@k` the resu
 the same list, and anything else is a constant.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,34 @@ def windowed(surrogate: str) -> str:
     k = lines.count(";") + 1 if lines else 0
     window = f"abs u;le @{k} h{handed};where @{k + 1} {slope} 0.0"
     return f"{int(handed) + 1}|{lines}{';' * bool(lines)}{window}|@{k + 2}"
+
+
+@functools.lru_cache(maxsize=1024)
+def with_numbers(text: str, constants: int) -> str:
+    """Return a program whose parameters with a bit set in `constants` are numbers from outside.
+
+    They follow the numbers that the neuron has already, so that a parameter which learns nothing
+    and is the same for all neurons needs no tensor.
+    """
+    neuron = Program.parse(text)
+    own = neuron.numbers[0]
+    names, kept = {}, 0
+    for k in range(neuron.parameters):
+        if constants >> k & 1:
+            names[f"p{k}"] = f"n{own}"
+            own += 1
+        else:
+            names[f"p{k}"] = f"p{kept}"
+            kept += 1
+    return str(
+        dataclasses.replace(
+            neuron,
+            parameters=kept,
+            numbers=(own, neuron.numbers[1]),
+            operations=tuple(renamed(one, names) for one in neuron.operations),
+            results=tuple(names.get(one, one) for one in neuron.results),
+        )
+    )
 
 
 def _operations(text: str) -> tuple[Operation, ...]:

@@ -10,12 +10,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .bounds import clamped
 
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
     """Return the number of steps of a constant current, -1 for one with a time axis."""
+    if type(current) is Tensor and num_steps is None:
+        usual = current.dtype in FLOATS and current.layout is torch.strided
+        if usual and current.dim() >= 2 and not current.is_nested:
+            return -1
     refuse_ragged("current", current)
     if not isinstance(current, Tensor):
         raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
@@ -104,6 +108,8 @@ def window_of(grad_window: float | None) -> tuple[float, ...]:
 
 def decay_of(beta: float | Tensor, gradient: str) -> float | Tensor:
     """Return a decay between 0 and 1; `gradient` is that of `bounds.clamped`."""
+    if type(beta) is float and 0.0 <= beta <= 1.0:
+        return beta
     if not isinstance(beta, Tensor):
         return min(max(_number("beta", beta), 0.0), 1.0)
     if beta.dtype not in FLOATS:
@@ -135,7 +141,7 @@ def is_watched(tensors: Iterable[Tensor | None]) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
-        or any(one is not None and type(one) not in _PLAIN for one in tensors)
+        or not {*map(type, tensors)} <= _PLAIN
     )
 
 
@@ -152,6 +158,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _number(name: str, value: float) -> float:
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat)):
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {value!r}")
     return value
@@ -159,10 +167,17 @@ def _number(name: str, value: float) -> float:
 
 def parameter_of(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
-) -> Tensor:
-    """Return a parameter in the state's format, of one number or one that fits the features."""
+) -> float | Tensor:
+    """Return a parameter that fits the features, in the state's format; a plain number as it is."""
     if not isinstance(value, Tensor):
-        return torch.full((1,), _number(name, value), dtype=state, device=current.device)
+        return _number(name, value)
+    return fitted(name, value, current, shape, state)
+
+
+def fitted(
+    name: str, value: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
+) -> Tensor:
+    """Return a tensor of one number, or of those that fit the features, in the state's format."""
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
     if value.device != current.device:

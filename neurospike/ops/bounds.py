@@ -50,6 +50,8 @@ def check_beta_gradient(name: str, argument: str = "beta_gradient") -> None:
 
 def check_beta(beta: Any) -> None:
     """Raise ValueError for a constant decay outside 0 to 1; values that learn are not looked at."""
+    if type(beta) is float and 0.0 <= beta <= 1.0:
+        return
     for value in _extremes(beta):
         if 0.0 <= value <= 1.0:
             continue
@@ -65,6 +67,8 @@ def check_beta(beta: Any) -> None:
 
 def check_threshold(threshold: Any, reset: str, is_own_neuron: bool) -> None:
     """Raise ValueError for a constant threshold with which a neuron would make no sense."""
+    if type(threshold) is float and 0.0 < threshold < math.inf:
+        return
     for value in _extremes(threshold):
         if math.isnan(value) or (value <= 0.0 and not is_own_neuron):
             raise ValueError(f"threshold must be above 0, got {value:g}")

@@ -15,9 +15,10 @@ torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for o
 What a backend must provide says `Scan` of `neurospike.backend.protocols`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,47 +51,74 @@ def step_shape(current: Tensor, num_steps: int) -> torch.Size:
     return current.shape if num_steps >= 0 else current.shape[1:]
 
 
-def _empty(like: Tensor, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    if type(like) is Tensor and like.device.type == "cpu":
-        return buffers.empty(shape, dtype)
-    return like.new_empty(shape, dtype=dtype)  # on a GPU, or a fake one of torch.compile
+class Sizes(NamedTuple):
+    """What a call's results are like; None or 0 for what is not asked for."""
+
+    state: torch.dtype
+    step: Sequence[Any]  # [B, *F]
+    spikes: Sequence[Any] | None
+    traces: Sequence[Any] | None
+    saved: Sequence[Any] | None
+    states: int  # how many there are
+
+
+def _sizes(
+    every: int, shape: torch.Size, dtype: torch.dtype, neuron: str, num_steps: int, wants: int
+) -> Sizes:
+    step = shape if num_steps >= 0 else shape[1:]
+    steps = num_steps if num_steps >= 0 else shape[0]
+    saved = (-(-steps // every) * math.prod(step),) if every and wants & SAVED else None
+    sequence = (steps, *step)
+    return Sizes(
+        state_dtype(dtype),
+        step,
+        sequence if wants & SPIKES else None,
+        sequence if wants & TRACES else None,
+        saved,
+        Program.parse(neuron).states,
+    )
+
+
+_known_sizes = functools.lru_cache(maxsize=4096)(_sizes)  # of numbers, not of symbols
+
+
+def _maker(like: Tensor) -> Callable[..., Tensor]:
+    """Return what makes empty tensors where `like` is."""
+    if like.is_cpu and type(like) is Tensor:
+        return buffers.empty
+    return like.new_empty  # on a GPU, or a fake one of torch.compile
 
 
 def _allocate(
-    every: int, current: Tensor, neuron: str, num_steps: int, wants: int
+    current: Tensor, sizes: Sizes
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
     """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
-    count = Program.parse(neuron).states
-    state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
-    steps = num_steps if num_steps >= 0 else current.shape[0]
-    spikes = _empty(current, (steps, *shape), current.dtype) if wants & SPIKES else None
-    finals = [_empty(current, shape, state) for _ in range(count)]
-    traces = [
-        _empty(current, (steps, *shape), state) for _ in range(count if wants & TRACES else 0)
-    ]
-    length = -(-steps // every) * math.prod(shape) if every else 0
-    saved = [
-        _empty(current, (length,), state) for _ in range(count if every and wants & SAVED else 0)
-    ]
-    return spikes, finals, traces, saved
+    state, step, spikes, traces, saved, count = sizes
+    each, empty = range(count), _maker(current)
+    return (
+        None if spikes is None else empty(spikes, dtype=current.dtype),
+        [empty(step, dtype=state) for _ in each],
+        [] if traces is None else [empty(traces, dtype=state) for _ in each],
+        [] if saved is None else [empty(saved, dtype=state) for _ in each],
+    )
 
 
 def _allocate_gradients(
     current: Tensor, parameters: Sequence[Tensor], neuron: str, num_steps: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    count = Program.parse(neuron).states if wants & STATES else 0
-    state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
-    states = [_empty(current, shape, state) for _ in range(count)]
-    asked = [wants & FIRST_PARAMETER << k for k in range(len(parameters))]
+    states: list[Tensor] = []
+    empty = _maker(current)
+    if wants & STATES:
+        state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
+        states = [empty(shape, dtype=state) for _ in range(Program.parse(neuron).states)]
     return (
-        _empty(current, current.shape, current.dtype),
+        empty(current.shape, dtype=current.dtype),
         states,
-        [one.new_empty(one.shape) if want else None for one, want in zip(parameters, asked)],
+        [
+            one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
+            for k, one in enumerate(parameters)
+        ],
     )
-
-
-def _listed(first: Tensor | None, *lists: Sequence[Tensor | None]) -> list[Tensor]:
-    return [one for one in (first, *(one for each in lists for one in each)) if one is not None]
 
 
 def define(row: dispatch.Backend) -> None:
@@ -108,11 +136,13 @@ def define(row: dispatch.Backend) -> None:
         steps: int,
         wants: int,
     ) -> list[Tensor]:
-        return _listed(*_allocate(every, current, neuron, steps, wants))
+        sizes = _sizes(every, current.shape, current.dtype, neuron, steps, wants)
+        spikes, finals, traces, saved = _allocate(current, sizes)
+        return [*([] if spikes is None else [spikes]), *finals, *traces, *saved]
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
         current, _, parameters, _, neuron, _, steps, wants = arguments[3:]
-        return _listed(*_allocate_gradients(current, parameters, neuron, steps, wants))
+        return _asked(*_allocate_gradients(current, parameters, neuron, steps, wants))
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
@@ -146,7 +176,8 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         num_steps: int,
         wants: int,
     ) -> list[Tensor]:
-        spikes, finals, traces, saved = _allocate(every, current, neuron, num_steps, wants)
+        sizes = _known_sizes(every, current.shape, current.dtype, neuron, num_steps, wants)
+        spikes, finals, traces, saved = _allocate(current, sizes)
         dispatch.scan_of(row).forward(
             current=current,
             states=states,
@@ -160,7 +191,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             finals=finals,
             **({"saved": saved} if every else {}),
         )
-        return _listed(spikes, finals, traces, saved)
+        return [*([] if spikes is None else [spikes]), *finals, *traces, *saved]
 
     def backward(
         grad_spikes: Tensor | None,
@@ -194,7 +225,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             out_parameters=out_parameters,
             **({"saved": saved} if every else {}),
         )
-        return _listed(out, out_states, out_parameters)
+        return _asked(out, out_states, out_parameters)
 
     _LIBRARY.impl(f"{row.name}_scan", forward, device_type.upper())
     _LIBRARY.impl(f"{row.name}_scan_backward", backward, device_type.upper())
@@ -205,6 +236,11 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
 for _row in dispatch.TABLE.values():
     if _row.fused:
         define(_row)
+
+
+def _asked(out: Tensor, states: list[Tensor], parameters: list[Tensor | None]) -> list[Tensor]:
+    """Return the gradients that were asked for."""
+    return [out, *states, *(one for one in parameters if one is not None)]
 
 
 class Once(torch.autograd.Function):
@@ -230,61 +266,73 @@ class Once(torch.autograd.Function):
         )
 
 
+class Call(NamedTuple):
+    """What a call asks of a backend beside its tensors.
+
+    Attributes:
+        name: of the operator's backend.
+        neuron: the program as text.
+        numbers: that it reads.
+        num_steps: of a constant current; -1 for one with a time axis.
+        wants: `SPIKES`, `TRACES` or both.
+        states: how many the neuron has.
+        given: how many of the tensors are states, after the current: all or none.
+    """
+
+    name: str
+    neuron: str
+    numbers: Sequence[float]
+    num_steps: int
+    wants: int
+    states: int
+    given: int
+
+
 class _Scan(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _call(*inputs)
-        _Scan.keep(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what backward needs."""
-        name, _, _, _, _, count, _, *tensors = inputs
-        saved = output[len(output) - count :] if dispatch.TABLE[name].checkpoint_every else ()
-        ctx.save_for_backward(*tensors, *saved)
-        ctx.options = (*inputs[:7], len(tensors))
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*saved)
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = _run(call, tensors)
+        shown = _shown(call, output)
+        _keep(ctx, call, tensors, output[len(shown) :])
+        return shown
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        name, neuron, numbers, num_steps, wants, count, given, many = ctx.options
+        call, many = ctx.options
         kept = ctx.saved_tensors  # unpacked once
         tensors, saved = kept[:many], kept[many:]
-        current, states, parameters = tensors[0], tensors[1 : 1 + given], tensors[1 + given :]
-        left = list(grads)
-        grad_spikes = left.pop(0) if wants & SPIKES else None
-        grad_finals, grad_traces = left[:count], left[count : 2 * count] if wants & TRACES else []
-        needs = ctx.needs_input_grad[7:]
-        asked = STATES if any(needs[1 : 1 + given]) else 0
-        for k, need in enumerate(needs[1 + given :]):
+        first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
+        finals = first + call.states
+        needs = ctx.needs_input_grad[1:]
+        asked = STATES if True in needs[1:given] else 0
+        for k, need in enumerate(needs[given:]):
             asked |= (FIRST_PARAMETER << k) if need else 0
-        operator = _operator(f"{name}_scan_backward", (*kept, *grads))
+        operator = _operator(f"{call.name}_scan_backward", (*kept, *grads))
         found = operator(
-            grad_spikes,
-            grad_finals,
-            grad_traces,
-            current,
-            states,
-            parameters,
+            grads[0] if first else None,
+            grads[first:finals],
+            grads[finals : finals + call.states] if call.wants & TRACES else (),
+            tensors[0],
+            tensors[1:given],
+            tensors[given:],
             saved,
-            neuron,
-            numbers,
-            num_steps,
+            call.neuron,
+            call.numbers,
+            call.num_steps,
             asked,
         )
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
+        if many == 1:
+            return (None, found[0])
         whole = iter(found)
         gradients = [next(whole)]
-        gradients += [next(whole) if asked & STATES else None for _ in range(given)]
-        gradients += [next(whole) if need else None for need in needs[1 + given :]]
-        wanted = (grad if need else None for grad, need in zip(gradients, needs))
-        return (*(None,) * 7, *wanted)
+        gradients += [next(whole) if asked & STATES else None for _ in range(call.given)]
+        gradients += [next(whole) if need else None for need in needs[given:]]
+        return (None, *(grad if need else None for grad, need in zip(gradients, needs)))
 
 
 class _Split(_Scan):
@@ -293,58 +341,60 @@ class _Split(_Scan):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _call(*inputs)
+    def forward(  # type: ignore[override]
+        call: Call, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _run(call, tensors)
 
-    setup_context = staticmethod(_Scan.keep)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        call, *tensors = inputs
+        saved = output[len(_shown(call, output)) :]
+        _keep(ctx, call, tensors, saved)
+        ctx.mark_non_differentiable(*saved)
 
 
-def _call(
-    name: str,
-    neuron: str,
-    numbers: Sequence[float],
-    num_steps: int,
-    wants: int,
-    count: int,
-    given: int,
-    *tensors: Tensor,
-) -> tuple[Tensor, ...]:
-    operator = _operator(f"{name}_scan", tensors)
-    current, states, parameters = tensors[0], tensors[1 : 1 + given], tensors[1 + given :]
-    return tuple(operator(current, states, parameters, neuron, numbers, num_steps, wants | SAVED))
+def _run(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    operator = _operator(f"{call.name}_scan", tensors)
+    given = 1 + call.given
+    states, parameters = tensors[1:given], tensors[given:]
+    options = (call.neuron, call.numbers, call.num_steps, call.wants | SAVED)
+    return tuple(operator(tensors[0], states, parameters, *options))
+
+
+def _shown(call: Call, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what of an operator's output is not there for the backward pass alone."""
+    states = call.states * (2 if call.wants & TRACES else 1)
+    return output[: states + (1 if call.wants & SPIKES else 0)]
+
+
+def _keep(ctx: Any, call: Call, tensors: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Keep what the backward pass needs."""
+    ctx.save_for_backward(*tensors, *saved)
+    ctx.options = (call, len(tensors))
+    ctx.set_materialize_grads(False)
 
 
 def fused_scan(
-    name: str,
-    current: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    neuron: str,
-    numbers: Sequence[float],
-    num_steps: int,
-    wants: int,
-    count: int,
+    call: Call, tensors: Sequence[Tensor]
 ) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Run the fused backend `name`; return `(spikes, states, traces)`, as far as they are wanted.
+    """Run a fused backend; return `(spikes, states, traces)`, as far as they are wanted.
 
-    count: how many states the neuron has.
-
-    Shapes: `current` `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; `states` none, which means
-    zeros, or each `[B, *F]` in the state's number format; `parameters` of one number, or `[P]`, one
-    for each neuron of F flattened, in the state's number format.
+    Tensors: the current `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; the states, none of them
+    which means zeros, or each `[B, *F]` in the state's number format; the parameters, of one number
+    or `[P]`, one for each neuron of F flattened, in the state's number format.
     """
-    tensors = (current, *states, *parameters)
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         function = _Split if torch._C._are_functorch_transforms_active() else _Scan
-        options = (neuron, numbers, num_steps, wants, count, len(states))
-        found = function.apply(name, *options, *tensors)
+        found = function.apply(call, *tensors)
     else:
-        operator = _operator(f"{name}_scan", tensors)
-        found = operator(current, states, parameters, neuron, numbers, num_steps, wants)
-    spikes = found[0] if wants & SPIKES else None
-    first = 1 if wants & SPIKES else 0
-    finals = tuple(found[first : first + count])
-    traces = tuple(found[first + count : first + 2 * count]) if wants & TRACES else ()
-    return spikes, finals, traces
+        operator = _operator(f"{call.name}_scan", tensors)
+        given = 1 + call.given
+        options = (call.neuron, call.numbers, call.num_steps, call.wants)
+        found = operator(tensors[0], tensors[1:given], tensors[given:], *options)
+    first = 1 if call.wants & SPIKES else 0
+    finals = first + call.states
+    traces = tuple(found[finals : finals + call.states]) if call.wants & TRACES else ()
+    return found[0] if first else None, tuple(found[first:finals]), traces

@@ -1,5 +1,6 @@
 """One call of a layer: its arguments checked, a backend chosen, the time loop run."""
 
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from neurospike import ops
 from neurospike.backend import dispatch
+from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
 from .arguments import check_current, check_state, flat_parameter, parameter_of
@@ -80,28 +82,49 @@ def _run(
     state = ops.state_dtype(current.dtype)
     for name, one in zip(rule.states, states):
         check_state(name, one, current, shape, state)
-    values = tuple(
-        parameter_of(name, value, current, shape, state)
+    values = [
+        value if type(value) is float else parameter_of(name, value, current, shape, state)
         for name, value in zip(rule.parameters, parameters)
-    )
+    ]
     row = dispatch.choose(backend, current.device)
+    program, numbers = rule.program, rule.numbers
+    if row.inline and not torch.compiler.is_compiling():
+        # A GPU would have to fill a tensor for each plain number, at every call.
+        plain = tuple([None if isinstance(one, Tensor) else float(one) for one in values])
+        program, numbers = _inlined(program, numbers, plain)
+        values = [one for one in values if isinstance(one, Tensor)]
+    tensors = [
+        one
+        if isinstance(one, Tensor)
+        else torch.full((1,), one, dtype=state, device=current.device)
+        for one in values
+    ]
     if row.fused:
-        flat = tuple(flat_parameter(value, shape) for value in values)
-        count = len(rule.states)
-        return Outputs(
-            *ops.fused_scan(
-                row.name, current, states, flat, rule.program, rule.numbers, steps, wants, count
-            )
-        )
+        flat = [flat_parameter(one, shape) for one in tensors]
+        call = ops.Call(row.name, program, numbers, steps, wants, len(rule.states), len(states))
+        return Outputs(*ops.fused_scan(call, (current, *states, *flat)))
     whole = current.to(state)
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
     # Not by `dispatch.load`, of whose cache torch.compile would warn.
     scan = importlib.import_module(row.module, "neurospike").scan
-    spikes, finals, traces = scan(whole, start, values, rule.program, rule.numbers)
+    spikes, finals, traces = scan(whole, start, tensors, program, numbers)
     return Outputs(
         spikes.to(current.dtype) if wants & SPIKES else None,
         tuple(finals),
         traces if wants & TRACES else (),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _inlined(
+    program: str, numbers: tuple[float, ...], values: tuple[float | None, ...]
+) -> tuple[str, tuple[float, ...]]:
+    """Return program and numbers with those parameters among the numbers that are not None."""
+    constants = sum(1 << k for k, one in enumerate(values) if one is not None)
+    if not constants:
+        return program, numbers
+    own = Program.parse(program).numbers[0]
+    plain = tuple(one for one in values if one is not None)
+    return with_numbers(program, constants), (*numbers[:own], *plain, *numbers[own:])
