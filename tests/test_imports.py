@@ -1,4 +1,4 @@
-"""What `import neurospike` loads, and what works where a package is missing.
+"""What `import neurospike` and a first step load, and what works where a package is missing.
 
 One process loads torch, then forks for every package to be missing: each child imports neurospike
 for the first time, and torch is not loaded again and again.
@@ -22,6 +22,16 @@ LAZY = (
     "torchmetrics",
     "tensorboard",
     "nicegui",
+)
+# What a command loads when it is wanted, and no training step wants.
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "pandas",
+    "PIL",
+    "scipy.signal",
+    "scipy.stats",
 )
 
 PREAMBLE = """
@@ -58,12 +68,36 @@ NOTHING_LOADED = f"""
 def loads_nothing():
     import neurospike, neurospike.train
     neurospike.backends()
-    loaded = [name for name in {LAZY} if name in sys.modules]
+    loaded = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
     assert not loaded, loaded
 
-before = [name for name in {LAZY} if name in sys.modules]
+before = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
 assert not before, before
 child(loads_nothing)
+"""
+
+FIRST_STEP = f"""
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+LATER = {(*(name for name in LAZY if name != "numba"), *HEAVY)}
+
+def trains(precision):
+    def at_first_step(*_):
+        loaded = [name for name in LATER if name in sys.modules and name not in before]
+        print(*loaded, file=sys.stderr)
+        os._exit(1 if loaded else 0)
+
+    def job():
+        os.chdir(sys.argv[1])
+        register_optimizer_step_pre_hook(at_first_step)
+        from neurospike import train
+        flags = ["--dataset=digits", "--epochs=1", "--num_steps=2", "--hidden_size=8"]
+        raise SystemExit(train.main([*flags, f"--precision={{precision}}", "--device=cpu"]))
+    return job
+
+before = set(sys.modules)
+child(trains("32-true"))
+child(trains("bf16-mixed"))
 """
 
 WORKS_WITHOUT = f"""
@@ -108,7 +142,9 @@ child(without(*{LAZY}))
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "program", [NOTHING_LOADED, WORKS_WITHOUT], ids=["loads nothing", "works without"]
+    "program",
+    [NOTHING_LOADED, FIRST_STEP, WORKS_WITHOUT],
+    ids=["loads nothing", "first step", "works without"],
 )
 def test_in_a_fresh_process(program, tmp_path):
     done = subprocess.run(

@@ -27,11 +27,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from neurospike.errors import DataError, MissingDependencyError
 
 from .batches import Split
+from .digits import read_digits
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
@@ -116,21 +115,7 @@ def _load_auto(root: Path, download: bool) -> DigitData:
 
 
 def _load_digits() -> DigitData:
-    sklearn_datasets = _require("sklearn.datasets", "scikit-learn")
-    model_selection = _require("sklearn.model_selection", "scikit-learn")
-    bundled = sklearn_datasets.load_digits()
-    enlarged = torch.nn.functional.interpolate(
-        torch.from_numpy(bundled.images).unsqueeze(1) * (255 / 16),
-        size=(28, 28),
-        mode="bilinear",
-        align_corners=False,
-    )
-    images = enlarged.squeeze(1).round().to(torch.uint8)
-    labels = torch.from_numpy(bundled.target).to(torch.int64)
-    parts = model_selection.train_test_split(
-        range(len(labels)), test_size=0.2, random_state=0, stratify=bundled.target
-    )
-    train, test = (Split(images[part], labels[part]) for part in parts)
+    train, test = read_digits()
     return DigitData("digits", train, test, _note("digits", "scikit-learn", train, test))
 
 
