@@ -418,7 +418,7 @@ def test_archives_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     write_set(tmp_path)
-    monkeypatch.setattr(torchvision.datasets.mnist, "read_image_file", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match=r"cannot read .* permissions"):
         data.load("auto", tmp_path)
 

@@ -77,11 +77,20 @@ child(loads_nothing)
 """
 
 FIRST_STEP = f"""
+import math, pathlib, struct
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+def write_mnist(raw):
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind, sizes in (("images-idx3", (40, 28, 28)), ("labels-idx1", (40,))):
+            start = struct.pack(f">4B{{len(sizes)}}I", 0, 0, 8, len(sizes), *sizes)
+            content = start + bytes(math.prod(sizes))
+            (raw / f"{{part}}-{{kind}}-ubyte").write_bytes(content)
 
 LATER = {(*(name for name in LAZY if name != "numba"), *HEAVY)}
 
-def trains(precision):
+def trains(dataset, precision):
     def at_first_step(*_):
         loaded = [name for name in LATER if name in sys.modules and name not in before]
         print(*loaded, file=sys.stderr)
@@ -91,13 +100,16 @@ def trains(precision):
         os.chdir(sys.argv[1])
         register_optimizer_step_pre_hook(at_first_step)
         from neurospike import train
-        flags = ["--dataset=digits", "--epochs=1", "--num_steps=2", "--hidden_size=8"]
-        raise SystemExit(train.main([*flags, f"--precision={{precision}}", "--device=cpu"]))
+        flags = ["--data_path=data", "--epochs=1", "--num_steps=2", "--hidden_size=8"]
+        what = [f"--dataset={{dataset}}", f"--precision={{precision}}", "--device=cpu"]
+        raise SystemExit(train.main([*what, *flags]))
     return job
 
 before = set(sys.modules)
-child(trains("32-true"))
-child(trains("bf16-mixed"))
+write_mnist(pathlib.Path(sys.argv[1]) / "data" / "MNIST" / "raw")
+for dataset in ("digits", "mnist"):
+    for precision in ("32-true", "bf16-mixed"):
+        child(trains(dataset, precision))
 """
 
 WORKS_WITHOUT = f"""
