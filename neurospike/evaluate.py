@@ -15,11 +15,10 @@ from neurospike.data import Batches, load
 from neurospike.data.datasets import check_name
 from neurospike.errors import MissingDependencyError
 from neurospike.models import SpikingNetwork
-from neurospike.predict import MODEL
 from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
-from neurospike.training.loading import load_trained
+from neurospike.training.loading import MODEL, load_trained
 from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 

@@ -71,9 +71,15 @@ def loads_nothing():
     loaded = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
     assert not loaded, loaded
 
+def evaluates_without_reading_pictures():
+    import neurospike.evaluate
+    loaded = [name for name in {LAZY} + {HEAVY} + ("scipy",) if name in sys.modules]
+    assert not loaded, loaded
+
 before = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
 assert not before, before
 child(loads_nothing)
+child(evaluates_without_reading_pictures)
 """
 
 FIRST_STEP = f"""

@@ -2,7 +2,7 @@
 
 It knows nothing of backends, files or flags: it gets a model, an optimiser, a criterion and
 batches, and hands what happened to a `Run` if it is given one. Device, number format and number
-of processes are Lightning Fabric's business.
+of processes are the business of its `fabric` (`scale.py`).
 """
 
 import time
