@@ -77,8 +77,7 @@ setup(
         "pillow>=10.1",
         "tqdm>=4.66",
         "pydantic>=2.7",
-        "lightning-fabric>=2.4",
-        "torchmetrics>=1.4",
+        "lightning-fabric>=2.4",  # for several processes and float16
         "typing-extensions>=4.6",
     ],
     extras_require={

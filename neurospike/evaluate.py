@@ -15,10 +15,10 @@ from neurospike.data import Batches, load
 from neurospike.data.datasets import check_name
 from neurospike.errors import MissingDependencyError
 from neurospike.models import SpikingNetwork
-from neurospike.predict import MODEL
 from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
-from neurospike.training.loading import load_trained
+from neurospike.training.evaluation import Evaluation
+from neurospike.training.loading import MODEL, load_trained
 from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 
@@ -60,8 +60,6 @@ def evaluate(
 
     pictures: the folder for those that `draw_network` draws; None draws none.
     """
-    from neurospike.training.evaluation import Evaluation  # takes a second to import
-
     trained = load_trained(model_path, device)
     data = load(dataset or trained.dataset, data_path or trained.config.data_path)
     torch.manual_seed(trained.config.seed)

@@ -28,9 +28,8 @@ from neurospike.data import load
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
 from neurospike.pictures import SIZE
-from neurospike.predict import MODEL
 from neurospike.training.checkpoint import replace_file
-from neurospike.training.loading import load_trained
+from neurospike.training.loading import MODEL, load_trained
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 360  # pictures that the exported network answers before it is called done

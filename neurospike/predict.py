@@ -20,9 +20,8 @@ from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, PictureError
 from neurospike.pictures import Ink, read_picture, suffixes
-from neurospike.training.loading import Trained, load_trained
+from neurospike.training.loading import MODEL, Trained, load_trained
 
-MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
 SOME_FAILED = 1  # the exit code when an entry could not be read and the others were predicted
 
 

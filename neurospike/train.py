@@ -20,7 +20,6 @@ from neurospike.data import Batches, DigitData, Split, load
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, draw_network, load_checkpoint
-from neurospike.training.board import Board
 from neurospike.training.checks import check_data, check_run
 from neurospike.training.loading import build_model
 from neurospike.training.progress import summary
@@ -176,6 +175,9 @@ def _train_and_test(
         run.go_on(trainer.history, trainer.step)
     board = None
     if config.tensorboard and run is not None:
+        # Here, because other runs need not load what it draws with.
+        from neurospike.training.board import Board
+
         picture = data.test.images[:1, None].to(fabric.device).float() / 255
         board = Board(run.folder, model, picture, trainer.step)
     with stopping_whole(trainer.interrupt):

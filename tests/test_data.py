@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -23,6 +24,7 @@ from mnist import mnist_root
 
 from neurospike import data
 from neurospike.data import Split, datasets
+from neurospike.data import digits as bundled_digits
 from neurospike.errors import DataError, MissingDependencyError
 
 FILES = [
@@ -205,6 +207,20 @@ def test_digits(tmp_path):
     labels = torch.cat([loaded.train.labels, loaded.test.labels])
     assert sorted(nearest.tolist()) == list(range(1797))
     assert torch.equal(torch.from_numpy(bundled.target)[nearest], labels)
+
+
+def test_digits_are_split_as_scikit_learn_splits_them(tmp_path):
+    bundled = importlib.import_module("sklearn.datasets").load_digits()
+    split = importlib.import_module("sklearn.model_selection").train_test_split
+    drawn = np.random.default_rng(0)
+    for labels in (bundled.target, np.repeat(np.arange(7), 11), drawn.integers(10, size=403)):
+        count = len(labels)
+        for tested in (count // 5, count // 3):
+            found = bundled_digits._stratified(labels, tested)
+            wanted = split(range(count), test_size=tested, random_state=0, stratify=labels)
+            assert [part.tolist() for part in found] == list(wanted)
+    train, _ = split(bundled.target, test_size=360, random_state=0, stratify=bundled.target)
+    assert data.load("digits", tmp_path).train.labels.tolist() == train.tolist()
 
 
 def test_auto_without_mnist_and_network_takes_digits_and_says_so(tmp_path, capfd):
@@ -402,7 +418,7 @@ def test_archives_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     write_set(tmp_path)
-    monkeypatch.setattr(torchvision.datasets.mnist, "read_image_file", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match=r"cannot read .* permissions"):
         data.load("auto", tmp_path)
 
@@ -425,13 +441,19 @@ def test_unknown_name_like_no_other(tmp_path):
     [
         ("mnist", "torchvision.datasets", "torchvision"),
         ("auto", "torchvision.datasets", "torchvision"),
-        ("digits", "sklearn.datasets", "scikit-learn"),
+        ("digits", "sklearn", "scikit-learn"),
     ],
 )
 def test_missing_packages(tmp_path, monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
         data.load(name, tmp_path)
+
+
+def test_scikit_learn_without_its_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled_digits, "FILE", "datasets/data/none.csv.gz")
+    with pytest.raises(MissingDependencyError, match=r"has no datasets/data/none.*pip install"):
+        data.load("digits", tmp_path)
 
 
 def test_torchvision_that_does_not_fit_torch(tmp_path, monkeypatch):

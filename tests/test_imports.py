@@ -1,4 +1,4 @@
-"""What `import neurospike` loads, and what works where a package is missing.
+"""What `import neurospike` and a first step load, and what works where a package is missing.
 
 One process loads torch, then forks for every package to be missing: each child imports neurospike
 for the first time, and torch is not loaded again and again.
@@ -22,6 +22,16 @@ LAZY = (
     "torchmetrics",
     "tensorboard",
     "nicegui",
+)
+# What a command loads when it is wanted, and no training step wants.
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "pandas",
+    "PIL",
+    "scipy.signal",
+    "scipy.stats",
 )
 
 PREAMBLE = """
@@ -58,12 +68,54 @@ NOTHING_LOADED = f"""
 def loads_nothing():
     import neurospike, neurospike.train
     neurospike.backends()
-    loaded = [name for name in {LAZY} if name in sys.modules]
+    loaded = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
     assert not loaded, loaded
 
-before = [name for name in {LAZY} if name in sys.modules]
+def evaluates_without_reading_pictures():
+    import neurospike.evaluate
+    loaded = [name for name in {LAZY} + {HEAVY} + ("scipy",) if name in sys.modules]
+    assert not loaded, loaded
+
+before = [name for name in {LAZY} + {HEAVY} if name in sys.modules]
 assert not before, before
 child(loads_nothing)
+child(evaluates_without_reading_pictures)
+"""
+
+FIRST_STEP = f"""
+import math, pathlib, struct
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+def write_mnist(raw):
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind, sizes in (("images-idx3", (40, 28, 28)), ("labels-idx1", (40,))):
+            start = struct.pack(f">4B{{len(sizes)}}I", 0, 0, 8, len(sizes), *sizes)
+            content = start + bytes(math.prod(sizes))
+            (raw / f"{{part}}-{{kind}}-ubyte").write_bytes(content)
+
+LATER = {(*(name for name in LAZY if name != "numba"), *HEAVY)}
+
+def trains(dataset, precision):
+    def at_first_step(*_):
+        loaded = [name for name in LATER if name in sys.modules and name not in before]
+        print(*loaded, file=sys.stderr)
+        os._exit(1 if loaded else 0)
+
+    def job():
+        os.chdir(sys.argv[1])
+        register_optimizer_step_pre_hook(at_first_step)
+        from neurospike import train
+        flags = ["--data_path=data", "--epochs=1", "--num_steps=2", "--hidden_size=8"]
+        what = [f"--dataset={{dataset}}", f"--precision={{precision}}", "--device=cpu"]
+        raise SystemExit(train.main([*what, *flags]))
+    return job
+
+before = set(sys.modules)
+write_mnist(pathlib.Path(sys.argv[1]) / "data" / "MNIST" / "raw")
+for dataset in ("digits", "mnist"):
+    for precision in ("32-true", "bf16-mixed"):
+        child(trains(dataset, precision))
 """
 
 WORKS_WITHOUT = f"""
@@ -108,7 +160,9 @@ child(without(*{LAZY}))
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "program", [NOTHING_LOADED, WORKS_WITHOUT], ids=["loads nothing", "works without"]
+    "program",
+    [NOTHING_LOADED, FIRST_STEP, WORKS_WITHOUT],
+    ids=["loads nothing", "first step", "works without"],
 )
 def test_in_a_fresh_process(program, tmp_path):
     done = subprocess.run(

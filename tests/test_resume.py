@@ -178,6 +178,11 @@ def test_two_processes_train_as_one_does(tmp_path, alone, launcher):
         if one["kind"] == "epoch":
             assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
             assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
+        else:  # the test: each picture by one of the processes
+            labels = [[sum(row) for row in tested["confusion"]] for tested in (one, two)]
+            assert labels[0] == labels[1]
+            for layer, rate in one["spike_rates"].items():
+                assert two["spike_rates"][layer] == pytest.approx(rate, rel=1e-3)
 
 
 def test_one_of_two_processes_is_stopped_and_both_go_on_with_the_same_bits(tmp_path):

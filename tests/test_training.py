@@ -131,6 +131,63 @@ def test_dead_and_saturated_neurons_are_counted():
     assert layer.rate == pytest.approx((40 + 10 + 38) / 160)
 
 
+def read_together(parts):
+    """What each of the parts reads, as of processes that train together."""
+    given = []
+
+    def note(values):
+        given.append(values.clone())
+        return values.clamp(min=1)  # so that there are pictures
+
+    for part in parts:
+        part.read(note)
+    calls = len(given) // len(parts)
+    totals = [torch.stack(given[call::calls]).sum(0) for call in range(calls)]
+    found = []
+    for part in parts:
+        left = iter(totals)
+        found.append(part.read(lambda _: next(left).clone()))  # noqa: B023 (called at once)
+    return found
+
+
+def test_processes_evaluate_together_what_one_evaluates():
+    scores, labels = torch.rand(7, 3), torch.arange(7) % 3
+    spikes = (torch.rand(5, 7, 2, 4) > 0.5).float()
+    whole = Evaluation("test")
+    whole.add(torch.tensor(2.0), scores, labels, {"hidden1": spikes})
+    # The third has nothing of the one batch there is.
+    parts = [Evaluation("test") for _ in range(3)]
+    for part, loss, own in zip(parts, (1.5, 2.25, math.nan), (slice(3), slice(3, 7), slice(7, 7))):
+        part.add(torch.tensor(loss), scores[own], labels[own], {"hidden1": spikes[:, own]})
+    expected = whole.read()
+    for found in read_together(parts):
+        assert found.loss == (1.5 * 3 + 2.25 * 4) / 7
+        assert found.confusion == expected.confusion
+        assert (found.samples, found.accuracy) == (7, expected.accuracy)
+        assert found.activity == expected.activity
+
+
+def test_a_confusion_matrix_counts_beyond_what_a_float_can():
+    evaluation = Evaluation("test")
+    scores, labels = torch.eye(2), torch.tensor([1, 1])
+    evaluation.add(torch.tensor(0.5), scores, labels)
+    evaluation._confusion += 2**53  # as if so many had come before
+    evaluation.add(torch.tensor(0.5), scores, labels)
+    assert evaluation.read().confusion == [[2**53, 2**53], [2**53 + 2, 2**53 + 2]]
+
+
+def test_an_evaluation_looks_at_no_number_until_it_is_read():
+    # A GPU's program would wait for each look; on this device there is nothing to see.
+    evaluation = Evaluation("test", "meta")
+    for pictures in (4, 3):
+        scores = torch.rand(pictures, 10, device="meta")
+        labels = torch.randint(10, (pictures,), device="meta")
+        spikes = torch.rand(5, pictures, 6, device="meta")
+        evaluation.add(scores.mean(), scores, labels, {"hidden1": spikes})
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        evaluation.read()
+
+
 def test_evaluate_changes_nothing():
     trainer = make_trainer()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}

@@ -1,7 +1,7 @@
 """Digit data sets as plain tensors, and batches of them that stay on the device.
 
-Importing this package loads neither torchvision nor scikit-learn; `load` and
-`Preprocessing` import what they need.
+Importing this package loads neither torchvision nor scikit-learn; `load` imports torchvision to
+download, `Preprocessing` for the steps that need it.
 """
 
 from .batches import Batches, Split

@@ -1,8 +1,8 @@
 """Find, fetch and read the digit data sets, or say in one line why that did not work.
 
-torchvision downloads and parses; what it lacks is here: an attempt without a network that
-ends in seconds and leaves nothing behind, one error type for the many exceptions that a
-damaged file raises inside its parser, and a data set that is always there (`digits`).
+torchvision downloads, and is loaded for nothing else, because it takes seconds to import. What it
+lacks is here: an attempt without a network that ends in seconds and leaves nothing behind, one
+error type for every kind of damage, and a data set that is always there (`digits`).
 """
 
 import difflib
@@ -25,24 +25,24 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from neurospike.errors import DataError, MissingDependencyError
 
 from .batches import Split
+from .digits import read_digits
+from .idx import read_idx
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
+PARTS = ("train", "t10k")
 ENDINGS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+FILES = [f"{part}-{ending}" for part in PARTS for ending in ENDINGS]
 
 # Seconds until a first answer, and then for each connection and each read.
 DOWNLOAD_TIMEOUT = 5.0
 
-# What torchvision's idx parser raises on truncated, short or foreign files (AssertionError,
-# KeyError, RuntimeError, TypeError, OverflowError), and Split on contents that do not match.
-_DAMAGE = (AssertionError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 # RuntimeError is torchvision's own after its last mirror; a connection that breaks off
 # half-way passes through it as one of the others.
 _NOT_FETCHED = (OSError, RuntimeError, http.client.HTTPException)
@@ -68,8 +68,8 @@ class DigitData:
 def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True) -> DigitData:
     """Load a data set by name.
 
-    - `"mnist"`, `"fashion_mnist"`, `"kmnist"`: 60,000 and 10,000 pictures, read by torchvision from
-      its layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or with a dot,
+    - `"mnist"`, `"fashion_mnist"`, `"kmnist"`: 60,000 and 10,000 pictures, in torchvision's
+      layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or with a dot,
       `train-images.idx3-ubyte`, or either with `.gz`); fetched from the network if absent and
       `download`. An explicit name never falls back to another data set.
     - `"digits"`: scikit-learn's 1,797 digits of 8 x 8 (0..16; Alpaydin & Kaynak, UCI, 1998), scaled
@@ -81,7 +81,8 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
 
     Errors: `DataError` for an unknown name, files that are missing and cannot be fetched,
     damaged files (for `"auto"` too), a `data_path` that is a file or cannot be written;
-    `MissingDependencyError` when torchvision or scikit-learn is needed and does not import.
+    `MissingDependencyError` when torchvision is needed and does not import, or scikit-learn is
+    not installed.
     """
     check_name(name)
     root = Path(data_path).expanduser()
@@ -93,7 +94,7 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
         return _load_idx(name, root, download)
     except _NotObtainedError as error:
         raise DataError(
-            f"{error}.\nPut {_four_files(name)} there, or give a writable data path and a network "
+            f"{error}.\nPut {_four_files()} there, or give a writable data path and a network "
             "to download to, or choose 'digits', which needs neither."
         ) from error
 
@@ -116,33 +117,19 @@ def _load_auto(root: Path, download: bool) -> DigitData:
 
 
 def _load_digits() -> DigitData:
-    sklearn_datasets = _require("sklearn.datasets", "scikit-learn")
-    model_selection = _require("sklearn.model_selection", "scikit-learn")
-    bundled = sklearn_datasets.load_digits()
-    enlarged = torch.nn.functional.interpolate(
-        torch.from_numpy(bundled.images).unsqueeze(1) * (255 / 16),
-        size=(28, 28),
-        mode="bilinear",
-        align_corners=False,
-    )
-    images = enlarged.squeeze(1).round().to(torch.uint8)
-    labels = torch.from_numpy(bundled.target).to(torch.int64)
-    parts = model_selection.train_test_split(
-        range(len(labels)), test_size=0.2, random_state=0, stratify=bundled.target
-    )
-    train, test = (Split(images[part], labels[part]) for part in parts)
+    train, test = read_digits()
     return DigitData("digits", train, test, _note("digits", "scikit-learn", train, test))
 
 
 def _load_idx(name: str, root: Path, download: bool) -> DigitData:
     if root.is_file():
         raise DataError(f"the data path {root} is a file: give the folder that holds the data.")
-    dataset = getattr(_require("torchvision.datasets", "torchvision"), TORCHVISION_CLASSES[name])
-    raw = root / dataset.__name__ / "raw"
-    _extract(dataset, raw)
-    if _missing(dataset, raw):
-        _fetch(dataset, root, raw, download)
-    train, test = (_read(raw, part) for part in ("train", "t10k"))
+    folder = TORCHVISION_CLASSES[name]
+    raw = root / folder / "raw"
+    _extract(raw)
+    if _missing(raw):
+        _fetch(folder, root, raw, download)
+    train, test = (_read(raw, part) for part in PARTS)
     return DigitData(name, train, test, _note(name, str(raw), train, test))
 
 
@@ -150,14 +137,9 @@ def _note(name: str, origin: str, train: Split, test: Split) -> str:
     return f"{name} ({len(train):,} training and {len(test):,} test pictures from {origin})"
 
 
-def _names(dataset: Any) -> list[str]:
-    return [Path(archive).stem for archive, _ in dataset.resources]
-
-
-def _four_files(name: str) -> str:
-    dataset = getattr(_require("torchvision.datasets", "torchvision"), TORCHVISION_CLASSES[name])
-    first, *_, last = names = _names(dataset)
-    return f"its four files, {', '.join(names[:-1])} and {last} (or {_dotted(first)} and so on),"
+def _four_files() -> str:
+    *others, last = FILES
+    return f"its four files, {', '.join(others)} and {last} (or {_dotted(FILES[0])} and so on),"
 
 
 def _dotted(name: str) -> str:
@@ -170,14 +152,14 @@ def _file(raw: Path, name: str) -> Path | None:
     return next((raw / n for n in (name, _dotted(name)) if (raw / n).is_file()), None)
 
 
-def _missing(dataset: Any, raw: Path) -> list[str]:
-    return [name for name in _names(dataset) if _file(raw, name) is None]
+def _missing(raw: Path) -> list[str]:
+    return [name for name in FILES if _file(raw, name) is None]
 
 
-def _extract(dataset: Any, raw: Path) -> None:
+def _extract(raw: Path) -> None:
     """Unpack the sound archives of what is not unpacked yet."""
     try:
-        for name in _missing(dataset, raw):
+        for name in _missing(raw):
             for archive in (raw / f"{name}.gz", raw / f"{_dotted(name)}.gz"):
                 if _file(raw, name) is None and _is_sound(archive):
                     with tempfile.TemporaryDirectory(dir=raw, prefix=".extract-") as folder:
@@ -208,27 +190,28 @@ def _unpack(archive: Path, file: Path) -> None:
         shutil.copyfileobj(content, target)
 
 
-def _fetch(dataset: Any, root: Path, raw: Path, download: bool) -> None:
+def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
     """Download into a temporary folder under `root`, then move the whole files into place."""
     try:
         if not download:
             raise RuntimeError("downloading was not allowed")
+        dataset = getattr(_require("torchvision.datasets", "torchvision"), name)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
             _reach([mirror + dataset.resources[0][0] for mirror in dataset.mirrors])
             with _quiet_and_bounded():
                 dataset(folder, download=True)
             raw.mkdir(parents=True, exist_ok=True)
-            _move_files(Path(folder, dataset.__name__, "raw"), raw)
+            _move_files(Path(folder, name, "raw"), raw)
     except _NOT_FETCHED as error:
-        name, reason = dataset.__name__, _last_line(error)
-        files = [file for n in _names(dataset) for file in (n, _dotted(n))]
+        reason = _last_line(error)
+        files = [file for n in FILES for file in (n, _dotted(n))]
         if not any(os.path.lexists(raw / f"{file}{end}") for file in files for end in ("", ".gz")):
             raise _NotObtainedError(
                 f"{name} is not in {raw} and could not be downloaded ({reason})"
             ) from error
         raise DataError(
-            f"{name} in {raw} is incomplete, without a sound {_missing(dataset, raw)[0]}, and "
+            f"{name} in {raw} is incomplete, without a sound {_missing(raw)[0]}, and "
             f"could not be downloaded ({reason}).\n"
             "Add what is missing, or delete the folder and try again."
         ) from error
@@ -285,15 +268,15 @@ def _quiet_and_bounded() -> Iterator[None]:
 
 
 def _read(raw: Path, part: str) -> Split:
-    parser = _require("torchvision.datasets.mnist", "torchvision")
-    images, labels = (_file(raw, f"{part}-{end}") for end in ENDINGS)
+    names = [f"{part}-{ending}" for ending in ENDINGS]
+    images, labels = (_file(raw, name) or raw / name for name in names)
     try:
-        return Split(parser.read_image_file(str(images)), parser.read_label_file(str(labels)))
+        return Split(read_idx(images, 3), read_idx(labels, 1).to(torch.int64))
     except OSError as error:
         raise DataError(
             f"cannot read the {part} files in {raw} ({_last_line(error)}): check their permissions."
         ) from error
-    except _DAMAGE as error:
+    except ValueError as error:
         raise DataError(
             f"the {part} files in {raw} are damaged ({_last_line(error)}).\n"
             "Replace them, or delete the folder and they are downloaded anew."

@@ -13,8 +13,7 @@ from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.pictures import suffixes
-from neurospike.predict import MODEL
-from neurospike.training.loading import load_trained
+from neurospike.training.loading import MODEL, load_trained
 
 from .answering import Answerer
 from .watching import WatchedRun

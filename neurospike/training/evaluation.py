@@ -1,59 +1,15 @@
-"""What an evaluation measures, in torchmetrics: on the device, and over processes together."""
+"""What an evaluation measures: sums on the device, over several processes together."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from neurospike.errors import NeuroSpikeError
 
 from .metrics import SATURATED, Activity, Metrics
-
-
-class NeuronActivity(Metric):
-    """Rate, dead and saturated neurons of one layer, from its spikes `[T, B, *F]`."""
-
-    spikes: Tensor
-    slots: Tensor
-
-    def __init__(self, neurons: int) -> None:
-        super().__init__()
-        self.add_state("spikes", torch.zeros(neurons, dtype=torch.float64), "sum")
-        self.add_state("slots", torch.zeros((), dtype=torch.float64), "sum")
-
-    def update(self, spikes: Tensor) -> None:
-        """Count the spikes of each neuron."""
-        self.spikes += spikes.sum((0, 1), dtype=torch.float32).flatten()
-        self.slots += spikes.shape[0] * spikes.shape[1]
-
-    def compute(self) -> Tensor:
-        """Spikes a time step of each neuron."""
-        return self.spikes / self.slots
-
-
-class MeanLoss(Metric):
-    """The mean over pictures; torchmetrics' own drops the weights if it need not look for NaN."""
-
-    total: Tensor
-    pictures: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.float64), "sum")
-
-    def update(self, loss: Tensor, pictures: int) -> None:
-        """Add a batch's mean."""
-        self.total += loss * pictures
-        self.pictures += pictures
-
-    def compute(self) -> Tensor:
-        """The mean so far."""
-        return self.total / self.pictures
 
 
 class Evaluation:
@@ -63,9 +19,10 @@ class Evaluation:
         """name: what is evaluated, for the error message."""
         self.name, self.device = name, device
         self._start = time.perf_counter()
-        self._loss = MeanLoss().to(device)
-        self._confusion: MulticlassConfusionMatrix | None = None
-        self._layers: dict[str, NeuronActivity] = {}
+        self._loss = self._zeros(1)  # the sum over pictures
+        self._confusion: Tensor | None = None  # int64 [C, C], by label, then by answer
+        # Of each layer: its neurons' spikes, and at the end how many there could have been.
+        self._spikes: dict[str, Tensor] = {}
 
     def add(
         self,
@@ -76,49 +33,62 @@ class Evaluation:
     ) -> None:
         """Add one batch; waits for nothing.
 
-        loss: scalar, the batch's mean; scores `[B, C]`; labels int64 `[B]`; activity: spikes
-        `[T, B, *F]` by layer.
+        loss: scalar, the batch's mean; scores `[B, C]`; labels int64 `[B]`, below C; activity:
+        spikes `[T, B, *F]` by layer.
         """
+        activity = activity or {}
+        classes = scores.shape[1]
         if self._confusion is None:
-            # validate_args would look at the labels, and a GPU's program would wait for that.
-            confusion = MulticlassConfusionMatrix(scores.shape[1], validate_args=False)
-            self._confusion = confusion.to(self.device)
+            self._confusion = self._zeros((classes, classes), torch.int64)
+        for name, spikes in activity.items():
+            if name not in self._spikes:
+                self._spikes[name] = self._zeros(spikes.shape[2:].numel() + 1)
         if not len(labels):
             return  # this process's part of a last batch that is smaller than the processes
-        self._loss.update(loss, len(labels))
-        self._confusion.update(scores, labels)
-        for name, spikes in (activity or {}).items():
-            if name not in self._layers:
-                self._layers[name] = NeuronActivity(spikes[0, 0].numel()).to(self.device)
-            self._layers[name].update(spikes)
+        self._loss += loss * len(labels)
+        # Not `bincount`, which looks at the numbers, and a GPU's program would wait for that.
+        pairs = labels * classes + scores.argmax(1)
+        self._confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+        for name, spikes in activity.items():
+            sums = self._spikes[name]
+            sums[:-1] += spikes.sum((0, 1), dtype=torch.float32).flatten()
+            sums[-1] += spikes.shape[0] * spikes.shape[1]
 
-    def read(self) -> Metrics:
+    def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no pictures.
 
-        Processes that train together all call it, and get the same.
+        together: adds a tensor up over processes that train together, which all call this and get
+        the same.
         """
-        if self._confusion is None:
+        confusion = self._zeros((0, 0)) if self._confusion is None else self._confusion.clone()
+        sums = torch.cat([self._loss, *self._spikes.values()])
+        if together is not None:
+            confusion, sums = together(confusion), together(sums)
+        samples = int(confusion.sum())
+        if not samples:
             raise NeuroSpikeError(f"{self.name}: no pictures to run; the data set is empty")
-        loss = float(self._loss.compute())
+        total, *layers = sums.split([1, *map(len, self._spikes.values())])
+        loss = float(total) / samples
         if not math.isfinite(loss):
             raise NeuroSpikeError(
                 f"{self.name}: the loss became {loss}; try a smaller learning rate. Checkpoints "
                 "saved before are good."
             )
-        confusion = self._confusion.compute()
-        samples = int(confusion.sum())
         return Metrics(
             loss=loss,
             accuracy=int(confusion.trace()) / samples,
             samples=samples,
             seconds=time.perf_counter() - self._start,
-            activity={
-                name: _activity(layer.compute().reshape(-1)) for name, layer in self._layers.items()
-            },
+            activity=dict(zip(self._spikes, map(_activity, layers), strict=True)),
             confusion=confusion.tolist(),
         )
 
+    def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
-def _activity(rates: Tensor) -> Activity:
+
+def _activity(sums: Tensor) -> Activity:
+    """Rate, dead and saturated share, of a layer's spikes by neuron and, last, their most."""
+    rates = sums[:-1] / sums[-1]
     shares = torch.stack([rates, rates == 0, rates > SATURATED]).mean(1)
     return Activity(*shares.tolist())

@@ -15,6 +15,8 @@ from .checkpoint import load_checkpoint
 if TYPE_CHECKING:
     from neurospike.config import Config
 
+MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurospike.coding import losses
 from neurospike.errors import ConfigError
 
+from .adam import Adam
 from .schedule import Schedule
 from .trainer import SNNTrainer
 
@@ -56,7 +57,7 @@ def make_optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     training = config.training
-    return torch.optim.Adam(
+    return Adam(
         [
             {"params": matrices, "weight_decay": training.weight_decay},
             {"params": others, "weight_decay": 0.0},

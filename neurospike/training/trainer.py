@@ -2,7 +2,7 @@
 
 It knows nothing of backends, files or flags: it gets a model, an optimiser, a criterion and
 batches, and hands what happened to a `Run` if it is given one. Device, number format and number
-of processes are Lightning Fabric's business.
+of processes are the business of its `fabric` (`scale.py`).
 """
 
 import time
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neurospike.errors import NeuroSpikeError
 
 from .diagnosis import find_not_finite
+from .evaluation import Evaluation
 from .metrics import Meter, Metrics, NotFiniteError
 from .progress import OnStep, epoch_line, measured, progress_bar
 from .records import Run
@@ -181,9 +182,6 @@ class SNNTrainer:
 
         name: for the error message. Raises NeuroSpikeError when the loss is NaN or infinite.
         """
-        # Here, because it takes a second that a program without evaluation need not spend.
-        from .evaluation import Evaluation
-
         self.model.eval()
         evaluation = Evaluation(name, self.device)
         for images, labels in batches:
@@ -196,7 +194,7 @@ class SNNTrainer:
                 scores, activity = self._forward(images, return_activity=True)
             loss = self.criterion(output if self.on_output else scores, labels)
             evaluation.add(loss, scores, labels, activity)
-        return evaluation.read()
+        return evaluation.read(self._together)
 
     def fit(
         self,
