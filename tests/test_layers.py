@@ -678,3 +678,29 @@ def test_a_loop_over_time_is_told_that_the_batch_was_taken_for_time():
     assert spikes.shape == (1, 3, 5) and mem.shape == (3, 5)
     with pytest.raises(ValueError, match=r"of one step, \(3, 5\), got \(4, 5\)$"):
         layer(current, torch.zeros(4, 5), num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (ns.LIF(0.9), "beta", 1.5),
+        (ns.LIF(torch.full((3,), 0.9)), "threshold", -1.0),
+        (ns.LI(0.9), "beta", float("nan")),
+        (ns.Synaptic(0.9, 0.8), "alpha", 1.5),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_constant_out_of_range_is_not_loaded(layer, name, value):
+    state = layer.state_dict()
+    state[name] = torch.full_like(state[name], value)
+    with pytest.raises(RuntimeError, match=f"{name} must"):
+        torch.nn.Sequential(layer).load_state_dict({f"0.{key}": one for key, one in state.items()})
+
+
+def test_what_learns_is_loaded_out_of_range_and_clamped_where_it_is_used():
+    layer = ns.LIF(0.9, learn_beta=True, learn_threshold=True)
+    layer.load_state_dict({"beta": torch.tensor(1.5), "threshold": torch.tensor(-1.0)})
+    assert layer.beta.item() == 1.5
+    current = torch.zeros(2, 1, 1)
+    _, mem = layer(current, torch.full((1, 1), -2.0))
+    assert mem.item() == -2.0  # nothing of it is lost, nothing is gained

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neurospike as ns
+from benchmarks.stubbed import stubbed
 from neurospike.coding import decoding
 from neurospike.config import load_config
 from neurospike.data import load
@@ -440,3 +442,32 @@ def test_spikes_enter_a_fully_connected_network_as_bytes(encoding):
     floats = model.record(pictures())
     assert torch.equal(floats.current, recorded.current.float())
     assert torch.equal(floats.scores, recorded.scores)
+
+
+class _Conversions(TorchDispatchMode):
+    """Notes the passes that make another number format of a sequence of so many steps."""
+
+    def __init__(self, steps, batch):
+        super().__init__()
+        self.lengths, self.found = (steps, steps * batch), []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        is_conversion = operator is torch.ops.aten._to_copy.default and out.dim() > 1
+        if is_conversion and out.shape[0] in self.lengths:
+            self.found.append((*out.shape, args[0].dtype, out.dtype))
+        return out
+
+
+@pytest.mark.parametrize("encoding", ["constant", "rate", "latency"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_on_a_gpu_no_sequence_changes_its_format_under_autocast(kind, encoding):
+    """Spikes leave in the format that the next layer multiplies in, and so do gradients."""
+    steps, batch = 7, 3
+    net = make(kind, encoding=encoding, num_steps=steps)
+    with stubbed(), ns.use_backend("triton"), _Conversions(steps, batch) as conversions:
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = net(torch.rand(batch, 1, 8, 8))
+        scores.float().sum().backward()
+    encoded = 1 if encoding == "rate" else 0  # written as asked for, once it was drawn
+    assert len(conversions.found) == encoded, conversions.found

@@ -44,9 +44,14 @@ def from_leaky(kind: type[Layer], leaky: Any, surrogate: Replacement, backend: s
         backend=backend,
         beta_gradient="clamp",
     )
-    for name in ("beta", "threshold"):  # whatever training made of them, in range or not
+    beta = leaky.beta
+    # What learns is shared, in range or not; a constant is clamped once and for all.
+    for name, value in (
+        ("beta", beta if isinstance(beta, nn.Parameter) else beta.clamp(0.0, 1.0)),
+        ("threshold", leaky.threshold),
+    ):
         delattr(layer, name)
-        layer._keep(name, getattr(leaky, name))
+        layer._keep(name, value)
     return layer.train(leaky.training)
 
 

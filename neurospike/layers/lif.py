@@ -86,7 +86,11 @@ def lif(
     check_beta_gradient(beta_gradient)
     check_threshold(threshold, reset, neuron is not None)
     # A function of the caller's is read anew each time: the numbers it sees may have changed.
-    is_known = isinstance(surrogate, str) and neuron is None and not torch.compiler.is_compiling()
+    is_known = (
+        type(surrogate) is type(reset) is str
+        and neuron is grad_window is None
+        and not torch.compiler.is_compiling()
+    )
     out = run(
         (_known_rule if is_known else _rule)(
             surrogate, reset, bool(reset_delay), bool(detach_reset), neuron, grad_window

@@ -170,8 +170,24 @@ class SpikeLinear(nn.Linear):
         return f"{super().extra_repr()}, backend={self.backend!r}"
 
 
+def format_for(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format in which a layer takes spikes on a device with no pass to convert.
+
+    uint8 for a `SpikeLinear` where a backend sums over its active inputs; else that of autocast, or
+    `dtype` without it.
+    """
+    if isinstance(layer, SpikeLinear) and dispatch.choose(layer.backend, device).linear:
+        return torch.uint8
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+
+
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    wide = spikes if spikes.is_floating_point() else spikes.to(weight.dtype)
+    wide = spikes
+    if not spikes.is_floating_point():
+        kind = spikes.device.type
+        is_mixed = torch.is_autocast_enabled(kind)
+        wide = spikes.to(torch.get_autocast_dtype(kind) if is_mixed else weight.dtype)
     trained = wide.requires_grad and torch.is_grad_enabled()
     if not (trained and is_plain(wide) and wide.nbytes >= buffers.LEAST_BYTES):
         return functional.linear(wide, weight, bias)

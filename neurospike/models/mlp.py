@@ -81,7 +81,7 @@ class SNNModel(SpikingNetwork):
             )
         activity: dict[str, Tensor] = {}
 
-        encoded = self._encode(flat, compact=True)
+        encoded = self._encode(flat, self.linears[0])
         if self.encoding == "constant":  # passes the first layer once, not once a step
             current = self.norms[0](self.linears[0](flat))
             spikes, _ = self.neurons[0](current, num_steps=self.num_steps)

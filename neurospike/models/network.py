@@ -1,7 +1,7 @@
 """What every network does: prepare and encode pictures, and read scores out of its last layer."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from neurospike.coding.intensities import FAR, can_look, is_whole
 from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
 from neurospike.data.preprocessing import Preprocessing
 from neurospike.layers.lif import LI, LIF
+from neurospike.layers.spike_linear import format_for
 
 from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, over_steps
 from .recording import Recording
@@ -155,21 +156,20 @@ class SpikingNetwork(nn.Module):
         initialize(layer, self._init, beta, threshold, constant)
         return layer
 
-    def _encode(self, images: Tensor, compact: bool = False) -> Tensor:
-        """Return the encoded pictures. compact: spikes of a byte each, where the code has them."""
+    def _encode(self, images: Tensor, layer: nn.Module) -> Tensor:
+        """Return the encoded pictures, in the number format in which `layer` takes spikes."""
         options = self.encoding_options
-        if compact and self.encoding in COMPACT:
-            options = {"dtype": torch.uint8, **options}
+        if self.encoding in COMPACT:
+            dtype = format_for(layer, images.device, images.dtype)
+            options = {"dtype": dtype, **options}
         return getattr(codes, self.encoding)(images, self.num_steps, **options)
 
-    def _enter(
-        self, images: Tensor, layer: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _enter(self, images: Tensor, layer: nn.Module) -> tuple[Tensor, dict[str, Any]]:
         """Return the encoded pictures, and what the first neurons are called with.
 
         A constant input passes the first layer once, not once a step.
         """
-        encoded = self._encode(images)
+        encoded = self._encode(images, layer)
         if self.encoding == "constant":
             return encoded, {"current": layer(images), "num_steps": self.num_steps}
         return encoded, {"current": over_steps(layer, encoded)}
