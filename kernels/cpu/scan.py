@@ -251,7 +251,16 @@ def _compiled(kind: str, key: str, double: bool, alike: int, wanted: int = 0, **
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
     """Return which parameters have one value for all neurons, as bits."""
-    return sum(1 << k for k, one in enumerate(parameters) if one.numel() == 1)
+    return bits_of([one.numel() == 1 for one in parameters])
+
+
+def bits_of(flags: Sequence[bool]) -> int:
+    """Return flags as the bits of a number."""
+    found = 0
+    for k, flag in enumerate(flags):
+        if flag:
+            found |= 1 << k
+    return found
 
 
 def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | None]:
@@ -312,7 +321,7 @@ def forward(
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
-        *(one.contiguous() for one in parameters),
+        *[one.contiguous() for one in parameters],
         wide,
         *_given(traces, count),
         *finals,
@@ -349,8 +358,8 @@ def backward(
     x = current.to(state).contiguous() if constant else rows(current, state)
     gs = rows(grad_spikes, state)
     gts = [rows(one, state) for one in grad_traces] or [None] * count
-    traced = sum(1 << k for k, one in enumerate(gts) if one is not None)
-    wanted = sum(1 << k for k, one in enumerate(out_parameters) if one is not None)
+    traced = bits_of([one is not None for one in gts])
+    wanted = bits_of([one is not None for one in out_parameters])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     kernel = _compiled(
         "backward",
@@ -370,7 +379,7 @@ def backward(
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
-        *(one.contiguous() for one in parameters),
+        *[one.contiguous() for one in parameters],
         gs,
         *gts,
         *_given(

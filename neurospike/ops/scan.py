@@ -60,6 +60,7 @@ class Sizes(NamedTuple):
     traces: Sequence[Any] | None
     saved: Sequence[Any] | None
     states: int  # how many there are
+    largest: int  # bytes of a sequence in the state's format
 
 
 def _sizes(
@@ -76,16 +77,18 @@ def _sizes(
         sequence if wants & TRACES else None,
         saved,
         Program.parse(neuron).states,
+        math.prod(sequence) * state_dtype(dtype).itemsize,
     )
 
 
 _known_sizes = functools.lru_cache(maxsize=4096)(_sizes)  # of numbers, not of symbols
 
 
-def _maker(like: Tensor) -> Callable[..., Tensor]:
-    """Return what makes empty tensors where `like` is."""
+def _maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
+    """Return what makes empty tensors where `like` is, of so many bytes at most, or its own."""
     if like.is_cpu and type(like) is Tensor:
-        return buffers.empty
+        largest = like.nbytes if largest is None else largest
+        return torch.empty if largest < buffers.LEAST_BYTES else buffers.empty
     return like.new_empty  # on a GPU, or a fake one of torch.compile
 
 
@@ -93,8 +96,8 @@ def _allocate(
     current: Tensor, sizes: Sizes
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
     """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
-    state, step, spikes, traces, saved, count = sizes
-    each, empty = range(count), _maker(current)
+    state, step, spikes, traces, saved, count, largest = sizes
+    each, empty = range(count), _maker(current, largest)
     return (
         None if spikes is None else empty(spikes, dtype=current.dtype),
         [empty(step, dtype=state) for _ in each],

@@ -13,7 +13,7 @@ from neurospike.backend import dispatch
 from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
-from .arguments import check_current, check_state, flat_parameter, parameter_of
+from .arguments import check_current, check_state, flat_parameter, is_watched, parameter_of
 from .wants import SPIKES, TRACES
 
 
@@ -94,10 +94,7 @@ def _run(
         program, numbers = _inlined(program, numbers, plain)
         values = [one for one in values if isinstance(one, Tensor)]
     tensors = [
-        one
-        if isinstance(one, Tensor)
-        else torch.full((1,), one, dtype=state, device=current.device)
-        for one in values
+        one if isinstance(one, Tensor) else _filled(one, state, current.device) for one in values
     ]
     if row.fused:
         flat = [flat_parameter(one, shape) for one in tensors]
@@ -115,6 +112,20 @@ def _run(
         tuple(finals),
         traces if wants & TRACES else (),
     )
+
+
+def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of one number."""
+    if device.type == "cpu" and not is_watched(()):
+        return _kept(float(value), dtype)
+    return torch.full((1,), value, dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(value: float, dtype: torch.dtype) -> Tensor:
+    """Return a tensor on the CPU, the same one each time: nothing writes into a parameter."""
+    with torch.inference_mode(False):
+        return torch.full((1,), value, dtype=dtype, device="cpu")
 
 
 @functools.lru_cache(maxsize=1024)
