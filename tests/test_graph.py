@@ -262,6 +262,31 @@ def test_nan_is_told_with_its_step_and_the_weights_stay(step, monkeypatch):
     assert all(value.isfinite().all() for value in replayed.model.state_dict().values())
 
 
+def test_pictures_that_no_encoder_looks_at_are_told_of_all_the_same(monkeypatch):
+    """A neuron hides NaN: it does not fire, and where rates are drawn no gradient tells either."""
+
+    class Poisoned(Batches):
+        def __iter__(self):
+            for k, (images, labels) in enumerate(super().__iter__()):
+                images[0, 0, 0, 0] = torch.nan if k == 2 else images[0, 0, 0, 0]
+                yield images, labels
+
+    for module in ("models.network", "coding.intensities", "training.trainer"):
+        monkeypatch.setattr(f"neurospike.{module}.can_look", lambda _: False)
+    trainer = make("off", clip=None)
+    before = weights(trainer)
+    found = []
+    with pytest.raises(NeuroSpikeError) as caught:
+        trainer.train_epoch(
+            Poisoned(digits(64), 16), after_step=lambda: found.append(weights(trainer))
+        )
+    assert "the gradient's norm became nan at step 3; not finite first: the pict" in str(
+        caught.value
+    )
+    same(found[1], found[3])
+    assert not torch.equal(before["linears.0.weight"], found[1]["linears.0.weight"])
+
+
 def test_batches_kept_for_a_diagnosis_are_few(monkeypatch):
     monkeypatch.setattr("neurospike.training.trainer.KEPT_BATCHES", 2)
     monkeypatch.setattr("neurospike.training.trainer.READ_INTERVAL", 1e9)

@@ -22,7 +22,7 @@ from torch import Tensor
 from neurospike.errors import GraphError
 
 T = TypeVar("T")
-Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+Kind = tuple[Any, ...]  # shape, number format and device of each input
 WARM_UP = 3  # calls before a step is recorded: libraries and optimisers make what they keep
 
 
@@ -111,7 +111,7 @@ class Graphed:
             self._inputs = [given.detach().clone() for given in inputs]
             self._kind, self._replay = kind, self._record()
         for static, given in zip(self._inputs, inputs):
-            static.copy_(given.detach(), non_blocking=True)
+            static.copy_(given.detach() if given.requires_grad else given, non_blocking=True)
         self.replays += 1
         return self._replay()
 
@@ -190,7 +190,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
     # An operation that is forbidden there has ended the recording already. Before 2.12, torch's
     # `capture_end` then fails before it has told the allocator, which would give no memory back any
     # more. Where the allocator was told, it refuses to be told again.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
     graph.reset()
     atexit.register(id, graph)  # which keeps it: an allocator may ask it until the process ends
@@ -216,7 +216,7 @@ def cuda_of(device: torch.device) -> Cuda | None:
 
 
 def _kind_of(inputs: tuple[Tensor, ...]) -> Kind:
-    return tuple((given.shape, given.dtype, given.device) for given in inputs)
+    return tuple([(given.shape, given.dtype, given.device) for given in inputs])
 
 
 def _cannot(reason: str) -> GraphError:

@@ -5,6 +5,7 @@ batches, and hands what happened to a `Run` if it is given one. Device, number f
 of processes are Lightning Fabric's business.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from neurospike.coding.intensities import can_look
 from neurospike.errors import NeuroSpikeError
 
 from .diagnosis import find_not_finite
@@ -55,9 +57,9 @@ class SNNTrainer:
     device, precision, model and optimiser allow, and else says in a line why not; `"on"` makes
     that an error; `"off"` runs it operation by operation. Weights are the same, bit for bit.
     `replayed` counts the steps that were replayed. A replay repeats what the device did and runs no
-    Python: hooks are not called, an encoder does not look at the pictures for NaN (the loss and
-    the gradient tell of it), and what draws on the CPU or counts in Python is not recorded. A
-    graphed optimiser has `fused=True` or `capturable=True`.
+    Python: encoders do not check the pictures' range there (NaN and infinity are found on the
+    device), and a model with hooks, or one that counts or draws in Python, is not recorded. The
+    optimiser has to be made with `fused=True` or `capturable=True`.
 
     Raises ValueError for another `cuda_graph`, GraphError for `"on"` where it cannot be.
     """
@@ -180,6 +182,9 @@ class SNNTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if images.is_cuda or not can_look(images):
+            # No encoder looks at what a graph replays, and neurons would hide it.
+            norm = torch.where(images.isfinite().all(), norm, math.nan)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         torch.maximum(self._failed, (~norm.isfinite()).float(), out=self._failed)
