@@ -244,8 +244,14 @@ def small(cuda_graph, model=None, **options):
     return SNNTrainer(model, optimizer, nn.CrossEntropyLoss(), cuda_graph=cuda_graph, **options)
 
 
+@pytest.fixture
+def read_at_the_end(monkeypatch):
+    """Metrics are read after an epoch, however long it takes."""
+    monkeypatch.setattr("neurospike.training.trainer.READ_INTERVAL", 1e9)
+
+
 @pytest.mark.parametrize("step", [2, 4])
-def test_nan_is_told_with_its_step_and_the_weights_stay(step, monkeypatch):
+def test_nan_is_told_with_its_step_and_the_weights_stay(step, monkeypatch, read_at_the_end):
     def run(cuda_graph):
         trainer = small(cuda_graph)
         trainer.fit(Data(), None, 1)
@@ -262,7 +268,7 @@ def test_nan_is_told_with_its_step_and_the_weights_stay(step, monkeypatch):
     assert all(value.isfinite().all() for value in replayed.model.state_dict().values())
 
 
-def test_pictures_that_no_encoder_looks_at_are_told_of_all_the_same(monkeypatch):
+def test_pictures_that_no_encoder_looks_at_are_told_of_all_the_same(monkeypatch, read_at_the_end):
     """A neuron hides NaN: it does not fire, and where rates are drawn no gradient tells either."""
 
     class Poisoned(Batches):
@@ -287,9 +293,8 @@ def test_pictures_that_no_encoder_looks_at_are_told_of_all_the_same(monkeypatch)
     assert not torch.equal(before["linears.0.weight"], found[1]["linears.0.weight"])
 
 
-def test_batches_kept_for_a_diagnosis_are_few(monkeypatch):
+def test_batches_kept_for_a_diagnosis_are_few(monkeypatch, read_at_the_end):
     monkeypatch.setattr("neurospike.training.trainer.KEPT_BATCHES", 2)
-    monkeypatch.setattr("neurospike.training.trainer.READ_INTERVAL", 1e9)
     trainer, kept = small("off"), []
     trainer.train_epoch(Data(), after_step=lambda: kept.append(len(trainer._batches)))
     assert kept == [1, 0, 1, 0]

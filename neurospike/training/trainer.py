@@ -57,8 +57,8 @@ class SNNTrainer:
     device, precision, model and optimiser allow, and else says in a line why not; `"on"` makes
     that an error; `"off"` runs it operation by operation. Weights are the same, bit for bit.
     `replayed` counts the steps that were replayed. A replay repeats what the device did and runs no
-    Python: encoders do not check the pictures' range there (NaN and infinity are found on the
-    device), and a model with hooks, or one that counts or draws in Python, is not recorded. The
+    Python: encoders do not check the pictures' range there (NaN is found on the device), and a
+    model with hooks, or one that counts or draws in Python, is not recorded. The
     optimiser has to be made with `fused=True` or `capturable=True`.
 
     Raises ValueError for another `cuda_graph`, GraphError for `"on"` where it cannot be.
@@ -183,8 +183,8 @@ class SNNTrainer:
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         if images.is_cuda or not can_look(images):
-            # No encoder looks at what a graph replays, and neurons would hide it.
-            norm = torch.where(images.isfinite().all(), norm, math.nan)
+            # No encoder looks at what a graph replays, and neurons would hide NaN.
+            norm = torch.where(images.isnan().any(), math.nan, norm)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         torch.maximum(self._failed, (~norm.isfinite()).float(), out=self._failed)
