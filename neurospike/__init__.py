@@ -15,6 +15,7 @@ from .models.conv_encoder import ConvEncoder
 from .neurons import surrogate
 from .neurons.rule import Neuron
 from .training import SNNTrainer
+from .training.graph import graphed
 from .training.loading import load_model
 from .visualization import SpikeVisualizer
 
@@ -49,6 +50,7 @@ __all__ = [
     "convert",
     "decoding",
     "encoding",
+    "graphed",
     "lif",
     "load_model",
     "spike_layer",

@@ -32,3 +32,11 @@ class MissingDependencyError(NeuroSpikeError, ImportError):
 
 class PictureError(NeuroSpikeError, ValueError):
     """A picture file cannot be read, or shows nothing that could be a digit."""
+
+
+class GraphError(NeuroSpikeError, RuntimeError):
+    """A step cannot be recorded as a CUDA graph. reason: why, in a few words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -6,6 +6,7 @@ their memory and looks at no more than its own.
 """
 
 import json
+import math
 import subprocess
 import sys
 
@@ -20,8 +21,13 @@ from benchmarks.device import Device
 from benchmarks.equivalence import Skip, checks
 from neurospike.backend import dispatch
 from neurospike.coding import encoding
+from neurospike.config import Config
 from neurospike.data import Batches
-from neurospike.errors import BackendError
+from neurospike.errors import BackendError, GraphError, NeuroSpikeError
+from neurospike.training import Run, load_checkpoint
+from neurospike.training.loading import build_model
+from neurospike.training.scale import make_fabric
+from neurospike.training.setup import make_trainer
 
 
 @pytest.mark.parametrize("check", list(checks(Device(), "triton")), ids=lambda check: check.name)
@@ -104,3 +110,253 @@ def test_encodings():
     torch.testing.assert_close(spikes.mean(0).cpu(), data, rtol=0, atol=0.06)
     with pytest.raises(ValueError, match="generator on cpu for data on cuda"):
         encoding.rate(data.cuda(), 5, generator=torch.Generator())
+
+
+# Training steps replayed as one CUDA graph
+
+MLP = {"hidden_size": 64, "num_steps": 8, "dropout": 0.2}
+CONV = {"channels": [4, 8], "num_steps": 4, "normalization": "batch"}
+cublas = pytest.mark.unpoisoned(
+    "cuBLAS has no deterministic algorithms without CUBLAS_WORKSPACE_CONFIG"
+)
+
+
+def trainer_of(
+    cuda_graph, model=None, encoding="rate", precision="32-true", spoil=None, **training
+):
+    """A trainer as the command makes it, for epochs of 3 batches of 32 and one of 12."""
+    config = Config(
+        model=model or MLP,
+        encoding={"kind": encoding},
+        training={"learning_rate": 0.01, "warmup": 4, "clip": 1.0, **training},
+        precision=precision,
+        cuda_graph=cuda_graph,
+    )
+    torch.manual_seed(0)
+    network = build_model(config).cuda()
+    if spoil is not None:
+        spoil(network)
+    return make_trainer(config, network, make_fabric("cuda", precision), 4, 3)
+
+
+def some_batches(kind=Batches):
+    generator = torch.Generator().manual_seed(1)
+    return kind(digits(3 * 32 + 12), 32, shuffle=True, generator=generator, device="cuda")
+
+
+def trained(trainer, epochs=3):
+    torch.manual_seed(5)
+    trainer.fit(some_batches(), Batches(digits(40), 32, device="cuda"), epochs)
+    return trainer
+
+
+def same_weights(one, other):
+    found, expected = one.model.state_dict(), other.model.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def losses(trainer):
+    names = ("train_loss", "train_accuracy", "validation_loss", "gradient_norm", "learning_rate")
+    return [[row[name] for name in names] for row in trainer.history]
+
+
+@cublas
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16-mixed"},
+        {"encoding": "latency", "schedule": "constant", "weight_decay": 1e-3},
+        {"encoding": "constant", "model": {**MLP, "normalization": "batch", "learn_beta": True}},
+        {"rate_penalty": 0.1, "clip": None, "model": {**MLP, "readout": "spikes"}},
+    ],
+    ids=lambda options: "-".join(map(str, options)) or "rate",
+)
+def test_replayed_steps_are_the_steps_bit_for_bit(options):
+    plain, replayed = trained(trainer_of("off", **options)), trained(trainer_of("on", **options))
+    # 12 steps: 3 to warm up, and the smaller batch of each epoch.
+    assert (plain.replayed, replayed.replayed) == (0, 6)
+    same_weights(plain, replayed)
+    assert losses(plain) == losses(replayed)
+
+
+@cublas
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "mlp"},
+        {"kind": "conv", "hidden_size": 16, **CONV},
+        {"kind": "resnet", "blocks": [1, 1], **CONV},
+    ],
+    ids=lambda model: model["kind"],
+)
+@pytest.mark.parametrize("encoding", ["constant", "rate"])
+def test_auto_replays_every_network(model, encoding, capsys):
+    trainer = trained(trainer_of("auto", model=model, encoding=encoding))
+    assert "graph" not in capsys.readouterr().out
+    assert trainer.replayed == 6
+    assert all(math.isfinite(row[0]) for row in losses(trainer))
+
+
+@cublas
+def test_a_resumed_run_replays_to_the_same_bits(tmp_path):
+    whole = trained(trainer_of("on"))
+    for mode in ("on", "off"):
+        first, data, run = trainer_of(mode), some_batches(), Run(tmp_path / mode, config={})
+        torch.manual_seed(5)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit(Stopping(data, first, 6), Batches(digits(40), 32, device="cuda"), 3, run)
+        again, data, state = trainer_of("on"), some_batches(), load_checkpoint(run.interrupted)
+        state["unpromising"] = [{"linears.0": 9}]  # as a CPU counts, and a GPU has no use for
+        again.load_state_dict(state, data)
+        again.fit(data, Batches(digits(40), 32, device="cuda"), 3)
+        assert again.replayed
+        same_weights(whole, again)
+        again.load_state_dict(load_checkpoint(run.interrupted), data)  # into a live graph
+        again.fit(data, Batches(digits(40), 32, device="cuda"), 3)
+        same_weights(whole, again)
+    state = load_checkpoint(run.interrupted)["optimizer"]["param_groups"][0]
+    assert type(state["lr"]) is float
+    assert not state["capturable"]
+
+
+class Stopping:
+    """Batches whose trainer is interrupted in a step."""
+
+    def __init__(self, batches, trainer, step):
+        self.batches, self.trainer, self.step = batches, trainer, step
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for batch in self.batches:
+            if self.trainer.step + 1 == self.step:
+                self.trainer.interrupt()
+            yield batch
+
+
+class Poisoned(Batches):
+    """Pictures that are NaN in the third batch."""
+
+    def __iter__(self):
+        for number, (images, labels) in enumerate(super().__iter__()):
+            yield images * (torch.nan if number == 2 else 1), labels
+
+
+@cublas
+@pytest.mark.parametrize("encoding", ["constant", "rate"])
+def test_nan_in_a_replay_is_told_and_the_weights_stay(encoding):
+    trainer, kept = trained(trainer_of("on", encoding=encoding), 1), {}
+
+    def keep():
+        if trainer.epoch_step == 2:
+            kept.update({name: v.clone() for name, v in trainer.model.named_parameters()})
+
+    with pytest.raises(NeuroSpikeError, match=r"nan at step 3; .* the pictures of that batch"):
+        trainer.train_epoch(some_batches(Poisoned), after_step=keep)
+    assert trainer.replayed == 3
+    assert all(torch.equal(kept[name], value) for name, value in trainer.model.named_parameters())
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+class Looking(torch.nn.Identity):
+    """Makes the host wait, which no recording allows."""
+
+    def forward(self, x):
+        assert x.sum().item() >= 0
+        return x
+
+
+def look(model):
+    model.dropout = torch.nn.Sequential(model.dropout, Looking())
+
+
+@cublas
+def test_a_network_that_makes_the_host_wait_is_trained_without_a_graph(capsys):
+    plain, other = trained(trainer_of("off", spoil=look)), trained(trainer_of("auto", spoil=look))
+    assert other.replayed == 0
+    assert capsys.readouterr().out.count("steps are not replayed as one CUDA graph: ") == 1
+    same_weights(plain, other)
+    assert losses(plain) == losses(other)
+    with pytest.raises(GraphError, match="cuda_graph: got on, but"):
+        trained(trainer_of("on", spoil=look))
+    # Torch is as before: memory is given back, and the next step is recorded as ever.
+    torch.cuda.empty_cache()
+    again = trained(trainer_of("on"))
+    same_weights(again, trained(trainer_of("off")))
+    assert again.replayed == 6
+
+
+@pytest.mark.parametrize("flags", [[], ["--deterministic"]], ids=["", "deterministic"])
+def test_the_command_replays(flags, tmp_path):
+    command = [sys.executable, "-m", "neurospike.train", "--dataset=digits", "--epochs=3"]
+    command += ["--run_dir=run", "--cuda_graph=on", "--encoding.kind=rate", *flags]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout.splitlines()[-1].removeprefix("test accuracy: ")[:-1]) > 80
+
+
+@cublas
+def test_a_loop_of_ones_own_is_graphed():
+    def run(graph):
+        torch.manual_seed(0)
+        model = ns.Sequential(torch.nn.Linear(20, 30), ns.LIF(0.9), torch.nn.Linear(30, 4)).cuda()
+        rate = torch.tensor(0.01, device="cuda")
+        optimizer = torch.optim.Adam(model.parameters(), rate, fused=True, capturable=True)
+
+        def step(x, labels):
+            spikes = encoding.rate(x, 6)
+            loss = torch.nn.functional.cross_entropy(model(spikes)[0].mean(0), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach(), spikes
+
+        x, labels = torch.rand(8, 20, device="cuda"), torch.arange(8, device="cuda") % 4
+        take = ns.graphed(step, x, labels) if graph else step
+        found = []
+        for size in (8, 8, 8, 8, 5, 8, 8):
+            loss, spikes = take(x[:size], labels[:size])
+            found += [loss.clone(), spikes.clone()]
+            rate.mul_(0.9)
+        return found, list(model.parameters()), getattr(take, "replays", 0)
+
+    (plain, expected, _), (found, weights, replays) = run(False), run(True)
+    assert replays == 3
+    assert all(map(torch.equal, plain, found))
+    assert all(map(torch.equal, expected, weights))
+    assert not torch.equal(found[-1], found[-3])  # spikes are drawn anew
+
+
+@cublas
+def test_after_a_recording_that_failed_torch_draws_and_records_as_before():
+    def step(x):
+        y = torch.rand_like(x)
+        return y * y.sum().item()
+
+    x = torch.zeros(5, device="cuda")
+    fast = ns.graphed(step, x)
+    for _ in range(3):
+        fast(x)
+    before = torch.cuda.get_rng_state()
+    with pytest.raises(GraphError, match="cannot be recorded as a CUDA graph"):
+        fast(x)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.manual_seed(3)
+    expected = [torch.rand_like(x) for _ in range(5)]
+    torch.manual_seed(3)
+    again = ns.graphed(torch.rand_like, x)
+    assert all(torch.equal(one, again(x)) for one in expected)
+    assert again.replays == 2
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.synchronize()
+
+
+def test_one_device_is_asked_for():
+    with pytest.raises(GraphError, match="the examples are on cpu and cuda:0"):
+        ns.graphed(print, torch.zeros(1), torch.zeros(1, device="cuda"))

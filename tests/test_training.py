@@ -28,7 +28,7 @@ from neurospike.training import (
     save_checkpoint,
 )
 from neurospike.training.evaluation import Evaluation
-from neurospike.training.metrics import Meter
+from neurospike.training.metrics import Meter, figures
 
 CONFIG = {"seed": 0, "training": {"epochs": 2}}
 
@@ -104,13 +104,18 @@ def test_averages_weigh_a_short_last_batch_by_its_pictures():
     ones, zeros = torch.ones(2, 3, 4), torch.zeros(2, 1, 4)
     first = (torch.tensor(1.0), right.repeat(3, 1), torch.zeros(3).long())
     last = (torch.tensor(5.0), wrong, torch.zeros(1).long())
-    for meter, extra in ((Meter("test"), []), (Evaluation("test"), [ones, zeros])):
-        meter.add(*first, *[{"hidden1": spikes} for spikes in extra[:1]])
-        so_far = meter.read()
+    norm, meter, evaluation = torch.tensor(0.5), Meter("test"), Evaluation("test")
+    for read, add in (
+        (meter.read, lambda batch, _: meter.add(len(batch[2]), figures(*batch, norm))),
+        (evaluation.read, lambda batch, spikes: evaluation.add(*batch, {"hidden1": spikes})),
+    ):
+        add(first, ones)
+        so_far = read()
         assert (so_far.loss, so_far.accuracy) == (1.0, 1.0)
-        meter.add(*last, *[{"hidden1": spikes} for spikes in extra[1:]])
-        metrics = meter.read()
+        add(last, zeros)
+        metrics = read()
         assert (metrics.loss, metrics.accuracy, metrics.samples) == (2.0, 0.75, 4)
+    assert meter.gradient_norm == 0.5
     assert so_far.spike_rates == {"hidden1": 1.0}
     assert metrics.spike_rates == {"hidden1": 0.75}
     assert metrics.confusion == [[3, 1], [0, 0]]

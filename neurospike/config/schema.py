@@ -46,6 +46,11 @@ def _as_sizes(value: object) -> object:
     return sizes if isinstance(sizes, list) else [sizes]
 
 
+def _switch_word(value: object) -> object:
+    """Read what YAML makes of a bare `on` or `off` as that word again."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _none_word(value: object) -> object:
     """Read YAML's words for nothing, which the command line hands over as text, as None."""
     if isinstance(value, str) and value.strip().lower() in ("", "null", "none", "~"):
@@ -377,6 +382,10 @@ class Config(Section):
     )
     devices: Size = Field(default=1, description="processes a machine, each with a device (DDP)")
     num_nodes: Size = Field(default=1, description="machines")
+    cuda_graph: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch_word)] = Field(
+        default="auto",
+        description="replay a training step as one CUDA graph: auto: where it can be; on: or fail",
+    )
     deterministic: Switch = Field(
         default=False, description="only algorithms of torch that give the same bits every time"
     )

@@ -169,10 +169,12 @@ class Batches:
         first, self._skip = self._skip, 0
         starts = [index * self.batch_size for index in range(len(self))]
         ends = [*starts[1:], len(starts) * self.batch_size if self.drop_last else count]
+        # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
+        white = torch.full((), 255.0, dtype=torch.float32)
         for index in range(first, len(starts)):
             self._position = index + 1
             whole = order[starts[index] : ends[index]]
-            chosen = whole[self.rank :: self.world]
+            chosen = whole[self.rank :: self.world] if self.world > 1 else whole
             self.share = len(chosen) * self.world / len(whole)
             images = self._images.index_select(0, chosen)
             labels = self._labels.index_select(0, chosen)
@@ -181,7 +183,6 @@ class Batches:
                 # land in ordinary memory again. Torch keeps it until its copy has finished.
                 images = images.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
-            # Not by a number: CUDA multiplies by its reciprocal, which rounds otherwise.
-            white = torch.full((), 255.0, device=images.device)
-            yield images.unsqueeze(1).to(torch.float32).div_(white), labels
+            white = white.to(images.device)
+            yield images.unsqueeze(1).div(white), labels
         self._position = 0

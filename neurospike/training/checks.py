@@ -31,6 +31,7 @@ def check_run(config: Config, device: torch.device, *, resumed: bool = False) ->
     """
     _check_pictures(config)
     _check_processes(config, device)
+    _check_graph(config, device)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingDependencyError("--tensorboard needs tensorboard: pip install tensorboard")
     _check_network(config, device)
@@ -87,6 +88,19 @@ def _check_processes(config: Config, device: torch.device) -> None:
             f"training.batch_size: got {batch}, wanted at least {processes}: {processes} processes "
             "share a batch, and each needs a picture"
         )
+
+
+def _check_graph(config: Config, device: torch.device) -> None:
+    """Refuse to replay a step that no CUDA graph can hold, where it is insisted on."""
+    if config.cuda_graph != "on":
+        return
+    for is_so, why in (
+        (device.type != "cuda", f"the device is {device}, and only a CUDA device replays graphs"),
+        (config.devices * config.num_nodes > 1, "several processes would train together"),
+        (config.precision == "16-mixed", "precision 16-mixed makes the host wait at every step"),
+    ):
+        if is_so:
+            raise ConfigError(f"cuda_graph: got on, but {why}; use auto or off")
 
 
 def _check_network(config: Config, device: torch.device) -> None:

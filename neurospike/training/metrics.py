@@ -7,7 +7,7 @@ measures is in `evaluation.py`.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +91,7 @@ class Meter:
         self.name, self.scaled = name, scaled
         self.gradient_norm: float | None = None  # of the last step collected; None: not finite
         self._start: float | None = time.perf_counter()
-        self._notes: list[tuple[int, Tensor, Tensor, Tensor | None]] = []
+        self._notes: list[tuple[int, Tensor]] = []  # pictures of a batch, and its `figures`
         self._loss, self._correct, self._samples = 0.0, 0, 0
         self._seconds = 0.0  # up to the last `stop`
 
@@ -103,13 +103,9 @@ class Meter:
         """Let no more time count until `start`."""
         self._seconds, self._start = self.seconds, None
 
-    def add(self, loss: Tensor, scores: Tensor, labels: Tensor, norm: Tensor | None = None) -> None:
-        """Note one batch; waits for nothing. loss: scalar, the batch's mean; norm: the gradient's.
-
-        scores `[B, C]`, labels int64 `[B]`.
-        """
-        correct = (scores.detach().argmax(dim=1) == labels).sum()
-        self._notes.append((len(labels), loss.detach(), correct, norm))
+    def add(self, pictures: int, found: Tensor) -> None:
+        """Note one batch, and its `figures`; waits for nothing."""
+        self._notes.append((pictures, found))
 
     def collect(self) -> None:
         """Add what was noted to the sums, which on a GPU waits for the steps.
@@ -118,19 +114,18 @@ class Meter:
         """
         if not self._notes:
             return
-        sizes, losses, corrects, norms = zip(*self._notes, strict=True)
+        sizes, found = zip(*self._notes, strict=True)
         self._notes = []
-        values = torch.stack(losses).tolist()
-        lengths = [math.nan if norm is None else float(norm) for norm in _fetched(norms)]
-        for step, (size, loss, length) in enumerate(zip(sizes, values, lengths, strict=True)):
+        rows = torch.stack(found).tolist()
+        for step, (size, (loss, correct, length)) in enumerate(zip(sizes, rows, strict=True)):
             if not math.isfinite(loss):
                 raise NotFiniteError("the loss", loss, step)
-            if norms[step] is not None and not math.isfinite(length) and not self.scaled:
+            if not math.isfinite(length) and not self.scaled:
                 raise NotFiniteError("the gradient's norm", length, step)
             self._loss += loss * size
-        self._samples += sum(sizes)
-        self._correct += int(torch.stack(corrects).sum())
-        self.gradient_norm = lengths[-1] if math.isfinite(lengths[-1]) else None
+            self._correct += int(correct)
+            self._samples += size
+        self.gradient_norm = length if math.isfinite(length) else None
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Averages so far; `together` adds a tensor up over processes that train together.
@@ -170,8 +165,10 @@ class Meter:
         self._start = None
 
 
-def _fetched(norms: Sequence[Tensor | None]) -> list[float | None]:
-    """Return the values of the tensors among them, fetched together."""
-    tensors = [norm for norm in norms if norm is not None]
-    values = iter(torch.stack(tensors).tolist() if tensors else [])
-    return [None if norm is None else next(values) for norm in norms]
+def figures(loss: Tensor, scores: Tensor, labels: Tensor, norm: Tensor) -> Tensor:
+    """What is noted of one batch, float64 `[3]`: loss, right answers and the gradient's norm.
+
+    loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar.
+    """
+    correct = (scores.detach().argmax(dim=1) == labels).sum(dtype=torch.float64)
+    return torch.stack([loss.detach().double(), correct, norm.detach().double()])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAMES = ("last.pth", "interrupted.pth", "best_model.pth")  # the first of equals is taken
 # Keys that another machine may need, and how long the run is to be.
-FREE = ("data_path", "device", "backend", "threads", "training.epochs")
+FREE = ("data_path", "device", "backend", "threads", "cuda_graph", "training.epochs")
 # Keys of the network that may differ from those its weights were trained with.
 ANEW = ("num_steps", "dropout", "init", "surrogate", "grad_window", "detach_reset")
 

@@ -48,6 +48,7 @@ def make_trainer(
         on_output=training.loss in losses.LOSSES,
         penalty=penalty,
         clip=training.clip,
+        cuda_graph=config.cuda_graph,
     )
 
 

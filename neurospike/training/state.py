@@ -66,7 +66,8 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
     own = part_of(saved, fabric.global_rank, fabric.world_size)
     trainer.meter = trainer.new_meter()
     trainer.meter.load_state_dict(own["epoch_sums"])
-    set_unpromising(trainer.model, own["unpromising"])
+    if trainer.device.type == "cpu":  # elsewhere no layer looks at its spikes
+        set_unpromising(trainer.model, own["unpromising"])
     set_random_state(own["random"], trainer.device)
 
 

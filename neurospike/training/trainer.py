@@ -5,6 +5,7 @@ batches, and hands what happened to a `Run` if it is given one. Device, number f
 of processes are the business of its `fabric` (`scale.py`).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol
@@ -12,17 +13,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from neurospike.coding.intensities import can_look
 from neurospike.errors import NeuroSpikeError
 
 from .diagnosis import find_not_finite
 from .evaluation import Evaluation
-from .metrics import Meter, Metrics, NotFiniteError
+from .metrics import Meter, Metrics, NotFiniteError, figures
 from .progress import OnStep, epoch_line, measured, progress_bar
 from .records import Run
 from .scale import make_fabric
 from .state import order_of, restore, set_order, state_of
+from .stepping import Mode, Stepper
 
 READ_INTERVAL = 0.1  # seconds between two looks at the metrics, each of which makes a GPU wait
+KEPT_BATCHES = 128  # at most before such a look, for want of which they would fill the memory
 AGREE_STEPS = 8  # after so many steps several processes agree whether to stop, which makes one wait
 
 
@@ -49,6 +53,16 @@ class SNNTrainer:
     processes. scheduler: anything with `step()`, called after every *step* (batch), not every
     epoch; if it has `report(loss)`, told every validation loss. clip: largest norm of all
     gradients together, which are scaled down to it.
+
+    cuda_graph: `"auto"` records the whole step as a CUDA graph after 3 steps and replays it, where
+    device, precision, model and optimiser allow, and else says in a line why not; `"on"` makes
+    that an error; `"off"` runs it operation by operation. Weights are the same, bit for bit.
+    `replayed` counts the steps that were replayed. A replay repeats what the device did and runs no
+    Python: encoders do not check the pictures' range there (NaN is found on the device), and a
+    model with hooks, or one that counts or draws in Python, is not recorded. The
+    optimiser has to be made with `fused=True` or `capturable=True`.
+
+    Raises ValueError for another `cuda_graph`, GraphError for `"on"` where it cannot be.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class SNNTrainer:
         on_output: bool = False,
         penalty: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         clip: float | None = None,
+        cuda_graph: Mode = "auto",
     ) -> None:
         self.fabric = make_fabric(device) if fabric is None else fabric
         self.device = self.fabric.device
@@ -89,6 +104,12 @@ class SNNTrainer:
         if getattr(optimizer, "_step_supports_amp_scaling", False) and self._scaler is None:
             optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         self.meter = self.new_meter()  # of the epoch under way, or else of the last one
+        self._stepper = Stepper(self, cuda_graph)
+
+    @property
+    def replayed(self) -> int:
+        """Steps that were replayed as a CUDA graph."""
+        return self._stepper.replayed
 
     def train_epoch(
         self,
@@ -107,14 +128,15 @@ class SNNTrainer:
         if not self.epoch_step:
             self.meter = self.new_meter()
         self.meter.start()
+        self._stepper.start()
         next_read = time.perf_counter() + READ_INTERVAL
         for images, labels in batches:
             images, labels = images.to(self.device), labels.to(self.device)
             self._whole = False
-            loss, scores, norm = self._train_step(images, labels, getattr(batches, "share", 1.0))
+            found = self._train_step(images, labels, getattr(batches, "share", 1.0))
             self.step += 1
             self.epoch_step += 1
-            self.meter.add(loss, scores, labels, norm)
+            self.meter.add(len(labels), found)
             self._batches.append((images, labels))
             self._whole = True
             if time.perf_counter() >= next_read:
@@ -122,6 +144,8 @@ class SNNTrainer:
                 if on_step is not None:
                     on_step(self.epoch_step, metrics)
                 next_read = time.perf_counter() + READ_INTERVAL
+            elif len(self._batches) == KEPT_BATCHES:
+                self.collect()
             if after_step is not None:
                 after_step()
             if self._is_stopping(within_epoch=True):
@@ -132,8 +156,18 @@ class SNNTrainer:
         self.epoch_step = 0
         return metrics
 
-    def _train_step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, ...]:
-        """Loss, scores and the gradient's norm before it is clipped."""
+    def _train_step(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Take a step, replayed or not, and move the schedule on."""
+        found = self._stepper.step(images, labels, share)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return found
+
+    def compute_step(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Move the weights once; returns the `figures` of the batch, the norm before clipping.
+
+        All of it is the device's work, and nothing waits for it, so that it can be recorded.
+        """
         try:
             loss, scores = self._loss(self._forward, images, labels)
         except ValueError:
@@ -149,14 +183,15 @@ class SNNTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if images.is_cuda or not can_look(images):
+            # No encoder looks at what a graph replays, and neurons would hide NaN.
+            norm = torch.where(images.isnan().any(), math.nan, norm)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         torch.maximum(self._failed, (~norm.isfinite()).float(), out=self._failed)
         self._optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return loss.detach(), scores, norm
+        return figures(loss, scores, labels, norm)
 
     def _loss(
         self, forward: Callable[..., Any], images: Tensor, labels: Tensor
@@ -333,6 +368,7 @@ class SNNTrainer:
         numbers of its own. Raises ValueError where the batches cannot go on in mid-epoch.
         """
         self._batches = []
+        self._stepper.forget()
         restore(self, state, batches)
 
     def _together(self, values: Tensor) -> Tensor:
