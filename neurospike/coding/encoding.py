@@ -43,6 +43,7 @@ from .intensities import (
     check_probability,
     check_range,
     is_whole,
+    numbers,
     same_device,
     spikes_format,
     working,
@@ -159,7 +160,7 @@ def latency(
             return found
     check_range("latency", data)
     intensity = intensity.contiguous()
-    edges = torch.tensor(table, dtype=intensity.dtype, device=data.device)
+    edges = numbers(table, intensity.dtype, data.device)
     # Comparing with a table, not computing each time, makes the code independent of how a
     # device or a vectorised loop rounds its logarithm.
     step = num_steps - 1 - torch.bucketize(intensity, edges, right=True)
@@ -204,7 +205,7 @@ def delta(
         return spikes - (change <= -near).to(data.dtype) if off_spikes else spikes
     # Levels passed by each step: one product, rounded once, so every device counts the same ones.
     fade = [step / steps / near for step in range(steps + 1)]
-    table = torch.tensor(fade, dtype=values.dtype, device=data.device)
+    table = numbers(fade, values.dtype, data.device)
     levels = (values * table.view((-1,) + (1,) * data.ndim)).trunc_()
     change = torch.diff(levels, dim=0).clamp_(-1.0 if off_spikes else 0.0, 1.0)
     return change.to(data.dtype)
@@ -276,7 +277,12 @@ def burst(
     check_range("burst", data)
     intensity = working(data).contiguous()
     count, interval = (
-        torch.bucketize(intensity, intensity.new_tensor(table), out_int32=True, right=right)
+        torch.bucketize(
+            intensity,
+            numbers(table, intensity.dtype, data.device),
+            out_int32=True,
+            right=right,
+        )
         for table, right in zip(_bursts(num_steps, spikes, shortest, longest), (False, True))
     )
     interval = min(longest, num_steps) - interval

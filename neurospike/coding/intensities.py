@@ -4,6 +4,7 @@ Some depend on what the data hold, and make a CUDA device wait; see `can_look`.
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -32,6 +33,15 @@ def spikes_format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.d
 def working(data: Tensor) -> Tensor:
     """Return the data in the format that codes are computed in: float32, or float64."""
     return data.detach().to(torch.float64 if data.dtype == torch.float64 else torch.float32)
+
+
+def numbers(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a table as a tensor, on a GPU the same one each time."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    from neurospike.ops.constants import constant
+
+    return constant(values, dtype, device)
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from neurospike.config.steps import Crop, parse_steps, size_after
 from neurospike.errors import MissingDependencyError
+from neurospike.ops.constants import constant
 
 
 class Preprocessing(nn.Module):
@@ -142,7 +143,7 @@ class _Elastic(nn.Module):
         smooth = smooth[:, :, spare : spare + height, spare : spare + width]
         # To a standard deviation of alpha pixels, whatever the blur left.
         moved = smooth / smooth.std((1, 2, 3), keepdim=True).clamp_min(1e-12) * self.alpha
-        pixels = images.new_tensor([width, height]) / 2
+        pixels = constant((width / 2, height / 2), images.dtype, images.device)
         grid = functional.affine_grid(
             torch.eye(2, 3, dtype=images.dtype, device=images.device).expand(len(images), 2, 3),
             list(images.shape),

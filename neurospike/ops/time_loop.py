@@ -13,7 +13,8 @@ from neurospike.backend import dispatch
 from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
-from .arguments import check_current, check_state, flat_parameter, is_watched, parameter_of
+from .arguments import check_current, check_state, flat_parameter, parameter_of
+from .constants import constant
 from .wants import SPIKES, TRACES
 
 
@@ -116,16 +117,9 @@ def _run(
 
 def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of one number."""
-    if device.type == "cpu" and not is_watched(()):
-        return _kept(float(value), dtype)
+    if device.type == "cpu" and type(value) is float:
+        return constant((value,), dtype, device)
     return torch.full((1,), value, dtype=dtype, device=device)
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept(value: float, dtype: torch.dtype) -> Tensor:
-    """Return a tensor on the CPU, the same one each time: nothing writes into a parameter."""
-    with torch.inference_mode(False):
-        return torch.full((1,), value, dtype=dtype, device="cpu")
 
 
 @functools.lru_cache(maxsize=1024)
