@@ -9,12 +9,14 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from PIL import Image
 from test_batches import digits
 from test_encoding import intensities
+from torch import nn
 
 import neurospike as ns
 from benchmarks.device import Device
@@ -360,3 +362,48 @@ def test_after_a_recording_that_failed_torch_draws_and_records_as_before():
 def test_one_device_is_asked_for():
     with pytest.raises(GraphError, match="the examples are on cpu and cuda:0"):
         ns.graphed(print, torch.zeros(1), torch.zeros(1, device="cuda"))
+
+
+@cublas
+def test_reduce_overhead_compiles_without_a_warning():
+    torch.manual_seed(0)
+    neurons = (ns.LIF(0.9), ns.LIF(0.8, learn_beta=True))
+    net = ns.Sequential(nn.Linear(20, 40), neurons[0], nn.Linear(40, 10), neurons[1]).cuda()
+    x = torch.rand(12, 4, 20, device="cuda")
+
+    def step(called):
+        net.zero_grad(set_to_none=True)
+        spikes = called(x)[0]
+        (spikes * torch.arange(10, device="cuda")).sum().backward()
+        return spikes.clone(), [p.grad.clone() for p in net.parameters()]
+
+    wanted, gradients = step(net)
+    assert wanted.sum() > 0
+    compiled = torch.compile(net, mode="reduce-overhead")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # of torch's, of matrices
+        for _ in range(4):  # to warm up, to record, and two replays
+            torch.compiler.cudagraph_mark_step_begin()
+            spikes, found = step(compiled)
+            assert torch.equal(spikes, wanted)
+            for got, want in zip(found, gradients):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_waits_for_nothing():
+    current = torch.rand(5, 2, 30, device="cuda", requires_grad=True)
+    layers = [ns.LIF(0.9), ns.LIF(0.9, learn_beta=True), ns.Synaptic(0.9, 0.8), ns.LI(0.9)]
+
+    def step():
+        for layer in layers:
+            layer.cuda()(current)[0].sum().backward()
+        ns.lif(current, beta=0.9, threshold=0.5)[0].sum().backward()
+
+    step()  # compiles, and makes what is kept
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(current.grad).all()
