@@ -28,7 +28,7 @@ from .timing import machine
 # Steps that snnTorch under torch.compile is unrolled to: more of them compile for minutes.
 COMPILED_STEPS = 25
 COMPILED_SECONDS = 60.0  # that there must be left for it
-CHECKS_SHARE, CHECKS_SECONDS = 0.4, 70.0  # of the time there is; the rest is for the timings
+CHECKS_SHARE = 0.4  # of the time there is; the rest is for the timings
 SPIKINGJELLY = "SJ_LIF_CUDA_IMPLEMENTATION"
 
 
@@ -99,7 +99,7 @@ def settings(session: Session) -> dict[str, str]:
 
 def prove(session: Session) -> None:
     """Run the checks, side by side; those that take too long leave the timings their time."""
-    seconds = min(CHECKS_SECONDS, CHECKS_SHARE * session.left())
+    seconds = min(session.checks_limit, CHECKS_SHARE * session.left())
     given = (session.device, session.backend, session.cases)
     for found in outcomes(*given, session.processes, seconds):
         if found.error:

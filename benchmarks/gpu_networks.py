@@ -103,11 +103,10 @@ def training_run(session: Session, data_path: Path | None, flags: tuple[str, ...
     start = time.perf_counter()
     before = os.environ.get("PYTHONPATH")  # where torch itself may be
     path = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    options: dict[str, Any] = {"capture_output": True, "text": True}
+    options |= {"env": {**os.environ, "PYTHONPATH": path}, "timeout": max(120.0, session.left())}
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run(command, cwd=folder, **options)
         seconds = time.perf_counter() - start
         if done.returncode != 0:
             said = done.stderr.strip()[-500:]

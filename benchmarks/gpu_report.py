@@ -88,7 +88,7 @@ def beside(gpu: Results) -> Iterator[str]:
         if row["case"].startswith("two layers "):
             faster = [
                 f"{ratio:.2f} times as fast {_under(name)} ({_seconds(row, name)} to compile, "
-                f"{len(row['warnings'].get(name, ()))} warnings)"
+                f"warnings: {len(row['warnings'].get(name, ()))})"
                 for name in row["compile_seconds"]
                 if (ratio := row["ratios"].get(f"ours / {name}")) is not None
             ]

@@ -86,6 +86,7 @@ class Session:
     processes: int = field(default_factory=lambda: max(1, min(15, (os.cpu_count() or 1) - 1)))
     seconds: float = 1.0  # spent timing a case
     limit: float = 300.0  # after which no new case is begun
+    checks_limit: float = 70.0  # after which the proofs that are not done are left out
     checks: bool = True  # whether the proofs are run; each case is proved before it is timed anyway
     out: Path | None = None
     lines: list[str] = field(default_factory=list)

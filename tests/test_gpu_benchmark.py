@@ -107,7 +107,7 @@ def whole(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder / "more"), prepend=os.pathsep)
-        run = session(folder / "out", processes=2, limit=36_000.0)
+        run = session(folder / "out", processes=2, limit=36_000.0, checks_limit=36_000.0)
         gpu.measure(run)
         code = finish(run)
     return folder, json.loads((folder / "out/gpu.json").read_text()), code
@@ -172,6 +172,13 @@ def test_checks_that_take_too_long_leave_the_timings_their_time(tmp_path):
     begun = time.perf_counter()
     assert list(outcomes(Standin(), "numba", (), 2, 0.0)) == []
     assert time.perf_counter() - begun < 60
+
+
+def test_checks_have_a_limit_of_their_own(short):
+    short.checks_limit = -1.0
+    gpu.prove(short)
+    assert len(short.results["left out"]) == 3
+    assert short.left() > 200
 
 
 def test_a_check_without_room_is_skipped():

@@ -164,7 +164,7 @@ def test_a_gpu_stands_beside_the_cpu():
         "- What the host needs for a layer of 25x32x256: forward and backward 2.4 times as long as "
         "`torch.relu`'s, inference 1.1 times.",
         "- An `ns.Sequential` of two layers 784-1000-10: 1.25 times as fast under `torch.compile` "
-        "(12 s to compile, 1 warnings).",
+        "(12 s to compile, warnings: 1).",
         "- Training on mnist: 0.141 s per epoch, test accuracy: 98.00%.",
         "- TF32 in products of matrices: off, which is torch's default; SpikingJelly in its triton "
         "path, float32 state.",
