@@ -199,7 +199,8 @@ def warned() -> Iterator[list[str]]:
     logging.setLogRecordFactory(kept)
     try:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+            warnings.simplefilter("default")
+            warnings.simplefilter("ignore", DeprecationWarning)  # which Python does not show either
             yield told
     finally:
         logging.setLogRecordFactory(made)
