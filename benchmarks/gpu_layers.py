@@ -141,7 +141,7 @@ def _over(found: Mapping[str, Timing], against: Mapping[str, str]) -> dict[str, 
 
 
 def _rivals(session: Session, ours: rivals.Layer, dtype: torch.dtype) -> Iterator[Other]:
-    if dtype == torch.float32:
+    if dtype == torch.float32 and rivals.installed("snntorch"):
         # In 16 bits snnTorch keeps a 16-bit membrane, which is another neuron.
         yield "snntorch loop", rivals.snntorch_loop(), ours
     if rivals.installed("spikingjelly"):
