@@ -263,6 +263,15 @@ def test_a_broken_rival_costs_nothing_but_itself(short, monkeypatch):
     assert "snntorch loop / ours, training" not in ratios[0]
 
 
+def test_a_layer_is_timed_without_rivals(short, monkeypatch):
+    monkeypatch.setattr(rivals, "installed", lambda package: False)
+    monkeypatch.delattr(rivals, "snntorch_loop")
+    gpu.measure(short)
+    assert "failed" not in short.results
+    names = [name for row in short.results["cases"][1:] for name in row["times"]]
+    assert names == 2 * ["ours, training", "ours, inference", "copy, training", "copy, inference"]
+
+
 def test_what_was_found_is_on_disk_before_the_run_ends(short, tmp_path, monkeypatch):
     def killed(session, case, dtype):
         raise KeyboardInterrupt
