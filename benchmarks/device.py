@@ -69,6 +69,30 @@ class Device:
             found = step()
         return found, graph.replay
 
+    def kernel_seconds(self, prepare: Callable[[], Callable[[], object]]) -> float:
+        """Return the seconds that a step's kernels take, without the host that asks for them.
+
+        The step is replayed as a CUDA graph between two events, with nothing of it in the device's
+        cache; the median of many times.
+
+        Args:
+            prepare: returns the step. It is called on the stream on which the step is captured,
+                because autograd goes back on the stream on which it went forward.
+        """
+        from triton.testing import do_bench
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step = prepare()
+            for _ in range(3):
+                step()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return 1e-3 * do_bench(graph.replay, warmup=5, rep=40, return_mode="median")
+
     def peak_mb(self, step: Callable[[], object]) -> float:
         """Return by how many MB a step raises what is allocated on the device."""
         step()

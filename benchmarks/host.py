@@ -8,7 +8,7 @@ host code is measured on any machine; `benchmarks.gpu` measures it on a GPU with
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,13 @@ class Nothing(torch.autograd.Function):
         return grad
 
 
-def calls(backend: str) -> dict[str, Callable[[], object]]:
+def calls(
+    backend: str, device: str = "cpu", shape: Sequence[int] = SHAPE
+) -> dict[str, Callable[[], object]]:
     """Return what is timed: a layer, with torch's own functions beside it."""
-    current = torch.randn(SHAPE)
+    current = torch.randn(shape, device=device)
     learning = current.clone().requires_grad_()
-    grad = torch.randn(SHAPE)
+    grad = torch.randn(shape, device=device)
 
     def both(layer: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         def step() -> None:
@@ -66,9 +68,11 @@ def calls(backend: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(backend: str, seconds: float) -> dict[str, Any]:
+def measure(
+    backend: str, seconds: float, device: str = "cpu", shape: Sequence[int] = SHAPE
+) -> dict[str, Any]:
     """Return microseconds of each call, and the ratios."""
-    found = interleave(calls(backend), seconds=seconds, finest=2e-3)
+    found = interleave(calls(backend, device, shape), seconds=seconds, finest=2e-3)
     ours = ("inference", "forward", "forward and backward")
     return {
         "microseconds": {name: 1e6 * timing.median for name, timing in found.items()},

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from neurospike.visualization.canvas import BLACK, COLORS, GREY, STYLES
 
-from . import rivals
+from . import gpu_report, rivals
 
 DPI = 110
 # A rival has one colour in all pictures; ours is the first.
@@ -17,20 +17,21 @@ HATCH = {name: "//" for name in COLOR if name.endswith("compiled")}
 MARKERS = ("o", "s", "^", "D")
 
 
-def draw(cpu: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw(cpu: Mapping[str, Any], folder: Path, gpu: Mapping[str, Any] | None = None) -> list[Path]:
     """Draw what the results hold; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"speedup": speedup, "sweep": sweep, "saved": saved}
     needed = {"speedup": "layer", "sweep": "sweep", "saved": "saved"}
+    figures = {name: make(cpu) for name, make in pictures.items() if needed[name] in cpu}
+    if gpu is not None and gpu_report.against_cpu(cpu, gpu):
+        figures["gpu"] = against_gpu(cpu, gpu)
     files = []
-    for name, make in pictures.items():
-        if needed[name] in cpu:
-            file = folder / f"{name}.png"
-            figure = make(cpu)
-            # Without the date and the version of the program a picture of the same results is the
-            # same file.
-            figure.savefig(file, dpi=DPI, metadata={"Software": None})
-            files.append(file)
+    for name, figure in figures.items():
+        file = folder / f"{name}.png"
+        # Without the date and the version of the program a picture of the same results is the
+        # same file.
+        figure.savefig(file, dpi=DPI, metadata={"Software": None})
+        files.append(file)
     return files
 
 
@@ -121,3 +122,37 @@ def saved(cpu: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("bytes a neuron-step kept for the backward pass, the current included")
     _under(figure, cpu)
     return figure
+
+
+def against_gpu(cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> Figure:
+    """Bars: milliseconds of a training step on the CPU and on the GPU, by case."""
+    cases = gpu_report.against_cpu(cpu, gpu)
+    kinds = list(dict.fromkeys(kind for times in cases.values() for kind in times))
+    colors = dict(zip(kinds, COLORS))
+    bars = sum(len(times) for times in cases.values())
+    figure = Figure(figsize=(8, 0.24 * bars + 0.3 * len(cases) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    place, ticks = 0.0, []
+    for case, times in cases.items():
+        first = place
+        for kind, value in times.items():
+            axes.barh(place, value, 0.9, color=colors[kind])
+            axes.text(1.05 * value, place, f"{value:.3g} ms", va="center", fontsize=7)
+            place += 1
+        ticks.append(((first + place - 1) / 2, case))
+        place += 1.2
+    every = [value for times in cases.values() for value in times.values()]
+    axes.set_xscale("log")
+    axes.set_xlim(min(every) / 3, 3 * max(every))
+    axes.set_yticks([at for at, _ in ticks], [case for _, case in ticks], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("a training step, ms (less is better)")
+    handles = [axes.barh(0, 0, color=colors[kind], label=kind) for kind in kinds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(kinds), fontsize=8)
+    _under_both(figure, cpu["machine"], gpu["machine"])
+    return figure
+
+
+def _under_both(figure: Figure, *machines: Mapping[str, Any]) -> None:
+    texts = [f"{machine['device']}, commit {machine['commit']}" for machine in machines]
+    figure.supxlabel("; ".join(texts), fontsize=8, color=GREY)

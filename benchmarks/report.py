@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import events_report, rivals
+from . import events_report, gpu_report, rivals
 from .report_lines import NOT_MEASURED, machine_line
 from .step import PARTS, REST
 
@@ -88,21 +88,6 @@ def cpu_table(cpu: Results) -> str:
     return "\n".join(lines)
 
 
-def gpu_table(gpu: Results) -> str:
-    """Return the table of the GPU's results."""
-    lines = ["| | NeuroSpike | how many times as long others take | share of copy speed |"]
-    lines.append("|---|--:|---|--:|")
-    for row in gpu.get("cases", ()):
-        ours = row["times"].get("ours, training") or row["times"]["ours"]
-        others = ", ".join(f"{name} {ratio:.1f}x" for name, ratio in speedups(row).items())
-        share = row["ratios"].get("share of copy, training")
-        reached = "" if share is None else f"{share:.0%}"
-        lines.append(
-            f"| {row['case']} | {_milliseconds(ours['ms_median'])} | {others} | {reached} |"
-        )
-    return "\n".join(lines)
-
-
 def how_fast(stored: Mapping[str, Results]) -> str:
     """Return the README's section."""
     cpu = stored.get("cpu")
@@ -128,14 +113,14 @@ def how_fast(stored: Mapping[str, Results]) -> str:
         title = "The same where the C library keeps what is freed, as our own commands have it"
         lines += ["", f"{title} (`--keep-freed-memory`):", "", cpu_table(kept)]
         lines += ["", f"Measured on {machine_line(kept['machine'])}"]
-    if gpu := stored.get("gpu"):
-        lines += ["", gpu_table(gpu), "", f"Measured on {machine_line(gpu['machine'])}"]
-        lines[-1] += " `python -m benchmarks.gpu --out DIR`"
-    else:
-        lines += ["", "On a GPU: not measured."]
+    lines += ["", gpu_report.section(stored.get("gpu"))]
+    if "gpu" in stored and gpu_report.against_cpu(cpu, stored["gpu"]):
+        name, caption = AGAINST
+        lines += ["", f"![{caption}]({(IMAGES / name).as_posix()})"]
     return "\n".join(lines)
 
 
+AGAINST = ("gpu.png", "Time of a training step on the CPU and on the GPU, by case")
 PICTURES = (
     ("speedup.png", "layer", "How many times as long each rival takes, by case"),
     ("sweep.png", "sweep", "Time of a training step against T and against N, with the floor"),
@@ -197,7 +182,7 @@ def write(stored: Mapping[str, Results], root: Path = ROOT) -> None:
         start, stop = between(text, name, file)
         path.write_text(f"{text[:start]}\n{section(stored)}\n\n{text[stop:]}", encoding="utf-8")
     if "cpu" in stored:
-        pictures.draw(stored["cpu"], root / IMAGES)
+        pictures.draw(stored["cpu"], root / IMAGES, stored.get("gpu"))
 
 
 def _cases(name: str, results: Results) -> Iterator[tuple[str, Results, list[Results]]]:
@@ -207,7 +192,7 @@ def _cases(name: str, results: Results) -> Iterator[tuple[str, Results, list[Res
             yield f"{name} {part}", found["machine"], found["cases"]
     else:
         lists = (found for found in results.values() if isinstance(found, list))
-        yield name, results["machine"], [case for part in lists for case in part]
+        yield name, results["machine"], [case for part in lists for case in part if "case" in case]
 
 
 def main(argv: list[str] | None = None) -> int:

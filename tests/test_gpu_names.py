@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = ["tests/on_cuda.py", "benchmarks/device.py", "benchmarks/equivalence.py"]
 FILES += ["benchmarks/gpu.py", "benchmarks/gpu_checks.py", "benchmarks/networks.py"]
+FILES += ["benchmarks/gpu_layers.py", "benchmarks/gpu_networks.py", "benchmarks/gpu_sweep.py"]
 
 
 def names_of(tree, package):
