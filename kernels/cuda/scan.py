@@ -331,7 +331,7 @@ def _backward(
 def geometry(kind: str, size: int, dtype: torch.dtype, loads: int) -> tuple[int, int, int]:
     """Return how many neurons and warps a program has, and how many stages its loop over chunks.
 
-    As measured on an H200 (`benchmarks.gpu` sweeps and prints what is best on another card). 16
+    As measured on an H200; `benchmarks.gpu_sweep` measures another card. 16
     bytes of a sequence per thread make the widest loads, and as many in each of the states few
     enough registers. With 4 stages, 2 chunks are on their way while a third is computed. (With 2,
     Triton asks for one only after that.) They wait in shared memory, of which there is not enough
