@@ -93,6 +93,15 @@ class Device:
         torch.cuda.current_stream().wait_stream(stream)
         return 1e-3 * do_bench(graph.replay, warmup=5, rep=40, return_mode="median")
 
+    def copy_seconds(self, copy: Callable[[], object]) -> float:
+        """Return the seconds of a copy on the device, which is one launch.
+
+        Not as a graph: copies of some sizes were seen to take half as long again in one.
+        """
+        from triton.testing import do_bench
+
+        return 1e-3 * do_bench(copy, warmup=10, rep=60, return_mode="median")
+
     def peak_mb(self, step: Callable[[], object]) -> float:
         """Return by how many MB a step raises what is allocated on the device."""
         step()

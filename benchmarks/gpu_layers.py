@@ -80,7 +80,7 @@ def kernels_alone(
     for use, prepare in zip(USES, (forward, backward, inference)):
         size = round(moved[use] * current.numel())
         mine = device.kernel_seconds(prepare)
-        copy = device.kernel_seconds(lambda n=size: copy_bandwidth(n, device.type))
+        copy = device.copy_seconds(copy_bandwidth(size, device.type))
         milliseconds |= {use: 1e3 * mine, f"copy, {use}": 1e3 * copy}
         shares[share_of_copy(use)] = copy / mine
     return milliseconds, shares

@@ -367,7 +367,7 @@ def test_one_device_is_asked_for():
 @cublas
 def test_reduce_overhead_compiles_without_a_warning():
     torch.manual_seed(0)
-    neurons = (ns.LIF(0.9), ns.LIF(0.8, learn_beta=True))
+    neurons = (ns.LIF(0.9, threshold=0.3), ns.LIF(0.8, threshold=0.1, learn_beta=True))
     net = ns.Sequential(nn.Linear(20, 40), neurons[0], nn.Linear(40, 10), neurons[1]).cuda()
     x = torch.rand(12, 4, 20, device="cuda")
 

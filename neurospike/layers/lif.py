@@ -82,18 +82,24 @@ def lif(
             (looked at if it is a number, or a tensor on the CPU that does not learn).
         BackendError: the backend named cannot run here; every reason is listed.
     """
-    check_beta(beta)
-    check_beta_gradient(beta_gradient)
-    check_threshold(threshold, reset, neuron is not None)
     # A function of the caller's is read anew each time: the numbers it sees may have changed.
-    is_known = (
-        type(surrogate) is type(reset) is str
+    is_plain = (
+        type(beta) is type(threshold) is float
+        and type(surrogate) is type(reset) is type(beta_gradient) is str
         and neuron is grad_window is None
         and not torch.compiler.is_compiling()
     )
     out = run(
-        (_known_rule if is_known else _rule)(
-            surrogate, reset, bool(reset_delay), bool(detach_reset), neuron, grad_window
+        (_known_rule if is_plain else _checked_rule)(
+            beta,
+            threshold,
+            beta_gradient,
+            surrogate,
+            reset,
+            bool(reset_delay),
+            bool(detach_reset),
+            neuron,
+            grad_window,
         ),
         current,
         () if mem is None else (mem,),
@@ -114,7 +120,17 @@ def _rule(
     return rule.rule_of(own, chosen.text, chosen.parameters, window_of(grad_window))
 
 
-_known_rule = functools.lru_cache(maxsize=128)(_rule)
+def _checked_rule(
+    beta: Any, threshold: Any, beta_gradient: str, surrogate: Any, reset: str, *options: Any
+) -> Rule:
+    """Return the rule of a call, once its constants will do."""
+    check_beta(beta)
+    check_beta_gradient(beta_gradient)
+    check_threshold(threshold, reset, options[2] is not None)
+    return _rule(surrogate, reset, *options)
+
+
+_known_rule = functools.lru_cache(maxsize=512)(_checked_rule)
 
 
 class _Neuron(nn.Module):

@@ -132,9 +132,14 @@ class SpikeLinear(nn.Linear):
         """Return `[..., out_features]` of spikes `[..., in_features]`."""
         weight, bias = self.weight, self.bias
         # Between products none of this code is in the caches: a small layer feels each line.
+        is_usual = _fits(input, weight, bias)
+        if is_usual and input.is_cuda:
+            # There no backend sums over active inputs; but one that was named has to run.
+            dispatch.choose(self.backend, input.device)
+            return functional.linear(input, weight, bias)
         if (
-            self.backend == "auto"
-            and _fits(input, weight, bias)
+            is_usual
+            and self.backend == "auto"
             and not input.requires_grad
             and input.numel() * weight.shape[0] < break_even.policy().least_products
         ):
@@ -365,7 +370,7 @@ for _row in dispatch.TABLE.values():
 
 
 def _fits(spikes: Any, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether this is what nearly always comes: plain float32 on the CPU, of the right shapes."""
+    """Whether this is what nearly always comes: plain float32 of the right shapes, in one place."""
     return (
         type(spikes) is Tensor
         and isinstance(weight, Tensor)
@@ -375,9 +380,9 @@ def _fits(spikes: Any, weight: Tensor, bias: Tensor | None) -> bool:
         and spikes.shape[-1:] == weight.shape[1:]
         and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
         and spikes.layout == torch.strided
-        and spikes.is_cpu
-        and weight.is_cpu
-        and (bias is None or bias.is_cpu)
+        and (spikes.is_cpu or spikes.is_cuda)
+        and spikes.device == weight.device
+        and (bias is None or bias.device == weight.device)
     )
 
 

@@ -389,7 +389,7 @@ def fused_scan(
     """
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
-    if forward_mode or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+    if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         function = _Split if torch._C._are_functorch_transforms_active() else _Scan
         found = function.apply(call, *tensors)
     else:
