@@ -232,12 +232,24 @@ def test_a_converted_layer_keeps_what_training_made_of_it(learn, backend):
         spikes.append(spike)
     found, last = layer(x)
     assert torch.equal(found, torch.stack(spikes))
-    assert torch.equal(layer.beta, decays)
+    # A constant is clamped once, also when it is loaded.
+    assert torch.equal(layer.beta, decays if learn else decays.clamp(0.0, 1.0))
     if learn:
         assert layer.beta is leaky.beta
         (wanted,) = torch.autograd.grad(mem.sum(), leaky.beta)
         (got,) = torch.autograd.grad(last.sum(), layer.beta)
         assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    layer.load_state_dict({"beta": decays, "threshold": torch.tensor(threshold)}, strict=False)
+    assert torch.equal(layer.beta, decays if learn else decays.clamp(0.0, 1.0))
+
+
+@pytest.mark.parametrize("make", [ns.LIF, ns.LI])
+def test_a_layer_that_was_pickled_with_a_decay_out_of_range_clamps_it(make):
+    """Version 0.1 kept it as it was, and clamped it at every call."""
+    layer = make(0.5)
+    layer.beta = torch.tensor(1.3)
+    again = pickle.loads(pickle.dumps(layer))
+    assert again.beta.item() == 1.0
 
 
 def test_the_choice_of_the_gradient_is_checked():

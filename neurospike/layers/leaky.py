@@ -44,14 +44,10 @@ def from_leaky(kind: type[Layer], leaky: Any, surrogate: Replacement, backend: s
         backend=backend,
         beta_gradient="clamp",
     )
-    beta = leaky.beta
-    # What learns is shared, in range or not; a constant is clamped once and for all.
-    for name, value in (
-        ("beta", beta if isinstance(beta, nn.Parameter) else beta.clamp(0.0, 1.0)),
-        ("threshold", leaky.threshold),
-    ):
+    for name in ("beta", "threshold"):  # whatever training made of them, in range or not
         delattr(layer, name)
-        layer._keep(name, value)
+        layer._keep(name, getattr(leaky, name))
+    layer._clamp_constant()
     return layer.train(leaky.training)
 
 

@@ -176,13 +176,32 @@ class _Neuron(nn.Module):
         return clamped(beta, self.beta_gradient) if isinstance(beta, nn.Parameter) else beta
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Load as torch does, and refuse a constant that a layer would not have been made with."""
+        """Load as torch does, and refuse a constant that a layer would not have been made with.
+
+        One converted from snnTorch may have such constants, and loads what it saved.
+        """
+        before = self._wrong_constants()
         super()._load_from_state_dict(state_dict, prefix, *others)
-        errors: list[str] = others[-1]
+        if self.beta_gradient == "clamp":
+            self._clamp_constant()
+        after = self._wrong_constants()
+        if after is not None and before is None:
+            errors: list[str] = others[-1]
+            errors.append(f"{prefix.rstrip('.')}: {after}" if prefix else after)
+
+    def _wrong_constants(self) -> str | None:
+        """Say what is wrong with the constants, if anything is."""
         try:
             self._check_constants()
         except ValueError as error:
-            errors.append(f"{prefix.rstrip('.')}: {error}")
+            return str(error)
+        return None
+
+    def _clamp_constant(self) -> None:
+        """Clamp once what snnTorch, and version 0.1, clamped at every step."""
+        beta = self._buffers.get("beta")
+        if beta is not None:
+            self._buffers["beta"] = beta.clamp(0.0, 1.0)
 
     def _check_constants(self) -> None:
         """Raise ValueError for constants out of range; what learns is not looked at."""
@@ -279,6 +298,7 @@ class LIF(_Neuron):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._clamp_constant()
         # A process that unpickles the layer has not seen a surrogate of the user's own.
         self.surrogate = resolve(self.surrogate)
         self._follow()
@@ -348,6 +368,10 @@ class LI(_Neuron):
         self.beta_gradient = beta_gradient
         dispatch.check_name(backend)
         self.backend = backend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._clamp_constant()
 
     def forward(
         self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
