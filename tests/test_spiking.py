@@ -460,3 +460,16 @@ def test_the_library_has_the_zoo():
         for one in vars(zoo).values()
         if isinstance(one, type) and issubclass(one, ns.Spiking) and one is not ns.Spiking
     }
+
+
+@pytest.mark.parametrize("name", ["decay", "tau", "gain", "rest_level", "leak", "bias", "scale"])
+def test_common_names_are_free_for_parameters(name):
+    made = {}
+    exec(
+        f"def leaky(current, mem, {name}):\n"
+        f"    v = {name} * mem + current\n"
+        "    return fire(v - 1.0), v\n",
+        made,
+    )
+    layer = ns.Spiking(made["leaky"], **{name: 0.5})
+    assert layer.parameter_names == (name,)

@@ -170,7 +170,7 @@ class _Neuron(nn.Module):
         else:
             self.register_buffer(name, tensor)
 
-    def decay(self) -> Tensor:
+    def _decay(self) -> Tensor:
         """Return beta within 0 and 1: one that learns is clamped, another was checked."""
         beta = self.beta
         return clamped(beta, self.beta_gradient) if isinstance(beta, nn.Parameter) else beta
@@ -321,7 +321,7 @@ class LIF(_Neuron):
             self.rule,
             current,
             () if mem is None else (mem,),
-            (self.decay(), self.threshold),
+            (self._decay(), self.threshold),
             num_steps,
             SPIKES | (TRACES if return_trace else 0),
             self.backend,
@@ -381,7 +381,7 @@ class LI(_Neuron):
             rule.LI,
             current,
             () if mem is None else (mem,),
-            (self.decay(),),
+            (self._decay(),),
             num_steps,
             TRACES,
             self.backend,

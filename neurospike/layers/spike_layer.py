@@ -59,7 +59,7 @@ def spike_layer(
         known = find(row, flat)
         if break_even.layer_pays(row, known[1], weight, trained):
             shape = torch.Size((batch, weight.shape[0]))
-            pair = zip(neurons.rule.parameters, (neurons.decay(), neurons.threshold))
+            pair = zip(neurons.rule.parameters, (neurons._decay(), neurons.threshold))
             values = (fitted(*one, weight, shape, weight.dtype) for one in pair)
             given = (weight, bias, mem, *(flat_parameter(value, shape) for value in values))
             return _Layer.apply(row, *known, *given, neurons.rule, steps)
