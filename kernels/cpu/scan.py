@@ -35,6 +35,7 @@ from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row
 from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
 from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
 from neurospike.neurons.program import Program
+from neurospike.ops.wants import mask_of
 
 BLOCK = 512  # neurons whose states stay in the first-level cache
 AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
@@ -251,16 +252,7 @@ def _compiled(kind: str, key: str, double: bool, alike: int, wanted: int = 0, **
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
     """Return which parameters have one value for all neurons, as bits."""
-    return bits_of([one.numel() == 1 for one in parameters])
-
-
-def bits_of(flags: Sequence[bool]) -> int:
-    """Return flags as the bits of a number."""
-    found = 0
-    for k, flag in enumerate(flags):
-        if flag:
-            found |= 1 << k
-    return found
+    return mask_of([one.numel() == 1 for one in parameters])
 
 
 def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | None]:
@@ -358,8 +350,8 @@ def backward(
     x = current.to(state).contiguous() if constant else rows(current, state)
     gs = rows(grad_spikes, state)
     gts = [rows(one, state) for one in grad_traces] or [None] * count
-    traced = bits_of([one is not None for one in gts])
-    wanted = bits_of([one is not None for one in out_parameters])
+    traced = mask_of([one is not None for one in gts])
+    wanted = mask_of([one is not None for one in out_parameters])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     kernel = _compiled(
         "backward",

@@ -35,6 +35,7 @@ from neurospike.kernels.cuda._formulas import NAMES
 from neurospike.kernels.cuda._launch import Launch
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
+from neurospike.ops.wants import mask_of
 
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
 
@@ -390,10 +391,6 @@ def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
     return tensor.contiguous(), False
 
 
-def _bits(flags: Sequence[bool]) -> int:
-    return sum(1 << k for k, flag in enumerate(flags) if flag)
-
-
 @functools.lru_cache(maxsize=4096)
 def _prepared(
     kind: str,
@@ -412,7 +409,7 @@ def _prepared(
     counts: the sizes of the parameters; asked: what is given, and what is wanted.
     """
     dtype, device, size, _ = form
-    flags: dict[str, Any] = {"SCALARS": _bits([count == 1 for count in counts])}
+    flags: dict[str, Any] = {"SCALARS": mask_of([count == 1 for count in counts])}
     if kind == "forward":
         given, spikes, is_traced, saved, held = asked
         flags |= {"GIVEN": given, "SPIKES": spikes, "SAVED": saved, "HELD_CURRENT": held}
@@ -420,9 +417,9 @@ def _prepared(
         loads = 1
     else:
         spikes, traced, constant, wanted, states, held, spikes_held, traces_held, _ = asked
-        flags |= {"SPIKES": spikes, "TRACED": _bits(traced), "CONSTANT": constant}
-        flags |= {"WANTED": _bits(wanted), "WANT_STATES": states, "HELD_CURRENT": held}
-        flags |= {"HELD_SPIKES": spikes_held, "HELD_TRACES": _bits(traces_held)}
+        flags |= {"SPIKES": spikes, "TRACED": mask_of(traced), "CONSTANT": constant}
+        flags |= {"WANTED": mask_of(wanted), "WANT_STATES": states, "HELD_CURRENT": held}
+        flags |= {"HELD_SPIKES": spikes_held, "HELD_TRACES": mask_of(traces_held)}
         loads = 1 + spikes + sum(traced)
     block, warps, stages = geometry(kind, size, dtype, loads)
     kernel = compiled(kind, neuron, BLOCK=block, STAGES=stages, **flags)

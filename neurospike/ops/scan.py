@@ -52,7 +52,7 @@ def step_shape(current: Tensor, num_steps: int) -> torch.Size:
 
 
 class Sizes(NamedTuple):
-    """What a call's results are like; None or 0 for what is not asked for."""
+    """What a call's results are like; None for what is not asked for."""
 
     state: torch.dtype
     step: Sequence[Any]  # [B, *F]
@@ -124,6 +124,14 @@ def _allocate_gradients(
     )
 
 
+def _listed(spikes: Tensor | None, *others: list[Tensor]) -> list[Tensor]:
+    """Return an operator's results, those that there are."""
+    found = [] if spikes is None else [spikes]
+    for each in others:
+        found += each
+    return found
+
+
 def define(row: dispatch.Backend) -> None:
     """Make the two operators of a fused `row`, once in a process."""
     every, name = row.checkpoint_every, f"{row.name}_scan"
@@ -140,8 +148,7 @@ def define(row: dispatch.Backend) -> None:
         wants: int,
     ) -> list[Tensor]:
         sizes = _sizes(every, current.shape, current.dtype, neuron, steps, wants)
-        spikes, finals, traces, saved = _allocate(current, sizes)
-        return [*([] if spikes is None else [spikes]), *finals, *traces, *saved]
+        return _listed(*_allocate(current, sizes))
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
         current, _, parameters, _, neuron, _, steps, wants = arguments[3:]
@@ -194,7 +201,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             finals=finals,
             **({"saved": saved} if every else {}),
         )
-        return [*([] if spikes is None else [spikes]), *finals, *traces, *saved]
+        return _listed(spikes, finals, traces, saved)
 
     def backward(
         grad_spikes: Tensor | None,
