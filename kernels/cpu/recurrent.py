@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers
+from neurospike.kernels.cpu import linear
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.cpu._memory import take
@@ -35,10 +36,9 @@ from neurospike.kernels.cpu._vectors import (
     lowest,
     multiply_rows,
     nonzero,
-    sum_graded_rows,
     sum_rows,
 )
-from neurospike.kernels.cpu.events import FORMATS, WORD
+from neurospike.kernels.cpu.events import FORMATS, find, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack
 from neurospike.kernels.cpu.scan import (
@@ -59,6 +59,9 @@ BLOCK_BYTES = 128  # neurons whose sums stay in registers while a block of sampl
 TOGETHER = 8
 TILE = 16
 SHARE = 0.35  # of the neurons that fire, from which on a dense product takes less time
+# Products of a dense weight gradient that take as long as reading one number of the currents'
+# gradients for an event-driven one, and as adding one to a sum.
+READ, ADD = 60.0, 5.0
 
 # What a kernel is compiled for; rebound for each variant.
 NUMBER = np.float32(0)
@@ -551,3 +554,16 @@ def backward(
     for target, found in zip(out_parameters, asked):
         if target is not None and found is not None:
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
+
+
+def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+    """Fill `out` `[N, N]` with `grad.T @ spikes`, by events where few neurons fired."""
+    count, size = spikes.shape
+    if count > 0 and READ < size:
+        bits = torch.empty((count, words(size)), dtype=torch.int64)
+        found = find(spikes.contiguous(), bits)
+        sums = found.events if found.valued else found.groups
+        if ADD * sums + READ * count < count * size:
+            out.copy_(linear.backward(grad=grad, spikes=spikes, bits=bits, valued=found.valued))
+            return
+    torch.mm(grad.T, spikes, out=out)
