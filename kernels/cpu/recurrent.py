@@ -559,7 +559,7 @@ def backward(
 def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
     """Fill `out` `[N, N]` with `grad.T @ spikes`, by events where few neurons fired."""
     count, size = spikes.shape
-    if count > 0 and READ < size:
+    if count > 0 and size > READ:
         bits = torch.empty((count, words(size)), dtype=torch.int64)
         found = find(spikes.contiguous(), bits)
         sums = found.events if found.valued else found.groups
