@@ -10,8 +10,8 @@ For a neuron of one state and two parameters, with spikes and no parameter that 
             spikes[i] = spike
 
 `lay` returns the rows of a block's states, one behind the other in a scratch, and of its
-parameters, and `sums_of` those of the gradients of parameters; `advance`, `retrace` and `retreat` call the loops on
-them, for their number differs from neuron to neuron as well.
+parameters, and `sums_of` those of the gradients of parameters; `advance`, `retrace` and `retreat`
+call the loops on them, for their number differs from neuron to neuron as well.
 """
 
 import functools
