@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurospike.layers.recurrent import Recurrent
+
 MAC_PICOJOULES = 4.6
 AC_PICOJOULES = 0.9
 
@@ -40,7 +42,8 @@ class Operations:
 def count_operations(model: nn.Module, images: Tensor) -> Operations:
     """Run the model on pictures `[B, ...]` and count what its layers do.
 
-    Linear and convolutional layers are counted; a product that the model takes once for all time
+    Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
+    spike but those of the last step comes back; a product that the model takes once for all time
     steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
@@ -55,8 +58,16 @@ def count_operations(model: nn.Module, images: Tensor) -> Operations:
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
         found.append((spiking, used, products * len(images) / times))
 
+    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
+        spikes = output[0][0] if isinstance(output[0], tuple) else output[0]
+        weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
+        used = float((spikes[:-1].float().sum((0, 1)) * weights.sum(0)).sum())
+        found.append((True, used, float(weights.sum()) * len(images)))
+
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     handles = [layer.register_forward_hook(look) for layer in layers]
+    recurrent = [layer for layer in model.modules() if isinstance(layer, Recurrent)]
+    handles += [layer.register_forward_hook(look_back) for layer in recurrent]
     try:
         model(images)
     finally:
