@@ -64,7 +64,8 @@ def outcome(layer, current, state=None, **options):
     total = 0.0
     for one in (spikes, *states, *traces):
         total = total + (one * torch.randn(one.shape, generator=generator)).sum()
-    return (spikes, *states, *traces), torch.autograd.grad(total, leaves)
+    # Without a step the reference never looks at the weight, whose gradient is 0 then.
+    return (spikes, *states, *traces), torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 def both(layer, fused, *given, **options):
@@ -223,7 +224,7 @@ def test_no_steps_leave_the_state_as_it_was(backend):
     layer = ns.Recurrent(ns.Izhikevich(backend=backend), 3)
     spikes, states = layer(torch.zeros(0, 2, 3))
     assert spikes.shape == (0, 2, 3)
-    assert [float(one.mean()) for one in states] == [0.0, -65.0, -13.0]
+    assert [one.unique().tolist() for one in states] == [[0.0], [-65.0], [-13.0]]
     again = layer(torch.zeros(0, 2, 3), (torch.ones(2, 3), *states[1:]))[1]
     assert torch.equal(again[0], torch.ones(2, 3))
 
