@@ -10,7 +10,8 @@ backward, reaches the other threads of the program in one of three ways (`geomet
 - "held": the weight stays in registers for the whole sequence; for few neurons.
 - "events": the program lists what is not 0 in global memory, and adds up the rows of the weight of
   those alone. Rows of silent neurons are not read.
-- "dense": the program stores the values, and goes through all rows, once for all its samples.
+- "dense": the program stores the values, and goes through all rows, once for all its samples. Some
+  of the rows may stay in registers.
 
 Between a store and the loads by other threads of it stands `tl.debug_barrier`, which orders global
 memory within a program. Sums are taken in a fixed order, so that a call repeats to the last bit.
@@ -58,6 +59,7 @@ BLOCK = 256  # neurons of a sample, a power of two
 SAMPLES = 1  # of a program
 HELD = False
 EVENTS = True
+KEPT = 0  # rows of the weight that stay in registers: all if HELD
 ROWS = 32  # of the weight that are read at once
 WIDTH = 1  # of its columns that a thread reads at once
 STAGES = 1
@@ -110,11 +112,11 @@ def _tile(rows, inside, matrix):
     return tl.load(matrix_ptr + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
 
 
-def _all_rows(matrix, zeros):
-    """Load the whole matrix where it is held in registers."""
+def _kept(matrix):
+    """Load the rows of the matrix that stay in registers."""
     found = ()
-    if HELD:
-        rows = tl.arange(0, BLOCK)
+    if KEPT > 0:
+        rows = tl.arange(0, KEPT)
         found = _tile(rows, rows < matrix[5], matrix)
     return found
 
@@ -150,43 +152,54 @@ def _listed(row, base, matrix):
     return tl.sum(sums, 0)
 
 
-def _dense(values, place, matrix):
-    """Return the product of all samples, which share each reading of the matrix."""
-    offsets, valid, whole = place
+def _values(first, many, s, place, matrix):
+    """Load what a sample of the program stored for some neurons, `[many]`."""
     _, _, scratch_ptr, _, base, size = matrix
+    k = first + tl.arange(0, many)
+    at = base + s * size + k
+    return tl.load(scratch_ptr + at, mask=(k < size) & (at < place[2]), other=0.0)
+
+
+def _dense(values, kept, place, matrix):
+    """Return the product of all samples, which share each reading of the matrix."""
+    offsets, valid, _ = place
+    _, _, scratch_ptr, _, _, size = matrix
     tl.debug_barrier()  # what was stored before is read by now
     tl.store(scratch_ptr + offsets, values, mask=valid)
     tl.debug_barrier()
     sums = ()
     for _ in tl.static_range(SAMPLES):
         sums = sums + (tl.zeros([ROWS, BLOCK], values.dtype),)
-    for first in tl.range(0, size, ROWS, num_stages=STAGES):
-        k = first + tl.arange(0, ROWS)
-        tile = _tile(k, k < size, matrix)
+    for first in tl.range(KEPT, size, ROWS, num_stages=STAGES):
+        rows = first + tl.arange(0, ROWS)
+        tile = _tile(rows, rows < size, matrix)
         after = ()
         for s in tl.static_range(SAMPLES):
-            at = base + s * size + k
-            each = tl.load(scratch_ptr + at, mask=(k < size) & (at < whole), other=0.0)
+            each = _values(first, ROWS, s, place, matrix)
             after = after + (sums[s] + tile * each[:, None],)
         sums = after
     total = values
     for s in tl.static_range(SAMPLES):
-        total = _with(total, tl.sum(sums[s], 0), s)
+        found = tl.sum(sums[s], 0)
+        if KEPT > 0:
+            each = _values(0, KEPT, s, place, matrix)
+            found += tl.sum(kept * each[:, None], 0)
+        total = _with(total, found, s)
     return total
 
 
-def _product(values, held, place, matrix):
+def _product(values, kept, place, matrix):
     """Return the sum over neurons k of `values[k]` times row k of the matrix, for each sample."""
     total = values
     if HELD:
         for s in tl.static_range(SAMPLES):
-            total = _with(total, tl.sum(held * _mine(values, s)[:, None], 0), s)
+            total = _with(total, tl.sum(kept * _mine(values, s)[:, None], 0), s)
     elif EVENTS:
         for s in tl.static_range(SAMPLES):
             base = matrix[4] + s * matrix[5]
             total = _with(total, _listed(_mine(values, s), base, matrix), s)
     else:
-        total = _dense(values, place, matrix)
+        total = _dense(values, kept, place, matrix)
     return total
 
 
@@ -225,7 +238,7 @@ def _forward(
     zeros = tl.zeros([SAMPLES, BLOCK], state)
     base = tl.program_id(0).to(tl.int64) * SAMPLES * size
     matrix = (matrix_ptr, stride, scratch_ptr, list_ptr, base, size)
-    held = _all_rows(matrix, zeros)
+    kept = _kept(matrix)
     last = _start(states_ptr, 0, place, zeros)
     mem = ()
     for s in tl.static_range(STATES):
@@ -235,7 +248,7 @@ def _forward(
     ends, longest = _ends(lengths_ptr, batch, steps)
     for t in tl.range(0, longest):
         x = _load(x_ptr, 0 if HELD_CURRENT else t, valid, place, state)
-        total = x + _product(last, held, place, matrix)
+        total = x + _product(last, kept, place, matrix)
         found = step(total, *mem, *parameters, *values)
         goes = valid & (t < ends)
         spikes = tl.where(goes, _like(found[0], zeros), 0.0)
@@ -302,7 +315,7 @@ def _backward(
     zeros = tl.zeros([SAMPLES, BLOCK], state)
     base = tl.program_id(0).to(tl.int64) * SAMPLES * size
     matrix = (matrix_ptr, stride, scratch_ptr, list_ptr, base, size)
-    held = _all_rows(matrix, zeros)
+    kept = _kept(matrix)
     first = ()
     for s in tl.static_range(STATES):
         first = first + (_start(states_ptr, 1 + s, place, zeros),)
@@ -334,7 +347,7 @@ def _backward(
             else:
                 given = given + (carry[1 + s],)
         # A sample's last spikes act on no step after its end.
-        coming = tl.where(t + 1 < ends, _product(d, held, place, matrix), carry[0])
+        coming = tl.where(t + 1 < ends, _product(d, kept, place, matrix), carry[0])
         found = adjoint(current, *before, *parameters, *values, coming + comes, *given)
         d = tl.where(goes, _like(found[0], zeros), 0.0)
         _store(out_ptr, t, d, valid, place)
@@ -355,7 +368,7 @@ def _backward(
         for t in tl.range(longest, steps):
             _store(out_ptr, t, zeros, valid, place)
     if WANT_STATES:
-        coming = tl.where(ends > 0, _product(d, held, place, matrix), carry[0])
+        coming = tl.where(ends > 0, _product(d, kept, place, matrix), carry[0])
         tl.store(out_states_ptr[0] + offsets, coming, mask=valid)
         for s in tl.static_range(STATES):
             tl.store(out_states_ptr[1 + s] + offsets, carry[1 + s], mask=valid)
@@ -375,6 +388,7 @@ class Geometry(NamedTuple):
             each thread adds up its own, and nothing has to change hands.
         warps: of a program.
         stages: of the loop over rows; above 1 they are copied ahead into shared memory.
+        kept: rows of the weight that stay in registers if it is "dense", 0 or a power of two.
     """
 
     product: str
@@ -382,7 +396,8 @@ class Geometry(NamedTuple):
     rows: int
     width: int
     warps: int
-    stages: int
+    stages: int = 1
+    kept: int = 0
 
 
 def block_of(size: int) -> int:
@@ -393,26 +408,26 @@ def block_of(size: int) -> int:
 def geometry(kind: str, size: int, batch: int, dtype: torch.dtype) -> Geometry:
     """Return how a layer of so many neurons and samples is divided; not measured yet.
 
-    A matrix that takes no more than 64 registers of each thread is held. Else spikes, which are
+    A matrix that takes no more than 128 registers of each thread is held. Else spikes, which are
     few, are listed, and gradients, which are not, share each reading of the weight where there are
-    samples enough to keep the processors busy. So many rows are read at once that each thread
-    waits for 32 numbers, or has that many sums of all its samples.
+    samples enough to keep the processors busy. So many rows are read at once as there are registers
+    for their sums.
 
     kind: "forward" or "backward"; dtype: of the states.
     """
-    block = block_of(size)
-    words = dtype.itemsize // 4
+    block, words = block_of(size), dtype.itemsize // 4
     warps = max(1, min(16, block // 32))
-    width = block // (32 * warps) or 1
-    if block * block * words <= 128 * 32 * warps:
-        return Geometry("held", 1, 1, width, warps, 1)
-    samples = 1
-    if kind == "backward":
-        samples = min(4, max(1, triton.next_power_of_2(batch // 64 + 1) // 2))
-    rows = max(1, 32 * 32 * warps // (block * words * max(1, samples // 2)))
+    width = max(1, block // (32 * warps))
+    each = width * words  # registers that a row takes of each thread
+    if block * each <= 128:
+        return Geometry("held", 1, 1, width, warps)
+    sums = 64 if warps <= 8 else 32
     if kind == "forward":
-        return Geometry("events", samples, rows, width, warps, 1)
-    return Geometry("dense", samples, rows, width, warps, 1)
+        return Geometry("events", 1, min(32, sums // (2 * each)), width, warps)
+    samples = min(4, max(1, triton.next_power_of_2(batch // 64 + 1) // 2))
+    kept = 64 if warps <= 8 and samples * each == 1 else 0
+    rows = min(32, sums // (each * samples * (2 if samples == 1 else 1)))
+    return Geometry("dense", samples, rows, width, warps, kept=kept)
 
 
 def fits(kind: str, size: int) -> bool:
@@ -454,8 +469,10 @@ def _prepared(
     flags |= {"GIVEN": given, "LENGTHS": lengths}
     chosen = geometry(kind, size, batch, state)
     flags |= {"SAMPLES": chosen.samples, "ROWS": chosen.rows, "WIDTH": chosen.width}
-    flags |= {"STAGES": chosen.stages}
-    kernel = compiled(kind, neuron, chosen.product, BLOCK=block_of(size), **flags)
+    block = block_of(size)
+    flags |= {"STAGES": chosen.stages, "BLOCK": block}
+    flags["KEPT"] = block if chosen.product == "held" else chosen.kept
+    kernel = compiled(kind, neuron, chosen.product, **flags)
     programs = -(-batch // chosen.samples)
     return Launch(kernel, programs, chosen.warps, device), bits_of(numbers), chosen.product
 
