@@ -27,7 +27,10 @@ ROUNDED = 2.0**-8  # of the gradient of a current in 16 bits
 
 
 def prove(
-    layer: ns.Recurrent, current: Tensor, state: Sequence[Tensor] = (), lengths: Tensor | None = None
+    layer: ns.Recurrent,
+    current: Tensor,
+    state: Sequence[Tensor] = (),
+    lengths: Tensor | None = None,
 ) -> float:
     """Compare spikes, states, traces and gradients with the replay; the gradients' worst distance.
 
