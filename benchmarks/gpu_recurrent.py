@@ -329,9 +329,9 @@ def _alone(device: Device, layer: ns.Recurrent, current: Tensor, grad: Tensor) -
 class Report:
     """What was found so far, on the screen and on disk."""
 
-    def __init__(self, folder: Path, limit: float) -> None:
+    def __init__(self, folder: Path, limit: float, where: dict[str, Any]) -> None:
         self.folder, self.end = folder, time.perf_counter() + limit
-        self.results: dict[str, Any] = {"machine": machine("cuda")}
+        self.results: dict[str, Any] = {"machine": where}
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -398,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reasons:
         print(f"error: nothing to measure: {'; '.join(reasons)}", file=sys.stderr)
         return 2
-    report, parts = Report(options.out, options.limit), options.parts.split(",")
+    report, parts = Report(options.out, options.limit, machine("cuda")), options.parts.split(",")
     work = compilations(parts)
     began = time.perf_counter()
     for part, row in side_by_side(work, 0.5 * options.limit):
