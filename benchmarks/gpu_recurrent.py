@@ -77,7 +77,7 @@ class Kernel:
         return kernels.geometry(self.kind, size, batch, state_dtype(self.dtype))
 
     def prepared(self, device: str) -> Callable[[], None]:
-        """Return the backend's function for tensors whose spikes are those of a tenth of neurons."""
+        """Return a call of the backend whose currents let some of the neurons fire."""
         steps, batch, size = sizes(self.case)
         rule, state = NEURONS[self.neuron]().rule, state_dtype(self.dtype)
         count = len(rule.states)

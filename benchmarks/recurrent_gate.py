@@ -1,10 +1,10 @@
 """The equivalence gate of recurrent layers: the sums that reached the neurons are replayed.
 
-A product that is summed in another order differs in last bits, and a neuron that comes within these
-of its threshold fires otherwise; a few steps later so do all. So a layer's own sums, which its
-backward pass needs anyway, are handed to the neuron's step in torch: spikes have to be equal bit for
-bit. The sums in their turn have to be those of these spikes, within rounding, and autograd goes back
-through them as through the product.
+A product that is summed in another order differs in last bits, and a neuron that comes within
+these of its threshold fires otherwise; a few steps later so do all. So a layer's own sums, which
+its backward pass needs anyway, are handed to the neuron's step in torch: spikes have to be equal
+bit for bit. The sums in their turn have to be those of these spikes, within rounding, and autograd
+goes back through them as through the product.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Recurrent layers in Triton's interpreter; `test_recurrent_triton.py` runs it, as `interpreted`."""
+"""Recurrent layers in Triton's interpreter; `test_recurrent_triton.py` runs it."""
 
 import pytest
 import recurrent_cases as cases

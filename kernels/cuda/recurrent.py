@@ -2,10 +2,11 @@
 
     current_t = x_t + weight @ spikes_{t-1}
 
-Layout: a sequence is `[T, B, N]`. A program takes `SAMPLES` samples with all their neurons and keeps
-their states in registers while it goes through time; samples do not act on each other, so that no
-program waits for another. What a step hands to the next, spikes forward and gradients of currents
-backward, reaches the other threads of the program in one of three ways (`geometry` chooses):
+Layout: a sequence is `[T, B, N]`. A program takes `SAMPLES` samples with all their neurons and
+keeps their states in registers while it goes through time; samples do not act on each other, so
+that no program waits for another. What a step hands to the next, spikes forward and gradients of
+currents backward, reaches the other threads of the program in one of three ways (`geometry`
+chooses):
 
 - "held": the weight stays in registers for the whole sequence; for few neurons.
 - "events": the program lists what is not 0 in global memory, and adds up the rows of the weight of
@@ -523,9 +524,9 @@ def forward(
     steps, batch, size = current.shape
     if not fits("forward", size):
         _stepped().forward(
-            **dict(current=current, weight=weight, states=states, parameters=parameters),
-            **dict(lengths=lengths, neuron=neuron, numbers=numbers, spikes=spikes),
-            **dict(traces=traces, finals=finals, currents=currents),
+            **{"current": current, "weight": weight, "states": states, "parameters": parameters},
+            **{"lengths": lengths, "neuron": neuron, "numbers": numbers, "spikes": spikes},
+            **{"traces": traces, "finals": finals, "currents": currents},
         )
         return
     x, held = _rows(current)
@@ -581,10 +582,10 @@ def backward(
     steps, batch, size = currents.shape
     if not fits("backward", size):
         _stepped().backward(
-            **dict(grad_spikes=grad_spikes, grad_finals=grad_finals, grad_traces=grad_traces),
-            **dict(currents=currents, traces=traces, weight=weight, states=states),
-            **dict(parameters=parameters, lengths=lengths, neuron=neuron, numbers=numbers),
-            **dict(out=out, out_states=out_states, out_parameters=out_parameters),
+            **{"grad_spikes": grad_spikes, "grad_finals": grad_finals, "grad_traces": grad_traces},
+            **{"currents": currents, "traces": traces, "weight": weight, "states": states},
+            **{"parameters": parameters, "lengths": lengths, "neuron": neuron, "numbers": numbers},
+            **{"out": out, "out_states": out_states, "out_parameters": out_parameters},
         )
         return
     gs, held = _rows(grad_spikes)
