@@ -524,9 +524,17 @@ def forward(
     steps, batch, size = current.shape
     if not fits("forward", size):
         _stepped().forward(
-            **{"current": current, "weight": weight, "states": states, "parameters": parameters},
-            **{"lengths": lengths, "neuron": neuron, "numbers": numbers, "spikes": spikes},
-            **{"traces": traces, "finals": finals, "currents": currents},
+            current=current,
+            weight=weight,
+            states=states,
+            parameters=parameters,
+            lengths=lengths,
+            neuron=neuron,
+            numbers=numbers,
+            spikes=spikes,
+            traces=traces,
+            finals=finals,
+            currents=currents,
         )
         return
     x, held = _rows(current)
@@ -582,10 +590,20 @@ def backward(
     steps, batch, size = currents.shape
     if not fits("backward", size):
         _stepped().backward(
-            **{"grad_spikes": grad_spikes, "grad_finals": grad_finals, "grad_traces": grad_traces},
-            **{"currents": currents, "traces": traces, "weight": weight, "states": states},
-            **{"parameters": parameters, "lengths": lengths, "neuron": neuron, "numbers": numbers},
-            **{"out": out, "out_states": out_states, "out_parameters": out_parameters},
+            grad_spikes=grad_spikes,
+            grad_finals=grad_finals,
+            grad_traces=grad_traces,
+            currents=currents,
+            traces=traces,
+            weight=weight,
+            states=states,
+            parameters=parameters,
+            lengths=lengths,
+            neuron=neuron,
+            numbers=numbers,
+            out=out,
+            out_states=out_states,
+            out_parameters=out_parameters,
         )
         return
     gs, held = _rows(grad_spikes)
