@@ -17,7 +17,18 @@ NAME = "stepped"
 
 # --8<-- [start:functions]
 def forward(
-    *, current, states, parameters, neuron, numbers, steps, constant, spikes, traces, finals
+    *,
+    current,
+    states,
+    parameters,
+    neuron,
+    numbers,
+    steps,
+    constant,
+    spikes,
+    traces,
+    finals,
+    lengths=None,
 ):
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`."""
     step = stepped.step_of(neuron, numbers, finals[0])
@@ -25,7 +36,12 @@ def forward(
     values = [_features(value, finals[0]) for value in parameters]
     for t in range(steps):
         x = (current if constant else current[t]).to(finals[0].dtype)
-        spike, *now = step(x, *now, *values)
+        before = now
+        spike, *now = step(x, *before, *values)
+        if lengths is not None:  # a sample that is over fires no more and stays as it is
+            goes = _goes(lengths, t, spike)
+            spike = torch.where(goes, spike, 0.0)
+            now = [torch.where(goes, *both) for both in zip(now, before)]
         if spikes is not None:
             spikes[t] = spike
         for trace, state in zip(traces, now):
@@ -49,6 +65,7 @@ def backward(
     out,
     out_states,
     out_parameters,
+    lengths=None,
 ):
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
     shape = current.shape if constant else current.shape[1:]
@@ -72,6 +89,10 @@ def backward(
             for trace, carry in zip(grad_traces or [None] * count, carries)
         ]
         d, *found = adjoint(x, *befores[t], *values, of_spike, *of_states)
+        if lengths is not None:
+            goes = _goes(lengths, t, d)
+            others = [*carries, *(torch.zeros_like(d) for _ in sums)]
+            d, *found = (torch.where(goes, *both) for both in zip((d, *found), (0.0, *others)))
         carries, sums = found[:count], [a + b for a, b in zip(sums, found[count:])]
         if constant:
             out += d
@@ -83,6 +104,11 @@ def backward(
         if target is not None:
             each = total.flatten(1).sum(0)
             target.view(-1).copy_(each if target.numel() > 1 else each.sum(0))
+
+
+def _goes(lengths, t, like):
+    """Which samples have a step `t`, in a shape that broadcasts against `[B, *F]`."""
+    return (t < lengths).view(-1, *(1,) * (like.dim() - 1))
 
 
 def _features(values, like):
