@@ -653,3 +653,8 @@ def backward(
         steps,
     )
     sum_over_batch(each, out_parameters)
+
+
+def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+    """Fill `out` `[N, N]` with `grad.T @ spikes`, by torch."""
+    _stepped().weight_gradient(grad=grad, spikes=spikes, out=out)
