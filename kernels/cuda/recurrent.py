@@ -86,11 +86,12 @@ def adjoint(*arguments):
 
 
 def _place(batch, size):
-    """Return this program's neurons: their offsets, which of them exist, how many there are."""
+    """Return this program's neurons, as `scan` does: offsets, which exist, how many, their end."""
     samples = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     neurons = tl.max_contiguous(tl.arange(0, BLOCK), WIDTH)
     valid = (samples < batch)[:, None] & (neurons < size)[None, :]
-    return samples[:, None] * size + neurons[None, :], valid, tl.cast(batch, tl.int64) * size
+    total = tl.cast(batch, tl.int64) * size
+    return samples[:, None] * size + neurons[None, :], valid, total, total
 
 
 def _ends(lengths_ptr, batch, steps):
@@ -163,7 +164,7 @@ def _values(first, many, s, place, matrix):
 
 def _dense(values, kept, place, matrix):
     """Return the product of all samples, which share each reading of the matrix."""
-    offsets, valid, _ = place
+    offsets, valid, _, _ = place
     _, _, scratch_ptr, _, _, size = matrix
     tl.debug_barrier()  # what was stored before is read by now
     tl.store(scratch_ptr + offsets, values, mask=valid)
@@ -232,7 +233,7 @@ def _forward(
     steps,
 ):
     place = _place(batch, size)
-    offsets, valid, _ = place
+    offsets, valid, _, _ = place
     state = finals_ptr[0].dtype.element_ty
     parameters = _parameters(parameters_ptr, counts, place)
     values = _numbers(numbers, state)
@@ -309,7 +310,7 @@ def _backward(
     steps,
 ):
     place = _place(batch, size)
-    offsets, valid, _ = place
+    offsets, valid, _, _ = place
     state = out_ptr.dtype.element_ty
     parameters = _parameters(parameters_ptr, counts, place)
     values = _numbers(numbers, state)
