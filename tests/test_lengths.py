@@ -159,8 +159,11 @@ def padded(lengths, features, dtype=torch.float32, steps=STEPS):
     return current.requires_grad_()
 
 
-@pytest.mark.parametrize("name", NEURONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+CASES = [(name, torch.float32) for name in NEURONS]
+CASES += [(name, torch.float64) for name in ("lif subtract", "li", "three states")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_a_batch_equals_its_samples_run_one_by_one(name, dtype, backend):
     layer = made(name, 10, backend, dtype)
     state = states_of(layer, 4, 10, dtype=dtype)
