@@ -264,11 +264,11 @@ def test_a_kernel_takes_any_number_for_a_length(fused):
 # Under torch's transforms
 
 
-def test_compiled_and_exported(backend):
+def test_compiled_and_exported(fused):
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lif = made("lif subtract", 10, backend)
+            self.lif = made("lif subtract", 10, fused)
 
         def forward(self, x, lengths):
             return self.lif(x, lengths=lengths)
@@ -363,8 +363,8 @@ def test_a_layer_that_takes_no_lengths_is_refused():
             refused(SEQUENCE, lengths=[8, 0, 2])
 
 
-def test_a_compiled_network(backend):
-    net = network(backend)
+def test_a_compiled_network(fused):
+    net = network(fused)
     x, lengths = torch.rand(STEPS, 4, 6, dtype=torch.float64), torch.tensor(LENGTHS)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, lengths=lengths), net(x, lengths=lengths))
