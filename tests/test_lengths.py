@@ -124,11 +124,13 @@ def check_alone(layer, current, state, lengths, dtype, num_steps=None):
     held = num_steps is not None
     inputs = [current, *state, *layer.parameters()]
     options = {"num_steps": num_steps} if held else {}
-    sequences, finals = ran(layer, current, state, lengths=torch.tensor(lengths), **options)
+    sequences, finals = ran(
+        layer, current, state, lengths=torch.tensor(lengths, dtype=torch.int64), **options
+    )
     weights = [torch.randn_like(one) for one in (*sequences, *finals)]
     total = sum((one * w).sum() for one, w in zip((*sequences, *finals), weights))
     found = torch.autograd.grad(total, inputs)
-    total = 0.0
+    total = 0.0 * sum(one.sum() for one in layer.parameters())
     for b, length in enumerate(lengths):
         one = slice(b, b + 1)
         own = current[one] if held else current[:length, one]
@@ -147,7 +149,7 @@ def check_alone(layer, current, state, lengths, dtype, num_steps=None):
         if not held:
             assert not found[0][length:, b].any()
     budget = 1e-12 if dtype == torch.float64 else 1e-5
-    for grad, want in zip(found, torch.autograd.grad(total, inputs)):
+    for grad, want in zip(found, torch.autograd.grad(total, inputs, materialize_grads=True)):
         assert (grad - want).norm() <= budget * want.norm()
 
 
