@@ -163,8 +163,8 @@ def geometries(kernel: Kernel) -> list[Geometry]:
         found.append(Geometry("dense", 1, 32, 4, 8, 3))
         found += [
             Geometry("blocks", 16, rows, 1, warps, stages)
-            for rows, stages in ((16, 4), (32, 2), (32, 3), (64, 2))
-            for warps in (4, 8)
+            for rows, stages in ((16, 3), (16, 4), (32, 2), (32, 3))
+            for warps in (4, 8, 16)
             if rows * block * 4 * stages <= 200_000
         ]
     return list(dict.fromkeys(one for one in found if one.samples <= batch))
