@@ -603,16 +603,11 @@ def backward(
             out.zero_()
         for before, final in zip(out_states, finals or (None,) * count):
             before.zero_() if final is None else before.copy_(final)
-<<<<<<< HEAD
     sum_over_batch(each, out_parameters)
 
 
 def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
     """Sum each neuron's gradients of parameters, `[B * N]`, over the neurons that share one."""
     for target, found in zip(out, each):
-        if target is not None and found is not None:
-=======
-    for target, found in zip(out_parameters, each):
         if target is not None and found is not None and target.numel():
->>>>>>> lengths
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
