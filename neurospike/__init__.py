@@ -4,6 +4,7 @@ from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
 from .layers.conversion import convert
+from .layers.delay import Delay
 from .layers.lif import LI, LIF, lif
 from .layers.sequential import Sequential
 from .layers.spike_layer import spike_layer
@@ -34,6 +35,7 @@ __all__ = [
     "Alpha",
     "ConvEncoder",
     "ConvSNN",
+    "Delay",
     "Izhikevich",
     "Neuron",
     "OneToOne",

@@ -21,7 +21,7 @@ import torch
 from neurospike.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
-    from .protocols import Coder, Linear, LinearScan, Scan
+    from .protocols import Coder, Delay, Linear, LinearScan, Scan
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Backend:
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
         latency: where it encodes by latency; empty if torch does.
+        delay: where it delays channels, each by its own number of steps; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
@@ -52,6 +53,7 @@ class Backend:
     layer: str = ""
     draws: str = ""
     latency: str = ""
+    delay: str = ""
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
@@ -71,6 +73,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.cuda.scan",
+            delay=".kernels.cuda.delay",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
@@ -84,6 +87,7 @@ TABLE: dict[str, Backend] = {
             ".kernels.cpu.linear_scan",
             ".kernels.cpu.draws",
             ".kernels.cpu.latency",
+            ".kernels.cpu.delay",
             packages=("numba",),
             device_types=("cpu",),
         ),
@@ -218,6 +222,11 @@ def linear_of(row: Backend) -> "Linear":
 def layer_of(row: Backend) -> "LinearScan":
     """Return such a product with its neurons, of a row that has both in one loop."""
     return load(row.layer)
+
+
+def delay_of(row: Backend) -> "Delay":
+    """Return what delays the channels of a sequence, of a row that has it."""
+    return load(row.delay)
 
 
 def coder(kind: str, data: torch.Tensor) -> "Coder | None":
