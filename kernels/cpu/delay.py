@@ -3,11 +3,11 @@
 Layout: a sequence is `[T, N]`, `N = B * P`, rows contiguous; `lag [P]` and `weights [taps, P]` are
 those of the P channels of a sample. The output is `y_t = sum_j weights[j] * x_{t - lag - j}`.
 
-Blocks of channels are divided among threads. The last rows of a block's input lie in a ring in the
-caches, from which each channel picks the one that is `lag` steps old; what it picked at the steps
-before are its other taps. So the input is read once, whatever the delays and however many taps.
-Backward is the same in reverse: each channel picks the gradient that is `lag` steps ahead, and the
-products of what was picked with the input add up to the weights' gradient.
+Blocks of channels are divided among threads. A block takes some steps at once, turned in the
+caches so that the steps of a channel lie side by side: then a delay is another place to read from,
+and a tap is one product of a row. So the input is read once, whatever the delays and however many
+taps. Backward is the same in reverse, from the gradient `lag` steps ahead; the products with the
+input add up to the weights' gradient, in an order that does not depend on the threads.
 
 That moves 8 bytes per channel-step forward (read x, write y) and 12 backward (read x and the
 gradient of y, write that of x) in float32; 16-bit sequences are converted before and after. Saved
@@ -15,6 +15,7 @@ for backward: nothing but the inputs. Number formats: float32, or float64 if the
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,18 +25,22 @@ from torch import Tensor
 
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._compile import compiled
-from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
-from neurospike.kernels.cpu.scan import AHEAD, GRAIN, STREAMED, rows
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
+from neurospike.kernels.cpu._memory import address, array_at, fence, prefetch, stream, take
+from neurospike.kernels.cpu._vectors import add_in_any_order
+from neurospike.kernels.cpu.linear import turn_block
+from neurospike.kernels.cpu.scan import GRAIN, STREAMED, rows
 
-BLOCK = 512  # channels at most whose rows stay in the second-level cache
-CACHED = 1 << 16  # numbers in them
+BLOCK = 256  # channels at most
+CHUNK = 64  # steps at once, or as many as the longest delay
+CACHED = 1 << 16  # numbers of a block that stay in the second-level cache
+SQUARE = 16  # steps and delays are rounded up to so many, which divide into vectors
 
-# Sizes of a job: steps; channels of a block, of a sample, and in all; rows of the ring; taps;
-# whether to write past the caches.
-STEPS, WIDTH, CHANNELS, COUNT, RING, TAPS, STREAMS = range(SIZES, SIZES + 7)
+# Sizes of a job: steps, at once; channels of a block, of a sample, and in all; taps; the longest
+# delay, times two and one more if what is written goes past the caches.
+STEPS, ONCE, WIDTH, CHANNELS, COUNT, TAPS, DELAY = range(SIZES, SIZES + 7)
 # Arrays of a job, the same ones first in both directions.
-X, HISTORY, WEIGHTS, LAG, ENDS, PLACES, FIRST = range(7)
+X, HISTORY, WEIGHTS, LAG, ENDS, FIRST = range(6)
 
 NUMBER = np.float32(0)
 WHOLE = np.int32(0)
@@ -44,6 +49,11 @@ WHOLE = np.int32(0)
 def _array(job_at, k):
     """Return the `k`-th array of a job; one of size 0 is not there."""
     return array_of(job_at, k, NUMBER)
+
+
+def _part(array, start, size):
+    """Return `array[start : start + size]`, in a tenth of the time: columns are short."""
+    return array_at(address(array, start), size, NUMBER)
 
 
 def _zero(out):
@@ -58,130 +68,160 @@ def _copy(out, values):
         out[i] = values[i]
 
 
-def _repeat(out, values, start):
-    """Write the values of the channels, which repeat for every sample, from channel `start` on."""
-    k = start % values.size
-    for i in range(out.size):
-        out[i] = values[k]
-        k += 1
-        if k == values.size:
-            k = 0
-
-
-def _cut(row, ends, t):
-    """Set to 0 what lies behind the end of its sample."""
-    for i in range(row.size):
-        row[i] = row[i] if t < ends[i] else 0.0
-
-
-def _pick(picked, ring, newest, offsets):
-    """Pick of each column of the ring the row that is the channel's lag older than the newest."""
-    for i in range(picked.size):
-        at = newest - offsets[i]
-        at += ring.size if at < 0 else 0
-        picked[i] = ring[at]
-
-
 def _mix(out, first, one, second, other):
-    """Sum two taps, each a weight and what was picked."""
+    """Sum two taps, each a weight and a row."""
     for i in range(out.size):
-        out[i] = first[i] * one[i] + second[i] * other[i]
+        out[i] = first * one[i] + second * other[i]
 
 
-def _add_products(out, one, other):
-    """Add the products of two rows."""
+def _add(out, weight, values):
+    """Add a tap."""
     for i in range(out.size):
-        out[i] += one[i] * other[i]
+        out[i] += weight * values[i]
 
 
-def _lay(job_at, scratch, places, low, n):
-    """Begin a block from channel `low` on; return the step at which the last of its samples ends.
+def _dot(one, other):
+    """Return the sum of the products of two rows."""
+    total = NUMBER
+    for i in range(one.size):
+        total = add_in_any_order(total, one[i] * other[i])
+    return total
 
-    Rows of the scratch: the ring, what was picked at the last steps, the weights, their gradients,
-    and one to write from; all but the weights begin at 0.
-    """
+
+def _turn(out, at, out_stride, source, start, stride, steps, n):
+    """Write `steps` rows of `n` channels, which begin at `start`, as `n` columns from `at` on."""
+    for row in range(0, steps, SQUARE):
+        for k in range(row + SQUARE, min(row + 2 * SQUARE, steps)):
+            prefetch(source, start + k * stride, n)
+        i = max(0, min(row, steps - SQUARE))
+        count = min(SQUARE, steps - i)
+        turn_block(out, at + i, out_stride, source, start + i * stride, stride, count, n)
+
+
+def _write(out, t, size, low, turned, once, steps, n, own, streams):
+    """Write some steps of a block's channels, which are turned, as rows of a sequence."""
+    if not streams:
+        turn_block(out, t * size + low, size, turned, 0, once, n, steps)
+        return
+    block = own.size // SQUARE
+    for step in range(0, steps, SQUARE):
+        k = max(0, min(step, steps - SQUARE))
+        count = min(SQUARE, steps - k)
+        turn_block(own, 0, block, turned, k, once, n, count)
+        for r in range(count):
+            stream(out, (t + k + r) * size + low, _part(own, r * block, n))
+
+
+def _tap(out, column, at, way, weights, channel, channels, taps):
+    """Sum a channel's taps; the first begins at `at` of its column, each next one `way` on."""
+    n = out.size
+    _mix(
+        out,
+        weights[channel],
+        _part(column, at, n),
+        weights[channels + channel],
+        _part(column, at + way, n),
+    )
+    for j in range(2, taps):
+        _add(out, weights[j * channels + channel], _part(column, at + j * way, n))
+
+
+def _end_of(job_at, low, n):
+    """Return the step at which the last of a block's samples ends."""
     job = job_of(job_at)
-    block, channels, taps = job[WIDTH], job[CHANNELS], job[TAPS]
-    _zero(scratch)
-    weights, weights_at = _array(job_at, WEIGHTS), (job[RING] + taps) * block
-    for j in range(taps):
-        row = row_of(scratch, weights_at + j * block, n)
-        _repeat(row, row_of(weights, j * channels, channels), low)
-    offsets, ends = row_of(places, 0, n), row_of(places, block, n)
-    _repeat(offsets, array_of(job_at, LAG, WHOLE), low)
-    for i in range(n):
-        offsets[i] = offsets[i] * block - i
-    lengths = array_of(job_at, ENDS, WHOLE)
-    if lengths.size == 0:
+    ends = array_of(job_at, ENDS, WHOLE)
+    if ends.size == 0:
         return job[STEPS]
     last = 0
-    for i in range(n):
-        ends[i] = lengths[(low + i) // channels]
-        last = max(last, ends[i])
+    for sample in range(low // job[CHANNELS], (low + n - 1) // job[CHANNELS] + 1):
+        last = max(last, ends[sample])
     return last
 
 
-def _tap(job_at, scratch, places, step, out):
-    """Sum the taps of every channel at a step, whose row of the ring is written.
-
-    Steps are counted from the first of the pass, forward or backward.
-    """
-    job = job_of(job_at)
-    block, ring, taps, n = job[WIDTH], job[RING], job[TAPS], out.size
-    picked, weights = ring * block, (ring + taps) * block
-    now = row_of(scratch, picked + step % taps * block, n)
-    before = row_of(scratch, picked + (step - 1) % taps * block, n)
-    newest = step % ring * block
-    _pick(now, row_of(scratch, 0, ring * block), newest, row_of(places, 0, n))
-    first, second = row_of(scratch, weights, n), row_of(scratch, weights + block, n)
-    _mix(out, first, now, second, before)
-    for j in range(2, taps):
-        older = row_of(scratch, picked + (step - j) % taps * block, n)
-        _add_products(out, row_of(scratch, weights + j * block, n), older)
-
-
-def _rows_of(job_at):
-    """Return how many numbers a block's rows are, and how many of the first come before step 0."""
-    job = job_of(job_at)
-    numbers = (job[RING] + 3 * job[TAPS] + 1) * job[WIDTH]
-    return numbers, _array(job_at, HISTORY).size // job[COUNT]
+def _cut(out, end, t):
+    """Set to 0 what of steps from `t` on lies behind the end of a sample."""
+    left = max(0, end - t)
+    if left < out.size:
+        _zero(_part(out, left, out.size - left))
 
 
 def _forward(job_at):
     job = job_of(job_at)
     x, history, y = _array(job_at, X), _array(job_at, HISTORY), _array(job_at, FIRST)
-    steps, block, size, streams = job[STEPS], job[WIDTH], job[COUNT], job[STREAMS] > 0
+    weights, lag = _array(job_at, WEIGHTS), array_of(job_at, LAG, WHOLE)
+    steps, once, block, size = job[STEPS], job[ONCE], job[WIDTH], job[COUNT]
+    channels, delay, streams = job[CHANNELS], job[DELAY] >> 1, job[DELAY] & 1 > 0
+    taps, ends = job[TAPS], array_of(job_at, ENDS, WHOLE)
     stride = size if x.size > size else 0
-    is_cut = array_of(job_at, ENDS, WHOLE).size > 0
-    numbers, before = _rows_of(job_at)
-    slot = take(job, SLOT)
-    scratch = row_of(_array(job_at, FIRST + 1), slot * numbers, numbers)
-    places = row_of(array_of(job_at, PLACES, WHOLE), slot * 2 * block, 2 * block)
+    # Columns: `past` steps before the chunk, and the chunk. Then the output, and rows to stream.
+    past = -(-delay // SQUARE) * SQUARE
+    height = past + once
+    numbers = (height + once + SQUARE) * block
+    scratch = _part(_array(job_at, FIRST + 1), take(job, SLOT) * numbers, numbers)
+    turned = _part(scratch, height * block, once * block)
+    own = _part(scratch, (height + once) * block, SQUARE * block)
     part = take(job, NEXT)
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        last = _lay(job_at, scratch, places, low, n)
-        own = row_of(scratch, numbers - block, n)
-        for t in range(-before, last):
-            row = row_of(scratch, (t + before) % job[RING] * block, n)
-            if t < 0:
-                _copy(row, row_of(history, (t + before) * size + low, n))
-                _tap(job_at, scratch, places, t + before, own)
-                continue
-            if t + AHEAD < last:
-                prefetch(x, (t + AHEAD) * stride + low, n)
-            _copy(row, row_of(x, t * stride + low, n))
-            out = own if streams else row_of(y, t * size + low, n)
-            _tap(job_at, scratch, places, t + before, out)
-            if is_cut:
-                _cut(out, row_of(places, block, n), t)
-            if streams:
-                stream(y, t * size + low, out)
+        last = _end_of(job_at, low, n)
+        _zero(_part(scratch, 0, height * n))
+        if history.size > 0:
+            _turn(scratch, past - delay, height, history, low, size, delay, n)
+        for t in range(0, last, once):
+            count = min(once, last - t)
+            _turn(scratch, past, height, x, t * stride + low, stride, count, n)
+            sample, channel = low // channels, low % channels
+            for i in range(n):
+                column, out = _part(scratch, i * height, height), _part(turned, i * once, count)
+                _tap(out, column, past - lag[channel], -1, weights, channel, channels, taps)
+                if ends.size > 0:
+                    _cut(out, ends[sample], t)
+                if t + once < last:
+                    _copy(_part(column, 0, past), _part(column, once, past))
+                channel += 1
+                if channel == channels:
+                    sample, channel = sample + 1, 0
+            _write(y, t, size, low, turned, once, count, n, own, streams)
         for t in range(last, steps):
-            _zero(row_of(y, t * size + low, n))
+            _zero(_part(y, t * size + low, n))
         part = take(job, NEXT)
     fence()
+
+
+def _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count):
+    """Take some steps from `t` on, whose gradient of the output and input are turned, back.
+
+    `columns` hold `count` steps of that gradient and what comes after them.
+    """
+    job = job_of(job_at)
+    weights, lag = _array(job_at, WEIGHTS), array_of(job_at, LAG, WHOLE)
+    ends = array_of(job_at, ENDS, WHOLE)
+    channels, taps, once, block = job[CHANNELS], job[TAPS], job[ONCE], job[WIDTH]
+    height = columns.size // block
+    sample, channel = low // channels, low % channels
+    for i in range(n):
+        column = _part(columns, i * height, height)
+        if ends.size > 0 and t >= 0:
+            _cut(_part(column, 0, count), ends[sample], t)
+        if turned.size > 0:
+            out = _part(turned, i * once, count)
+            _tap(out, column, lag[channel], 1, weights, channel, channels, taps)
+        if sums.size > 0:
+            x = _part(inputs, i * once, count)
+            for j in range(taps):
+                sums[j * block + i] += _dot(_part(column, lag[channel] + j, count), x)
+        channel += 1
+        if channel == channels:
+            sample, channel = sample + 1, 0
+
+
+def _next(columns, height, once, n):
+    """Make of a chunk what comes after the one before it, whose own gradient is 0 as yet."""
+    for i in range(n):
+        column = _part(columns, i * height, height)
+        _copy(_part(column, once, height - once), _part(column, 0, height - once))
+        _zero(_part(column, 0, once))
 
 
 def _backward(job_at):
@@ -189,55 +229,49 @@ def _backward(job_at):
     x, history, grad = _array(job_at, X), _array(job_at, HISTORY), _array(job_at, FIRST)
     out_x, out_history = _array(job_at, FIRST + 1), _array(job_at, FIRST + 2)
     out_weights = _array(job_at, FIRST + 3)
-    steps, block, size, streams = job[STEPS], job[WIDTH], job[COUNT], job[STREAMS] > 0
-    taps, sums = job[TAPS], (job[RING] + 2 * job[TAPS]) * block
+    steps, once, block, size = job[STEPS], job[ONCE], job[WIDTH], job[COUNT]
+    delay, streams = job[DELAY] >> 1, job[DELAY] & 1 > 0
     x_stride, grad_stride = size if x.size > size else 0, size if grad.size > size else 0
-    is_cut = array_of(job_at, ENDS, WHOLE).size > 0
-    numbers, before = _rows_of(job_at)
-    slot = take(job, SLOT)
-    scratch = row_of(_array(job_at, FIRST + 4), slot * numbers, numbers)
-    places = row_of(array_of(job_at, PLACES, WHOLE), slot * 2 * block, 2 * block)
+    # Columns: a chunk of the output's gradient, and what comes after it. Then the input's gradient,
+    # the input, rows to stream, and the sums.
+    after = -(-delay // SQUARE) * SQUARE
+    height = once + after
+    taps = job[TAPS] if out_weights.size > 0 else 0
+    numbers = (height + 2 * once + SQUARE + job[TAPS]) * block
+    scratch = _part(_array(job_at, FIRST + 4), take(job, SLOT) * numbers, numbers)
+    columns = _part(scratch, 0, height * block)
+    turned = _part(scratch, height * block, once * block if out_x.size > 0 else 0)
+    before = _part(scratch, height * block, once * block if out_history.size > 0 else 0)
+    inputs = _part(scratch, (height + once) * block, once * block)
+    own = _part(scratch, (height + 2 * once) * block, SQUARE * block)
+    sums = _part(scratch, (height + 2 * once + SQUARE) * block, taps * block)
     part = take(job, NEXT)
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        last = _lay(job_at, scratch, places, low, n)
-        own = row_of(scratch, numbers - block, n)
-        for t in range(last, steps):
+        last = _end_of(job_at, low, n)
+        _zero(columns)
+        _zero(sums)
+        for t in range(last, steps if out_x.size > 0 else 0):
+            _zero(_part(out_x, t * size + low, n))
+        for t in range((last - 1) // once * once, -1, -once):
+            count = min(once, last - t)
+            _turn(columns, 0, height, grad, t * grad_stride + low, grad_stride, count, n)
+            if taps > 0:
+                _turn(inputs, 0, once, x, t * x_stride + low, x_stride, count, n)
+            _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count)
             if out_x.size > 0:
-                _zero(row_of(out_x, t * size + low, n))
-        for t in range(last - 1, -before - 1, -1):
-            step = last - 1 - t
-            row = row_of(scratch, step % job[RING] * block, n)
-            if t < 0:
-                _zero(row)
-            else:
-                if t >= AHEAD:
-                    prefetch(grad, (t - AHEAD) * grad_stride + low, n)
-                    prefetch(x, (t - AHEAD) * x_stride + low, n if out_weights.size > 0 else 0)
-                _copy(row, row_of(grad, t * grad_stride + low, n))
-                if is_cut:
-                    _cut(row, row_of(places, block, n), t)
-            out = own
-            if t >= 0 and out_x.size > 0 and not streams:
-                out = row_of(out_x, t * size + low, n)
-            if t < 0 and out_history.size > 0:
-                out = row_of(out_history, (t + before) * size + low, n)
-            _tap(job_at, scratch, places, step, out)
-            if t >= 0 and out_x.size > 0 and streams:
-                stream(out_x, t * size + low, out)
-            if out_weights.size > 0:
-                values = row_of(x, t * x_stride + low, n)
-                if t < 0:
-                    values = row_of(history, (t + before) * size + low, n)
-                for j in range(taps):
-                    picked = row_of(scratch, (job[RING] + (step - j) % taps) * block, n)
-                    _add_products(row_of(scratch, sums + j * block, n), picked, values)
-        if out_weights.size > 0:
-            for j in range(taps):
-                _copy(
-                    row_of(out_weights, j * size + low, n), row_of(scratch, sums + j * block, n)
-                )
+                _write(out_x, t, size, low, turned, once, count, n, own, streams)
+            _next(columns, height, once, n)
+        if history.size > 0:
+            _zero(inputs)
+            _turn(inputs, once - delay, once, history, low, size, delay, n)
+            _backward_chunk(job_at, columns, inputs, before, sums, low, n, -once, once)
+            if out_history.size > 0:
+                late = _part(before, once - delay, before.size - once + delay)
+                _write(out_history, 0, size, low, late, once, delay, n, own, False)
+        for j in range(taps):
+            _copy(_part(out_weights, j * size + low, n), _part(sums, j * block, n))
         part = take(job, NEXT)
     fence()
 
@@ -245,14 +279,14 @@ def _backward(job_at):
 @functools.cache
 def _compiled(kind: str, double: bool) -> Any:
     """Return a kernel compiled for a number format."""
-    names: dict[str, Any] = {"WHOLE": WHOLE}
-    function = _forward if kind == "forward" else _backward
-    return compiled(function, names, np.float64 if double else np.float32)
+    number = np.float64 if double else np.float32
+    names: dict[str, Any] = {"WHOLE": WHOLE, "TILE": 64 // number(0).itemsize}
+    return compiled(_forward if kind == "forward" else _backward, names, number)
 
 
 def _run(
     kind: str,
-    current: Tensor,
+    shape: Sequence[int],
     given: Sequence[Tensor | None],
     lag: Tensor,
     weights: Tensor,
@@ -263,25 +297,28 @@ def _run(
 ) -> None:
     """Run a kernel on `given`, which are input and history, and `others`, its further arrays.
 
-    target: what it writes at every step, which decides whether it goes past the caches.
+    shape: `[T, B, *F]`; target: the sequence that it writes, whose size decides whether that goes
+    past the caches.
     """
-    state, taps = weights.dtype, len(weights)
-    size, channels = current[0].numel() if len(current) else 0, lag.numel()
-    size = size or (0 if given[1] is None else given[1][0].numel())
+    state, taps, channels = weights.dtype, len(weights), lag.numel()
+    steps, size = shape[0], math.prod(shape[1:])
     if size == 0:
         return
-    ring = max_delay + 2 - taps
-    each = ring + 3 * taps + 1
-    block = min(BLOCK, max(64, CACHED // each // 64 * 64))
-    steps = len(current)
-    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
+    longest = _rounded(max_delay)
+    once = max(longest, min(CHUNK, _rounded(steps)))
+    each = longest + 3 * once + SQUARE + taps
+    block = min(BLOCK, max(SQUARE, CACHED // each // SQUARE * SQUARE))
+    streams = target is not None and target.nbytes >= STREAMED
     ends = None if lengths is None else lengths.clamp(0, steps).to(torch.int32)
-    places = torch.empty(threads * 2 * block, dtype=torch.int32)
-    arrays = (*given, weights, lag, ends, places, *others)
-    streams = int(target is not None and target.nbytes >= STREAMED)
-    sizes = (steps, block, channels, size, ring, taps, streams)
+    sizes = (steps, once, block, channels, size, taps, 2 * max_delay + streams)
+    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
     kernel = _compiled(kind, state == torch.float64)
-    run(kernel, arrays, sizes, threads, each * block, state)
+    run(kernel, (*given, weights, lag, ends, *others), sizes, threads, each * block, state)
+
+
+def _rounded(count: int) -> int:
+    """Return a number of steps rounded up to squares, at least one."""
+    return max(1, -(-count // SQUARE)) * SQUARE
 
 
 def _wide(out: Tensor | None, state: torch.dtype) -> Tensor | None:
@@ -303,7 +340,7 @@ def forward(
     state = weights.dtype
     wide = _wide(out, state)
     given = (rows(current, state), None if history is None else history.to(state).contiguous())
-    _run("forward", current, given, lag, weights, lengths, max_delay, (wide,), wide)
+    _run("forward", current.shape, given, lag, weights, lengths, max_delay, (wide,), wide)
     if wide is not None and wide is not out:
         out.copy_(wide)
 
@@ -335,7 +372,7 @@ def backward(
     if out_weights is not None:
         each = torch.zeros(taps, batch, channels, dtype=state)
     others = (rows(grad, state), wide, wide_history, each)
-    _run("backward", current, given, lag, weights, lengths, max_delay, others, wide)
+    _run("backward", current.shape, given, lag, weights, lengths, max_delay, others, wide)
     for target, found in ((out, wide), (out_history, wide_history)):
         if target is not None and found is not None and found is not target:
             target.copy_(found)
