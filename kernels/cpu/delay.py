@@ -32,8 +32,8 @@ from neurospike.kernels.cpu.linear import turn_block
 from neurospike.kernels.cpu.scan import GRAIN, STREAMED, rows
 
 BLOCK = 256  # channels at most
-CHUNK = 64  # steps at once, or as many as the longest delay
-CACHED = 1 << 16  # numbers of a block that stay in the second-level cache
+CHUNK = 128  # steps at once, or as many as the longest delay
+CACHED = 1 << 17  # numbers of a block that stay in the second-level cache
 SQUARE = 16  # steps and delays are rounded up to so many, which divide into vectors
 
 # Sizes of a job: steps, at once; channels of a block, of a sample, and in all; taps; the longest
