@@ -204,6 +204,7 @@ def _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count):
         column = _part(columns, i * height, height)
         if ends.size > 0 and t >= 0:
             _cut(_part(column, 0, count), ends[sample], t)
+            _cut(_part(inputs, i * once, count), ends[sample], t)  # which may be no number
         if turned.size > 0:
             out = _part(turned, i * once, count)
             _tap(out, column, lag[channel], 1, weights, channel, channels, taps)

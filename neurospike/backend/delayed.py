@@ -19,6 +19,9 @@ def delayed(
     """
     steps, batch = current.shape[:2]
     x = current.reshape(steps, batch, lag.numel()).to(weights.dtype)
+    if lengths is not None:
+        inside = (torch.arange(steps, device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
+        x = torch.where(inside, x, 0.0)
     before = x.new_zeros(max_delay, *x.shape[1:])
     if history is not None:
         before = history.reshape(before.shape).to(weights.dtype)
@@ -32,6 +35,5 @@ def delayed(
     for tap in taps[1:]:
         y = y + tap
     if lengths is not None:
-        inside = torch.arange(steps, device=x.device).unsqueeze(1) < lengths
-        y = torch.where(inside.unsqueeze(2), y, 0.0)
+        y = torch.where(inside, y, 0.0)
     return y.reshape(current.shape).to(current.dtype)
