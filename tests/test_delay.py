@@ -63,7 +63,7 @@ def test_equal_to_the_oracle(fused, shape, kernel, history, cut):
 
 def in_words(x, before, d):
     """The definition, a step and a channel at a time."""
-    steps, batch, features = x.shape
+    steps, _, features = x.shape
     longest = len(before)
     whole = torch.cat((before, x))
     y = torch.zeros_like(x)
@@ -127,7 +127,7 @@ def test_segments_equal_the_whole(backend, kernel):
 
 
 def test_lengths_equal_samples_run_one_by_one(backend):
-    layer = ns.Delay(5, 6, delays(5, 6), backend=backend)
+    layer = ns.Delay(5, 6, delays(5, 6).clamp(0.1, 5.9), backend=backend)
     x, before = values((11, 5, 5)).requires_grad_(), values((6, 5, 5), seed=1).requires_grad_()
     poisoned = x.detach().clone()
     for sample, length in enumerate(some_lengths(11, 5)):
@@ -204,7 +204,9 @@ def test_only_what_is_asked_for(fused):
         x, before = values((20, 3, 7)), values((5, 3, 7), seed=1)
         one = {"x": x, "before": before, "delay": layer.delay}[name]
         found = layer(x.requires_grad_(name == "x"), before.requires_grad_(name == "before"))
-        torch.autograd.backward([y for y in found if y.requires_grad], grads[: 1 + found[1].requires_grad])
+        torch.autograd.backward(
+            [y for y in found if y.requires_grad], grads[: 1 + found[1].requires_grad]
+        )
         torch.testing.assert_close(one.grad, wanted[place], rtol=1e-12, atol=1e-12)
 
 
@@ -274,7 +276,9 @@ def test_one_delay_per_channel_map_or_in_all(backend, size):
 
 
 def test_it_takes_part_in_a_sequential(backend):
-    net = ns.Sequential(nn.Linear(4, 6), ns.Delay(6, 3, backend=backend), ns.LIF(0.9), nn.Linear(6, 2))
+    net = ns.Sequential(
+        nn.Linear(4, 6), ns.Delay(6, 3, backend=backend), ns.LIF(0.9), nn.Linear(6, 2)
+    )
     x = torch.randn(12, 3, 4)
     out, states = net(x)
     current, _ = net[1](net[0](x))
@@ -284,6 +288,54 @@ def test_it_takes_part_in_a_sequential(backend):
     torch.testing.assert_close(torch.cat((first, second)), out)
     constant, _ = net(x[0], num_steps=7)
     torch.testing.assert_close(constant, net(x[0].expand(7, 3, 4))[0])
+
+
+class SynapticDelay(nn.Module):
+    """That of snnTorch's main branch as its users see it, where the installed one has none."""
+
+    def __init__(self, max_delay, delay=0.0, channels=None, learn_delay=False, kernel="linear"):
+        super().__init__()
+        self.max_delay, self.kernel, self.sigma, self.channels = max_delay, kernel, 1.0, channels
+        self.step_mode = True
+        value = torch.as_tensor(delay, dtype=torch.float)
+        value = value if channels is None or value.dim() else value.expand(channels).clone()
+        self.delay = nn.Parameter(value) if learn_delay else value
+        self.last: list[torch.Tensor] = []
+
+    def forward(self, x):
+        """Delay one step `[B, C]`."""
+        self.last = [x, *self.last][: self.max_delay + 1]
+        ago = torch.arange(self.max_delay + 1.0).unsqueeze(1)
+        distance = ago - self.delay.clamp(0.0, self.max_delay).expand(x.shape[1])
+        if self.kernel == "linear":
+            weights = (1.0 - distance.abs()).clamp(min=0.0)
+        else:
+            weights = torch.exp(-(distance**2) / (2.0 * self.sigma**2))
+        weights = weights / weights.sum(0)
+        return sum(weight * one for weight, one in zip(weights, self.last))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("channels", [None, 6])
+def test_converted_from_snntorch(monkeypatch, kernel, channels):
+    snntorch = pytest.importorskip("snntorch")
+    theirs = getattr(snntorch, "SynapticDelay", SynapticDelay)
+    monkeypatch.setattr(snntorch, "SynapticDelay", theirs, raising=False)
+    torch.manual_seed(1)
+    delay = theirs(5, delay=1.7, channels=channels, learn_delay=True, kernel=kernel)
+    net = nn.Sequential(nn.Linear(4, 6), delay, nn.Linear(6, 3))
+    x = torch.randn(12, 2, 4)
+    ours = ns.convert(net)
+    assert isinstance(ours[1], ns.Delay)
+    assert ours[1].delay is delay.delay
+    late, _ = ours(x)
+    stepped = torch.stack([net(step) for step in x])
+    torch.testing.assert_close(late, stepped)
+    grad = torch.randn_like(late)
+    found = torch.autograd.grad(late, delay.delay, grad)
+    torch.testing.assert_close(found, torch.autograd.grad(stepped, delay.delay, grad))
+    with pytest.raises(ValueError, match="layers 0 and 1 are one and the same SynapticDelay"):
+        ns.convert(nn.Sequential(delay, delay))
 
 
 def test_copies_and_saved_layers_are_the_same():
@@ -333,7 +385,7 @@ def test_second_derivatives_and_forward_mode_are_refused(fused):
     (first,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         first.sum().backward()
-    with pytest.raises(RuntimeError, match="jvp|forward"):
+    with pytest.raises(RuntimeError, match=r"jvp|forward"):
         torch.func.jvp(lambda one: layer(one)[0], (x.detach(),), (x.detach(),))
 
 

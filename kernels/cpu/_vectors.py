@@ -2,8 +2,8 @@
 
 `sum_rows` keeps a row of sums in registers while it adds up others: a loop over an array of sums
 would load and store each of them at every row. `add_in_any_order` lets a loop that sums be one over
-vectors, in an order that the compiler chooses once. `nonzero` and `graded` look at 64 numbers at once
-and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes through.
+vectors, in an order that the compiler chooses once. `nonzero` and `graded` look at 64 numbers at
+once and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes through.
 """
 
 from typing import Any

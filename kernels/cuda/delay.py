@@ -61,7 +61,17 @@ def _load(ptr, at, stride, offsets, inside, state):
 
 
 def _forward(
-    x_ptr, before_ptr, lag_ptr, weights_ptr, ends_ptr, out_ptr, size, channels, x_stride, delay, steps
+    x_ptr,
+    before_ptr,
+    lag_ptr,
+    weights_ptr,
+    ends_ptr,
+    out_ptr,
+    size,
+    channels,
+    x_stride,
+    delay,
+    steps,
 ):
     steps = steps.to(tl.int64)
     offsets, valid, lag, weights, ends, chunk = _place(

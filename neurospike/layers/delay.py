@@ -131,7 +131,7 @@ class Delay(_Neuron):
         return late, _last(current, state, self.max_delay, lengths)
 
     def _taps(self, current: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many steps ago each channel's first tap is `[P]`, and its weights `[-1, P]`."""
+        """Return how many steps ago each channel's first tap is `[P]`, and weights `[taps, P]`."""
         features = current.shape[2:]
         within = clamped(self.delay, "inward", float(self.max_delay))
         d = fitted("delay", within, current, current.shape[1:], state_dtype(current.dtype))
@@ -200,7 +200,8 @@ class Delay(_Neuron):
             return
         if not isinstance(state, Tensor):
             raise TypeError(
-                f"state must be the tensor that an earlier call returned, got {type(state).__name__}"
+                "state must be the tensor that an earlier call returned, got "
+                f"{type(state).__name__}"
             )
         wanted = (self.max_delay, *current.shape[1:])
         if state.shape != wanted:
@@ -228,9 +229,7 @@ class Delay(_Neuron):
         )
 
 
-def _last(
-    current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor | None
-) -> Tensor:
+def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor | None) -> Tensor:
     """Return the last `max_delay` steps of each sample, of those before included."""
     steps, shape = current.shape[0], (max_delay, *current.shape[1:])
     before = current.new_zeros(shape) if state is None else state

@@ -36,7 +36,7 @@ class _Inward(torch.autograd.Function):
 
 
 def clamped(value: Tensor, gradient: str, high: float = 1.0) -> Tensor:
-    """Return a value from 0 to `high`, with the gradient `"inward"` or that of torch's `"clamp"`."""
+    """Return a value from 0 to `high`; the gradient `"inward"`, or that of torch's `"clamp"`."""
     if gradient == "clamp" or not (value.requires_grad and torch.is_grad_enabled()):
         return value.clamp(0.0, high)
     return _Inward.apply(value, high)

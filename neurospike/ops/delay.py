@@ -141,9 +141,7 @@ class _Delay(torch.autograd.Function):
         _, of_current, of_history, _, of_weights, _, _ = ctx.needs_input_grad
         needs = (of_current, of_history, of_weights)
         operator = getattr(torch.ops.neurospike, f"{name}_delay_backward")
-        found = operator(
-            grad, current, history, lag, weights, lengths, max_delay, mask_of(needs)
-        )
+        found = operator(grad, current, history, lag, weights, lengths, max_delay, mask_of(needs))
         if torch.is_grad_enabled():  # create_graph=True
             given = [one for one in (current, history, weights, grad) if one is not None]
             found = Once.apply(*found, *given)[: len(found)]
@@ -166,7 +164,9 @@ def delay(
         return delayed(current, history, lag, weights, lengths, max_delay)
     tensors = (current, history, lag, weights, lengths)
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
-    learns = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    learns = torch.is_grad_enabled() and any(
+        one is not None and one.requires_grad for one in tensors
+    )
     if learns or forward_ad._current_level >= 0:
         found: Tensor = _Delay.apply(row.name, *tensors, max_delay)
         return found
