@@ -21,6 +21,7 @@ MANY = (
     "start.md",
     "networks.md",
     "codings.md",
+    "delays.md",
     "events.md",
     "visualization.md",
     "training.md",
