@@ -58,7 +58,7 @@ class Binning:
                 continue
             if not _is_whole(value):
                 raise TypeError(f"{name} must be a whole number, got {value!r}")
-            if value < 1:  # type: ignore[operator]
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if any(side % self.pool for side in self._sides):
             raise ValueError(

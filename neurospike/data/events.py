@@ -7,6 +7,7 @@ in seconds, one error type for every kind of damage, and a whole set as `Recordi
 """
 
 import http.client
+import importlib
 import math
 import os
 import zipfile
@@ -146,11 +147,13 @@ def open_recordings(
     # Under tonic's name, which is that of its folder.
     reader = type(source.tonic, (base,), {"_check_exists": is_whole, "download": fetch})
     try:
-        return reader(str(root), train=train, transform=transform)
+        data = reader(str(root), train=train, transform=transform)
     except _NOT_READ as error:
         if isinstance(error, DataError):
             raise
         raise _damaged(name, folder, error) from error
+    data.__class__ = base  # which worker processes can find
+    return data
 
 
 def source_of(name: str) -> Source:
@@ -162,7 +165,7 @@ def source_of(name: str) -> Source:
 
 def _tonic(name: str) -> Any:
     try:
-        from tonic import datasets
+        datasets = importlib.import_module("tonic.datasets")
     except (ImportError, RuntimeError, AttributeError) as error:  # of one for another NumPy
         raise MissingDependencyError(
             f"recordings of events need tonic, which does not import ({last_line(error)}): "
@@ -233,11 +236,6 @@ def _damaged(name: str, folder: Path, error: Exception, number: int | None = Non
     )
 
 
-def frame_shape(name: str, pool: int) -> tuple[int, ...]:
-    """Return the shape of a frame of a data set. Raises ValueError for a `pool` that does not fit."""
-    return Binning(source_of(name).sensor_size, pool=pool).shape
-
-
 def frame_size(name: str, pool: int) -> int:
     """Return how many numbers a frame has. Raises ValueError for a `pool` that does not fit."""
-    return math.prod(frame_shape(name, pool))
+    return math.prod(Binning(source_of(name).sensor_size, pool=pool).shape)
