@@ -5,6 +5,7 @@ from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
 from .layers.conversion import convert
 from .layers.lif import LI, LIF, lif
+from .layers.recurrent import Recurrent
 from .layers.sequential import Sequential
 from .layers.spike_layer import spike_layer
 from .layers.spike_linear import SpikeLinear, spike_linear
@@ -37,6 +38,7 @@ __all__ = [
     "Izhikevich",
     "Neuron",
     "OneToOne",
+    "Recurrent",
     "ResidualSNN",
     "SEAdLIF",
     "SNNModel",

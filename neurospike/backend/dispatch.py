@@ -36,6 +36,7 @@ class Backend:
         device_types: the kinds of torch device its tensors may be on; empty means any.
         linear: where its event-driven product is, likewise; empty if torch's dense one is all.
         layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
+        recurrent: where it runs a recurrent layer as one loop; empty if step by step.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
         latency: where it encodes by latency; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
@@ -50,6 +51,7 @@ class Backend:
     module: str
     linear: str = ""
     layer: str = ""
+    recurrent: str = ""
     draws: str = ""
     latency: str = ""
     packages: tuple[str, ...] = ()
@@ -82,8 +84,8 @@ TABLE: dict[str, Backend] = {
             ".kernels.cpu.scan",
             ".kernels.cpu.linear",
             ".kernels.cpu.linear_scan",
-            ".kernels.cpu.draws",
-            ".kernels.cpu.latency",
+            draws=".kernels.cpu.draws",
+            latency=".kernels.cpu.latency",
             packages=("numba",),
             device_types=("cpu",),
         ),

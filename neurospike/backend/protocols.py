@@ -59,6 +59,56 @@ class Scan(Protocol):
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
 
 
+class Recurrence(Protocol):
+    """A recurrent layer's time loop, `current_t = x_t + weight @ spikes_{t-1}`; column `recurrent`.
+
+    Everything but `current` and `spikes` is in the state's format. Of `states`, `finals` and their
+    gradients the first are the last spikes; those of the neuron follow.
+    """
+
+    def forward(
+        self,
+        *,
+        current: Tensor,
+        weight: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        lengths: Tensor | None,
+        neuron: str,
+        numbers: Sequence[float],
+        spikes: Tensor,
+        traces: Sequence[Tensor],
+        finals: Sequence[Tensor],
+        currents: Tensor | None,
+    ) -> None:
+        """Fill spikes and traces `[T, B, N]` (one for each of the neuron's states, or none),
+        finals `[B, N]`, and the sums that reached the neurons, `currents` `[T, B, N]`, or None.
+        """
+
+    def backward(
+        self,
+        *,
+        grad_spikes: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
+        currents: Tensor,
+        traces: Sequence[Tensor],
+        weight: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        lengths: Tensor | None,
+        neuron: str,
+        numbers: Sequence[float],
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        out_parameters: Sequence[Tensor | None],
+    ) -> None:
+        """Fill the gradients of currents, states (all or none) and parameters (that are no None).
+
+        A row with `checkpoint_every` is handed `traces`, the neuron's states after each step.
+        """
+
+
 class Stepped(Protocol):
     """The time loop in torch, which differentiates it; column `module` of an unfused row."""
 

@@ -77,6 +77,7 @@ Sizes = Annotated[list[Size], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
+READING = ("rows", "pixels")  # encodings that read a picture part by part, one part per step
 
 
 # Dumped as what each step is, not as what all steps have in common.
@@ -85,10 +86,15 @@ Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 # The networks of `neurospike.models`, and the keys that only some of them take.
 KINDS: dict[str, tuple[str, ...]] = {
-    "mlp": ("hidden_size",),
+    "mlp": ("hidden_size", "neuron", "tau", "tau_adaptation", "recurrent"),
     "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
     "resnet": ("channels", "blocks", "shortcut"),
 }
+
+
+def reading_steps(encoding: str, input_size: int) -> int:
+    """The steps in which an encoding of `READING` reads a square picture of so many pixels."""
+    return isqrt(input_size) if encoding == "rows" else input_size
 
 
 def _known_kind(value: str) -> str:
@@ -120,6 +126,25 @@ class ModelConfig(Section):
         json_schema_extra={"allowed": "a whole number >= 1, or a list of them"},
     )
     output_size: Size = Field(default=10, description="outputs, one a class")
+    neuron: Literal["lif", "alif", "se_adlif"] = Field(
+        default="lif",
+        description="mlp: the hidden neurons: LIF with the keys below, or adaptive ones whose "
+        "constants are learned per neuron",
+    )
+    tau: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
+        default=[5.0, 25.0],
+        description="alif, se_adlif: shortest and longest time constant of the membrane in steps",
+        json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
+    )
+    tau_adaptation: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
+        default=[60.0, 300.0],
+        description="alif, se_adlif: those of the adaptation",
+        json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
+    )
+    recurrent: Switch = Field(
+        default=False,
+        description="mlp: the spikes of each hidden layer come back to all of its neurons",
+    )
     channels: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
         default=[16, 32],
         description="conv, resnet: channels of each stage; stages halve the picture",
@@ -148,7 +173,10 @@ class ModelConfig(Section):
     init: Literal["torch", "kaiming", "fluctuation"] = Field(
         default="torch", description="first weights: torch's own, or suited to rectifiers, neurons"
     )
-    num_steps: Size = Field(default=25, description="time steps a picture is shown for")
+    num_steps: Size = Field(
+        default=25,
+        description="time steps a picture is shown for; encodings rows and pixels have their own",
+    )
     beta: Number = Field(default=0.95, ge=0, le=1, description="membrane decay a time step")
     threshold: Number = Field(default=1.0, gt=0, description="membrane above which a neuron fires")
     surrogate: Literal[
@@ -217,10 +245,12 @@ class ModelConfig(Section):
 class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
-    kind: Literal["constant", "rate", "latency", "delta", "phase", "burst"] = Field(
+    kind: Literal[
+        "constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels"
+    ] = Field(
         default="constant",
         description="same current every step, random spikes, one timed spike, spikes of change as "
-        "the picture fades in, binary digits, or a burst",
+        "the picture fades in, binary digits, or a burst; mlp: read row by row or pixel by pixel",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -251,6 +281,12 @@ class EncodingConfig(Section):
     max_spikes: Integer = Field(
         default=5, ge=1, le=65536, description="burst: spikes of a white pixel"
     )
+    permute: Annotated[
+        Annotated[Integer, Field(ge=0, le=2**32 - 1)] | None, BeforeValidator(_none_word)
+    ] = Field(
+        default=None,
+        description="pixels: seed of a random order, the same for all pictures; null: row by row",
+    )
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -269,6 +305,8 @@ class EncodingConfig(Section):
             "delta": {"threshold": "delta_threshold"},
             "phase": {"period": "period"},
             "burst": {"max_spikes": "max_spikes"},
+            "rows": {},
+            "pixels": {"permute": "permute"},
         }
         return {name: getattr(self, key) for name, key in keys[self.kind].items()}
 
@@ -424,6 +462,25 @@ class Config(Section):
                 f"{', '.join(step.kind for step in self.preprocessing)} leaves them in "  # type: ignore[attr-defined]
                 f"[{low:.3g}, {high:.3g}]: leave normalize out, or use constant, rate or delta"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_follow_from_the_picture(self) -> "Config":
+        kind, pixels, given = self.encoding.kind, self.model.input_size, self.model.num_steps
+        if kind not in READING:
+            return self
+        if kind == "rows" and isqrt(pixels) ** 2 != pixels:
+            raise ValueError(
+                f"encoding.kind rows needs square pictures, got a model.input_size of {pixels}"
+            )
+        steps = reading_steps(kind, pixels)
+        if "num_steps" in self.model.model_fields_set and given != steps:
+            raise ValueError(
+                f"encoding.kind {kind} reads a picture of {pixels} pixels in {steps} steps, got "
+                f"model.num_steps {given}: leave it out, or give {steps}"
+            )
+        model = self.model.model_copy(update={"num_steps": steps})
+        object.__setattr__(self, "model", model)  # frozen for all others
         return self
 
     def network_arguments(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from neurospike.ops.arguments import check_steps, refuse_ragged
 from .held import run_once
 from .libraries import library_of
 from .lif import LI, LIF
+from .recurrent import Recurrent
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
 from .spiking import Spiking
@@ -222,7 +223,7 @@ def _with_memory(
         found = call(name, layer, spike_layer, linear, layer, x, state)
     elif steps is None:
         found = call(name, layer, layer, x, state)
-    elif isinstance(layer, (LIF, LI, Spiking, Sequential)):
+    elif isinstance(layer, (LIF, LI, Spiking, Recurrent, Sequential)):
         found = call(name, layer, layer, x, state, num_steps=steps)
     else:
         found = call(name, layer, layer, x.expand(steps, *x.shape), state)

@@ -192,8 +192,9 @@ class Spiking(_Neuron):
                     "every layer; give it another name"
                 )
             self._keep(name, values[name], name in learn)
-            if not isinstance(values[name], nn.Parameter):
-                self._check_value(name, getattr(self, name).detach())
+            kept = getattr(self, name).detach()
+            if not isinstance(values[name], nn.Parameter) and not kept.is_meta:
+                self._check_value(name, kept)
 
     def _check_value(self, name: str, value: Tensor) -> None:
         low, high = self.bounds.get(name, (-math.inf, math.inf))
@@ -206,19 +207,23 @@ class Spiking(_Neuron):
             if not isinstance(value, nn.Parameter) and not value.is_meta:
                 self._check_value(name, value)
 
+    def rest_of(self, current: Tensor, num_steps: int | None = None) -> Sequence[Tensor]:
+        """Return the states before the first step, `[B, *F]` each; none where all are zero."""
+        if not self.rest:
+            return ()
+        steps = check_current(current, num_steps)
+        shape, format_ = step_shape(current, steps), state_dtype(current.dtype)
+        full = [self.rest.get(name, 0.0) for name in self.states]
+        return tuple(
+            torch.full(shape, value, dtype=format_, device=current.device) for value in full
+        )
+
     def _start(
         self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
     ) -> Sequence[Tensor]:
         """Return the states to start from; none of them where all are zero."""
         if given is None:
-            if not self.rest:
-                return ()
-            steps = check_current(current, num_steps)
-            shape, format_ = step_shape(current, steps), state_dtype(current.dtype)
-            full = [self.rest.get(name, 0.0) for name in self.states]
-            return tuple(
-                torch.full(shape, value, dtype=format_, device=current.device) for value in full
-            )
+            return self.rest_of(current, num_steps)
         many = len(self.states)
         if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != many:
             got = type(given).__name__ + (

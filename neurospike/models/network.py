@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,23 @@ from typing_extensions import Self
 from neurospike.coding import encoding as codes
 from neurospike.coding.intensities import FAR, can_look, is_whole
 from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
+from neurospike.config.schema import READING, reading_steps
 from neurospike.data.preprocessing import Preprocessing
-from neurospike.layers.lif import LI, LIF
+from neurospike.layers.lif import LI, LIF, _Neuron
 from neurospike.layers.spike_linear import format_for
 
-from .parts import INITIALIZATIONS, NeuronOptions, check_one_of, initialize, over_steps
+from .parts import (
+    INITIALIZATIONS,
+    NeuronOptions,
+    check_one_of,
+    initialize,
+    over_steps,
+    side_of,
+)
 from .recording import Recording
 
-ENCODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
+WHOLE = ("constant", "rate", "latency", "delta", "phase", "burst")  # show all at every step
+ENCODINGS = (*WHOLE, *READING)
 COMPACT = ("rate", "latency")  # those that hand over spikes of one byte
 
 
@@ -28,12 +37,13 @@ class SpikingNetwork(nn.Module):
         scores = model(images)                     # [B, *] in [0, 1] -> [B, output_size]
 
     Args:
-        num_steps: time steps a picture is shown.
+        num_steps: time steps a picture is shown; None: 25, or as the picture has them.
         preprocessing: steps that `neurospike.data.Preprocessing` takes, done to the pictures first;
             random ones in training mode only.
         encoding: `"constant"` current, `"rate"` (Poisson-like spike trains, drawn from torch's
             global generator), `"latency"` (one spike a pixel, brighter first), `"delta"`, `"phase"`
-            or `"burst"`: a function of `neurospike.encoding`.
+            or `"burst"`: a function of `neurospike.encoding`. Networks that say so in `encodings`
+            also read a picture by `"rows"` or `"pixels"`, in as many steps as it has of these.
         encoding_options: further arguments of that function.
         readout: the scores are the output neurons' `"membrane"`, leaky integrators that never
             fire, averaged over time; the highest they reach, `"max_membrane"`; the number of the
@@ -44,14 +54,16 @@ class SpikingNetwork(nn.Module):
             `learn_beta` and `learn_threshold`.
 
     Raises:
-        ValueError: an unknown encoding, readout or `init`, or a number of steps below 1.
+        ValueError: an unknown encoding, readout or `init`, an encoding that the network cannot
+            take, or a number of steps below 1 or other than the picture's.
     """
 
     output: LI | LIF
+    encodings: ClassVar[tuple[str, ...]] = WHOLE  # those that the class can be made with
 
     def __init__(
         self,
-        num_steps: int,
+        num_steps: int | None,
         preprocessing: Any,
         encoding: str,
         encoding_options: Mapping[str, Any] | None,
@@ -61,8 +73,14 @@ class SpikingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_one_of("encoding", encoding, ENCODINGS)
+        if encoding not in self.encodings:
+            raise ValueError(
+                f"{type(self).__name__} sees whole pictures at every step and cannot read them by "
+                f"{encoding}; use SNNModel, or one of {', '.join(self.encodings)}"
+            )
         check_one_of("readout", readout, tuple(READOUTS))
-        self.num_steps, self.readout = _check_steps(num_steps), readout
+        self.num_steps = _check_steps(25 if num_steps is None else num_steps)
+        self.readout = readout
         self.preprocessing = Preprocessing(preprocessing)
         self.encoding = encoding
         self.encoding_options = dict(encoding_options or {})
@@ -99,16 +117,33 @@ class SpikingNetwork(nn.Module):
         """Answer pictures as `forward` does, and keep all that happened on the way."""
         return self._run(images)
 
+    @property
+    def codings(self) -> tuple[str, ...]:
+        """The encodings that this network, as it is, can be presented pictures in."""
+        return (self.encoding,) if self.encoding in READING else WHOLE
+
     def presented(
         self, encoding: str, num_steps: int, encoding_options: Mapping[str, Any] | None = None
     ) -> Self:
         """Return this network, its layers and weights shared, that sees pictures in another code.
 
         encoding, num_steps, encoding_options: as above. This one stays as it is, so that each
-        thread can look at its own. Raises ValueError as the class does.
+        thread can look at its own. Raises ValueError as the class does, for an encoding that is
+        none of `codings`, and for other steps than the picture has where it is read by parts.
         """
         check_one_of("encoding", encoding, ENCODINGS)
         num_steps = _check_steps(num_steps)
+        if encoding not in self.codings:
+            raise ValueError(
+                f"the network learnt to see pictures by {self.encoding} and cannot be given "
+                f"{encoding}, for which its first layer has other inputs; choose one of "
+                f"{', '.join(self.codings)}"
+            )
+        if encoding in READING and num_steps != self.num_steps:
+            raise ValueError(
+                f"the network reads a picture by {encoding} in {self.num_steps} steps, got "
+                f"{num_steps}"
+            )
         other = copy.copy(self)
         other.encoding, other.num_steps = encoding, num_steps
         other.encoding_options = dict(encoding_options or {})
@@ -124,7 +159,7 @@ class SpikingNetwork(nn.Module):
         if segment is not None and segment < 1:
             raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
         for layer in self.modules():
-            if isinstance(layer, (LIF, LI)):
+            if isinstance(layer, _Neuron):
                 layer.segment = segment
 
     def _run(self, images: Tensor) -> Recording:
@@ -162,7 +197,25 @@ class SpikingNetwork(nn.Module):
         if self.encoding in COMPACT:
             dtype = format_for(layer, images.device, images.dtype)
             options = {"dtype": dtype, **options}
-        return getattr(codes, self.encoding)(images, self.num_steps, **options)
+        steps = () if self.encoding in READING else (self.num_steps,)
+        return getattr(codes, self.encoding)(images, *steps, **options)
+
+    def _reads(self, input_size: int, num_steps: int | None) -> int:
+        """Return how many inputs a step brings, once the steps are those of the picture.
+
+        num_steps: as it was given. Raises ValueError for other steps than the picture has.
+        """
+        if self.encoding not in READING:
+            return input_size
+        width = side_of(input_size) if self.encoding == "rows" else 1
+        steps = reading_steps(self.encoding, input_size)
+        if num_steps not in (None, steps):
+            raise ValueError(
+                f"encoding {self.encoding!r} reads a picture of {input_size} pixels in {steps} "
+                f"steps, got num_steps={num_steps}: leave it out"
+            )
+        self.num_steps = steps
+        return width
 
     def _enter(self, images: Tensor, layer: nn.Module) -> tuple[Tensor, dict[str, Any]]:
         """Return the encoded pictures, and what the first neurons are called with.

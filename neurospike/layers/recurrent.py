@@ -1,0 +1,173 @@
+"""`Recurrent`: neurons of any kind whose spikes come back to all of them, over whole sequences."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurospike.ops.recurrent_loop import run_recurrent
+from neurospike.ops.wants import TRACES
+
+from .lif import LI, LIF
+from .spiking import Spiking
+
+
+class Recurrent(nn.Module):
+    """A layer of neurons with a weight from each one's spikes to every one's current.
+
+        current_t = x_t + weight @ spikes_{t-1} (+ bias)
+
+    The whole time loop runs fused, forward and backward, as that of the neurons alone.
+
+        layer = ns.Recurrent(ns.SEAdLIF(), 256)
+        spikes, state = layer(current)             # [T, B, 256] -> [T, B, 256], each [B, 256]
+        spikes, state = layer(more_current, state) # carry on
+
+    Args:
+        neuron: a layer of neurons that spike, such as `ns.LIF(0.9)`, `ns.ALIF()` or any
+            `ns.Spiking`; its parameters are of one number or `[size]`. Its `backend` is this
+            layer's.
+        size: number of neurons N.
+        bias: add a learned bias to the current at every step.
+        mask: `[N, N]`, of 0 and 1 or true and false: which weights there are. The others are 0 and
+            stay so.
+        zero_diagonal: let no neuron act on itself.
+
+    Attributes: `neuron`; `weight` `[N, N]`, row i the weights to neuron i, uniform within
+    `1 / sqrt(N)` at first, as torch's `nn.RNN`; `bias` `[N]` or None; `mask` or None.
+
+    Raises:
+        TypeError: neurons without spikes, or no layer of neurons.
+        ValueError: a size below 1, a mask of another shape or of other values.
+    """
+
+    carries_state = True
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        neuron: LIF | Spiking,
+        size: int,
+        bias: bool = False,
+        mask: Tensor | None = None,
+        zero_diagonal: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(neuron, (LIF, Spiking)):
+            what = "an LI, whose neurons never spike" if isinstance(neuron, LI) else repr(neuron)
+            raise TypeError(
+                "neuron must be a layer of neurons that spike, such as ns.LIF(0.9) or ns.ALIF(), "
+                f"got {what}"
+            )
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"size must be a whole number of neurons, got {size!r}")
+        if size < 1:
+            raise ValueError(f"size must be 1 or more, got {size}")
+        self.neuron, self.size = neuron, size
+        bound = 1.0 / math.sqrt(size)
+        self.weight = nn.Parameter(torch.empty(size, size).uniform_(-bound, bound))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(size).uniform_(-bound, bound)) if bias else None
+        )
+        self.register_buffer("mask", _checked_mask(mask, size, zero_diagonal))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the states: the last spikes, then the neuron's."""
+        return ("spike", *self.neuron.rule.states)
+
+    @property
+    def segment(self) -> int | None:
+        """Steps after which the gradient is cut off; that of the neurons."""
+        return self.neuron.segment
+
+    def forward(
+        self,
+        current: Tensor,
+        state: Sequence[Tensor] | None = None,
+        *,
+        num_steps: int | None = None,
+        return_trace: bool = False,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, ...]:
+        """Return `(spikes, state)`, and with `return_trace` `(spikes, state, trace)`.
+
+        Args:
+            current: `[T, B, N]`; with `num_steps` `[B, N]`, the same at every step. float16,
+                bfloat16, float32 or float64.
+            state: what an earlier call returned: the last spikes and the neuron's states, each
+                `[B, N]`, float64 if the current is, else float32. Default: at rest.
+            num_steps: number of steps `T >= 0` of a constant current.
+            return_trace: also return each state of the neuron at every step, a tuple of
+                `[T, B, N]`.
+            lengths: how many of the steps belong to each sample, int64 `[B]`; see `ns.lif`.
+
+        Returns:
+            Spikes `[T, B, N]` in the current's number format, and the states after the last step,
+            a tuple of `[B, N]`.
+
+        Raises:
+            TypeError, ValueError: a tensor of the wrong kind, shape, number format or device, or
+                another number of states.
+            BackendError: the backend named cannot run here; every reason is listed.
+        """
+        if self.bias is not None and isinstance(current, Tensor):
+            current = current + self.bias.to(current.dtype)
+        out = run_recurrent(
+            self.neuron.rule,
+            current,
+            self.weight if self.mask is None else self.weight * self.mask,
+            self._start(state, current, num_steps),
+            self._parameters_of_neuron(),
+            num_steps,
+            lengths,
+            TRACES if return_trace else 0,
+            self.neuron.backend,
+            self.segment,
+        )
+        assert out.spikes is not None
+        return (out.spikes, out.states, out.traces) if return_trace else (out.spikes, out.states)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        masked = "" if self.mask is None else f", {int(self.mask.sum())} weights"
+        return f"size={self.size}, bias={self.bias is not None}{masked}"
+
+    def _parameters_of_neuron(self) -> Sequence[Tensor]:
+        if isinstance(self.neuron, Spiking):
+            return self.neuron.parameter_values()
+        return self.neuron._decay(), self.neuron.threshold
+
+    def _start(
+        self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
+    ) -> Sequence[Tensor]:
+        """Return the states to start from; none of them where all are zero."""
+        many = len(self.states)
+        if given is None:
+            rest = (
+                self.neuron.rest_of(current, num_steps) if isinstance(self.neuron, Spiking) else ()
+            )
+            return (torch.zeros_like(rest[0]), *rest) if rest else ()
+        if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != many:
+            got = type(given).__name__
+            got += f" of {len(given)}" if isinstance(given, Sequence) else ""
+            raise TypeError(
+                f"the state of a recurrent layer is a tuple ({', '.join(self.states)}) of {many}, "
+                f"got {got}"
+            )
+        return tuple(given)
+
+
+def _checked_mask(mask: Tensor | None, size: int, zero_diagonal: bool) -> Tensor | None:
+    """Return which weights there are, as 0 and 1 `[N, N]`; None where all are."""
+    if mask is None and not zero_diagonal:
+        return None
+    found = torch.ones(size, size) if mask is None else torch.as_tensor(mask).detach().clone()
+    if found.shape != (size, size):
+        raise ValueError(f"mask must have the shape {(size, size)}, got {tuple(found.shape)}")
+    if not bool(((found == 0) | (found == 1)).all()):
+        raise ValueError("mask must hold 0 and 1, or true and false, and nothing else")
+    found = found.to(torch.get_default_dtype())
+    return found.fill_diagonal_(0.0) if zero_diagonal else found

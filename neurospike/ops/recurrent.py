@@ -1,0 +1,321 @@
+"""Torch operators of recurrent layers: the spikes of a step come back through a weight.
+
+    current_t = x_t + weight @ spikes_{t-1}
+
+A backend whose row in `dispatch.TABLE` names a module in the column `recurrent` runs the whole time
+loop, forward and backward, as one kernel. For the others the loop stands here: a product by torch
+and one step of the backend's `Scan`, for each step. The gradient of the weight is a single product
+of the currents' gradients and the spikes before them, after either.
+
+Saved for backward: spikes, the sums that reached the neurons, and unless a backend's kernel computes
+them again, the states after each step. The neuron's states are preceded by one more, the last
+spikes.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from neurospike.backend import buffers, dispatch
+
+from .scan import Once, _asked, state_dtype
+from .stepped_recurrence import SteppedRecurrence
+from .wants import FIRST_PARAMETER, SAVED, STATES, TRACES
+
+if TYPE_CHECKING:
+    from neurospike.backend.protocols import Recurrence
+
+_LIBRARY = torch.library.Library("neurospike", "FRAGMENT")  # what `scan` began
+_COMMON = "Tensor weight, Tensor[] states, Tensor[] parameters, Tensor? lengths, "
+_REST = "str neuron, float[] numbers, int wants) -> Tensor[]"
+_FORWARD = f"(Tensor current, {_COMMON}{_REST}"
+_BACKWARD = (
+    "(Tensor? grad_spikes, Tensor?[] grad_finals, Tensor?[] grad_traces, Tensor spikes, "
+    f"Tensor currents, Tensor[] traces, {_COMMON}{_REST}"
+)
+
+
+class Call(NamedTuple):
+    """What a call asks of a backend beside its tensors.
+
+    Attributes:
+        name: of the operator's backend.
+        neuron: the program as text.
+        numbers: that it reads.
+        wants: `TRACES`, or 0; the spikes are always wanted.
+        states: how many there are, the last spikes among them.
+        given: how many of the tensors are states, after current and weight: all or none.
+    """
+
+    name: str
+    neuron: str
+    numbers: Sequence[float]
+    wants: int
+    states: int
+    given: int
+
+
+def _empty(like: Tensor, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    if like.is_cpu and type(like) is Tensor:
+        return buffers.empty(tuple(shape), dtype)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _allocate(
+    current: Tensor, many: int, wants: int
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor | None]:
+    """Return `(spikes, finals, traces, currents)`; the last two as far as they are wanted."""
+    state, shape = state_dtype(current.dtype), current.shape
+    return (
+        _empty(current, shape, current.dtype),
+        [_empty(current, shape[1:], state) for _ in range(many)],
+        [_empty(current, shape, state) for _ in range(many - 1)] if wants & TRACES else [],
+        _empty(current, shape, state) if wants & SAVED else None,
+    )
+
+
+def _allocate_gradients(
+    currents: Tensor, weight: Tensor, parameters: Sequence[Tensor], states: int, wants: int
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """Return those of currents, states, and weight and parameters that are wanted."""
+    return (
+        _empty(currents, currents.shape, currents.dtype),
+        [_empty(currents, currents.shape[1:], currents.dtype) for _ in range(states)]
+        if wants & STATES
+        else [],
+        [
+            one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
+            for k, one in enumerate((weight, *parameters))
+        ],
+    )
+
+
+def define(row: dispatch.Backend) -> None:
+    """Make the two operators of a fused `row`, once in a process."""
+    name = f"{row.name}_recurrent"
+    _LIBRARY.define(name + _FORWARD)
+    _LIBRARY.define(name + "_backward" + _BACKWARD)
+
+    def fake_forward(*arguments: Any) -> list[Tensor]:
+        current, _, _, _, _, neuron, _, wants = arguments
+        spikes, finals, traces, currents = _allocate(current, _states_of(neuron), wants)
+        return [spikes, *finals, *traces, *([] if currents is None else [currents])]
+
+    def fake_backward(*arguments: Any) -> list[Tensor]:
+        spikes, currents, _, weight, _, parameters, _, neuron, _, wants = arguments[3:]
+        many = _states_of(neuron)
+        out, *others = _allocate_gradients(currents, weight, parameters, many, wants)
+        return _asked(out.new_empty(out.shape, dtype=spikes.dtype), *others)
+
+    torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+    for device in row.device_types:
+        implement(row, device)
+
+
+@functools.cache
+def _recurrence_of(row: dispatch.Backend) -> "Recurrence":
+    """Return what runs a recurrent layer: the row's own kernels, or the loop over its scan."""
+    found: Recurrence = dispatch.load(row.recurrent) if row.recurrent else SteppedRecurrence(row)
+    return found
+
+
+def _keeps_states(row: dispatch.Backend) -> bool:
+    """Whether the backward pass is handed the states after each step."""
+    return row.checkpoint_every > 0 or not row.recurrent
+
+
+def _states_of(neuron: str) -> int:
+    """Return how many states there are, the last spikes among them."""
+    return 1 + int(neuron[: neuron.index(" ")])
+
+
+def implement(row: dispatch.Backend, device_type: str) -> None:
+    """Make the operators of `row` work on tensors of `device_type`."""
+
+    def forward(
+        current: Tensor,
+        weight: Tensor,
+        states: list[Tensor],
+        parameters: list[Tensor],
+        lengths: Tensor | None,
+        neuron: str,
+        numbers: list[float],
+        wants: int,
+    ) -> list[Tensor]:
+        spikes, finals, traces, currents = _allocate(current, _states_of(neuron), wants)
+        if current.numel() == 0:
+            for k, final in enumerate(finals):
+                final.copy_(states[k]) if states else final.zero_()
+        else:
+            _recurrence_of(row).forward(
+                current=current,
+                weight=weight,
+                states=states,
+                parameters=parameters,
+                lengths=lengths,
+                neuron=neuron,
+                numbers=numbers,
+                spikes=spikes,
+                traces=traces,
+                finals=finals,
+                currents=currents,
+            )
+        return [spikes, *finals, *traces, *([] if currents is None else [currents])]
+
+    def backward(
+        grad_spikes: Tensor | None,
+        grad_finals: list[Tensor | None],
+        grad_traces: list[Tensor | None],
+        spikes: Tensor,
+        currents: Tensor,
+        traces: list[Tensor],
+        weight: Tensor,
+        states: list[Tensor],
+        parameters: list[Tensor],
+        lengths: Tensor | None,
+        neuron: str,
+        numbers: list[float],
+        wants: int,
+    ) -> list[Tensor]:
+        out, out_states, out_parameters = _allocate_gradients(
+            currents, weight, parameters, _states_of(neuron), wants
+        )
+        out_weight, *out_others = out_parameters
+        if currents.numel() == 0:
+            for before, final in zip(out_states, grad_finals):
+                before.zero_() if final is None else before.copy_(final)
+            for one in out_parameters:
+                if one is not None:
+                    one.zero_()
+            return _asked(out.to(spikes.dtype), out_states, out_parameters)
+        _recurrence_of(row).backward(
+            grad_spikes=grad_spikes,
+            grad_finals=grad_finals,
+            grad_traces=grad_traces,
+            currents=currents,
+            traces=traces,
+            weight=weight,
+            states=states,
+            parameters=parameters,
+            lengths=lengths,
+            neuron=neuron,
+            numbers=numbers,
+            out=out,
+            out_states=out_states,
+            out_parameters=out_others,
+        )
+        if out_weight is not None:
+            _weight_gradient(out, spikes.to(out.dtype), states[0] if states else None, out_weight)
+        return _asked(out.to(spikes.dtype), out_states, out_parameters)
+
+    _LIBRARY.impl(f"{row.name}_recurrent", forward, device_type.upper())
+    _LIBRARY.impl(f"{row.name}_recurrent_backward", backward, device_type.upper())
+
+
+def _weight_gradient(grad: Tensor, spikes: Tensor, last: Tensor | None, out: Tensor) -> None:
+    """Write the sum over steps and samples of `grad[t] spikes[t - 1]^T`; `last` came before all."""
+    size = out.shape[0]
+    torch.mm(grad[1:].view(-1, size).T, spikes[:-1].reshape(-1, size), out=out)
+    if last is not None:
+        out.addmm_(grad[0].T, last)
+
+
+for _row in dispatch.TABLE.values():
+    if _row.fused:
+        define(_row)
+
+
+class _Recurrent(torch.autograd.Function):
+    """The pair of operators as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, lengths: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        row = dispatch.TABLE[call.name]
+        wants = call.wants | SAVED | (TRACES if _keeps_states(row) else 0)
+        spikes, *others = _run(call, lengths, tensors, wants)
+        finals, currents = others[: call.states], others[-1]
+        traces = others[call.states : -1]
+        kept = traces if _keeps_states(row) else []
+        lengths_kept = () if lengths is None else (lengths,)
+        ctx.save_for_backward(*lengths_kept, *tensors[1:], spikes, currents, *kept)
+        ctx.options = (call, len(tensors) - 1, len(lengths_kept))
+        ctx.set_materialize_grads(False)
+        return (spikes, *finals, *(traces if call.wants & TRACES else ()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        call, many, has_lengths = ctx.options
+        kept = ctx.saved_tensors
+        lengths = kept[0] if has_lengths else None
+        weight, *others = kept[has_lengths : has_lengths + many]
+        spikes, currents, *traces = kept[has_lengths + many :]
+        given = call.given
+        needs = ctx.needs_input_grad[2:]
+        asked = STATES if True in needs[2 : 2 + given] else 0
+        for k, need in enumerate((needs[1], *needs[2 + given :])):
+            asked |= (FIRST_PARAMETER << k) if need else 0
+        finals = 1 + call.states
+        found = getattr(torch.ops.neurospike, f"{call.name}_recurrent_backward")(
+            grads[0],
+            grads[1:finals],
+            grads[finals:] if call.wants & TRACES else (),
+            spikes,
+            currents,
+            traces,
+            weight,
+            others[:given],
+            others[given:],
+            lengths,
+            call.neuron,
+            call.numbers,
+            asked,
+        )
+        if torch.is_grad_enabled():  # create_graph=True
+            inputs = (one for one in (weight, *others, *grads) if one is not None)
+            found = Once.apply(*found, *inputs)[: len(found)]
+        whole = iter(found)
+        current = next(whole)
+        states = [next(whole) if asked & STATES else None for _ in range(call.states)][:given]
+        weight_grad = next(whole) if needs[1] else None
+        parameters = [next(whole) if need else None for need in needs[2 + given :]]
+        gradients = (current, weight_grad, *states, *parameters)
+        return (None, None, *(one if need else None for one, need in zip(gradients, needs)))
+
+
+def _run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor], wants: int) -> list[Tensor]:
+    given = 2 + call.given
+    found: list[Tensor] = getattr(torch.ops.neurospike, f"{call.name}_recurrent")(
+        tensors[0],
+        tensors[1],
+        tensors[2:given],
+        tensors[given:],
+        lengths,
+        call.neuron,
+        call.numbers,
+        wants,
+    )
+    return found
+
+
+def fused_recurrent(
+    call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Run a fused backend; return `(spikes, states, traces)`, the last if they are wanted.
+
+    Tensors: the current `[T, B, N]`; the weight `[N, N]`; the states, none of them which means
+    zeros, or the last spikes and each of the neuron's, `[B, N]`; the parameters, of one number or
+    `[N]`. All but the current in the state's number format.
+    """
+    forward_mode = forward_ad._current_level >= 0  # in which the Function refuses
+    if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
+        spikes, *found = _Recurrent.apply(call, lengths, *tensors)
+    else:
+        spikes, *found = _run(call, lengths, tensors, call.wants)
+    return spikes, tuple(found[: call.states]), tuple(found[call.states :])

@@ -1,0 +1,136 @@
+"""A recurrent layer by a product of torch and one step of a backend's scan, for each time step.
+
+It serves backends without a kernel of their own for it, and layers that such a kernel does not
+take. On a GPU a CUDA graph leaves of it what the device computes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurospike.backend import dispatch
+
+
+class SteppedRecurrence:
+    """A `protocols.Recurrence` made of a row's `Scan`, which is handed one step at a time."""
+
+    def __init__(self, row: dispatch.Backend) -> None:
+        self.scan = dispatch.scan_of(row)
+        self.saves = row.checkpoint_every > 0
+
+    def forward(
+        self,
+        *,
+        current: Tensor,
+        weight: Tensor,
+        states: Sequence[Tensor],
+        spikes: Tensor,
+        traces: Sequence[Tensor],
+        finals: Sequence[Tensor],
+        currents: Tensor | None,
+        lengths: Tensor | None,
+        **neuron: Any,
+    ) -> None:
+        """Fill `spikes`, `traces` (or none), `finals` and `currents` (or None)."""
+        state = finals[0].dtype
+        last, before = states[0] if states else None, list(states[1:])
+        saved: dict[str, Any] = {"saved": ()} if self.saves else {}
+        for t in range(len(current)):
+            total = current[t].to(state)
+            if last is not None:
+                total = torch.addmm(total, last, weight.T)
+            if currents is not None:
+                currents[t].copy_(total)
+            after = [torch.empty_like(one) for one in finals[1:]]
+            fired = torch.empty_like(finals[0])
+            self.scan.forward(
+                current=total[None],
+                states=before,
+                steps=1,
+                constant=False,
+                spikes=fired[None],
+                traces=(),
+                finals=after,
+                **self._one_step(lengths, t),
+                **saved,
+                **neuron,
+            )
+            spikes[t].copy_(fired)
+            for trace, one in zip(traces, after):
+                trace[t].copy_(one)
+            if lengths is not None and last is not None:
+                fired = torch.where((lengths > t)[:, None], fired, last)
+            last, before = fired, after
+        for final, one in zip(finals, (last, *before)):
+            assert one is not None
+            final.copy_(one)
+
+    def backward(
+        self,
+        *,
+        grad_spikes: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
+        currents: Tensor,
+        traces: Sequence[Tensor],
+        weight: Tensor,
+        states: Sequence[Tensor],
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        out_parameters: Sequence[Tensor | None],
+        lengths: Tensor | None,
+        **neuron: Any,
+    ) -> None:
+        """Fill the gradients of currents, states (all or none) and parameters (that are no None)."""
+        steps, step = len(currents), currents[0]
+        zeros = torch.zeros_like(step)
+        coming, *carried = [zeros if one is None else one for one in grad_finals]
+        for one in out_parameters:
+            if one is not None:
+                one.zero_()
+        each = [None if one is None else torch.empty_like(one) for one in out_parameters]
+        for t in reversed(range(steps)):
+            before = [one[t - 1] for one in traces] if t else list(states[1:])
+            saved = {"saved": [one.flatten() for one in before or [zeros] * len(traces)]}
+            given = coming
+            if lengths is not None:  # what comes to the last spikes passes by a sample's end
+                given = torch.where((lengths > t)[:, None], coming, zeros)
+                coming = coming - given
+            if grad_spikes is not None:
+                given = given + grad_spikes[t]
+            if grad_traces:
+                carried = [
+                    one if more is None else one + more[t]
+                    for one, more in zip(carried, grad_traces)
+                ]
+            gradients = [torch.empty_like(step) for _ in traces]
+            self.scan.backward(
+                grad_spikes=given[None],
+                grad_traces=(),
+                grad_finals=carried,
+                current=currents[t][None],
+                states=before,
+                steps=1,
+                constant=False,
+                out=out[t][None],
+                out_states=gradients,
+                out_parameters=each,
+                **self._one_step(lengths, t),
+                **(saved if self.saves else {}),
+                **neuron,
+            )
+            carried = gradients
+            product = torch.mm(out[t], weight)
+            coming = product if lengths is None else coming + product
+            for total, one in zip(out_parameters, each):
+                if total is not None and one is not None:
+                    total += one
+        for target, found in zip(out_states, (coming, *carried)):
+            target.copy_(found)
+
+    @staticmethod
+    def _one_step(lengths: Tensor | None, t: int) -> dict[str, Tensor]:
+        """Return which samples have a step `t`, as lengths of one step."""
+        return {} if lengths is None else {"lengths": (lengths - t).clamp(0, 1)}
