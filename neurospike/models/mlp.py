@@ -36,7 +36,8 @@ class SNNModel(SpikingNetwork):
         recurrent: each hidden layer is a `neurospike.Recurrent`, whose spikes come back to it.
         num_steps, preprocessing, encoding, encoding_options, readout, init: see `SpikingNetwork`.
             Reading a picture by `"rows"` or `"pixels"`, the first layer has as many inputs as a
-            step brings.
+            step brings. With the encoding `"none"` it takes sequences `[T, B, *F]` of `input_size`
+            values a step.
         options: those of the neurons, the argument `neuron` of `SpikingNetwork`.
 
     Raises:
@@ -92,12 +93,14 @@ class SNNModel(SpikingNetwork):
         self.dropout = SpikeDropout(dropout)
         self.output = self._output_neurons()
 
-    def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        flat = images.flatten(1)
-        if flat.shape[1] != self.input_size:
+    def _answer(self, images: Tensor, **own: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        sequences = self.encoding == "none"
+        flat = images.flatten(2 if sequences else 1)
+        if flat.shape[-1] != self.input_size:
+            what, after = ("frames", "") if sequences else ("pictures", " after preprocessing")
             raise ValueError(
-                f"pictures must have input_size = {self.input_size} values each, got a batch of "
-                f"shape {tuple(images.shape)} with {flat.shape[1]} each after preprocessing"
+                f"{what} must have input_size = {self.input_size} values each, got a batch of "
+                f"shape {tuple(images.shape)} with {flat.shape[-1]} each{after}"
             )
         activity: dict[str, Tensor] = {}
 
@@ -108,17 +111,17 @@ class SNNModel(SpikingNetwork):
             current = self.norms[0](self.linears[0](flat))
             spikes, _ = self.neurons[0](current, num_steps=self.num_steps)
         else:
-            spikes = self._layer(0, encoded)
+            spikes = self._layer(0, encoded, **own)
         activity["hidden1"] = spikes
         for k in range(1, len(self.neurons)):
-            spikes = self._layer(k, self.dropout(spikes))
+            spikes = self._layer(k, self.dropout(spikes), **own)
             activity[f"hidden{k + 1}"] = spikes
         return encoded, activity, self.linears[-1](self.dropout(spikes))
 
-    def _layer(self, k: int, incoming: Tensor) -> Tensor:
+    def _layer(self, k: int, incoming: Tensor, **own: Tensor) -> Tensor:
         """Return the spikes `[T, B, N]` of a hidden layer."""
         linear, norm, neurons = self.linears[k], self.norms[k], self.neurons[k]
         if isinstance(norm, nn.Identity):
-            return spike_layer(linear, neurons, incoming)[0]
-        current = over_steps(lambda given: norm(linear(given)), incoming)
-        return neurons(current)[0]
+            return spike_layer(linear, neurons, incoming, **own)[0]
+        current = over_steps(lambda given: norm(linear(given)), incoming, **own)
+        return neurons(current, **own)[0]
