@@ -1,7 +1,7 @@
 """Every key of the configuration: its meaning, its default and its limits."""
 
 from math import isqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -79,6 +79,9 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
 READING = ("rows", "pixels")  # encodings that read a picture part by part, one part per step
 
+
+Recorded = Literal["shd", "nmnist", "dvs_gesture"]  # data sets of recordings of events
+RECORDED = get_args(Recorded)
 
 # Dumped as what each step is, not as what all steps have in common.
 Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
@@ -246,11 +249,12 @@ class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
     kind: Literal[
-        "constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels"
+        "constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels", "none"
     ] = Field(
         default="constant",
         description="same current every step, random spikes, one timed spike, spikes of change as "
-        "the picture fades in, binary digits, or a burst; mlp: read row by row or pixel by pixel",
+        "the picture fades in, binary digits, or a burst; mlp: read row by row or pixel by pixel; "
+        "none: recordings have time of their own",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -307,8 +311,24 @@ class EncodingConfig(Section):
             "burst": {"max_spikes": "max_spikes"},
             "rows": {},
             "pixels": {"permute": "permute"},
+            "none": {},
         }
         return {name: getattr(self, key) for name, key in keys[self.kind].items()}
+
+
+class EventsConfig(Section):
+    """How recordings of events become frames over time: the arguments of `data.Binning`."""
+
+    time_bin: Annotated[Number, Field(ge=0.001)] = Field(
+        default=10.0, description="milliseconds of a time step"
+    )
+    bins: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="time steps of each recording, however long it lasts; null: as time_bin says",
+    )
+    pool: Size = Field(
+        default=1, description="channels, or pixels of each side, that are counted as one"
+    )
 
 
 class TrainingConfig(Section):
@@ -395,8 +415,11 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
-        default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
+    events: EventsConfig = EventsConfig()
+    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits", Recorded] = Field(
+        default="auto",
+        description="pictures to learn; auto: mnist if it can be had, else digits; recordings of "
+        "events: shd, nmnist, dvs_gesture",
     )
     data_path: Text = Field(
         default="data/", description="folder of the data sets; downloads go there"
@@ -461,6 +484,27 @@ class Config(Section):
                 f"encoding.kind {self.encoding.kind} takes pictures in [0, 1], and preprocessing "
                 f"{', '.join(step.kind for step in self.preprocessing)} leaves them in "  # type: ignore[attr-defined]
                 f"[{low:.3g}, {high:.3g}]: leave normalize out, or use constant, rate or delta"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recordings_have_their_time(self) -> "Config":
+        kind, recorded = self.encoding.kind, self.dataset in RECORDED
+        if recorded != (kind == "none"):
+            what, use = ("recordings", "none") if recorded else ("pictures", "constant")
+            raise ValueError(
+                f"dataset {self.dataset} has {what}, got encoding.kind {kind}: use {use}"
+                + ("" if recorded else f", or a dataset of {', '.join(RECORDED)}")
+            )
+        if recorded and self.model.kind in ("conv", "resnet"):
+            raise ValueError(
+                f"dataset {self.dataset} has recordings, and model.kind {self.model.kind} takes "
+                "pictures: use mlp"
+            )
+        if recorded and self.preprocessing:
+            raise ValueError(
+                f"dataset {self.dataset} has recordings, and preprocessing is for pictures: leave "
+                "it out"
             )
         return self
 

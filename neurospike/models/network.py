@@ -110,7 +110,7 @@ class SpikingNetwork(nn.Module):
         Args:
             images: `[B, 1, H, W]` or `[B, H, W]`, floating point in [0, 1]; `SNNModel` takes
                 `[B, *]` too, if it has no preprocessing. With the encoding `"none"` sequences
-                `[T, B, *F]` of any finite numbers, such as counts of events.
+                `[T, B, *F]` of any finite numbers, such as counts of events, also bool and uint8.
             return_activity: also return `{layer: spikes [T, B, *F]}`; a membrane readout has no
                 spikes and is left out.
             return_output: return as the last the output neurons' membranes or spikes at every
@@ -272,12 +272,16 @@ def _check_steps(num_steps: int) -> int:
 
 
 def _check_sequences(sequences: Tensor) -> None:
-    """Raise for what are no floating-point sequences."""
+    """Raise for what are no sequences that the first layer can take."""
     refuse_ragged("the input", sequences)
-    if not isinstance(sequences, Tensor) or not sequences.is_floating_point():
+    compact = (torch.bool, torch.uint8)
+    if not isinstance(sequences, Tensor) or not (
+        sequences.is_floating_point() or sequences.dtype in compact
+    ):
         found = sequences.dtype if isinstance(sequences, Tensor) else type(sequences).__name__
         raise TypeError(
-            f"sequences must be floating-point tensors [T, B, *F], got {found}: use .float()"
+            f"sequences must be tensors [T, B, *F] of bool, uint8 or floating point, got {found}: "
+            "use .float()"
         )
     if sequences.ndim < 3 or not len(sequences):
         raise ValueError(

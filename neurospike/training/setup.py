@@ -27,8 +27,9 @@ def make_trainer(
     penalty = None
     if training.rate_penalty:
 
-        def penalty(activity: Mapping[str, Tensor]) -> Tensor:
-            beyond = losses.rate_penalty(activity, training.rate_low, training.rate_high)
+        def penalty(activity: Mapping[str, Tensor], lengths: Tensor | None = None) -> Tensor:
+            low, high = training.rate_low, training.rate_high
+            beyond = losses.rate_penalty(activity, low, high, lengths)
             return training.rate_penalty * beyond
 
     return SNNTrainer(
