@@ -29,7 +29,7 @@ from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeErr
 from neurospike.models import SpikingNetwork
 from neurospike.pictures import SIZE
 from neurospike.training.checkpoint import replace_file
-from neurospike.training.loading import MODEL, load_trained
+from neurospike.training.loading import MODEL, check_sees_pictures, load_trained
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 360  # pictures that the exported network answers before it is called done
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
         with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
+            check_sees_pictures(trained, flags.model_path)
             checked = export_model(trained.model, flags.out, form, device=device)
         print(json.dumps(asdict(checked)) if flags.json else _text(checked))
         return 0

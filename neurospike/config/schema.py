@@ -319,9 +319,7 @@ class EncodingConfig(Section):
 class EventsConfig(Section):
     """How recordings of events become frames over time: the arguments of `data.Binning`."""
 
-    time_bin: Annotated[Number, Field(ge=0.001)] = Field(
-        default=10.0, description="milliseconds of a time step"
-    )
+    time_bin: Number = Field(default=10.0, ge=0.001, description="milliseconds of a time step")
     bins: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
         default=None,
         description="time steps of each recording, however long it lasts; null: as time_bin says",
