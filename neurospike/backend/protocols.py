@@ -19,6 +19,11 @@ class Scan(Protocol):
 
     A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
     step.
+
+    `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
+    `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
+    its end spikes and the current's gradient are 0, its states and each trace stay those of its
+    last step (or those it started from), and no gradient that comes from there counts.
     """
 
     def forward(
@@ -34,6 +39,7 @@ class Scan(Protocol):
         spikes: Tensor | None,
         traces: Sequence[Tensor],
         finals: Sequence[Tensor],
+        lengths: Tensor | None = None,
         **saved: Any,
     ) -> None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
@@ -54,6 +60,7 @@ class Scan(Protocol):
         out: Tensor,
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
+        lengths: Tensor | None = None,
         **saved: Any,
     ) -> None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
@@ -119,8 +126,9 @@ class Stepped(Protocol):
         parameters: Sequence[Tensor],
         neuron: str,
         numbers: Sequence[float],
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return `(spikes, states, traces)`, all differentiable."""
+        """Return `(spikes, states, traces)`, all differentiable; `lengths` as of `Scan`."""
 
 
 class Events(Protocol):
