@@ -11,6 +11,7 @@ import yaml
 from neurospike import SNNModel, data
 from neurospike import backends as table_of_backends
 from neurospike.config import Config, fields, load_config, nearest_key
+from neurospike.config.schema import RECORDED
 from neurospike.config.words import SYNONYMS
 from neurospike.errors import ConfigError
 from neurospike.neurons import surrogate
@@ -240,7 +241,7 @@ def test_every_key_says_what_it_means_and_takes():
 
 def test_names_are_those_of_the_parts_they_name():
     allowed = {key: text for key, _, text, _ in fields()}
-    assert set(data.NAMES) == set(allowed["dataset"].split(", "))
+    assert {*data.NAMES, *RECORDED} == set(allowed["dataset"].split(", "))
     assert set(table_of_backends()) <= set(allowed["backend"].split(", "))
     for name in allowed["model.surrogate"].split(", "):
         assert callable(getattr(surrogate, name))

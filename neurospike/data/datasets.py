@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,12 +91,12 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
         ) from error
 
 
-def check_name(name: str) -> None:
-    """Raise DataError, with the nearest, for a name that `load` does not know."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+def check_name(name: str, names: Sequence[str] = NAMES) -> None:
+    """Raise DataError, with the nearest, for a name that is none of `names`: what `load` knows."""
+    if name not in names:
+        near = difflib.get_close_matches(str(name).lower(), names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(NAMES)}.")
+        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(names)}.")
 
 
 def _load_auto(root: Path, download: bool) -> DigitData:

@@ -21,6 +21,7 @@ import torch
 from neurospike.errors import DataError, MissingDependencyError
 
 from .binning import Binning
+from .datasets import check_name
 from .fetching import bounded, last_line, reach
 from .recordings import Recordings
 
@@ -158,8 +159,7 @@ def open_recordings(
 
 def source_of(name: str) -> Source:
     """Return the row of a data set. Raises DataError for another name."""
-    if name not in SOURCES:
-        raise DataError(f"unknown data set {name!r}: the recordings are {', '.join(SOURCES)}.")
+    check_name(name, tuple(SOURCES))
     return SOURCES[name]
 
 

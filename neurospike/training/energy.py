@@ -37,32 +37,40 @@ class Operations:
 
 
 @torch.no_grad()
-def count_operations(model: nn.Module, images: Tensor) -> Operations:
+def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = None) -> Operations:
     """Run the model on pictures `[B, ...]` and count what its layers do.
+
+    lengths: of sequences `[T, B, ...]`, how many of the steps belong to each, int64 `[B]`; no
+    others are counted.
 
     Linear and convolutional layers are counted; a product that the model takes once for all time
     steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
+    count, own, options = len(images), None, {}
+    if lengths is not None:
+        count, options = len(lengths), {"lengths": lengths}
+        own = torch.arange(len(images), device=images.device)[:, None] < lengths
 
     def look(layer: nn.Linear | nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
         (given,) = inputs
+        if own is not None and given.shape[:2] == own.shape:
+            given, output = given[own], output[own]
         nonzero = given != 0
         spiking = bool((given[nonzero] == 1).all())
         products = float(output.numel() * layer.weight[0].numel())
         used = products * float(nonzero.float().mean()) if spiking else products
         linear = isinstance(layer, nn.Linear)
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
-        found.append((spiking, used, products * len(images) / times))
+        found.append((spiking, used, products * count / times))
 
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     handles = [layer.register_forward_hook(look) for layer in layers]
     try:
-        model(images)
+        model(images, **options)
     finally:
         for handle in handles:
             handle.remove()
-    count = len(images)
     return Operations(
         macs=sum(used for spiking, used, _ in found if not spiking) / count,
         acs=sum(used for spiking, used, _ in found if spiking) / count,
