@@ -293,6 +293,7 @@ def flags(tmp_path, *more):
         "--batch_size=8",
         "--training.validation=0.1",
         "--learning_rate=0.02",
+        "--training.schedule=constant",
         *more,
     ]
 
