@@ -2,18 +2,19 @@
 
 A readout makes scores `[B, C]` of the output over time `[T, B, C]`: membranes of neurons that never
 fire, or spikes. A loss is the mean over a batch, of the output over time or of scores. All are
-computed for every step at once; none loops over T. With `lengths`, how many of the T steps belong
-to each sample, only those count; of a sample without any, the output at rest does. Spikes and
-membranes of 16-bit formats are added up in float32, and scores are float32: above 256 steps those
-formats cannot tell counts or times apart. float64 stays float64.
+computed for every step at once; none loops over T. Spikes and membranes of 16-bit formats are added
+up in float32, and scores are float32: above 256 steps those formats cannot tell counts or times
+apart. float64 stays float64.
+
+With `lengths`, int64 `[B]` as of `neurospike.lif`, a sample's score and its part of a loss are
+those of its own steps alone, as if it were read on its own; a sample of no steps scores 0.
 
 Sources: J. K. Eshraghian et al., Proc. IEEE 111(9), 2023, section IV (rate, count, membrane and
 latency objectives); H. Mostafa, IEEE TNNLS 29(7), 2018 (cross-entropy on spike times); F. Zenke and
 T. P. Vogels, Neural Computation 33(4), 2021 (bounds on firing rates, max-over-time readout).
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,41 +23,37 @@ from torch.nn import functional as F
 from neurospike.ops.arguments import refuse_ragged
 from neurospike.ops.scan import state_dtype
 
-Loss = Callable[..., Tensor]
+from . import own_steps
+from .own_steps import Lengths
 
-# Readouts: output over time [T, B, C], lengths int64 [B] -> scores [B, C]
+Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
+
+# Readouts: output over time [T, B, C] -> scores [B, C]
 
 
-def mean_membrane(trace: Tensor, lengths: Tensor | None = None) -> Tensor:
+def mean_membrane(trace: Tensor, lengths: Lengths = None) -> Tensor:
     """The membrane `[T, B, C]` averaged over time."""
-    if lengths is None:
-        return trace.mean(0, dtype=_scores(trace))
-    total = _own_steps(trace, lengths, 0.0).sum(0, dtype=_scores(trace))
-    return total / _own_counts(lengths, trace)[:, None]
+    return own_steps.mean(trace, lengths, _scores(trace))
 
 
-def max_membrane(trace: Tensor, lengths: Tensor | None = None) -> Tensor:
+def max_membrane(trace: Tensor, lengths: Lengths = None) -> Tensor:
     """The highest membrane that each neuron reached."""
-    # Beyond its end a membrane stays as it was, and would draw a part of the gradient there.
-    own = trace if lengths is None else _own_steps(trace, lengths, -math.inf)
-    return own.amax(0).to(_scores(trace))
+    return own_steps.greatest(trace, lengths, _scores(trace))
 
 
-def spike_count(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
+def spike_count(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """The number of spikes (0 or 1) `[T, B, C]` over time."""
-    own = spikes if lengths is None else _own_steps(spikes, lengths, 0.0)
-    return own.sum(0, dtype=_scores(spikes))
+    return own_steps.total(spikes, lengths, _scores(spikes))
 
 
-def first_spike(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Minus the step of the first spike, counted from 0; minus T if there is none.
+def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
+    """Minus the step of the first spike, counted from 0; minus T, or its length, if there is none.
 
     The first step is the number of steps up to which no spike was, `sum_t prod_{k<=t} (1 - s_k)`,
-    so a gradient reaches every spike that decides it. With lengths T is the sample's own.
+    so a gradient reaches every spike that decides it.
     """
-    silent = (1 - spikes).cumprod(0)
-    own = silent if lengths is None else _own_steps(silent, lengths, 0.0)
-    return -own.sum(0, dtype=_scores(spikes))
+    scores = _scores(spikes)
+    return -own_steps.total((1 - spikes).cumprod(0), lengths, scores)
 
 
 READOUTS: dict[str, Callable[..., Tensor]] = {
@@ -68,33 +65,32 @@ READOUTS: dict[str, Callable[..., Tensor]] = {
 SPIKING_READOUTS = ("spikes", "first_spike")  # the others read neurons that never fire
 
 
-# Losses on the output over time [T, B, C], labels int64 [B] and lengths int64 [B]; a scalar
+# Losses on the output over time [T, B, C] and labels int64 [B]; a scalar
 
 
-def cross_entropy_membrane(trace: Tensor, labels: Tensor, lengths: Tensor | None = None) -> Tensor:
+def cross_entropy_membrane(trace: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the membranes at every step, summed over steps."""
     if lengths is None:
-        return len(trace) * _every_step(trace, labels)
-    return _summed_steps(trace, labels, lengths).mean()
+        return _every_step(trace, labels)
+    return _own_steps(trace, labels, lengths).sum(0).mean()
 
 
-def cross_entropy_max_membrane(
-    trace: Tensor, labels: Tensor, lengths: Tensor | None = None
-) -> Tensor:
+def cross_entropy_max_membrane(trace: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of each neuron's highest membrane."""
     return F.cross_entropy(max_membrane(trace, lengths), labels)
 
 
-def cross_entropy_count(spikes: Tensor, labels: Tensor, lengths: Tensor | None = None) -> Tensor:
+def cross_entropy_count(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the spike counts."""
     return F.cross_entropy(spike_count(spikes, lengths), labels)
 
 
-def cross_entropy_rate(spikes: Tensor, labels: Tensor, lengths: Tensor | None = None) -> Tensor:
+def cross_entropy_rate(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the spikes at every step, averaged over steps: fire at each, or never."""
     if lengths is None:
-        return _every_step(spikes, labels)
-    return (_summed_steps(spikes, labels, lengths) / _own_counts(lengths, spikes)).mean()
+        return _every_step(spikes, labels) / len(spikes)
+    each = _own_steps(spikes, labels, lengths)
+    return own_steps.mean(each, lengths, each.dtype).mean()
 
 
 def mse_count(
@@ -102,20 +98,18 @@ def mse_count(
     labels: Tensor,
     right: float = 0.8,
     wrong: float = 0.2,
-    lengths: Tensor | None = None,
+    lengths: Lengths = None,
 ) -> Tensor:
     """Mean squared error of the firing rates from their targets.
 
     right, wrong: spikes a step wanted of the label's neuron, and of the others, 0 to 1.
     """
-    rates = mean_membrane(spikes, lengths)
+    rates = own_steps.mean(spikes, lengths, _scores(spikes))
     wanted = torch.where(F.one_hot(labels, rates.shape[1]).bool(), right, wrong)
     return F.mse_loss(rates, wanted.to(rates.dtype))
 
 
-def cross_entropy_first_spike(
-    spikes: Tensor, labels: Tensor, lengths: Tensor | None = None
-) -> Tensor:
+def cross_entropy_first_spike(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of minus the first spikes' steps: the label's neuron fires first."""
     return F.cross_entropy(first_spike(spikes, lengths), labels)
 
@@ -137,19 +131,22 @@ def rate_penalty(
     activity: Mapping[str, Tensor],
     low: float = 0.01,
     high: float = 0.3,
-    lengths: Tensor | None = None,
+    lengths: Lengths = None,
 ) -> Tensor:
     """How far neurons are from firing at a rate between two bounds: 0 if all are within.
 
-    activity: spikes `[T, B, *F]` by layer. low, high: spikes a step. lengths: how many steps belong
-    to each sample, int64 `[B]`. Each neuron's rate is its mean over time and batch; the penalty is
+    activity: spikes `[T, B, *F]` by layer. low, high: spikes a step. Each neuron's rate is its
+    mean over time and batch (with lengths, over all steps that belong to a sample); the penalty is
     the squared distance from the bounds, averaged over neurons and summed over layers.
     """
     penalties = []
     for spikes in activity.values():
-        rates = spikes.mean((0, 1), dtype=_scores(spikes))
-        if lengths is not None:  # beyond its end no neuron fires
-            rates = rates * (spikes.shape[0] * spikes.shape[1] / _own_counts(lengths, spikes).sum())
+        scores = _scores(spikes)
+        if lengths is None:
+            rates = spikes.mean((0, 1), dtype=scores)
+        else:
+            steps = own_steps.lengths_of(spikes, lengths).sum()
+            rates = own_steps.total(spikes, lengths, scores).sum(0) / steps.clamp(min=1)
         penalties.append(((low - rates).relu() ** 2 + (rates - high).relu() ** 2).mean())
     if not penalties:
         raise ValueError("rate_penalty needs the spikes of at least one layer, got none")
@@ -157,31 +154,21 @@ def rate_penalty(
 
 
 def _every_step(output: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy averaged over the batch and over steps."""
+    """Cross-entropy averaged over the batch and summed over steps."""
     output = output.to(_scores(output))
+    steps = output.shape[0]
     # Classes not last: torch's softmax over a short last axis takes five times as long on a CPU.
-    return F.cross_entropy(output.transpose(1, 2), labels.expand(output.shape[0], -1))
+    return steps * F.cross_entropy(output.transpose(1, 2), labels.expand(steps, -1))
 
 
-def _summed_steps(output: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-    """Cross-entropy of each sample `[B]`, summed over its own steps."""
+def _own_steps(output: Tensor, labels: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
+    """Cross-entropy at every step of each sample, `[T, B]`; 0 where a step is not the sample's."""
     output = output.to(_scores(output))
-    every = F.cross_entropy(
-        output.transpose(1, 2), labels.expand(output.shape[0], -1), reduction="none"
-    )
-    return _own_steps(every, lengths, 0.0).sum(0)
-
-
-def _own_counts(lengths: Tensor, output: Tensor) -> Tensor:
-    """How many steps count of each sample `[B]`: at least one, in which the output is at rest."""
-    return lengths.to(output.device).clamp_min(1)
-
-
-def _own_steps(output: Tensor, lengths: Tensor, other: float) -> Tensor:
-    """Return the output `[T, B, ...]` with `other` in the steps beyond each sample's end."""
-    steps = torch.arange(output.shape[0], device=output.device)
-    own = steps[:, None] < _own_counts(lengths, output)
-    return torch.where(own.view(*own.shape, *[1] * (output.ndim - 2)), output, other)
+    is_own = own_steps.within(output, lengths)
+    output = torch.where(is_own, output, 0.0)  # what lies beyond may be anything
+    wanted = labels.expand(len(output), -1)
+    each = F.cross_entropy(output.transpose(1, 2), wanted, reduction="none")
+    return torch.where(is_own.squeeze(2), each, 0.0)
 
 
 def _scores(output: Tensor) -> torch.dtype:
