@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurospike.layers.recurrent import Recurrent
+from neurospike.models.network import READING
+
 MAC_PICOJOULES = 4.6
 AC_PICOJOULES = 0.9
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations a picture. dense_macs: of a network of the same layers without spikes, once."""
+    """Operations per picture.
+
+    dense_macs: of a network of the same layers without spikes that sees the picture once; that is
+    every step of a network that reads it part by part, and no recurrence of another.
+    """
 
     macs: float
     acs: float
@@ -27,12 +34,12 @@ class Operations:
 
     @property
     def nanojoules(self) -> float:
-        """Estimated energy a picture."""
+        """Estimated energy per picture."""
         return (self.macs * MAC_PICOJOULES + self.acs * AC_PICOJOULES) / 1000
 
     @property
     def dense_nanojoules(self) -> float:
-        """Estimated energy a picture of the network without spikes."""
+        """Estimated energy per picture of the network without spikes."""
         return self.dense_macs * MAC_PICOJOULES / 1000
 
 
@@ -40,10 +47,11 @@ class Operations:
 def count_operations(model: nn.Module, images: Tensor) -> Operations:
     """Run the model on pictures `[B, ...]` and count what its layers do.
 
-    Linear and convolutional layers are counted; a product that the model takes once for all time
-    steps, as of a constant current, counts once.
+    Linear and convolutional layers and the weights of recurrent ones are counted; a product that
+    the model takes once for all time steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
+    reads = getattr(model, "encoding", None) in READING
 
     def look(layer: nn.Linear | nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
         (given,) = inputs
@@ -53,10 +61,21 @@ def count_operations(model: nn.Module, images: Tensor) -> Operations:
         used = products * float(nonzero.float().mean()) if spiking else products
         linear = isinstance(layer, nn.Linear)
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
-        found.append((spiking, used, products * len(images) / times))
+        found.append((spiking, used, products * (1.0 if reads else len(images) / times)))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(look) for layer in layers]
+    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        before = output[0][:-1]  # the spikes that come back at the next step
+        weights = layer.weight if layer.mask is None else layer.weight * layer.mask
+        outgoing = weights.count_nonzero(0).double()
+        used = float((before.double().sum((0, 1)) * outgoing).sum())
+        found.append((True, used, before[..., 0].numel() * float(outgoing.sum()) if reads else 0.0))
+
+    handles = []
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            handles.append(layer.register_forward_hook(look))
+        elif isinstance(layer, Recurrent):
+            handles.append(layer.register_forward_hook(look_back))
     try:
         model(images)
     finally:

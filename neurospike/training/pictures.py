@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neurospike.models import SpikingNetwork
+from neurospike.models.network import READING
 from neurospike.visualization import SpikeVisualizer
 
 from .trainer import BatchSource
@@ -41,6 +42,8 @@ def draw_network(
     recorded, prepared = model.record(first), model.preprocessing(first)
     layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     shape = (prepared.shape[-2], prepared.shape[-1])
+    if model.encoding in READING:  # a step's inputs are a part of the picture
+        shape = (1, recorded.current.shape[-1])
     figures = {
         "confusion_matrix": visualizer.plot_confusion_matrix(*matrix),
         "firing_rates": visualizer.plot_firing_rates(recorded.spikes),
