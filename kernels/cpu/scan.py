@@ -15,9 +15,10 @@ again into a scratch that fits the second-level cache. That moves 8 bytes per ne
 (read current, write spikes) and 12 backward (read current and the spikes' gradient, write the
 current's), for any number of states.
 
-What is the same at every step is one row: an array of N numbers in the place of T * N. What nobody
-asked for is compiled away. Number formats: state float32, or float64 if the current is; 16-bit
-currents are converted before, their spikes and gradients after.
+What is the same at every step is one row: an array of N numbers in the place of T * N. With lengths
+a block lies within a sample and its loop ends with the sample; what comes after is only filled,
+never read. What nobody asked for is compiled away. Number formats: state float32, or float64 if the
+current is; 16-bit currents are converted before, their spikes and gradients after.
 """
 
 import functools
@@ -44,8 +45,8 @@ HELD = 32 << 20  # the same where a constant current leaves the caches to the ou
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
 
-# Sizes of a job: steps, neurons in a block, neurons in all.
-STEPS, WIDTH, COUNT = SIZES, SIZES + 1, SIZES + 2
+# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample.
+STEPS, WIDTH, COUNT, PARTS, FEATURES = SIZES, SIZES + 1, SIZES + 2, SIZES + 3, SIZES + 4
 
 # What a kernel is compiled for; rebound for each variant.
 STATES = 1
@@ -56,6 +57,7 @@ TRACED = 1
 WANTED = 0
 CONSTANT = False
 STREAM = False
+LENGTHS = False
 NUMBER = np.float32(0)
 
 
@@ -89,6 +91,18 @@ def _step_of(array, size):
     return 0 if array.size == size else size
 
 
+def _place(job, lengths, part):
+    """Return a block's first neuron, how many it has, and how many steps they are taken."""
+    block = job[WIDTH]
+    if not LENGTHS:
+        low = part * block
+        return low, min(block, job[COUNT] - low), job[STEPS]
+    each = (job[FEATURES] + block - 1) // block
+    sample, first = part // each, part % each * block
+    steps = max(0, min(lengths[sample], job[STEPS]))
+    return sample * job[FEATURES] + first, min(block, job[FEATURES] - first), steps
+
+
 def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
     """Write a block's first states and its parameters into rows of the scratch."""
     for s in range(STATES):
@@ -98,7 +112,7 @@ def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
         _fill(row, _array(job_at, 1 + STATES + p), low)
 
 
-def lay(scratch, at, block, n):
+def lay(scratch, at, then, block, n):
     """Return the rows of a block's states and parameters; see `_rows`."""
 
 
@@ -123,17 +137,17 @@ def _forward(job_at):
     current = _array(job_at, 0)
     outputs = 1 + STATES + PARAMETERS
     spikes, numbers = _array(job_at, outputs), _array(job_at, outputs + 1 + 2 * STATES)
-    scratch = _array(job_at, outputs + 2 + 2 * STATES)
-    steps, block, size = job[STEPS], job[WIDTH], job[COUNT]
+    lengths = array_of(job_at, outputs + 2 + 2 * STATES, 0)
+    scratch = _array(job_at, outputs + 3 + 2 * STATES)
+    block, size = job[WIDTH], job[COUNT]
     stride = _step_of(current, size)
     own = take(job, SLOT) * (STATES + PARAMETERS + 1) * block
     last = own + (STATES + PARAMETERS) * block
     part = take(job, NEXT)
-    while part * block < size:
-        low = part * block
-        n = min(block, size - low)
+    while part < job[PARTS]:
+        low, n, steps = _place(job, lengths, part)
         _begin(job_at, scratch, own, own + STATES * block, block, low, n)
-        rows = lay(scratch, own, block, n)
+        rows = lay(scratch, own, own + STATES * block, block, n)
         for t in range(steps):
             x = t * stride + low
             out = t * size + low
@@ -147,6 +161,15 @@ def _forward(job_at):
                 for s in range(STATES):
                     trace = _array(job_at, outputs + 1 + s)
                     _start(row_of(trace, out, n), scratch, own + s * block)
+        if LENGTHS:
+            for t in range(steps, job[STEPS]):
+                if SPIKES:
+                    _zero(spikes, t * size + low, row_of(scratch, last, n))
+                if TRACE:
+                    for s in range(STATES):
+                        trace = _array(job_at, outputs + 1 + s)
+                        row = row_of(trace, t * size + low, n)
+                        _start(row, scratch, own + s * block)
         for s in range(STATES):
             final = _array(job_at, outputs + 1 + STATES + s)
             _start(row_of(final, low, n), scratch, own + s * block)
@@ -165,21 +188,22 @@ def _backward(job_at):
     out = _array(job_at, outputs)
     wanted = outputs + 1 + STATES
     numbers = _array(job_at, wanted + PARAMETERS)
-    scratch = _array(job_at, wanted + PARAMETERS + 1)
+    lengths = array_of(job_at, wanted + PARAMETERS + 1, 0)
+    scratch = _array(job_at, wanted + PARAMETERS + 2)
     nothing = row_of(scratch, 0, 0)
-    steps, block, size = job[STEPS], job[WIDTH], job[COUNT]
+    block, size = job[WIDTH], job[COUNT]
     x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
     # Rows of the scratch: gradients of the states, parameters, a row to stream, the history.
-    own = take(job, SLOT) * (STATES + PARAMETERS + 1 + steps * STATES) * block
+    own = take(job, SLOT) * (STATES + PARAMETERS + 1 + job[STEPS] * STATES) * block
     parameters_at = own + STATES * block
     last = parameters_at + PARAMETERS * block
     history = last + block
     part = take(job, NEXT)
-    while part * block < size:
-        low = part * block
-        n = min(block, size - low)
+    while part < job[PARTS]:
+        low, n, steps = _place(job, lengths, part)
         _begin(job_at, scratch, history, parameters_at, block, low, n)
-        rows, sums = lay(scratch, own, block, n), sums_of(job_at, wanted, low, n)
+        rows = lay(scratch, own, parameters_at, block, n)
+        sums = sums_of(job_at, wanted, low, n)
         for t in range(steps - 1):
             x = t * x_stride + low
             if t + AHEAD < steps:
@@ -218,6 +242,9 @@ def _backward(job_at):
             )
             if STREAM:
                 stream(out, o, row)
+        if LENGTHS and not CONSTANT:
+            for t in range(steps, job[STEPS]):
+                _zero(out, t * size + low, row_of(scratch, last, n))
         for s in range(STATES):
             target = _array(job_at, outputs + 1 + s)
             if target.size > 0:
@@ -225,6 +252,17 @@ def _backward(job_at):
         part = take(job, NEXT)
     if STREAM:
         fence()
+
+
+def _zero(array, start, row):
+    """Write zeros into a sequence, as a row's outputs are written; `row` is theirs to stream."""
+    size = row.size
+    if not STREAM:
+        row = row_of(array, start, size)
+    for i in range(size):
+        row[i] = 0.0
+    if STREAM:
+        stream(array, start, row)
 
 
 def _add(out, values):
@@ -275,6 +313,13 @@ def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=state)
 
 
+def _sizes(steps: int, block: int, size: int, lengths: Tensor | None) -> tuple[int, ...]:
+    """Return the sizes of a job."""
+    batch = 1 if lengths is None else lengths.numel()
+    features = size // batch if batch else 0
+    return steps, block, size, batch * -(-features // block), features
+
+
 def forward(
     *,
     current: Tensor,
@@ -287,12 +332,13 @@ def forward(
     spikes: Tensor | None,
     traces: Sequence[Tensor],
     finals: Sequence[Tensor],
+    lengths: Tensor | None = None,
 ) -> None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
     to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in
-    the state's format.
+    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state, size = finals[0].dtype, finals[0].numel()
     x = current.to(state).contiguous() if constant else rows(current, state)
@@ -308,6 +354,7 @@ def forward(
         SPIKES=spikes is not None,
         TRACE=len(traces) > 0,
         STREAM=large >= (HELD if constant else STREAMED),
+        LENGTHS=lengths is not None,
     )
     count = len(finals)
     arrays = (
@@ -318,10 +365,12 @@ def forward(
         *_given(traces, count),
         *finals,
         as_tensor(tuple(numbers), state),
+        lengths,
     )
-    threads = parallel.threads(size * steps // GRAIN, -(-size // BLOCK))
+    sizes = _sizes(steps, BLOCK, size, lengths)
+    threads = parallel.threads(size * steps // GRAIN, sizes[PARTS - SIZES])
     scratch = (count + len(parameters) + 1) * BLOCK
-    run(kernel, arrays, (steps, BLOCK, size), threads, scratch, state)
+    run(kernel, arrays, sizes, threads, scratch, state)
     if spikes is not None and wide is not None and wide is not spikes:
         spikes.copy_(wide)
 
@@ -341,6 +390,7 @@ def backward(
     out: Tensor,
     out_states: Sequence[Tensor],
     out_parameters: Sequence[Tensor | None],
+    lengths: Tensor | None = None,
 ) -> None:
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
     program = Program.parse(neuron)
@@ -364,6 +414,7 @@ def backward(
         TRACED=traced,
         CONSTANT=constant,
         STREAM=not constant and wide.nbytes >= STREAMED,
+        LENGTHS=lengths is not None,
     )
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
     rows_each = count + len(parameters) + 1 + steps * count
@@ -381,9 +432,11 @@ def backward(
         *_given(out_states, count),
         *asked,
         as_tensor(tuple(numbers), state),
+        lengths,
     )
-    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
-    run(kernel, arrays, (steps, block, size), threads, rows_each * block, state)
+    sizes = _sizes(steps, block, size, lengths)
+    threads = parallel.threads(size * steps // GRAIN, sizes[PARTS - SIZES])
+    run(kernel, arrays, sizes, threads, rows_each * block, state)
     if wide is not out:
         out.copy_(wide)
     for target, found in zip(out_parameters, asked):

@@ -11,10 +11,12 @@ registers, then in reverse. With S states in float32 that moves 8 + 4 S / EVERY 
 neuron-step forward (read current, write spikes) and 12 + 4 S / EVERY backward (read current and the
 spikes' gradient, write the current's).
 
-What is the same at every step is read once. What nobody asked for is compiled away. The number of
-steps is no compile-time constant. Number formats: state float32, or float64 if the current is;
-16-bit sequences are read and written as they are. Gradients of parameters are summed over time in
-registers, over the batch by torch, so that no order of atomic additions shows in them.
+What is the same at every step is read once. With lengths a program's neurons lie within a sample,
+and it goes as far as that; what comes after is only filled, never read. What nobody asked for is
+compiled away. The number of steps is no compile-time constant. Number formats: state float32, or
+float64 if the current is; 16-bit sequences are read and written as they are. Gradients of
+parameters are summed over time in registers, over the batch by torch, so that no order of atomic
+additions shows in them.
 """
 
 import functools
@@ -57,6 +59,7 @@ WANT_STATES = False
 HELD_CURRENT = False  # the same at every step: read once
 HELD_SPIKES = False
 HELD_TRACES = 0
+LENGTHS = False
 
 
 def step(*arguments):
@@ -67,15 +70,31 @@ def adjoint(*arguments):
     """The gradient of the step, derived from it."""
 
 
-def _place(size):
-    """Return this program's neurons: their offsets, which of them exist, how many there are."""
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return offsets, offsets < size, size
+def _place(size, steps, samples):
+    """Return this program's neurons, and how many steps they are taken.
+
+    The neurons: their offsets, which of them exist, how many there are in all, and before which
+    offset they end.
+    """
+    part = tl.program_id(0).to(tl.int64)
+    # 64 bits: a sequence may be longer than 2^31 numbers.
+    steps = steps.to(tl.int64)
+    if LENGTHS:
+        lengths_ptr, features = samples
+        each = tl.cdiv(features, BLOCK)
+        sample = part // each
+        offsets = sample * features + part % each * BLOCK + tl.arange(0, BLOCK)
+        end = (sample + 1) * features
+        steps = tl.minimum(tl.maximum(tl.load(lengths_ptr + sample), 0), steps)
+    else:
+        offsets = part * BLOCK + tl.arange(0, BLOCK)
+        end = size
+    return (offsets, offsets < end, size, end), steps
 
 
 def _parameters(pointers, counts, place):
     """Load each parameter: one value for all neurons, or one each that repeat over the batch."""
-    offsets, valid, _ = place
+    offsets, valid, _, _ = place
     found = ()
     for p in tl.static_range(PARAMETERS):
         if (SCALARS >> p) & 1:
@@ -97,19 +116,19 @@ def _numbers(bits, state):
 
 def _inside(t, steps, is_whole, place):
     """Return which neurons have a step `t`: all that exist, or none after the end of time."""
-    offsets, valid, size = place
-    return valid if is_whole else offsets < tl.where(t < steps, size, 0)
+    offsets, valid, _, end = place
+    return valid if is_whole else offsets < tl.where(t < steps, end, 0)
 
 
 def _load(ptr, t, inside, place, state):
     """Load row `t` of a sequence in the state's format; 0 where not `inside`."""
-    offsets, _, size = place
+    offsets, _, size, _ = place
     return tl.load(ptr + t * size + offsets, mask=inside, other=0.0).to(state)
 
 
 def _store(ptr, t, values, inside, place):
     """Store row `t` of a sequence in the sequence's format."""
-    offsets, _, size = place
+    offsets, _, size, _ = place
     tl.store(ptr + t * size + offsets, values.to(ptr.dtype.element_ty), mask=inside)
 
 
@@ -173,9 +192,11 @@ def _forward(
     size,
     counts,
     steps,
+    samples,
 ):
-    place = _place(size)
-    offsets, valid, _ = place
+    total = steps.to(tl.int64)
+    place, steps = _place(size, steps, samples)
+    offsets, valid, _, _ = place
     state = finals_ptr[0].dtype.element_ty
     parameters = _parameters(parameters_ptr, counts, place)
     values = _numbers(numbers, state)
@@ -188,8 +209,6 @@ def _forward(
             mem = mem + (zeros,)
     held = _held(x_ptr, HELD_CURRENT, place, zeros)
     pointers = (x_ptr, spikes_ptr, traces_ptr, saved_ptr)
-    # 64 bits: a sequence may be longer than 2^31 numbers.
-    steps = steps.to(tl.int64)
     whole = steps // EVERY * EVERY
     for first in tl.range(0, whole, EVERY, num_stages=STAGES):
         mem = _forward_chunk(
@@ -199,6 +218,13 @@ def _forward(
         mem = _forward_chunk(
             mem, held, parameters, values, zeros, first, steps, False, place, pointers
         )
+    if LENGTHS:
+        for t in tl.range(steps, total):
+            if SPIKES:
+                _store(spikes_ptr, t, zeros, valid, place)
+            for s in tl.static_range(STATES):
+                if (TRACED >> s) & 1:
+                    _store(traces_ptr[s], t, mem[s], valid, place)
     for s in tl.static_range(STATES):
         tl.store(finals_ptr[s] + offsets, mem[s], mask=valid)
 
@@ -208,7 +234,7 @@ def _backward_chunk(sums, held, parameters, values, zeros, first, steps, is_whol
     carry, sum_current, sum_parameters = sums
     held_x, held_spikes, held_traces = held
     x_ptr, saved_ptr, grad_spikes_ptr, grad_traces_ptr, out_ptr = pointers
-    _, valid, _ = place
+    _, valid, _, _ = place
     mem = ()
     for s in tl.static_range(STATES):
         mem = mem + (_load(saved_ptr[s], first // EVERY, valid, place, zeros.dtype),)
@@ -280,9 +306,11 @@ def _backward(
     size,
     counts,
     steps,
+    samples,
 ):
-    place = _place(size)
-    offsets, valid, _ = place
+    total = steps.to(tl.int64)
+    place, steps = _place(size, steps, samples)
+    offsets, valid, _, _ = place
     state = saved_ptr[0].dtype.element_ty
     parameters = _parameters(parameters_ptr, counts, place)
     values = _numbers(numbers, state)
@@ -307,7 +335,6 @@ def _backward(
     )
     pointers = (x_ptr, saved_ptr, grad_spikes_ptr, grad_traces_ptr, out_ptr)
     sums = (carry, zeros, sum_parameters)
-    steps = steps.to(tl.int64)
     whole = steps // EVERY * EVERY
     for first in tl.range(whole, steps, EVERY):
         sums = _backward_chunk(
@@ -321,6 +348,9 @@ def _backward(
     carry, sum_current, sum_parameters = sums
     if CONSTANT:
         _store(out_ptr, 0, sum_current, valid, place)
+    elif LENGTHS:
+        for t in tl.range(steps, total):
+            _store(out_ptr, t, zeros, valid, place)
     if WANT_STATES:
         for s in tl.static_range(STATES):
             tl.store(out_states_ptr[s] + offsets, carry[s], mask=valid)
@@ -396,7 +426,7 @@ def _prepared(
     kind: str,
     neuron: str,
     numbers: tuple[float, ...],
-    form: tuple[torch.dtype, int, int, bool],
+    form: tuple[torch.dtype, int, int, bool, int],
     counts: tuple[int, ...],
     asked: tuple[Any, ...],
 ) -> tuple[Launch, tuple[int, ...]]:
@@ -405,11 +435,13 @@ def _prepared(
     Whatever Triton compiles another kernel for is among the arguments, so that each is found by one
     look into one table.
 
-    form: the sequences' format, the device's index, the neurons, and whether steps take 64 bits;
+    form: the sequences' format, the device's index, the neurons, whether steps take 64 bits, and
+    the neurons of each sample if samples have lengths, else 0;
     counts: the sizes of the parameters; asked: what is given, and what is wanted.
     """
-    dtype, device, size, _ = form
+    dtype, device, size, _, features = form
     flags: dict[str, Any] = {"SCALARS": mask_of([count == 1 for count in counts])}
+    flags["LENGTHS"] = features > 0
     if kind == "forward":
         given, spikes, is_traced, saved, held = asked
         flags |= {"GIVEN": given, "SPIKES": spikes, "SAVED": saved, "HELD_CURRENT": held}
@@ -423,7 +455,16 @@ def _prepared(
         loads = 1 + spikes + sum(traced)
     block, warps, stages = geometry(kind, size, dtype, loads)
     kernel = compiled(kind, neuron, BLOCK=block, STAGES=stages, **flags)
-    return Launch(kernel, -(-size // block), warps, device), bits_of(numbers)
+    programs = size // features * -(-features // block) if features else -(-size // block)
+    return Launch(kernel, programs, warps, device), bits_of(numbers)
+
+
+def _samples(size: int, lengths: Tensor | None) -> tuple[int, tuple[Tensor, int] | None]:
+    """Return how many neurons a sample has, 0 without lengths, and the kernel's argument."""
+    if lengths is None:
+        return 0, None
+    features = size // lengths.numel()
+    return features, (lengths, features)
 
 
 def forget() -> None:
@@ -445,6 +486,7 @@ def forward(
     traces: Sequence[Tensor],
     finals: Sequence[Tensor],
     saved: Sequence[Tensor],
+    lengths: Tensor | None = None,
 ) -> None:
     """Fill `spikes`, `traces` and `finals` as `kernels.cpu.scan.forward` does, and `saved`, if any.
 
@@ -462,10 +504,11 @@ def forward(
     starts = tuple([one.contiguous() for one in states])
     values = tuple([one.contiguous() for one in parameters])
     asked = (len(states) > 0, spikes is not None, len(traces) > 0, len(saved) > 0, held)
-    form = (current.dtype, current.get_device(), size, steps.bit_length() > 31)
+    features, samples = _samples(size, lengths)
+    form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
     go, bits = _prepared("forward", neuron, tuple(numbers), form, counts, asked)
     go(
-        (x, *starts, *values),
+        (x, lengths, *starts, *values),
         x,
         starts or nothing,
         values,
@@ -477,6 +520,7 @@ def forward(
         size,
         counts,
         steps,
+        samples,
     )
 
 
@@ -496,6 +540,7 @@ def backward(
     out_states: Sequence[Tensor],
     out_parameters: Sequence[Tensor | None],
     saved: Sequence[Tensor],
+    lengths: Tensor | None = None,
 ) -> None:
     """Fill the gradients as `kernels.cpu.scan.backward` does; `saved` is what `forward` filled."""
     count = len(saved)
@@ -525,10 +570,11 @@ def backward(
             trace_held,
             tuple([one is not None for one in finals]),
         )
-        form = (current.dtype, current.get_device(), size, steps.bit_length() > 31)
+        features, samples = _samples(size, lengths)
+        form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
         go, bits = _prepared("backward", neuron, tuple(numbers), form, counts, asked)
         go(
-            (gs, *traces, *finals, x, *values),
+            (gs, lengths, *traces, *finals, x, *values),
             gs,
             traces,
             finals or nothing,
@@ -542,6 +588,7 @@ def backward(
             size,
             counts,
             steps,
+            samples,
         )
     elif size:
         if constant:

@@ -19,6 +19,11 @@ class Scan(Protocol):
 
     A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
     step.
+
+    `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
+    `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
+    its end spikes and the current's gradient are 0, its states and each trace stay those of its
+    last step (or those it started from), and no gradient that comes from there counts.
     """
 
     def forward(
@@ -34,6 +39,7 @@ class Scan(Protocol):
         spikes: Tensor | None,
         traces: Sequence[Tensor],
         finals: Sequence[Tensor],
+        lengths: Tensor | None = None,
         **saved: Any,
     ) -> None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
@@ -54,6 +60,7 @@ class Scan(Protocol):
         out: Tensor,
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
+        lengths: Tensor | None = None,
         **saved: Any,
     ) -> None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
@@ -81,8 +88,10 @@ class Recurrence(Protocol):
         finals: Sequence[Tensor],
         currents: Tensor | None,
     ) -> None:
-        """Fill spikes and traces `[T, B, N]` (one for each of the neuron's states, or none),
-        finals `[B, N]`, and the sums that reached the neurons, `currents` `[T, B, N]`, or None.
+        """Fill spikes, traces, finals, and the sums that reached the neurons, `currents`.
+
+        Of the traces there is one `[T, B, N]` for each of the neuron's states, or none. `currents`
+        are `[T, B, N]`, or None.
         """
 
     def backward(
@@ -108,6 +117,9 @@ class Recurrence(Protocol):
         A row with `checkpoint_every` is handed `traces`, the neuron's states after each step.
         """
 
+    def weight_gradient(self, *, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+        """Fill `out` `[N, N]` with `grad.T @ spikes`, of `[M, N]` each."""
+
 
 class Stepped(Protocol):
     """The time loop in torch, which differentiates it; column `module` of an unfused row."""
@@ -119,8 +131,9 @@ class Stepped(Protocol):
         parameters: Sequence[Tensor],
         neuron: str,
         numbers: Sequence[float],
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return `(spikes, states, traces)`, all differentiable."""
+        """Return `(spikes, states, traces)`, all differentiable; `lengths` as of `Scan`."""
 
 
 class Events(Protocol):

@@ -27,26 +27,27 @@ def scan(
     parameters: Sequence[Tensor],
     neuron: str,
     numbers: Sequence[float],
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return `(spikes, states, traces)`, all differentiable.
 
     Shapes: `current` `[T, B, *F]`, float32 or float64; each state `[B, *F]` in the same format;
     parameters broadcast against F; `neuron` is a program as text. Spikes and each trace are
-    `[T, B, *F]`.
+    `[T, B, *F]`; `lengths` is int64 `[B]`.
     """
     reset = _LEAKY.get("|".join(neuron.split("|")[:3]))
     if reset is None:
         step = stepped.step_of(neuron, numbers, current)
-        return stepped.over_time(step, current, states, parameters)
-    values = tuple(torch.tensor(n, dtype=current.dtype, device=current.device) for n in numbers)
-    beta, threshold = parameters
-    leaky = _leaky(beta, threshold, reset, stepped.fire_of(neuron, values))
-    return stepped.over_time(lambda x, mem, *_: leaky(x, mem), current, states, parameters)
+    else:
+        values = tuple(torch.tensor(n, dtype=current.dtype, device=current.device) for n in numbers)
+        beta, threshold = parameters
+        step = _leaky(beta, threshold, reset, stepped.fire_of(neuron, values))
+    return stepped.over_time(step, current, states, parameters, lengths)
 
 
 def _leaky(
     beta: Tensor, threshold: Tensor, reset: str, fire: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor, Tensor], Any]:
+) -> Callable[..., Any]:
     try:
         from snntorch import Leaky
     except ImportError as error:
@@ -61,8 +62,7 @@ def _leaky(
             vars(kind).get("instances", []).remove(leaky)
     del leaky.beta
     leaky.beta = _Clamped(beta)
-    step: Callable[[Tensor, Tensor], Any] = leaky
-    return step
+    return lambda current, mem, *_: leaky(current, mem)
 
 
 class _Clamped:

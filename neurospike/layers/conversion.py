@@ -60,23 +60,21 @@ class _TracedLIF(LIF):
     """A last layer that gives its membrane at every step beside its spikes."""
 
     def forward(  # type: ignore[override]
-        self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
+        self, current: Tensor, mem: Tensor | None = None, **options: Any
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return `((spikes, trace), mem)`."""
-        spikes, mem, trace = super().forward(current, mem, num_steps=num_steps, return_trace=True)
+        """Return `((spikes, trace), mem)`; options are `num_steps` and `lengths`."""
+        spikes, mem, trace = super().forward(current, mem, return_trace=True, **options)
         return (spikes, trace), mem
 
 
 class _Traced(Spiking):
     """Last neurons that give their states at every step beside their spikes."""
 
-    def forward(  # type: ignore[override]
-        self, current: Tensor, state: Any = None, *, num_steps: int | None = None
+    def forward(
+        self, current: Tensor, state: Any = None, **options: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return `((spikes, *traces), state)`."""
-        spikes, state, traces = super().forward(
-            current, state, num_steps=num_steps, return_trace=True
-        )
+        """Return `((spikes, *traces), state)`; options are `num_steps` and `lengths`."""
+        spikes, state, traces = super().forward(current, state, return_trace=True, **options)
         shown = (one for name, one in zip(self.states, traces) if name != "spike")
         return (spikes, *shown), state
 

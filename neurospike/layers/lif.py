@@ -5,7 +5,7 @@ no backend: which code runs the time loop changes the speed and nothing else.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -42,6 +42,7 @@ def lif(
     num_steps: int | None = None,
     return_trace: bool = False,
     backend: str = "auto",
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Run leaky integrate-and-fire neurons over a whole sequence.
 
@@ -70,6 +71,11 @@ def lif(
         num_steps: number of steps `T >= 0` of a constant current.
         return_trace: also return the membrane at every step.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+        lengths: how many of the T steps belong to each sample, integers `[B]` from 0 to T in any
+            order: a tensor on the CPU or with the current, or a list. After its end a sample fires
+            no spikes, its membrane and trace stay those of its last step (`mem` if it has none),
+            and no gradient comes from there or goes there; what the current holds there is never
+            read. Default: T each.
 
     Returns:
         `(spikes [T, B, *F], mem [B, *F])`, and with `return_trace` `trace [T, B, *F]` as a third.
@@ -77,9 +83,12 @@ def lif(
         to `current`, `mem`, `beta` and `threshold`.
 
     Raises:
-        TypeError: a tensor of integers, complex numbers or another unsupported format.
+        TypeError: a tensor of integers, complex numbers or another unsupported format; sequences
+            that are not padded (nested tensors, `PackedSequence`), with what to write instead.
         ValueError: a wrong shape, device or option; a constant beta or threshold out of range
-            (looked at if it is a number, or a tensor on the CPU that does not learn).
+            (looked at if it is a number, or a tensor on the CPU that does not learn); lengths that
+            are none of 0 to T (looked at on the CPU; on a GPU they are taken as 0 or T, because
+            nothing waits for it).
         BackendError: the backend named cannot run here; every reason is listed.
     """
     # A function of the caller's is read anew each time: the numbers it sees may have changed.
@@ -107,6 +116,7 @@ def lif(
         num_steps,
         SPIKES | (TRACES if return_trace else 0),
         backend,
+        lengths=lengths,
     )
     assert out.spikes is not None
     return (out.spikes, *out.states, *out.traces)
@@ -315,6 +325,7 @@ class LIF(_Neuron):
         *,
         num_steps: int | None = None,
         return_trace: bool = False,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
         out = run(
@@ -326,6 +337,7 @@ class LIF(_Neuron):
             SPIKES | (TRACES if return_trace else 0),
             self.backend,
             self.segment,
+            lengths,
         )
         assert out.spikes is not None
         return (out.spikes, *out.states, *out.traces)
@@ -374,7 +386,12 @@ class LI(_Neuron):
         self._clamp_constant()
 
     def forward(
-        self, current: Tensor, mem: Tensor | None = None, *, num_steps: int | None = None
+        self,
+        current: Tensor,
+        mem: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return `(trace [T, B, *F], mem [B, *F])`."""
         out = run(
@@ -386,6 +403,7 @@ class LI(_Neuron):
             TRACES,
             self.backend,
             self.segment,
+            lengths,
         )
         return out.traces[0], out.states[0]
 

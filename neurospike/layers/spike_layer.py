@@ -6,6 +6,7 @@ out in memory. What a backend must provide: `words`, `find`, `panels`, `forward`
 kernels/cpu/linear_scan.py.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def spike_layer(
-    linear: nn.Module, neurons: nn.Module, spikes: Tensor, mem: Tensor | None = None
+    linear: nn.Module,
+    neurons: nn.Module,
+    spikes: Tensor,
+    mem: Tensor | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return `neurons(linear(spikes), mem)`, in one loop where that is faster.
 
@@ -33,7 +39,7 @@ def spike_layer(
 
     That is a `SpikeLinear` followed by an `LIF`, of inputs of which few are active and that need no
     gradient, on the backend `numba`; everything else runs as written above, and so do layers of
-    fewer than 2**26 products, subclasses, modules with hooks, autocast, torch.compile and
+    fewer than 2**26 products, subclasses, modules with hooks, lengths, autocast, torch.compile and
     `torch.func`. `ns.Sequential` and the networks call it. Shapes, number formats and errors are
     those of the two; gradients flow to the parameters of both and to `mem`, and only first
     derivatives.
@@ -43,10 +49,13 @@ def spike_layer(
         neurons: over `[T, B, N]`.
         spikes: `[T, B, K]`.
         mem: membrane `[B, N]` to carry on from.
+        lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
 
     Returns:
         `(spikes [T, B, N], mem [B, N])`.
     """
+    if lengths is not None:
+        return neurons(linear(spikes), mem, lengths=lengths)
     row = _row(linear, neurons, spikes, mem)
     if row is not None:
         assert isinstance(linear, SpikeLinear) and isinstance(neurons, LIF)

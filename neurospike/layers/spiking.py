@@ -96,6 +96,7 @@ class Spiking(_Neuron):
         *,
         num_steps: int | None = None,
         return_trace: bool = False,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Any, ...]:
         """Return `(spikes, state)`, and with `return_trace` `(spikes, state, trace)`.
 
@@ -106,6 +107,7 @@ class Spiking(_Neuron):
                 if the current is, else float32. Default: at rest.
             num_steps: number of steps `T >= 0` of a constant current.
             return_trace: also return each state at every step, a tuple of `[T, B, *F]`.
+            lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
 
         Returns:
             Spikes `[T, B, *F]`, 0 or 1 in the current's number format, and the states after the
@@ -125,6 +127,7 @@ class Spiking(_Neuron):
             SPIKES | (TRACES if return_trace else 0),
             self.backend,
             self.segment,
+            lengths,
         )
         assert out.spikes is not None
         return (out.spikes, out.states, out.traces) if return_trace else (out.spikes, out.states)

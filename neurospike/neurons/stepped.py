@@ -121,6 +121,7 @@ def over_time(
     current: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Step a neuron over time; see `neurospike.backend.reference.scan`.
 
@@ -128,11 +129,22 @@ def over_time(
     T.
     """
     spikes, traces = [], []
-    for current_t in current.unbind(0):
-        spike, *states = step(current_t, *states, *parameters)
-        spikes.append(spike.expand_as(current_t))
-        traces.append(tuple(state.expand_as(current_t) for state in states))
-        states = traces[-1]
+    for t, current_t in enumerate(current.unbind(0)):
+        before = states
+        if lengths is not None:
+            goes = (t < lengths).view(-1, *(1,) * (current_t.dim() - 1))
+            # What lies beyond the end may be anything: with NaN, 0 * NaN would be the gradient.
+            current_t = torch.where(goes, current_t, 0.0)
+        spike, *states = step(current_t, *before, *parameters)
+        spike = spike.expand_as(current_t)
+        states = tuple(state.expand_as(current_t) for state in states)
+        shown = states
+        if lengths is not None:
+            spike = torch.where(goes, spike, 0.0)
+            states = tuple(torch.where(goes, *both) for both in zip(states, before))
+            shown = tuple(torch.where(goes, state, state.detach()) for state in states)
+        spikes.append(spike)
+        traces.append(shown)
     if not spikes:
         nothing = current.sum() * 0.0 + sum((p.sum() * 0.0 for p in parameters), 0.0)
         empty = current + nothing  # differentiable as any other output

@@ -1,7 +1,8 @@
 """What a layer is handed: whether it will do, and in the form that backends take."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from .bounds import clamped
 
 _PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
@@ -51,17 +53,78 @@ def check_steps(num_steps: int) -> int:
     return num_steps if isinstance(num_steps, torch.SymInt) else int(num_steps)
 
 
+def check_lengths(lengths: Tensor | Sequence[int], current: Tensor, num_steps: int) -> Tensor:
+    """Return how many steps belong to each sample, int64 `[B]` on the current's device.
+
+    A kernel has to take a length below 0 for 0 and one above T for T: the values are looked at only
+    where that makes nobody wait, which is on the CPU and outside of torch.compile and transforms.
+
+    Args:
+        lengths: `[B]` of any integer format, on the CPU or with the current; or a list of integers.
+        current: `[T, B, *F]`, or `[B, *F]` if `num_steps >= 0`.
+        num_steps: what `check_current` returned.
+    """
+    if not isinstance(lengths, Tensor):
+        lengths = _listed_lengths(lengths)
+    if lengths.dtype not in _INTEGERS:
+        raise TypeError(
+            f"lengths must be integers [B], got {lengths.dtype}; convert them with .to(torch.int64)"
+        )
+    steps, batch = (num_steps, *current.shape[:1]) if num_steps >= 0 else current.shape[:2]
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths must be [B], one for each of the {batch} samples of the current, got the "
+            f"shape {tuple(lengths.shape)}"
+        )
+    if lengths.device.type == "cpu" and not is_watched((lengths,)):
+        _check_values(lengths, steps)
+    elif lengths.device != current.device and lengths.device.type != "cpu":
+        raise ValueError(
+            f"lengths are on {lengths.device}, current on {current.device}; move them with "
+            f".to({str(current.device)!r}), or leave them on the CPU"
+        )
+    # A copy to a GPU that does not wait: nothing is read here that the GPU has to come up to first.
+    return lengths.to(current.device, torch.int64, non_blocking=True).contiguous()
+
+
+def _listed_lengths(lengths: Any) -> Tensor:
+    is_list = isinstance(lengths, Sequence) and not isinstance(lengths, str)
+    if not is_list or any(
+        isinstance(one, bool) or not isinstance(one, (Integral, torch.SymInt)) for one in lengths
+    ):
+        raise TypeError(
+            f"lengths must be a tensor of integers [B] or a list of them, got {lengths!r}"
+        )
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+def _check_values(lengths: Tensor, steps: int) -> None:
+    """Raise ValueError for a length that is none of 0 to `steps`, and name the sample."""
+    if lengths.numel() == 0:
+        return
+    low, high = (int(one) for one in lengths.aminmax())
+    if low >= 0 and high <= steps:
+        return
+    wrong = low if low < 0 else high
+    sample = lengths.tolist().index(wrong)
+    raise ValueError(
+        f"lengths must lie between 0 and the {steps} steps of the current, got {wrong} for sample "
+        f"{sample}"
+    )
+
+
 def refuse_ragged(name: str, value: object) -> None:
-    """Raise TypeError for sequences of several lengths in one object, and say how to pad them."""
+    """Raise TypeError for sequences of several lengths in one object; say what to write instead."""
     if isinstance(value, PackedSequence):
         raise TypeError(
-            f"{name} is a PackedSequence; hand on the padded sequences [T, B, *F] of "
-            "torch.nn.utils.rnn.pad_packed_sequence"
+            f"{name} is a PackedSequence; hand on the padded sequences [T, B, *F] and their "
+            "lengths: x, lengths = torch.nn.utils.rnn.pad_packed_sequence(x), then lengths=lengths"
         )
     if isinstance(value, Tensor) and value.is_nested:
         raise TypeError(
-            f"{name} is a nested tensor of sequences of several lengths; pad them, as in "
-            "torch.nested.to_padded_tensor(x, 0.0).transpose(0, 1), which is [T, B, *F]"
+            f"{name} is a nested tensor of sequences of several lengths; hand them on padded, as "
+            "torch.nested.to_padded_tensor(x, 0.0).transpose(0, 1), which is [T, B, *F], with "
+            "lengths=[len(one) for one in x.unbind()]"
         )
 
 

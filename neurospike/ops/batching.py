@@ -1,8 +1,9 @@
 """What `torch.vmap` makes of the fused operators: one call, the mapped axis among the features.
 
 Neurons know nothing of one another, so the axis that is mapped over becomes the first axis of the
-features: `[T, B, *F]` to `[T, B, V, *F]`. Parameters that differ along it become one value for each
-neuron. Without these rules torch would call the operator once for each of the V parts.
+features: `[T, B, *F]` to `[T, B, V, *F]`, and samples keep their lengths. Parameters that differ
+along it become one value for each neuron. Without these rules torch would call the operator once
+for each of the V parts.
 """
 
 import math
@@ -23,7 +24,7 @@ def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]
 
     def forward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
         current, states, parameters, *options = arguments
-        neuron, _, num_steps, wants = options
+        neuron, _, num_steps, wants = _without_lengths(options, dims[3:])
         size, lead = info.batch_size, 1 if num_steps >= 0 else 2
         current = _among_features(current, dims[0], size, lead)
         count = math.prod(current.shape[lead + 1 :])
@@ -44,7 +45,7 @@ def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]
 
     def backward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
         spikes, finals, traces, current, states, parameters, saved, *options = arguments
-        neuron, _, num_steps, wants = options
+        neuron, _, num_steps, wants = _without_lengths(options, dims[7:])
         size, lead = info.batch_size, 1 if num_steps >= 0 else 2
         current = _among_features(current, dims[3], size, lead)
         count = math.prod(current.shape[lead + 1 :])
@@ -77,6 +78,16 @@ def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]
         return [*found[: 1 + many], *of_parameters], places
 
     return forward, backward
+
+
+def _without_lengths(options: list[Any], dims: tuple[Any, ...]) -> list[Any]:
+    """Return the options before the lengths; raise ValueError where these are mapped over."""
+    if len(options) > 4 and dims[4] is not None:
+        raise ValueError(
+            "torch.vmap over lengths: every part must have the same lengths [B]; hand them on as "
+            "they are (in_dims=None), or make the mapped axis part of the batch"
+        )
+    return options[:4]
 
 
 def _paired(tensors: Any, dims: Any) -> list[tuple[Any, int | None]]:

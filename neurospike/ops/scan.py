@@ -33,11 +33,11 @@ from .wants import FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 _COMMON = "Tensor current, Tensor[] states, Tensor[] parameters, "
-_REST = "str neuron, float[] numbers, SymInt num_steps, int wants) -> Tensor[]"
-_FORWARD = f"({_COMMON}{_REST}"
+_REST = "str neuron, float[] numbers, SymInt num_steps, int wants, Tensor? lengths=None"
+_FORWARD = f"({_COMMON}{_REST}) -> Tensor[]"
 _BACKWARD = (
     "(Tensor? grad_spikes, Tensor?[] grad_finals, Tensor?[] grad_traces, "
-    f"{_COMMON}Tensor[] saved, {_REST}"
+    f"{_COMMON}Tensor[] saved, {_REST}) -> Tensor[]"
 )
 
 
@@ -146,12 +146,13 @@ def define(row: dispatch.Backend) -> None:
         numbers: Any,
         steps: int,
         wants: int,
+        lengths: Tensor | None = None,
     ) -> list[Tensor]:
         sizes = _sizes(every, current.shape, current.dtype, neuron, steps, wants)
         return _listed(*_allocate(current, sizes))
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
-        current, _, parameters, _, neuron, _, steps, wants = arguments[3:]
+        current, _, parameters, _, neuron, _, steps, wants = arguments[3:11]
         return _asked(*_allocate_gradients(current, parameters, neuron, steps, wants))
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
@@ -185,6 +186,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         numbers: list[float],
         num_steps: int,
         wants: int,
+        lengths: Tensor | None = None,
     ) -> list[Tensor]:
         sizes = _known_sizes(every, current.shape, current.dtype, neuron, num_steps, wants)
         spikes, finals, traces, saved = _allocate(current, sizes)
@@ -199,6 +201,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             spikes=spikes,
             traces=traces,
             finals=finals,
+            lengths=lengths,
             **({"saved": saved} if every else {}),
         )
         return _listed(spikes, finals, traces, saved)
@@ -215,6 +218,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         numbers: list[float],
         num_steps: int,
         wants: int,
+        lengths: Tensor | None = None,
     ) -> list[Tensor]:
         out, out_states, out_parameters = _allocate_gradients(
             current, parameters, neuron, num_steps, wants
@@ -233,6 +237,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             out=out,
             out_states=out_states,
             out_parameters=out_parameters,
+            lengths=lengths,
             **({"saved": saved} if every else {}),
         )
         return _asked(out, out_states, out_parameters)
@@ -303,20 +308,22 @@ class _Scan(torch.autograd.Function):
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output = _run(call, tensors)
+    def forward(
+        ctx: Any, call: Call, lengths: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        output = _run(call, lengths, tensors)
         shown = _shown(call, output)
-        _keep(ctx, call, tensors, output[len(shown) :])
+        _keep(ctx, call, lengths, tensors, output[len(shown) :])
         return shown
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         call, many = ctx.options
         kept = ctx.saved_tensors  # unpacked once
-        tensors, saved = kept[:many], kept[many:]
+        lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
         first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
         finals = first + call.states
-        needs = ctx.needs_input_grad[1:]
+        needs = ctx.needs_input_grad[2:]
         asked = STATES if True in needs[1:given] else 0
         for k, need in enumerate(needs[given:]):
             asked |= (FIRST_PARAMETER << k) if need else 0
@@ -333,16 +340,17 @@ class _Scan(torch.autograd.Function):
             call.numbers,
             call.num_steps,
             asked,
+            lengths,
         )
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
         if many == 1:
-            return (None, found[0])
+            return (None, None, found[0])
         whole = iter(found)
         gradients = [next(whole)]
         gradients += [next(whole) if asked & STATES else None for _ in range(call.given)]
         gradients += [next(whole) if need else None for need in needs[given:]]
-        return (None, *(grad if need else None for grad, need in zip(gradients, needs)))
+        return (None, None, *(grad if need else None for grad, need in zip(gradients, needs)))
 
 
 class _Split(_Scan):
@@ -352,23 +360,23 @@ class _Split(_Scan):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        call: Call, *tensors: Tensor
+        call: Call, lengths: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        return _run(call, tensors)
+        return _run(call, lengths, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        call, *tensors = inputs
+        call, lengths, *tensors = inputs
         saved = output[len(_shown(call, output)) :]
-        _keep(ctx, call, tensors, saved)
+        _keep(ctx, call, lengths, tensors, saved)
         ctx.mark_non_differentiable(*saved)
 
 
-def _run(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     operator = _operator(f"{call.name}_scan", tensors)
     given = 1 + call.given
     states, parameters = tensors[1:given], tensors[given:]
-    options = (call.neuron, call.numbers, call.num_steps, call.wants | SAVED)
+    options = (call.neuron, call.numbers, call.num_steps, call.wants | SAVED, lengths)
     return tuple(operator(tensors[0], states, parameters, *options))
 
 
@@ -378,31 +386,38 @@ def _shown(call: Call, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return output[: states + (1 if call.wants & SPIKES else 0)]
 
 
-def _keep(ctx: Any, call: Call, tensors: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+def _keep(
+    ctx: Any,
+    call: Call,
+    lengths: Tensor | None,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> None:
     """Keep what the backward pass needs."""
-    ctx.save_for_backward(*tensors, *saved)
+    ctx.save_for_backward(lengths, *tensors, *saved)
     ctx.options = (call, len(tensors))
     ctx.set_materialize_grads(False)
 
 
 def fused_scan(
-    call: Call, tensors: Sequence[Tensor]
+    call: Call, tensors: Sequence[Tensor], lengths: Tensor | None = None
 ) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run a fused backend; return `(spikes, states, traces)`, as far as they are wanted.
 
     Tensors: the current `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; the states, none of them
     which means zeros, or each `[B, *F]` in the state's number format; the parameters, of one number
-    or `[P]`, one for each neuron of F flattened, in the state's number format.
+    or `[P]`, one for each neuron of F flattened, in the state's number format; `lengths`, int64
+    `[B]`.
     """
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         function = _Split if torch._C._are_functorch_transforms_active() else _Scan
-        found = function.apply(call, *tensors)
+        found = function.apply(call, lengths, *tensors)
     else:
         operator = _operator(f"{call.name}_scan", tensors)
         given = 1 + call.given
-        options = (call.neuron, call.numbers, call.num_steps, call.wants)
+        options = (call.neuron, call.numbers, call.num_steps, call.wants, lengths)
         found = operator(tensors[0], tensors[1:given], tensors[given:], *options)
     first = 1 if call.wants & SPIKES else 0
     finals = first + call.states

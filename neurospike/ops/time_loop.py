@@ -13,7 +13,7 @@ from neurospike.backend import dispatch
 from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
-from .arguments import check_current, check_state, flat_parameter, parameter_of
+from .arguments import check_current, check_lengths, check_state, flat_parameter, parameter_of
 from .constants import constant
 from .wants import SPIKES, TRACES
 
@@ -35,6 +35,7 @@ def run(
     wants: int,
     backend: str,
     segment: int | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> Outputs:
     """Check the arguments, choose the backend and call it.
 
@@ -50,24 +51,37 @@ def run(
             That is truncated backpropagation through time (Williams and Peng, Neural Computation
             2(4), 1990). Time enters a network of such layers through their states alone, so cutting
             these is cutting the whole network.
+        lengths: `[B]`, how many of the steps belong to each sample; see `check_lengths`. The states
+            of one that ends in an earlier segment have the gradient that they have there.
     """
     steps = check_current(current, num_steps)
+    own = None if lengths is None else check_lengths(lengths, current, steps)
     if segment is None or not torch.is_grad_enabled():
-        return _run(rule, current, states, parameters, steps, wants, backend)
+        return _run(rule, current, states, parameters, steps, wants, backend, own)
     total = steps if steps >= 0 else current.shape[0]
     if segment >= total:
-        return _run(rule, current, states, parameters, steps, wants, backend)
-    parts = []
+        return _run(rule, current, states, parameters, steps, wants, backend, own)
+    parts: list[Outputs] = []
     for start in range(0, total, segment):
         length = min(segment, total - start)
         given = current if steps >= 0 else current[start : start + length]
-        part = _run(rule, given, states, parameters, length if steps >= 0 else -1, wants, backend)
-        parts.append(part)
+        count = length if steps >= 0 else -1
+        left = None if own is None else (own - start).clamp(min=0)
+        part = _run(rule, given, states, parameters, count, wants, backend, left)
         states = tuple(one.detach() for one in part.states)
+        if left is not None and parts:
+            part = part._replace(states=_ended(left > 0, part.states, parts[-1].states))
+        parts.append(part)
     each_spikes = [part.spikes for part in parts if part.spikes is not None]
     spikes = torch.cat(each_spikes) if wants & SPIKES else None
     traces = tuple(torch.cat(each) for each in zip(*(part.traces for part in parts)))
     return Outputs(spikes, parts[-1].states, traces)
+
+
+def _ended(goes: Tensor, states: Sequence[Tensor], before: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the states of the samples `[B]` that went on, and those before of the others."""
+    goes = goes.view(-1, *(1,) * (states[0].dim() - 1))
+    return tuple(torch.where(goes, one, other) for one, other in zip(states, before))
 
 
 def _run(
@@ -78,6 +92,7 @@ def _run(
     steps: int,
     wants: int,
     backend: str,
+    lengths: Tensor | None,
 ) -> Outputs:
     shape = ops.step_shape(current, steps)
     state = ops.state_dtype(current.dtype)
@@ -100,14 +115,14 @@ def _run(
     if row.fused:
         flat = [flat_parameter(one, shape) for one in tensors]
         call = ops.Call(row.name, program, numbers, steps, wants, len(rule.states), len(states))
-        return Outputs(*ops.fused_scan(call, (current, *states, *flat)))
+        return Outputs(*ops.fused_scan(call, (current, *states, *flat), lengths))
     whole = current.to(state)
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
     # Not by `dispatch.load`, of whose cache torch.compile would warn.
     scan = importlib.import_module(row.module, "neurospike").scan
-    spikes, finals, traces = scan(whole, start, tensors, program, numbers)
+    spikes, finals, traces = scan(whole, start, tensors, program, numbers, lengths)
     return Outputs(
         spikes.to(current.dtype) if wants & SPIKES else None,
         tuple(finals),
