@@ -91,8 +91,8 @@ def export_model(
     form: `"onnx"` or `"pt2"`; the latter with the backend in force (`ns.use_backend`). pictures:
     to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
 
-    Raises ConfigError for rate coding, which draws its spikes, as ONNX, or another backend than
-    reference; MissingDependencyError without onnx, onnxscript and onnxruntime; NeuroSpikeError if
+    Raises ConfigError for rate coding, which draws its spikes, as ONNX, and for pictures read pixel
+    by pixel where the time loop has no operator of its own; MissingDependencyError without onnx, onnxscript and onnxruntime; NeuroSpikeError if
     the classes differ; CheckpointError for a file that cannot be written.
     """
     if pictures is None:
@@ -100,6 +100,12 @@ def export_model(
     pictures = pictures.to(device)
     model = model.to(device).eval()
     backend = "reference" if form == "onnx" else choose("auto", pictures.device).name
+    if backend == "reference" and model.encoding == "pixels":
+        raise ConfigError(
+            f"encoding.kind: pixels takes {model.num_steps} steps, and {form} without a fused "
+            "backend would hold each of them by itself; export it as .pt2 with --backend numba or "
+            "triton"
+        )
     if form == "onnx":
         content, run = _onnx(model, pictures)
     else:

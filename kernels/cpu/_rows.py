@@ -9,9 +9,9 @@ For a neuron of one state and two parameters, with spikes and no parameter that 
             s0[i] = a0
             spikes[i] = spike
 
-`lay` returns the rows of a block's states and parameters, one behind the other in a scratch, and
-`sums_of` those of the gradients of parameters; `advance`, `retrace` and `retreat` call the loops on
-them, for their number differs from neuron to neuron as well.
+`lay` returns the rows of a block's states, one behind the other in a scratch, and of its
+parameters, and `sums_of` those of the gradients of parameters; `advance`, `retrace` and `retreat`
+call the loops on them, for their number differs from neuron to neuron as well.
 """
 
 import functools
@@ -74,8 +74,8 @@ def _tuple(parts: Sequence[str]) -> str:
 
 
 def _laying(program: Program) -> str:
-    rows = _tuple(_rows_at("at", program.states + program.parameters, "n"))
-    return f"def lay(scratch, at, block, n):\n    return {rows}\n"
+    rows = [*_rows_at("at", program.states, "n"), *_rows_at("then", program.parameters, "n")]
+    return f"def lay(scratch, at, then, block, n):\n    return {_tuple(rows)}\n"
 
 
 def _parameter_rows(program: Program) -> list[str]:

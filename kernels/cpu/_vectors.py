@@ -153,6 +153,73 @@ def sum_graded_rows(
     return types.none(out, at, first, first_at, rows, indices, low, high, values, width), generate
 
 
+def _multiply(context: Any, builder: Any, signature: Any, arguments: Any, rows: int, width: int):
+    names = ("out", "at", "out_stride", "given", "first", "stride", "matrix", "start", "apart")
+    kind = dict(zip(names, signature.args))
+    given = dict(zip((*names, "depth"), arguments))
+    element = context.get_data_type(kind["out"].dtype)
+    size = context.get_abi_sizeof(element)
+    lanes = VECTOR_BYTES // size
+    count = width // lanes
+    vector = ir.VectorType(element, lanes)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    nothing = ir.Constant(vector, ir.Undefined)
+
+    def at(name: str, index: Any) -> Any:
+        return element_pointer(context, builder, kind[name], given[name], index)
+
+    sums = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(rows)]
+    for place in (one for row in sums for one in row):
+        builder.store(ir.Constant(vector, [element(0)] * lanes), place)
+    with cgutils.for_range(builder, given["depth"], intp=I64) as loop:
+        k = loop.index
+        begin = builder.add(given["start"], builder.mul(k, given["apart"]))
+        base = builder.bitcast(at("matrix", begin), vector.as_pointer())
+        parts = []
+        for c in range(count):
+            load = builder.load(builder.gep(base, [I64(c)]))
+            load.align = size
+            parts.append(load)
+        for row in range(rows):
+            index = builder.add(given["first"], builder.mul(given["stride"], I64(row)))
+            value = builder.load(at("given", builder.add(index, k)))
+            many = builder.shuffle_vector(
+                builder.insert_element(nothing, value, I64(0)), nothing, zeros
+            )
+            for place, part in zip(sums[row], parts):
+                # One rounding or two, as the processor does sooner.
+                product = builder.fmul(many, part, flags=("contract",))
+                total = builder.fadd(builder.load(place), product, flags=("contract",))
+                builder.store(total, place)
+    for row in range(rows):
+        index = builder.add(given["at"], builder.mul(given["out_stride"], I64(row)))
+        target = builder.bitcast(at("out", index), vector.as_pointer())
+        for c, place in enumerate(sums[row]):
+            store = builder.store(builder.load(place), builder.gep(target, [I64(c)]))
+            store.align = size
+
+
+@intrinsic(prefer_literal=True)
+def multiply_rows(
+    typing_context, out, at, out_stride, given, first, stride, matrix, start, apart, depth, rows,
+    width,
+):  # fmt: skip
+    """Write the product of `rows` rows of numbers and a matrix of `width` columns to `out[at:]`.
+
+    Rows of `given` begin at `first`, `stride` apart, and have `depth` numbers; those of `matrix`
+    begin at `start`, `apart` from one another, those of `out` at `at`, `out_stride` apart. `rows`
+    and `width` are constants: the sums stay in registers.
+    """
+    count, size = rows.literal_value, width.literal_value
+
+    def generate(context, builder, signature, arguments):
+        _multiply(context, builder, signature, arguments[:10], count, size)
+        return context.get_dummy_value()
+
+    kinds = (out, at, out_stride, given, first, stride, matrix, start, apart, depth, rows, width)
+    return types.none(*kinds), generate
+
+
 @intrinsic
 def turn(typing_context, out, at, out_stride, source, start, stride):
     """Write a square of a matrix transposed: as many rows as 64 bytes hold numbers.
@@ -206,5 +273,6 @@ INTRINSICS: dict[str, Any] = {
     "lowest": lowest,
     "sum_rows": sum_rows,
     "sum_graded_rows": sum_graded_rows,
+    "multiply_rows": multiply_rows,
     "turn": turn,
 }

@@ -112,7 +112,7 @@ def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
         _fill(row, _array(job_at, 1 + STATES + p), low)
 
 
-def lay(scratch, at, block, n):
+def lay(scratch, at, then, block, n):
     """Return the rows of a block's states and parameters; see `_rows`."""
 
 
@@ -147,7 +147,7 @@ def _forward(job_at):
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
         _begin(job_at, scratch, own, own + STATES * block, block, low, n)
-        rows = lay(scratch, own, block, n)
+        rows = lay(scratch, own, own + STATES * block, block, n)
         for t in range(steps):
             x = t * stride + low
             out = t * size + low
@@ -202,7 +202,8 @@ def _backward(job_at):
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
         _begin(job_at, scratch, history, parameters_at, block, low, n)
-        rows, sums = lay(scratch, own, block, n), sums_of(job_at, wanted, low, n)
+        rows = lay(scratch, own, parameters_at, block, n)
+        sums = sums_of(job_at, wanted, low, n)
         for t in range(steps - 1):
             x = t * x_stride + low
             if t + AHEAD < steps:

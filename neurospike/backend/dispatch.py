@@ -84,6 +84,7 @@ TABLE: dict[str, Backend] = {
             ".kernels.cpu.scan",
             ".kernels.cpu.linear",
             ".kernels.cpu.linear_scan",
+            ".kernels.cpu.recurrent",
             draws=".kernels.cpu.draws",
             latency=".kernels.cpu.latency",
             packages=("numba",),

@@ -88,8 +88,10 @@ class Recurrence(Protocol):
         finals: Sequence[Tensor],
         currents: Tensor | None,
     ) -> None:
-        """Fill spikes and traces `[T, B, N]` (one for each of the neuron's states, or none),
-        finals `[B, N]`, and the sums that reached the neurons, `currents` `[T, B, N]`, or None.
+        """Fill spikes, traces, finals, and the sums that reached the neurons, `currents`.
+
+        Of the traces there is one `[T, B, N]` for each of the neuron's states, or none. `currents`
+        are `[T, B, N]`, or None.
         """
 
     def backward(
@@ -114,6 +116,9 @@ class Recurrence(Protocol):
 
         A row with `checkpoint_every` is handed `traces`, the neuron's states after each step.
         """
+
+    def weight_gradient(self, *, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+        """Fill `out` `[N, N]` with `grad.T @ spikes`, of `[M, N]` each."""
 
 
 class Stepped(Protocol):

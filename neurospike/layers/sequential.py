@@ -152,7 +152,7 @@ class Sequential(nn.Sequential):
         return x, tuple(after)
 
 
-_OURS = (LIF, LI, Spiking, Sequential)  # take `num_steps` and `lengths`
+_OURS = (LIF, LI, Spiking, Recurrent, Sequential)  # take `num_steps` and `lengths`
 
 
 def _check_all_take_lengths(layers: list[tuple[str, nn.Module]]) -> None:
@@ -255,15 +255,9 @@ def _with_memory(
     if linear is not None:
         found = call(name, layer, spike_layer, linear, layer, x, state, **call.options)
     elif steps is None:
-<<<<<<< HEAD
-        found = call(name, layer, layer, x, state)
-    elif isinstance(layer, (LIF, LI, Spiking, Recurrent, Sequential)):
-        found = call(name, layer, layer, x, state, num_steps=steps)
-=======
         found = call(name, layer, layer, x, state, **call.options)
     elif isinstance(layer, _OURS):
         found = call(name, layer, layer, x, state, num_steps=steps, **call.options)
->>>>>>> lengths
     else:
         found = call(name, layer, layer, x.expand(steps, *x.shape), state, **call.options)
     if not isinstance(found, (tuple, list)) or len(found) != 2:

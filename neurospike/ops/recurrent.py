@@ -7,9 +7,9 @@ loop, forward and backward, as one kernel. For the others the loop stands here: 
 and one step of the backend's `Scan`, for each step. The gradient of the weight is a single product
 of the currents' gradients and the spikes before them, after either.
 
-Saved for backward: spikes, the sums that reached the neurons, and unless a backend's kernel computes
-them again, the states after each step. The neuron's states are preceded by one more, the last
-spikes.
+Saved for backward: spikes, the sums that reached the neurons, and unless a backend's kernel
+computes them again, the states after each step. The neuron's states are preceded by one more, the
+last spikes.
 """
 
 import functools
@@ -210,19 +210,17 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             out_parameters=out_others,
         )
         if out_weight is not None:
-            _weight_gradient(out, spikes.to(out.dtype), states[0] if states else None, out_weight)
+            size = out_weight.shape[0]
+            before = spikes[:-1].to(out.dtype).reshape(-1, size)
+            _recurrence_of(row).weight_gradient(
+                grad=out[1:].view(-1, size), spikes=before, out=out_weight
+            )
+            if states:
+                out_weight.addmm_(out[0].T, states[0])
         return _asked(out.to(spikes.dtype), out_states, out_parameters)
 
     _LIBRARY.impl(f"{row.name}_recurrent", forward, device_type.upper())
     _LIBRARY.impl(f"{row.name}_recurrent_backward", backward, device_type.upper())
-
-
-def _weight_gradient(grad: Tensor, spikes: Tensor, last: Tensor | None, out: Tensor) -> None:
-    """Write the sum over steps and samples of `grad[t] spikes[t - 1]^T`; `last` came before all."""
-    size = out.shape[0]
-    torch.mm(grad[1:].view(-1, size).T, spikes[:-1].reshape(-1, size), out=out)
-    if last is not None:
-        out.addmm_(grad[0].T, last)
 
 
 for _row in dispatch.TABLE.values():

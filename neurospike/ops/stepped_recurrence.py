@@ -83,7 +83,7 @@ class SteppedRecurrence:
         lengths: Tensor | None,
         **neuron: Any,
     ) -> None:
-        """Fill the gradients of currents, states (all or none) and parameters (that are no None)."""
+        """Fill the gradients of currents, states and parameters, as far as they are asked for."""
         steps, step = len(currents), currents[0]
         zeros = torch.zeros_like(step)
         coming, *carried = [zeros if one is None else one for one in grad_finals]
@@ -129,6 +129,11 @@ class SteppedRecurrence:
                     total += one
         for target, found in zip(out_states, (coming, *carried)):
             target.copy_(found)
+
+    @staticmethod
+    def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+        """Fill `out` `[N, N]` with `grad.T @ spikes`, of `[M, N]` each."""
+        torch.mm(grad.T, spikes, out=out)
 
     @staticmethod
     def _one_step(lengths: Tensor | None, t: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from neurospike.config.steps import size_after
 from neurospike.data import DigitData, EventData
 from neurospike.data.events import SOURCES, frame_size
 from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.models import MODELS
 
 from .loading import build_on_meta
 from .records import check_folder, check_writable
@@ -70,10 +71,17 @@ def _check_pictures(config: Config) -> None:
             f"model.input_size: got {model.input_size}, but the pictures of {config.dataset} have "
             f"{height * width} pixels" + (" after preprocessing" if config.preprocessing else "")
         )
-    if model.kind in ("conv", "resnet") and height != width:
+    coding, taken = config.encoding.kind, MODELS[model.kind].encodings
+    if coding not in taken:
         raise ConfigError(
-            f"preprocessing: leaves pictures of {height} x {width} pixels, and model.kind "
-            f"{model.kind} takes square ones"
+            f"encoding.kind: got {coding}, but a network of model.kind {model.kind} sees whole "
+            f"pictures at every step; use mlp, or one of {', '.join(taken)}"
+        )
+    if height != width and (model.kind in ("conv", "resnet") or coding == "rows"):
+        asks = "encoding.kind rows" if coding == "rows" else f"model.kind {model.kind}"
+        raise ConfigError(
+            f"preprocessing: leaves pictures of {height} x {width} pixels, and {asks} takes square "
+            "ones"
         )
     _check_classes(config, CLASSES)
 

@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurospike.layers.recurrent import Recurrent
+from neurospike.models.network import READING
+
 MAC_PICOJOULES = 4.6
 AC_PICOJOULES = 0.9
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations a picture. dense_macs: of a network of the same layers without spikes, once."""
+    """Operations per picture.
+
+    dense_macs: of a network of the same layers without spikes that sees the picture once; that is
+    every step of a network that reads it part by part, and no recurrence of another.
+    """
 
     macs: float
     acs: float
@@ -27,12 +34,12 @@ class Operations:
 
     @property
     def nanojoules(self) -> float:
-        """Estimated energy a picture."""
+        """Estimated energy per picture."""
         return (self.macs * MAC_PICOJOULES + self.acs * AC_PICOJOULES) / 1000
 
     @property
     def dense_nanojoules(self) -> float:
-        """Estimated energy a picture of the network without spikes."""
+        """Estimated energy per picture of the network without spikes."""
         return self.dense_macs * MAC_PICOJOULES / 1000
 
 
@@ -43,13 +50,15 @@ def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = 
     lengths: of sequences `[T, B, ...]`, how many of the steps belong to each, int64 `[B]`; no
     others are counted.
 
-    Linear and convolutional layers are counted; a product that the model takes once for all time
-    steps, as of a constant current, counts once.
+    Linear and convolutional layers and the weights of recurrent ones are counted; a product that
+    the model takes once for all time steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
-    count, own, options = len(images), None, {}
+    encoding = getattr(model, "encoding", None)
+    reads = encoding in (*READING, "none")
+    count, own, options = images.shape[encoding == "none"], None, {}
     if lengths is not None:
-        count, options = len(lengths), {"lengths": lengths}
+        options = {"lengths": lengths}
         own = torch.arange(len(images), device=images.device)[:, None] < lengths
 
     def look(layer: nn.Linear | nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -62,10 +71,22 @@ def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = 
         used = products * float(nonzero.float().mean()) if spiking else products
         linear = isinstance(layer, nn.Linear)
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
-        found.append((spiking, used, products * count / times))
+        found.append((spiking, used, products * (1.0 if reads else count / times)))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(look) for layer in layers]
+    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        before = output[0][:-1]  # the spikes that come back at the next step
+        before = before.flatten(0, 1) if own is None else before[own[1:]]
+        weights = layer.weight if layer.mask is None else layer.weight * layer.mask
+        outgoing = weights.count_nonzero(0).double()
+        used = float((before.double().sum(0) * outgoing).sum())
+        found.append((True, used, len(before) * float(outgoing.sum()) if reads else 0.0))
+
+    handles = []
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            handles.append(layer.register_forward_hook(look))
+        elif isinstance(layer, Recurrent):
+            handles.append(layer.register_forward_hook(look_back))
     try:
         model(images, **options)
     finally:

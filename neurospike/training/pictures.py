@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neurospike.models import SpikingNetwork
+from neurospike.models.network import READING
 from neurospike.visualization import SpikeVisualizer
 
 from .trainer import BatchSource
@@ -49,6 +50,8 @@ def draw_network(
         prepared = model.preprocessing(first[0])
         layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
         shape = (prepared.shape[-2], prepared.shape[-1])
+        if model.encoding in READING:  # a step's inputs are a part of the picture
+            shape = (1, recorded.current.shape[-1])
         figures["input_encoding"] = visualizer.plot_input_encoding(prepared, recorded.current)
         figures["weights"] = visualizer.plot_weights(layer, shape=shape)
     paths = []

@@ -1,0 +1,569 @@
+"""Recurrent layers on the CPU: the whole time loop, with the weight, in one compiled kernel.
+
+    current_t = x_t + weight @ spikes_{t-1}
+
+The neurons of a sample meet at every step, so what a thread takes is a tile of samples with all
+their neurons, whose states stay in its caches. Forward, the few neurons that fired name rows of the
+transposed weight, which are added up in registers, a panel of neurons after another, so that the
+panel serves all samples of the tile. Where many fired, the tile is multiplied densely instead; both
+sum in the same order, with the same bits. Backward, the gradients of a step's currents are
+multiplied with the weight, a block of samples at once. Loops over a sample's neurons are those of
+`scan`.
+
+Kept from forward to backward: the sums that reached the neurons. The states before each step are
+computed again into a scratch, of one number for each state, neuron, step and sample of a tile.
+
+With lengths, samples are taken in the order of theirs, the longest first: those of a tile that have
+a step t are then its first ones, and nothing is computed for the others.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurospike.backend import buffers
+from neurospike.kernels.cpu import linear
+from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._memory import take
+from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
+from neurospike.kernels.cpu._vectors import (
+    graded,
+    lowest,
+    multiply_rows,
+    nonzero,
+    sum_rows,
+)
+from neurospike.kernels.cpu.events import FORMATS, find, words
+from neurospike.kernels.cpu.events import threads as threads_for
+from neurospike.kernels.cpu.linear import pack
+from neurospike.kernels.cpu.scan import (
+    _add,
+    _fill,
+    _given,
+    _start,
+    _step_of,
+    alike_of,
+    as_tensor,
+    rows,
+)
+from neurospike.neurons.program import Program
+from neurospike.ops.wants import mask_of
+
+PANEL_BYTES = 512  # neurons whose sums stay in registers while rows are added
+BLOCK_BYTES = 128  # neurons whose sums stay in registers while a block of samples is multiplied
+TOGETHER = 8
+TILE = 16
+SHARE = 0.35  # of the neurons that fire, from which on a dense product takes less time
+# Products of a dense weight gradient that take as long as reading one number of the currents'
+# gradients for an event-driven one, and as adding one to a sum.
+READ, ADD = 60.0, 5.0
+
+# What a kernel is compiled for; rebound for each variant.
+NUMBER = np.float32(0)
+INDEX = np.int32(0)
+PANEL = 128
+BLOCK = 32
+STATES = 1
+PARAMETERS = 2
+SAVED = False
+SPIKES = True
+TRACE = False
+TRACED = 1
+WANTED = 0
+
+
+def lay(scratch, at, then, block, n):
+    """Return the rows of a sample's states and of the parameters; see `_rows`."""
+
+
+def sums_of(job_at, wanted, low, n):
+    """Return the rows of the gradients of parameters that are asked for; see `_rows`."""
+
+
+def advance(x, rows, spikes, numbers):
+    """Take a row of neurons one step on; see `_rows`."""
+
+
+def retrace(x, scratch, before, rows, block, numbers):
+    """Write the states after a step behind those before it; see `_rows`."""
+
+
+def retreat(x, scratch, before, rows, sums, block, grad_spikes, out, numbers):
+    """Take a row of neurons one step back; see `_rows`."""
+
+
+def _array(job_at, k):
+    """Return the `k`-th array of a job; one of size 0 is not there."""
+    return array_of(job_at, k, NUMBER)
+
+
+def _copy(out, values):
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+def _sum(out, one, other):
+    for i in range(out.size):
+        out[i] = one[i] + other[i]
+
+
+def _with_step(t, lengths, order, low, count):
+    """Return how many samples of a tile have a step `t`: its first ones."""
+    if lengths.size > 0:
+        while count > 0 and lengths[order[low + count - 1]] <= t:
+            count -= 1
+    return count
+
+
+def _list_fired(spikes, size, places, at):
+    """List the places of a row of spikes that are not 0; return how many, and if all are 1."""
+    count, odd = 0, 0
+    for word in range((size + 63) // 64):
+        start = word * 64
+        found = 0
+        if start + 64 <= size:
+            found = nonzero(spikes, start)
+            odd |= graded(spikes, start)
+        else:
+            for k in range(size - start):
+                value = spikes[start + k]
+                found |= (1 if value != 0 else 0) << k
+                odd |= 1 if value != 0 and value != 1 else 0
+        while found != 0:
+            places[at + count] = start + lowest(found)
+            count += 1
+            found &= found - 1
+    return count, odd == 0
+
+
+def _multiply(scratch, out_at, padded, at, size, count, matrix, width):
+    """Write the product of `count` rows `[size]` and a matrix in panels of `width` columns."""
+    for panel in range(padded // width):
+        base = panel * size * width
+        for column in range(0, width, BLOCK):
+            for m in range(0, count, TOGETHER):
+                to = out_at + m * padded + panel * width + column
+                first = base + column
+                if m + TOGETHER <= count:
+                    multiply_rows(
+                        scratch,
+                        to,
+                        padded,
+                        scratch,
+                        at + m * size,
+                        size,
+                        matrix,
+                        first,
+                        width,
+                        size,
+                        TOGETHER,
+                        BLOCK,
+                    )
+                else:
+                    for k in range(m, count):
+                        multiply_rows(
+                            scratch,
+                            out_at + k * padded + panel * width + column,
+                            padded,
+                            scratch,
+                            at + k * size,
+                            size,
+                            matrix,
+                            first,
+                            width,
+                            size,
+                            1,
+                            BLOCK,
+                        )
+
+
+def _come_back(scratch, sums_at, padded, last_at, size, count, packed, places):
+    """Write what the spikes of a tile's samples give to its neurons: `weight @ spikes`."""
+    fired, plain = 0, True
+    for m in range(count):
+        many, is_plain = _list_fired(
+            row_of(scratch, last_at + m * size, size), size, places, m * size
+        )
+        places[places.size - 1 - m] = many
+        fired += many
+        plain = plain and is_plain
+    if plain and fired > SHARE * count * size:
+        _multiply(scratch, sums_at, padded, last_at, size, count, packed, PANEL)
+        return
+    zeros = row_of(scratch, sums_at + count * padded, PANEL)
+    for panel in range(padded // PANEL):
+        matrix = packed[panel * size * PANEL : (panel + 1) * size * PANEL]
+        for m in range(count):
+            to, first = sums_at + m * padded + panel * PANEL, m * size
+            end = first + places[places.size - 1 - m]
+            if plain:
+                sum_rows(scratch, to, zeros, 0, matrix, places, first, end, PANEL)
+            else:
+                _sum_graded(scratch, to, matrix, places, first, end, last_at)
+
+
+def _sum_graded(scratch, to, matrix, places, first, end, last_at):
+    """Add up rows times spikes that are not 1: those that a first step was handed."""
+    for i in range(PANEL):
+        scratch[to + i] = 0.0
+    row = first
+    for e in range(first, end):
+        value = scratch[last_at + row + places[e]]
+        for i in range(PANEL):
+            scratch[to + i] += value * matrix[places[e] * PANEL + i]
+
+
+def _forward(job_at):
+    job = job_of(job_at)
+    steps, batch, size, tile, padded = (
+        job[SIZES],
+        job[SIZES + 1],
+        job[SIZES + 2],
+        job[SIZES + 3],
+        job[SIZES + 4],
+    )
+    current, packed = _array(job_at, 0), _array(job_at, 1)
+    order, lengths = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
+    given = 4
+    outputs = given + 1 + STATES + PARAMETERS
+    spikes, currents, numbers = (
+        _array(job_at, outputs),
+        _array(job_at, outputs + 1),
+        _array(job_at, outputs + 2),
+    )
+    traces, finals = outputs + 3, outputs + 3 + STATES
+    all_places = array_of(job_at, finals + 1 + STATES, INDEX)
+    scratch = _array(job_at, finals + 2 + STATES)
+    stride = _step_of(current, batch * size)
+    slot = take(job, SLOT)
+    places = row_of(all_places, slot * tile * (size + 1), tile * (size + 1))
+    # Rows of the scratch: states and last spikes of the tile, parameters, a total, sums.
+    states_at = slot * (
+        tile * (STATES + 1) * size + (PARAMETERS + 1) * size + tile * padded + PANEL
+    )
+    last_at = states_at + tile * STATES * size
+    parameters_at = last_at + tile * size
+    total_at = parameters_at + PARAMETERS * size
+    sums_at = total_at + size
+    for p in range(PARAMETERS):
+        row = row_of(scratch, parameters_at + p * size, size)
+        _fill(row, _array(job_at, given + 1 + STATES + p), 0)
+    part = take(job, NEXT)
+    while part * tile < batch:
+        low = part * tile
+        count = min(tile, batch - low)
+        for m in range(count):
+            at = order[low + m] * size
+            _start(row_of(scratch, last_at + m * size, size), _array(job_at, given), at)
+            for s in range(STATES):
+                row = row_of(scratch, states_at + (m * STATES + s) * size, size)
+                _start(row, _array(job_at, given + 1 + s), at)
+        for t in range(steps):
+            having = _with_step(t, lengths, order, low, count)
+            for i in range(PANEL):
+                scratch[sums_at + having * padded + i] = 0.0
+            _come_back(scratch, sums_at, padded, last_at, size, having, packed, places)
+            for m in range(having):
+                at = order[low + m] * size
+                out = t * batch * size + at
+                total = row_of(scratch, total_at, size)
+                if SAVED:
+                    total = row_of(currents, out, size)
+                x, sums = (
+                    row_of(current, t * stride + at, size),
+                    row_of(scratch, sums_at + m * padded, size),
+                )
+                _sum(total, x, sums)
+                states = states_at + m * STATES * size
+                fired = row_of(scratch, last_at + m * size, size)
+                advance(total, lay(scratch, states, parameters_at, size, size), fired, numbers)
+                _copy(row_of(spikes, out, size), fired)
+                if TRACE:
+                    for s in range(STATES):
+                        trace = row_of(_array(job_at, traces + s), out, size)
+                        _copy(trace, row_of(scratch, states + s * size, size))
+            for m in range(having, count):
+                out = (t * batch + order[low + m]) * size
+                _start(row_of(spikes, out, size), row_of(scratch, 0, 0), 0)
+                if TRACE:
+                    for s in range(STATES):
+                        trace = row_of(_array(job_at, traces + s), out, size)
+                        _copy(trace, row_of(scratch, states_at + (m * STATES + s) * size, size))
+        for m in range(count):
+            at = order[low + m] * size
+            _copy(
+                row_of(_array(job_at, finals), at, size), row_of(scratch, last_at + m * size, size)
+            )
+            for s in range(STATES):
+                final = row_of(_array(job_at, finals + 1 + s), at, size)
+                _copy(final, row_of(scratch, states_at + (m * STATES + s) * size, size))
+        part = take(job, NEXT)
+
+
+def _backward(job_at):
+    job = job_of(job_at)
+    steps, batch, size, tile, padded = (
+        job[SIZES],
+        job[SIZES + 1],
+        job[SIZES + 2],
+        job[SIZES + 3],
+        job[SIZES + 4],
+    )
+    currents, packed = _array(job_at, 0), _array(job_at, 1)
+    order, lengths = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
+    given = 4
+    gradients = given + STATES + PARAMETERS
+    grad_spikes = _array(job_at, gradients)
+    traces, finals = gradients + 1, gradients + 1 + STATES
+    outputs = finals + 1 + STATES
+    out = _array(job_at, outputs)
+    wanted = outputs + 2 + STATES
+    numbers = _array(job_at, wanted + PARAMETERS)
+    scratch = _array(job_at, wanted + PARAMETERS + 1)
+    nothing = row_of(scratch, 0, 0)
+    stride = _step_of(grad_spikes, batch * size)
+    # Rows of the scratch: gradients of states and currents of the tile, parameters, one row, what
+    # comes to the spikes from the step after, the states before each step.
+    rows_each = tile * (STATES + 1) + PARAMETERS + 1 + tile * steps * STATES
+    states_at = take(job, SLOT) * (rows_each * size + tile * padded)
+    grads_at = states_at + tile * STATES * size
+    parameters_at = grads_at + tile * size
+    row_at = parameters_at + PARAMETERS * size
+    coming_at = row_at + size
+    history = coming_at + tile * padded
+    for p in range(PARAMETERS):
+        row = row_of(scratch, parameters_at + p * size, size)
+        _fill(row, _array(job_at, given + STATES + p), 0)
+    part = take(job, NEXT)
+    while part * tile < batch:
+        low = part * tile
+        count = min(tile, batch - low)
+        for m in range(count):
+            at = order[low + m] * size
+            before = history + m * steps * STATES * size
+            states = states_at + m * STATES * size
+            for s in range(STATES):
+                _start(row_of(scratch, before + s * size, size), _array(job_at, given + s), at)
+                _start(row_of(scratch, states + s * size, size), _array(job_at, finals + 1 + s), at)
+            _start(row_of(scratch, coming_at + m * padded, size), _array(job_at, finals), at)
+            for p in range(PARAMETERS):
+                if WANTED >> p & 1:
+                    _start(row_of(_array(job_at, wanted + p), at, size), nothing, 0)
+            own = min(steps, lengths[order[low + m]]) if lengths.size > 0 else steps
+            each = lay(scratch, states, parameters_at, size, size)
+            for t in range(own - 1):
+                x = row_of(currents, t * batch * size + at, size)
+                retrace(x, scratch, before + t * STATES * size, each, size, numbers)
+        for t in range(steps - 1, -1, -1):
+            having = _with_step(t, lengths, order, low, count)
+            for m in range(having):
+                at = order[low + m] * size
+                here = t * batch * size + at
+                states = states_at + m * STATES * size
+                g = row_of(scratch, coming_at + m * padded, size)
+                if SPIKES:
+                    _add(g, row_of(grad_spikes, t * stride + at, size))
+                if TRACE:
+                    for s in range(STATES):
+                        if TRACED >> s & 1:
+                            trace = _array(job_at, traces + s)
+                            place = t * _step_of(trace, batch * size) + at
+                            _add(
+                                row_of(scratch, states + s * size, size), row_of(trace, place, size)
+                            )
+                d = row_of(scratch, grads_at + m * size, size)
+                retreat(
+                    row_of(currents, here, size),
+                    scratch,
+                    history + (m * steps + t) * STATES * size,
+                    lay(scratch, states, parameters_at, size, size),
+                    sums_of(job_at, wanted, at, size),
+                    size,
+                    g,
+                    d,
+                    numbers,
+                )
+                _copy(row_of(out, here, size), d)
+            _multiply(scratch, coming_at, padded, grads_at, size, having, packed, BLOCK)
+            for m in range(having, count):
+                _start(row_of(out, (t * batch + order[low + m]) * size, size), nothing, 0)
+        for m in range(count):
+            at = order[low + m] * size
+            last = _array(job_at, outputs + 1)
+            if last.size > 0:
+                _copy(row_of(last, at, size), row_of(scratch, coming_at + m * padded, size))
+                for s in range(STATES):
+                    target = row_of(_array(job_at, outputs + 2 + s), at, size)
+                    _copy(target, row_of(scratch, states_at + (m * STATES + s) * size, size))
+        part = take(job, NEXT)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    kind: str, key: str, state: torch.dtype, alike: int, wanted: int = 0, **flags: int
+) -> Any:
+    """Return a kernel compiled for a neuron, a number format and what is asked for."""
+    program, literal = Program.parse(key), FORMATS[state]
+    if kind == "forward":
+        loops = advancing(key, True, alike)
+    else:
+        loops = retracing(key, alike) | retreating(key, True, wanted, False, alike)
+    names = (
+        formulas(literal)
+        | loops
+        | flags
+        | {"INDEX": np.int32(0), "row_of": row_of, "_array": _array}
+    )
+    names |= {"PANEL": PANEL_BYTES // state.itemsize, "BLOCK": BLOCK_BYTES // state.itemsize}
+    names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
+    return compiled(_forward if kind == "forward" else _backward, names, literal)
+
+
+def _tiles(batch: int) -> tuple[int, int]:
+    """Return how many samples a tile has, and how many tiles there are: at least one a thread."""
+    tile = min(TILE, -(-batch // torch.get_num_threads()))
+    return tile, -(-batch // tile)
+
+
+def _in_order(lengths: Tensor | None, batch: int) -> Tensor:
+    """Return the samples, those with the most steps first."""
+    if lengths is None:
+        return torch.arange(batch)
+    return torch.argsort(lengths, descending=True, stable=True)
+
+
+def _wide(tensor: Tensor, state: torch.dtype) -> Tensor:
+    """Return an output, or where its format is another, one to be copied into it."""
+    return tensor if tensor.dtype == state else buffers.empty(tensor.shape, state)
+
+
+def forward(
+    *,
+    current: Tensor,
+    weight: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    neuron: str,
+    numbers: Sequence[float],
+    spikes: Tensor,
+    traces: Sequence[Tensor],
+    finals: Sequence[Tensor],
+    currents: Tensor | None,
+) -> None:
+    """Do as `protocols.Recurrence` says."""
+    (steps, batch, size), state, count = current.shape, weight.dtype, len(finals) - 1
+    wide = _wide(spikes, state)
+    panel = PANEL_BYTES // state.itemsize
+    packed = pack(weight, panel)
+    padded = packed.shape[0] * panel
+    tile, tiles = _tiles(batch)
+    threads = threads_for(steps * batch * size * (4 + size // 8), tiles)
+    kernel = _compiled(
+        "forward",
+        neuron,
+        state,
+        alike_of(parameters),
+        SAVED=currents is not None,
+        TRACE=len(traces) > 0,
+    )
+    arrays = (
+        rows(current, state),
+        packed,
+        _in_order(lengths, batch),
+        lengths,
+        *_given([one.contiguous() for one in states], count + 1),
+        *[one.contiguous() for one in parameters],
+        wide,
+        currents,
+        as_tensor(tuple(numbers), state),
+        *_given(traces, count),
+        *finals,
+        torch.empty(threads * tile * (size + 1), dtype=torch.int32),
+    )
+    scratch = (tile * (count + 1) + len(parameters) + 1) * size + tile * padded + panel
+    run(kernel, arrays, (steps, batch, size, tile, padded), threads, scratch, state)
+    if wide is not spikes:
+        spikes.copy_(wide)
+
+
+def backward(
+    *,
+    grad_spikes: Tensor | None,
+    grad_finals: Sequence[Tensor | None],
+    grad_traces: Sequence[Tensor | None],
+    currents: Tensor,
+    traces: Sequence[Tensor],
+    weight: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    neuron: str,
+    numbers: Sequence[float],
+    out: Tensor,
+    out_states: Sequence[Tensor],
+    out_parameters: Sequence[Tensor | None],
+) -> None:
+    """Do as `protocols.Recurrence` says; `traces` are computed again and not read."""
+    (steps, batch, size), state = currents.shape, currents.dtype
+    count = Program.parse(neuron).states
+    gs = rows(grad_spikes, state)
+    gts = [rows(one, state) for one in grad_traces] or [None] * count
+    traced = mask_of([one is not None for one in gts])
+    wanted = mask_of([one is not None for one in out_parameters])
+    block = BLOCK_BYTES // state.itemsize
+    packed = pack(weight.T, block)
+    padded = packed.shape[0] * block
+    kernel = _compiled(
+        "backward",
+        neuron,
+        state,
+        alike_of(parameters),
+        wanted,
+        SPIKES=gs is not None,
+        TRACE=traced > 0,
+        TRACED=traced,
+    )
+    shape = (batch, size)
+    asked = [None if one is None else torch.empty(shape, dtype=state) for one in out_parameters]
+    tile, tiles = _tiles(batch)
+    arrays = (
+        currents,
+        packed,
+        _in_order(lengths, batch),
+        lengths,
+        *_given([one.contiguous() for one in states[1:]], count),
+        *[one.contiguous() for one in parameters],
+        gs,
+        *gts,
+        *[None if one is None else one.to(state).contiguous() for one in grad_finals],
+        out,
+        *_given(out_states, count + 1),
+        *asked,
+        as_tensor(tuple(numbers), state),
+    )
+    rows_each = tile * (count + 1) + len(parameters) + 1 + tile * steps * count
+    threads = threads_for(steps * batch * size * (8 + size // 2), tiles)
+    scratch = rows_each * size + tile * padded
+    run(kernel, arrays, (steps, batch, size, tile, padded), threads, scratch, state)
+    for target, found in zip(out_parameters, asked):
+        if target is not None and found is not None:
+            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
+
+
+def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
+    """Fill `out` `[N, N]` with `grad.T @ spikes`, by events where few neurons fired."""
+    count, size = spikes.shape
+    if count > 0 and size > READ:
+        bits = torch.empty((count, words(size)), dtype=torch.int64)
+        found = find(spikes.contiguous(), bits)
+        sums = found.events if found.valued else found.groups
+        if ADD * sums + READ * count < count * size:
+            out.copy_(linear.backward(grad=grad, spikes=spikes, bits=bits, valued=found.valued))
+            return
+    torch.mm(grad.T, spikes, out=out)
