@@ -24,6 +24,7 @@ MANY = (
     "events.md",
     "visualization.md",
     "training.md",
+    "sequences.md",
 )
 
 
