@@ -1,4 +1,4 @@
-"""Small data sets of recordings, in the formats of the originals, and what their frames should be."""
+"""Small data sets of recordings in the formats of the originals, and what their frames are."""
 
 import importlib.util
 from pathlib import Path

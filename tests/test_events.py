@@ -1,6 +1,7 @@
 """Recordings of events: binned as counted by hand, read by tonic's classes, trained on."""
 
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -8,17 +9,17 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recorded import US, WRITERS, counted, events_of, needs_tonic, write_nmnist, write_shd
 
 from neurospike import data, evaluate, export, predict, train
 from neurospike.data import Batches, Binning, Recordings
 from neurospike.data.events import SOURCES
-from neurospike.errors import CheckpointError, DataError, MissingDependencyError
-
-from recorded import US, WRITERS, counted, events_of, needs_tonic, write_nmnist, write_shd
+from neurospike.errors import DataError, MissingDependencyError
 
 SENSORS = [(700, 1, 1), (34, 34, 2), (128, 128, 2)]
 
@@ -41,7 +42,8 @@ def structured(events, sides):
 def test_frames_are_those_counted_one_by_one(sides, options):
     random = np.random.default_rng(0)
     events = events_of(3, 10, sides, 400, 0.05, random)
-    events = random.permutation(events) + [123_456, 0, 0, 0]  # in any order, from any time
+    events = random.permutation(events)  # in any order, from any time
+    events[:, 0] += 123_456
     frames = Binning(sides, **options)(structured(events, sides))
     assert frames.dtype == torch.float32
     assert np.array_equal(frames.numpy(), counted(events, sides, **{"time_bin": 10, **options}))
@@ -79,7 +81,7 @@ def test_events_outside_the_sensor_and_too_many_steps_are_refused():
     with pytest.raises(ValueError, match="events have x from 0 to 700, and the sensor's are 0 to"):
         Binning((700, 1, 1))(outside)
     long = structured(np.array([[0, 0, 0, 0], [7 * US, 0, 0, 0]]), (128, 128, 2))
-    with pytest.raises(ValueError, match="7000001 steps of 2 x 128 x 128 are too many .* of 7 s"):
+    with pytest.raises(ValueError, match=r"7000001 steps of 2 x 128 x 128 are too many .* of 7 s"):
         Binning((128, 128, 2), time_bin=0.001)(long)
 
 
@@ -244,7 +246,7 @@ def test_a_missing_download_is_one_line_that_says_what_to_do(name, tmp_path, off
 def test_an_archive_that_was_not_unpacked_to_its_end_is_not_taken_for_whole(tmp_path, offline):
     write_nmnist(tmp_path)
     (tmp_path / "NMNIST" / "train.zip").write_bytes(b"the archive beside which 20 files are few")
-    with pytest.raises(DataError, match="nmnist is not whole in .* could not be downloaded"):
+    with pytest.raises(DataError, match=r"nmnist is not whole in .* could not be downloaded"):
         data.load_recordings("nmnist", tmp_path)
 
 
@@ -268,7 +270,7 @@ def test_damaged_files_are_one_line(tmp_path, offline):
     with pytest.raises(DataError, match="has labels from 0 to 11, and they should be 0 to 10"):
         data.load_recordings("dvs_gesture", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="the data path .*file is a file: give the folder"):
+    with pytest.raises(DataError, match=r"the data path .*file is a file: give the folder"):
         data.load_recordings("shd", tmp_path / "file")
 
 
@@ -305,7 +307,7 @@ def test_the_commands_train_test_and_go_on_on_recordings(tmp_path, monkeypatch, 
     assert train.main(flags(tmp_path, "--epochs=6", "--run_dir=whole")) == 0
     said = capsys.readouterr().out
     assert "shd (80 training and 80 test recordings" in said
-    rows = [json.loads(line) for line in open("whole/metrics.jsonl")]
+    rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
     tested = rows[-1]["accuracy"]
@@ -319,7 +321,7 @@ def test_the_commands_train_test_and_go_on_on_recordings(tmp_path, monkeypatch, 
     assert result["a_picture"]["macs"] > 0
 
     # Half of it, and then the rest, is the whole bit for bit.
-    assert train.main(flags(tmp_path, "--epochs=3", "--run_dir=half")) == 0
+    assert train.main(flags(tmp_path, "--epochs=3", "--run_dir=half", "--tensorboard")) == 0
     assert train.main(["--resume=half", "--epochs=6"]) == 0
     one, other = (
         torch.load(f"{run}/checkpoints/last.pth", weights_only=True)["model"]
@@ -343,4 +345,57 @@ def test_the_commands_train_test_and_go_on_on_recordings(tmp_path, monkeypatch, 
     assert evaluate.main([model, "--dataset=digits"]) == 2
     assert "--dataset: digits has pictures, and the network was trained on recordings (shd)" in (
         capsys.readouterr().err
+    )
+
+
+@needs_tonic
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--model.input_size=700"],
+            "model.input_size: got 700, but the frames of shd have 140 values with events.pool 5",
+        ),
+        (["--model.output_size=10"], "model.output_size: got 10, but shd has 20 classes"),
+        (["--events.pool=3"], "events.pool: pool must divide the sensor's 700, got 3"),
+        (["--encoding.kind=rate"], "dataset shd has recordings, got encoding.kind rate: use none"),
+        (
+            ["--dataset=digits"],
+            "dataset digits has pictures, got encoding.kind none: use constant, or a dataset of "
+            "shd, nmnist, dvs_gesture",
+        ),
+        (
+            ["--model.kind=conv"],
+            "dataset shd has recordings, and model.kind conv takes pictures: use mlp",
+        ),
+        (
+            ["--preprocessing=[deskew]"],
+            "dataset shd has recordings, and preprocessing is for pictures: leave it out",
+        ),
+        (["--events.time_bin=0"], "--events.time_bin: got '0', allowed: a number >= 0.001"),
+        ([], "shd is not whole in"),
+    ],
+)
+def test_a_run_that_cannot_be_is_told_of_in_a_line(
+    more, message, tmp_path, monkeypatch, capsys, offline
+):
+    monkeypatch.chdir(tmp_path)
+    argv = [flag for flag in flags(tmp_path) if flag.split("=")[0] not in str(more)]
+    assert train.main([*argv, *more, "--epochs=1"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_tonic_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tonic" else find(name)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert train.main(flags(tmp_path)) == 2
+    assert capsys.readouterr().err == (
+        "error: dataset shd is read by tonic, which is not installed: "
+        'pip install "neurospike[events]"\n'
     )

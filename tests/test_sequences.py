@@ -108,9 +108,7 @@ def test_a_sample_among_longer_ones_is_answered_as_alone(options):
     model = model_of(**options).eval()
     data = samples(20)
     padded, lengths, _ = ns.data.collate(data)
-    scores, activity, output = model(
-        padded, return_activity=True, return_output=True, lengths=lengths
-    )
+    scores, activity = model(padded, return_activity=True, lengths=lengths)
     assert sum(spikes.sum() for spikes in activity.values()) > 0
     for number, (sequence, _) in enumerate(data):
         alone, fired = model(sequence.unsqueeze(1), return_activity=True)
@@ -150,7 +148,9 @@ def test_compact_frames_are_answered_as_floating_point_ones(dtype):
 def test_a_sample_without_steps_gets_the_scores_of_rest():
     for readout in losses.READOUTS:
         model = model_of(readout=readout)
-        padded, lengths, _ = ns.data.collate([(torch.ones(0, INPUTS), 0), (torch.ones(4, INPUTS), 1)])
+        padded, lengths, _ = ns.data.collate(
+            [(torch.ones(0, INPUTS), 0), (torch.ones(4, INPUTS), 1)]
+        )
         scores = model(padded, lengths=lengths)
         assert scores.isfinite().all()
         assert (scores[0] == scores[0, 0]).all()
@@ -161,7 +161,11 @@ def test_networks_refuse_what_are_no_sequences():
     sequences = torch.zeros(5, 2, INPUTS)
     for given, kind, message in (
         (sequences.long(), TypeError, "must be tensors .* got torch.int64: use .float"),
-        (sequences[0], ValueError, r"must be \[T, B, \*F\] with at least one step, got .* \[2, 12\]"),
+        (
+            sequences[0],
+            ValueError,
+            r"must be \[T, B, \*F\] with at least one step, got .* \[2, 12\]",
+        ),
         (sequences[:0], ValueError, "with at least one step"),
         (torch.zeros(5, 2, 11), ValueError, "frames must have input_size = 12 values each, .* 11"),
         (sequences.fill_(float("nan")), ValueError, "a network got NaN or infinity"),
@@ -169,7 +173,7 @@ def test_networks_refuse_what_are_no_sequences():
         with pytest.raises(kind, match=message):
             model(given)
     sequences = torch.zeros(5, 2, INPUTS)
-    with pytest.raises(ValueError, match="lengths must lie between 0 and the 5 steps .* got 6"):
+    with pytest.raises(ValueError, match=r"lengths must lie between 0 and the 5 steps .* got 6"):
         model(sequences, lengths=torch.tensor([5, 6]))
     with pytest.raises(ValueError, match="lengths are for sequences, and this network shows pic"):
         ns.SNNModel(784, 4)(images, lengths=torch.tensor([1, 1]))
@@ -299,7 +303,7 @@ def test_an_evaluation_is_that_of_each_sample_alone():
     assert (found.accuracy, found.samples) == (alone.accuracy, 17)
     for name, layer in found.activity.items():
         assert layer.rate == pytest.approx(alone.activity[name].rate, rel=1e-6)
-        assert 0 < layer.rate
+        assert layer.rate > 0
 
 
 def test_a_run_of_sequences_goes_on_where_it_stopped(capsys):
