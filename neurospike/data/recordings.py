@@ -72,9 +72,12 @@ class Recordings:
         """
         cells, counts, starts, lengths, labels = tensors
         total = int(self.counts[numbers].sum())
-        found, sample = _events_of(cells, counts[chosen], starts[chosen], total)
-        size, batch = math.prod(self.shape), len(chosen)
-        places = found + (found // size * (batch - 1) + sample) * size
+        counts, size, batch = counts[chosen], math.prod(self.shape), len(chosen)
+        found = _events_of(cells, counts, starts[chosen], total)
+        before = torch.arange(batch, device=cells.device) * size  # of each sample in a step
+        # Each step is as long as the batch, not as a frame.
+        places = found.div(size, rounding_mode="floor").to(torch.int64).mul_((batch - 1) * size)
+        places.add_(found).add_(before.repeat_interleave(counts, output_size=total))
         return places, lengths[chosen], labels[chosen]
 
     def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,13 +102,12 @@ class Recordings:
         """Return the recordings of a mask `[N]` or of numbers int64 `[M]`."""
         counts = self.counts[chosen]
         starts = (self.counts.cumsum(0) - self.counts)[chosen]
-        cells, _ = _events_of(self.cells, counts, starts, int(counts.sum()))
+        cells = _events_of(self.cells, counts, starts, int(counts.sum()))
         return Recordings(cells, counts, self.lengths[chosen], self.labels[chosen], self.shape)
 
 
-def _events_of(cells: Tensor, counts: Tensor, starts: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Return the cells of some recordings, int32 `[total]`, and which recording each is of."""
-    numbers = torch.arange(len(counts), device=cells.device)
-    sample = numbers.repeat_interleave(counts, output_size=total)
+def _events_of(cells: Tensor, counts: Tensor, starts: Tensor, total: int) -> Tensor:
+    """Return the cells of some recordings, one after the other, int32 `[total]`."""
     shift = starts - (counts.cumsum(0) - counts)
-    return cells[torch.arange(total, device=cells.device) + shift[sample]], sample
+    index = torch.arange(total, device=cells.device)
+    return cells.index_select(0, index.add_(shift.repeat_interleave(counts, output_size=total)))
