@@ -354,7 +354,7 @@ def _backward(job_at):
             for p in range(PARAMETERS):
                 if WANTED >> p & 1:
                     _start(row_of(_array(job_at, wanted + p), at, size), nothing, 0)
-            own = min(steps, lengths[order[low + m]]) if lengths.size > 0 else steps
+            own = max(0, min(steps, lengths[order[low + m]])) if lengths.size > 0 else steps
             each = lay(scratch, states, parameters_at, size, size)
             for t in range(own - 1):
                 x = row_of(currents, t * batch * size + at, size)

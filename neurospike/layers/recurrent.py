@@ -90,7 +90,7 @@ class Recurrent(nn.Module):
         *,
         num_steps: int | None = None,
         return_trace: bool = False,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Any, ...]:
         """Return `(spikes, state)`, and with `return_trace` `(spikes, state, trace)`.
 

@@ -10,10 +10,10 @@ from neurospike.backend import dispatch
 from neurospike.neurons import stepped
 from neurospike.neurons.rule import Rule
 
-from .arguments import check_current, check_state, fitted, flat_parameter
+from .arguments import check_current, check_lengths, check_state, fitted, flat_parameter
 from .recurrent import Call, fused_recurrent
 from .scan import state_dtype
-from .time_loop import Outputs
+from .time_loop import Outputs, in_segments
 from .wants import TRACES
 
 
@@ -24,7 +24,7 @@ def run_recurrent(
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
     num_steps: int | None,
-    lengths: Tensor | None,
+    lengths: Tensor | Sequence[int] | None,
     wants: int,
     backend: str,
     segment: int | None = None,
@@ -38,7 +38,7 @@ def run_recurrent(
         states: the last spikes and the neuron's states, `[B, N]` each; or none of them, for zeros.
         parameters: each of one number or `[N]`; within their bounds.
         num_steps: of a constant current.
-        lengths: `[B]`, or None.
+        lengths: `[B]`, how many of the steps belong to each sample, or None; see `check_lengths`.
         wants: `TRACES`, or 0.
         backend: `"auto"` or a name.
         segment: see `time_loop.run`.
@@ -51,6 +51,7 @@ def run_recurrent(
             f"the current of a recurrent layer of N={size} neurons must be {wanted}, got shape "
             f"{tuple(current.shape)}"
         )
+    own = None if lengths is None else check_lengths(lengths, current, steps)
     if steps >= 0:
         current = current.expand(steps, *current.shape)
     state, shape = state_dtype(current.dtype), current.shape[1:]
@@ -66,16 +67,13 @@ def run_recurrent(
     ]
     given = (rule, weight.to(state), values, wants, dispatch.choose(backend, current.device))
     total = current.shape[0]
+
+    def part(start: int, length: int, states: Sequence[Tensor], left: Tensor | None) -> Outputs:
+        return _run(current[start : start + length], states, left, *given)
+
     if segment is None or segment >= total or not torch.is_grad_enabled():
-        return _run(current, states, lengths, *given)
-    parts = []
-    for start in range(0, total, segment):
-        left = None if lengths is None else (lengths - start).clamp(0, segment)
-        parts.append(_run(current[start : start + segment], states, left, *given))
-        states = tuple(one.detach() for one in parts[-1].states)
-    traces = tuple(torch.cat(each) for each in zip(*(part.traces for part in parts)))
-    spikes = torch.cat([part.spikes for part in parts if part.spikes is not None])
-    return Outputs(spikes, parts[-1].states, traces)
+        return part(0, total, states, own)
+    return in_segments(part, total, segment, states, own)
 
 
 def _run(
@@ -100,7 +98,7 @@ def _run(
         spike, *after = neuron(x + last @ weight.T, *others)
         return spike, spike, *after
 
-    spikes, finals, traces = stepped.over_time(step, whole, start, values)
+    spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
     return Outputs(
         spikes.to(current.dtype), tuple(finals), tuple(traces[1:]) if wants & TRACES else ()
     )

@@ -94,17 +94,14 @@ class SteppedRecurrence:
         for t in reversed(range(steps)):
             before = [one[t - 1] for one in traces] if t else list(states[1:])
             saved = {"saved": [one.flatten() for one in before or [zeros] * len(traces)]}
-            given = coming
-            if lengths is not None:  # what comes to the last spikes passes by a sample's end
-                given = torch.where((lengths > t)[:, None], coming, zeros)
-                coming = coming - given
-            if grad_spikes is not None:
-                given = given + grad_spikes[t]
-            if grad_traces:
-                carried = [
-                    one if more is None else one + more[t]
-                    for one, more in zip(carried, grad_traces)
-                ]
+            given = coming if grad_spikes is None else coming + grad_spikes[t]
+            shown = [None if one is None else one[t] for one in grad_traces]
+            if lengths is not None:  # beyond a sample's end only the last step's gradient goes back
+                goes = (lengths > t)[:, None]
+                coming = torch.where(goes, zeros, coming)
+                shown = [None if one is None else torch.where(goes, one, zeros) for one in shown]
+            for k, one in enumerate(shown):
+                carried[k] = carried[k] if one is None else carried[k] + one
             gradients = [torch.empty_like(step) for _ in traces]
             self.scan.backward(
                 grad_spikes=given[None],

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,25 +56,37 @@ def run(
     """
     steps = check_current(current, num_steps)
     own = None if lengths is None else check_lengths(lengths, current, steps)
-    if segment is None or not torch.is_grad_enabled():
-        return _run(rule, current, states, parameters, steps, wants, backend, own)
     total = steps if steps >= 0 else current.shape[0]
-    if segment >= total:
-        return _run(rule, current, states, parameters, steps, wants, backend, own)
-    parts: list[Outputs] = []
-    for start in range(0, total, segment):
-        length = min(segment, total - start)
+
+    def part(start: int, length: int, states: Sequence[Tensor], left: Tensor | None) -> Outputs:
         given = current if steps >= 0 else current[start : start + length]
         count = length if steps >= 0 else -1
-        left = None if own is None else (own - start).clamp(min=0)
-        part = _run(rule, given, states, parameters, count, wants, backend, left)
-        states = tuple(one.detach() for one in part.states)
+        return _run(rule, given, states, parameters, count, wants, backend, left)
+
+    if segment is None or segment >= total or not torch.is_grad_enabled():
+        return _run(rule, current, states, parameters, steps, wants, backend, own)
+    return in_segments(part, total, segment, states, own)
+
+
+def in_segments(
+    part: Callable[[int, int, Sequence[Tensor], Tensor | None], Outputs],
+    total: int,
+    segment: int,
+    states: Sequence[Tensor],
+    lengths: Tensor | None,
+) -> Outputs:
+    """Run `part(start, length, states, lengths)` for `segment` steps after another; see `run`."""
+    parts: list[Outputs] = []
+    for start in range(0, total, segment):
+        left = None if lengths is None else (lengths - start).clamp(min=0)
+        found = part(start, min(segment, total - start), states, left)
+        states = tuple(one.detach() for one in found.states)
         if left is not None and parts:
-            part = part._replace(states=_ended(left > 0, part.states, parts[-1].states))
-        parts.append(part)
-    each_spikes = [part.spikes for part in parts if part.spikes is not None]
-    spikes = torch.cat(each_spikes) if wants & SPIKES else None
-    traces = tuple(torch.cat(each) for each in zip(*(part.traces for part in parts)))
+            found = found._replace(states=_ended(left > 0, found.states, parts[-1].states))
+        parts.append(found)
+    each_spikes = [found.spikes for found in parts if found.spikes is not None]
+    spikes = torch.cat(each_spikes) if each_spikes else None
+    traces = tuple(torch.cat(each) for each in zip(*(found.traces for found in parts)))
     return Outputs(spikes, parts[-1].states, traces)
 
 
