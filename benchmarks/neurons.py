@@ -28,16 +28,18 @@ from .timing import copy_bandwidth, interleave, machine, tensors
 COMPILED_STEPS = 25  # unrolled: more of them compile for minutes
 
 
-class _Spike(torch.autograd.Function):
+class Spike(torch.autograd.Function):
     """H(u) with the derivative of atan(2), as a user of torch writes it."""
 
     @staticmethod
     def forward(ctx: object, u: Tensor) -> Tensor:
+        """Return H(u)."""
         ctx.save_for_backward(u)  # type: ignore[attr-defined]
         return (u > 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:
+        """Return the gradient of u."""
         (u,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad / (1.0 + (torch.pi * u) ** 2)
 
@@ -51,7 +53,7 @@ def stepped_adlif(layer: ns.SEAdLIF) -> Layer:
         spikes = []
         for x in current.unbind(0):
             u = d_u * u + (1.0 - d_u) * (x - w)
-            spike = _Spike.apply(u - threshold)
+            spike = Spike.apply(u - threshold)
             u = u * (1.0 - spike.detach())
             w = d_w * w + (1.0 - d_w) * q * (a * u + b * spike)
             spikes.append(spike)

@@ -92,8 +92,9 @@ def export_model(
     to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
 
     Raises ConfigError for rate coding, which draws its spikes, as ONNX, and for pictures read pixel
-    by pixel where the time loop has no operator of its own; MissingDependencyError without onnx, onnxscript and onnxruntime; NeuroSpikeError if
-    the classes differ; CheckpointError for a file that cannot be written.
+    by pixel where the time loop has no operator of its own; MissingDependencyError without onnx,
+    onnxscript and onnxruntime; NeuroSpikeError if the classes differ; CheckpointError for a file
+    that cannot be written.
     """
     if pictures is None:
         pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255

@@ -73,7 +73,12 @@ PositiveNumber = Annotated[
 Size = Annotated[int, Field(ge=1, le=2**63 - 1), BeforeValidator(_refuse_bool)]
 # Threads that the system does not grant end the process without a word.
 Threads = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
+# The shortest and the longest of a layer's time constants, in steps.
+TimeConstants = Annotated[
+    list[PositiveNumber], Field(min_length=2, max_length=2), BeforeValidator(_split_sizes)
+]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
@@ -134,12 +139,12 @@ class ModelConfig(Section):
         description="mlp: the hidden neurons: LIF with the keys below, or adaptive ones whose "
         "constants are learned per neuron",
     )
-    tau: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
+    tau: TimeConstants = Field(
         default=[5.0, 25.0],
         description="alif, se_adlif: shortest and longest time constant of the membrane in steps",
         json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
     )
-    tau_adaptation: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
+    tau_adaptation: TimeConstants = Field(
         default=[60.0, 300.0],
         description="alif, se_adlif: those of the adaptation",
         json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
@@ -215,6 +220,16 @@ class ModelConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _shorter_first(self) -> "ModelConfig":
+        for name in ("tau", "tau_adaptation"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(
+                    f"{name} takes the shorter time constant first, got [{low}, {high}]"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _stages_agree(self) -> "ModelConfig":
         if self.kind == "resnet" and len(self.channels) != len(self.blocks):
             raise ValueError(
@@ -285,9 +300,7 @@ class EncodingConfig(Section):
     max_spikes: Integer = Field(
         default=5, ge=1, le=65536, description="burst: spikes of a white pixel"
     )
-    permute: Annotated[
-        Annotated[Integer, Field(ge=0, le=2**32 - 1)] | None, BeforeValidator(_none_word)
-    ] = Field(
+    permute: Annotated[Seed | None, BeforeValidator(_none_word)] = Field(
         default=None,
         description="pixels: seed of a random order, the same for all pictures; null: row by row",
     )

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from neurospike.backend.dispatch import choose, use_backend
+from neurospike.coding.encoding import pixel_order
+from neurospike.config.schema import READING
 from neurospike.data import DigitData, load
 from neurospike.layers.recurrent import Recurrent
 from neurospike.models import Recording, SpikingNetwork
-from neurospike.coding.encoding import pixel_order
-from neurospike.config.schema import READING
 from neurospike.models.network import ENCODINGS
 from neurospike.training.loading import Trained
 from neurospike.visualization.arrays import evenly
@@ -151,7 +151,7 @@ class Answerer:
         prepared = model.preprocessing(images)[0, 0].float().cpu()
         height, width = prepared.shape
         if model.encoding == "rows":
-            part, places = (1, width), range(0, height * width, width)
+            part, places = (1, width), list(range(0, height * width, width))
         else:
             order = pixel_order(height * width, model.encoding_options.get("permute"))
             part, places = (1, 1), order.tolist()
@@ -159,7 +159,7 @@ class Answerer:
             "name": "row" if model.encoding == "rows" else "pixel",
             "picture": framed(prepared),
             "part": part,
-            "places": list(places),
+            "places": places,
         }
 
     def _view(self, choice: Choice) -> SpikingNetwork:

@@ -38,7 +38,7 @@ class InRanges(Spiking):
         self, neuron: Callable[..., Any], size: int, ranges: Mapping[str, Range], **options: Any
     ) -> None:
         self.ranges = dict(ranges)  # before the base, which asks for the names
-        shares = {f"{name}_share": torch.rand(size) for name in ranges}
+        shares: dict[str, Any] = {f"{name}_share": torch.rand(size) for name in ranges}
         bounds = dict.fromkeys(shares, UNIT)
         super().__init__(neuron, learn=tuple(shares), bounds=bounds, **shares, **options)
 
