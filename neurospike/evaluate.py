@@ -159,7 +159,9 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
     counts = range(len(metrics.confusion))
     width = max(len(str(n)) for row in (counts, *metrics.confusion) for n in row)
     answers = " ".join(f"{answer:{width}}" for answer in counts)
-    lines = [result["data"], "pictures that show a label (row), by what was answered (column):"]
+    # A note begins with the name of the data set.
+    kind = "recording" if result["data"].startswith(RECORDED) else "picture"
+    lines = [result["data"], f"{kind}s that show a label (row), by what was answered (column):"]
     lines.append(f"label  accuracy  {answers}")
     for label, (row, share) in enumerate(
         zip(metrics.confusion, metrics.class_accuracy, strict=True)
@@ -173,7 +175,7 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         )
     energy = result["a_picture"]
     lines.append(
-        f"per picture {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
+        f"per {kind} {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
         f"estimated at {energy['nanojoules']:,.0f} nJ on a chip of 45 nm; a network of the same "
         f"layers without spikes, run once: {energy['dense_nanojoules']:,.0f} nJ"
     )

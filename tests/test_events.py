@@ -17,6 +17,7 @@ import torch
 from recorded import US, WRITERS, counted, events_of, needs_tonic, write_nmnist, write_shd
 
 from neurospike import data, evaluate, export, predict, train
+from neurospike.config.schema import RECORDED
 from neurospike.data import Batches, Binning, Recordings
 from neurospike.data.events import SOURCES
 from neurospike.errors import DataError, MissingDependencyError
@@ -274,6 +275,10 @@ def test_damaged_files_are_one_line(tmp_path, offline):
         data.load_recordings("shd", tmp_path / "file")
 
 
+def test_the_configuration_knows_the_data_sets():
+    assert tuple(SOURCES) == RECORDED
+
+
 def test_an_unknown_name_and_a_lack_of_tonic_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="unknown data set 'sdh': did you mean 'shd'"):
         data.load_recordings("sdh", tmp_path)
@@ -319,6 +324,11 @@ def test_the_commands_train_test_and_go_on_on_recordings(tmp_path, monkeypatch, 
     result = json.loads(capsys.readouterr().out)
     assert result["accuracy"] == tested
     assert result["a_picture"]["macs"] > 0
+    argv = ["--model_path=whole/checkpoints/best_model.pth", "--no_pictures"]
+    assert evaluate.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "recordings that show a label (row), by what was answered" in said
+    assert "per recording " in said
 
     # Half of it, and then the rest, is the whole bit for bit.
     assert train.main(flags(tmp_path, "--epochs=3", "--run_dir=half", "--tensorboard")) == 0

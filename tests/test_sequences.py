@@ -12,6 +12,7 @@ import neurospike as ns
 from neurospike.coding import losses
 from neurospike.models.network import SpikingNetwork
 from neurospike.training import SNNTrainer
+from neurospike.training.batch import parts_of
 from neurospike.training.energy import count_operations
 
 INPUTS, CLASSES = 12, 3
@@ -108,12 +109,16 @@ def test_a_sample_among_longer_ones_is_answered_as_alone(options):
     model = model_of(**options).eval()
     data = samples(20)
     padded, lengths, _ = ns.data.collate(data)
-    scores, activity = model(padded, return_activity=True, lengths=lengths)
+    scores, activity, output = model(
+        padded, return_activity=True, return_output=True, lengths=lengths
+    )
     assert sum(spikes.sum() for spikes in activity.values()) > 0
     for number, (sequence, _) in enumerate(data):
         alone, fired = model(sequence.unsqueeze(1), return_activity=True)
         torch.testing.assert_close(scores[number : number + 1], alone, rtol=0, atol=1e-6)
         steps = len(sequence)
+        if options.get("readout") not in losses.SPIKING_READOUTS:
+            assert (output[steps:, number] == output[steps - 1, number]).all()
         for name, spikes in fired.items():
             assert torch.equal(activity[name][:steps, number], spikes[:, 0])
             assert not activity[name][steps:, number].any()
@@ -352,6 +357,14 @@ def test_the_trainer_refuses_batches_that_do_not_fit(batch, kind, message):
     for use in (trainer.train_epoch, trainer.evaluate):
         with pytest.raises(kind, match=message):
             use([batch])
+
+
+def test_lengths_are_looked_at_before_they_go_to_another_device():
+    batch = (torch.zeros(5, 2, INPUTS), torch.tensor([5, 9]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="got 9 for sample 1"):
+        parts_of(batch, "meta")
+    images, labels, lengths = parts_of((batch[0], torch.tensor([5, 0]), batch[2]), "meta")
+    assert {images.device.type, labels.device.type, lengths.device.type} == {"meta"}
 
 
 def test_a_number_that_is_none_is_told_of(capsys):
