@@ -596,5 +596,5 @@ def backward(
         for before, final in zip(out_states, finals or (None,) * count):
             before.zero_() if final is None else before.copy_(final)
     for target, found in zip(out_parameters, each):
-        if target is not None and found is not None:
+        if target is not None and found is not None and target.numel():
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
