@@ -225,7 +225,7 @@ class ModelConfig(Section):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(
-                    f"{name} takes the shorter time constant first, got [{low}, {high}]"
+                    f"{name} takes the shorter time constant first, got [{low:g}, {high:g}]"
                 )
         return self
 
@@ -529,7 +529,7 @@ class Config(Section):
                 f"encoding.kind rows needs square pictures, got a model.input_size of {pixels}"
             )
         steps = reading_steps(kind, pixels)
-        if "num_steps" in self.model.model_fields_set and given != steps:
+        if given not in (steps, ModelConfig().num_steps):
             raise ValueError(
                 f"encoding.kind {kind} reads a picture of {pixels} pixels in {steps} steps, got "
                 f"model.num_steps {given}: leave it out, or give {steps}"
