@@ -255,10 +255,13 @@ def test_network_arguments_hold_only_the_chosen_encoders_options(config_file):
 
 @pytest.mark.parametrize("kind", ENCODINGS)
 def test_every_encoding_takes_the_options_it_is_given(config_file, kind):
-    arguments = config_file(f"encoding: {{kind: {kind}}}\nmodel: {{input_size: 4}}")
-    model = SNNModel(**arguments.network_arguments())
+    dataset, given = "auto", torch.rand(3, 1, 2, 2)
+    if kind == "none":
+        dataset, given = "shd", torch.rand(25, 3, 2, 2)
+    text = f"dataset: {dataset}\nencoding: {{kind: {kind}}}\nmodel: {{input_size: 4}}"
+    model = SNNModel(**config_file(text).network_arguments())
     shape = {"rows": (2, 3, 2), "pixels": (4, 3, 1)}.get(kind, (25, 3, 4))
-    assert model.record(torch.rand(3, 1, 2, 2)).current.shape == shape
+    assert model.record(given).current.shape == shape
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("rows", 28), ("pixels", 784)])

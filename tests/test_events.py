@@ -375,7 +375,7 @@ def test_the_commands_train_test_and_go_on_on_recordings(tmp_path, monkeypatch, 
             "shd, nmnist, dvs_gesture",
         ),
         (
-            ["--model.kind=conv"],
+            ["--model.kind=conv", "--model.input_size=144"],
             "dataset shd has recordings, and model.kind conv takes pictures: use mlp",
         ),
         (
