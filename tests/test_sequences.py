@@ -1,6 +1,7 @@
 """Sequences of different lengths: padded, answered as each one alone, and trained on."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import neurospike as ns
 from neurospike.coding import losses
+from neurospike.config import load_config
 from neurospike.models.network import SpikingNetwork
 from neurospike.training import SNNTrainer
 from neurospike.training.batch import parts_of
@@ -239,6 +241,16 @@ def test_operations_of_padded_sequences_are_those_of_each_alone():
         wanted = sum(getattr(one, name) for one in every) / len(every)
         assert getattr(found, name) == pytest.approx(wanted, rel=1e-6)
     assert found.macs > 0 < found.acs
+
+
+def test_the_network_for_shd_fires_from_the_start():
+    config = load_config(Path(__file__).parents[1] / "configs" / "shd.yaml")
+    torch.manual_seed(0)
+    model = ns.SNNModel(**config.network_arguments()).eval()
+    # As many events as a second of SHD has in its 250 steps of 140 channels, about 8,000.
+    rates = (torch.rand(4, 140) ** 2).expand(100, 4, 140)
+    _, activity = model(torch.poisson(rates * (32 / 140 * 3)), return_activity=True)
+    assert all(0.01 < float(spikes.detach().mean()) < 0.3 for spikes in activity.values())
 
 
 def make(model, **options):
