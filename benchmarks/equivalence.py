@@ -66,7 +66,7 @@ def checks(device: Device, backend: str) -> Iterator[Check]:
                     device.type, backend, SHAPES[3], torch.float32, {**r, "surrogate": s}
                 ),
             )
-    for part in (_twice, _sixteen_bits, _constant, _window, _of_spikes, _compiled):
+    for part in (_twice, _sixteen_bits, _constant, _lengths, _window, _of_spikes, _compiled):
         name = part.__name__.strip("_").replace("_", " ")
         yield Check(name, lambda p=part: p(device.type, backend))
     for part in (_other_stream, _graph, _autocast, _second_device, _long):
@@ -168,6 +168,24 @@ def _constant(device: str, backend: str) -> float:
         _equal("a constant current", got, want)
     pairs = zip(_gradients(found, [held]), _gradients(wanted, [held]))
     return max(check_close("a constant current", got, want, 1e-12) for got, want in pairs)
+
+
+def _lengths(device: str, backend: str) -> float:
+    """Samples that end sooner than others, and NaN after that, which nobody reads."""
+    found = []
+    for on, name in ((device, backend), ("cpu", "reference")):
+        inputs = problem(((20, 5, 300), (300,), ()), torch.float64)
+        lengths = torch.tensor([20, 0, 3, 16, 1])
+        with torch.no_grad():
+            inputs[0][torch.arange(20)[:, None] >= lengths] = torch.nan
+        current, mem, beta, threshold = mine = [t.detach().to(on).requires_grad_() for t in inputs]
+        options = {"beta": beta, "threshold": threshold, "backend": name, "return_trace": True}
+        out = ns.lif(current, mem, lengths=lengths.to(on), **options)
+        found.append((out[0].cpu(), [grad.cpu() for grad in _gradients(out, mine)]))
+    (spikes, gradients), (same, wanted) = found
+    _equal("spikes of several lengths", spikes, same)
+    pairs = zip(gradients, wanted)
+    return max(check_close("several lengths", got, want, 1e-12) for got, want in pairs)
 
 
 def _window(device: str, backend: str) -> float:

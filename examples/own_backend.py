@@ -5,6 +5,8 @@ but it is all there is to a backend: a compiled one differs in how it runs the v
 `python examples/own_backend.py`
 """
 
+import itertools
+
 import torch
 
 import neurospike as ns
@@ -17,7 +19,18 @@ NAME = "stepped"
 
 # --8<-- [start:functions]
 def forward(
-    *, current, states, parameters, neuron, numbers, steps, constant, spikes, traces, finals
+    *,
+    current,
+    states,
+    parameters,
+    neuron,
+    numbers,
+    steps,
+    constant,
+    spikes,
+    traces,
+    finals,
+    lengths=None,
 ):
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`."""
     step = stepped.step_of(neuron, numbers, finals[0])
@@ -25,7 +38,12 @@ def forward(
     values = [_features(value, finals[0]) for value in parameters]
     for t in range(steps):
         x = (current if constant else current[t]).to(finals[0].dtype)
-        spike, *now = step(x, *now, *values)
+        before = now
+        spike, *now = step(x, *before, *values)
+        if lengths is not None:  # a sample that is over fires no more and stays as it is
+            goes = _goes(lengths, t, spike)
+            spike = torch.where(goes, spike, 0.0)
+            now = [torch.where(goes, *both) for both in zip(now, before)]
         if spikes is not None:
             spikes[t] = spike
         for trace, state in zip(traces, now):
@@ -49,6 +67,7 @@ def backward(
     out,
     out_states,
     out_parameters,
+    lengths=None,
 ):
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
     shape = current.shape if constant else current.shape[1:]
@@ -72,6 +91,10 @@ def backward(
             for trace, carry in zip(grad_traces or [None] * count, carries)
         ]
         d, *found = adjoint(x, *befores[t], *values, of_spike, *of_states)
+        if lengths is not None:
+            goes = _goes(lengths, t, d)
+            others = [*carries, *(torch.zeros_like(d) for _ in sums)]
+            d, *found = (torch.where(goes, *both) for both in zip((d, *found), (0.0, *others)))
         carries, sums = found[:count], [a + b for a, b in zip(sums, found[count:])]
         if constant:
             out += d
@@ -83,6 +106,11 @@ def backward(
         if target is not None:
             each = total.flatten(1).sum(0)
             target.view(-1).copy_(each if target.numel() > 1 else each.sum(0))
+
+
+def _goes(lengths, t, like):
+    """Which samples have a step `t`, in a shape that broadcasts against `[B, *F]`."""
+    return (t < lengths).view(-1, *(1,) * (like.dim() - 1))
 
 
 def _features(values, like):
@@ -104,7 +132,7 @@ def register():
 # --8<-- [end:row]
 
 
-def run(backend, reset, reset_delay):
+def run(backend, reset, reset_delay, lengths):
     """Outputs and gradients of a layer with learned decays, on values that are always the same."""
     drawn = torch.Generator().manual_seed(0)
     current, mem = torch.randn(12, 3, 70, generator=drawn), torch.randn(3, 70, generator=drawn)
@@ -120,6 +148,7 @@ def run(backend, reset, reset_delay):
         reset_delay=reset_delay,
         return_trace=True,
         backend=backend,
+        lengths=lengths,
     )
     total = sum((out * torch.randn(out.shape, generator=drawn)).sum() for out in outputs)
     return [out.detach() for out in outputs], torch.autograd.grad(total, inputs)
@@ -129,10 +158,10 @@ def main():
     """Compare with the reference under every rule; return the largest distance of a gradient."""
     worst = 0.0
     for reset in rule.RESETS:
-        for reset_delay in (True, False):
-            (spikes, *_), gradients = run(NAME, reset, reset_delay)
-            (same, *_), wanted = run("reference", reset, reset_delay)
-            assert torch.equal(spikes, same), (reset, reset_delay)
+        for case in itertools.product((reset,), (True, False), (None, [12, 0, 5])):
+            (spikes, *_), gradients = run(NAME, *case)
+            (same, *_), wanted = run("reference", *case)
+            assert torch.equal(spikes, same), case
             for got, want in zip(gradients, wanted):
                 worst = max(worst, float((got - want).norm() / want.norm().clamp_min(1e-30)))
     return worst

@@ -91,7 +91,8 @@ def test_auto_takes_a_fused_backend_where_one_runs(fused):
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["sequence", "constant"])
-def test_the_operators_keep_torchs_rules(held, fused):
+@pytest.mark.parametrize("lengths", [None, [1, 4]], ids=["", "lengths"])
+def test_the_operators_keep_torchs_rules(held, lengths, fused):
     """opcheck: schema, fake tensors and tracing of the calls that a layer really makes."""
     device = device_of(fused)
     current = torch.randn(*(() if held else (4,)), 2, 9, device=device, requires_grad=True)
@@ -107,6 +108,7 @@ def test_the_operators_keep_torchs_rules(held, fused):
             return_trace=True,
             backend=fused,
             num_steps=4 if held else None,
+            lengths=lengths,
         )
         sum(o.sum() for o in out).backward()
         with torch.no_grad():

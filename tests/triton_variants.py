@@ -52,6 +52,7 @@ COMMON = {  # what a kernel depends on
     "constant": BOTH,
     "held current": BOTH,
     "mem": BOTH,
+    "lengths": BOTH,
     "one beta": BOTH,
     "one threshold": BOTH,
     # 1 and multiples of 16 are compiled apart; from scan_triton.SMALL on it is another geometry.
@@ -175,6 +176,7 @@ class _Tensors:
             "numbers": self.rule.numbers,
             "steps": self.steps,
             "constant": v["constant"],
+            "lengths": torch.empty(1, dtype=torch.int64) if v["lengths"] else None,
         }
 
     def first(self, wanted: bool, make: Callable[[], Any]) -> list[Any]:

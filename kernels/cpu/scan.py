@@ -440,5 +440,5 @@ def backward(
     if wide is not out:
         out.copy_(wide)
     for target, found in zip(out_parameters, asked):
-        if target is not None and found is not None:
+        if target is not None and found is not None and target.numel():
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))

@@ -5,6 +5,9 @@ and returns scores `[B, C]` of which the greatest is the answer. Gradients flow 
 of them, so each can be trained through. Scores are float32, or float64 of float64: the 16-bit
 formats, in which spikes come out of autocast, cannot tell counts or times above 256 apart.
 
+With `lengths`, int64 `[B]` as of `neurospike.lif`, a sample's scores are those of its own steps
+alone, as if it were read on its own; a sample of no steps scores 0.
+
 Sources: S. Thorpe, A. Delorme, R. van Rullen, "Spike-based strategies for rapid processing", Neural
 Networks 14, 2001 (the first spike decides); A. P. Georgopoulos et al., Science 233, 1986 (many
 neurons vote for one thing); J. K. Eshraghian et al., Proc. IEEE 111(9), 2023 (counts, membranes).
@@ -16,29 +19,38 @@ from torch import Tensor
 from neurospike.ops.arguments import refuse_ragged
 from neurospike.ops.scan import state_dtype
 
+from . import own_steps
+from .own_steps import Lengths
 
-def counts(spikes: Tensor) -> Tensor:
+
+def counts(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """Return the number of spikes over time: `[T, B, C]` to `[B, C]`."""
     _check("spikes", spikes)
-    return spikes.sum(0, dtype=state_dtype(spikes.dtype))
+    return own_steps.total(spikes, lengths, state_dtype(spikes.dtype))
 
 
-def first_spike(spikes: Tensor) -> Tensor:
+def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """Return how many steps were left at the first spike: the earlier, the greater.
 
     Shapes: spikes (0 or 1) `[T, B, C]` to `[B, C]`: `T - t` for a first spike at step t (counted
     from 0), and 0 for a neuron that stays silent. The gradient of a step is `T - t` up to and with
-    the first spike, 0 after it: a spike there would have changed the score by so much.
+    the first spike, 0 after it: a spike there would have changed the score by so much. T is a
+    sample's length where it has one.
     """
     _check("spikes", spikes)
     steps = len(spikes)
-    left = torch.arange(steps, 0, -1, dtype=state_dtype(spikes.dtype), device=spikes.device)
+    scores = state_dtype(spikes.dtype)
+    left = torch.arange(steps, 0, -1, dtype=scores, device=spikes.device).view(-1, 1, 1)
+    if lengths is not None:
+        own = own_steps.lengths_of(spikes, lengths)
+        left = (left - (steps - own)).clamp(min=0)
+        spikes = torch.where(left > 0, spikes, 0.0)
     fired = spikes.detach().ne(0).to(torch.int32)
     none_before = fired.cumsum(0).sub_(fired) == 0
-    return (spikes * none_before * left.view(-1, 1, 1)).sum(0)
+    return (spikes * none_before * left).sum(0)
 
 
-def membrane(trace: Tensor, how: str = "mean") -> Tensor:
+def membrane(trace: Tensor, how: str = "mean", lengths: Lengths = None) -> Tensor:
     """Return the membranes' `"mean"` over time, their `"max"`, or the `"last"`.
 
     Shapes: trace `[T, B, C]` to `[B, C]`. Raises ValueError for another `how`.
@@ -46,15 +58,15 @@ def membrane(trace: Tensor, how: str = "mean") -> Tensor:
     _check("trace", trace)
     scores = state_dtype(trace.dtype)
     if how == "mean":
-        return trace.mean(0, dtype=scores)
+        return own_steps.mean(trace, lengths, scores)
     if how == "max":
-        return trace.amax(0).to(scores)
+        return own_steps.greatest(trace, lengths, scores)
     if how == "last":
-        return trace[-1].to(scores)
+        return own_steps.last(trace, lengths, scores)
     raise ValueError(f"membrane got how={how!r}; use 'mean', 'max' or 'last'")
 
 
-def population(spikes: Tensor, classes: int) -> Tensor:
+def population(spikes: Tensor, classes: int, lengths: Lengths = None) -> Tensor:
     """Return the mean spike count of the neurons that stand for each class.
 
     Shapes: spikes `[T, B, classes * K]` to `[B, classes]`; neurons `c * K` to `c * K + K - 1` stand
@@ -66,7 +78,7 @@ def population(spikes: Tensor, classes: int) -> Tensor:
             f"population cannot share {spikes.shape[2]} neurons out among {classes} classes: make "
             "their number a multiple of the classes"
         )
-    return counts(spikes).unflatten(1, (classes, -1)).mean(2)
+    return counts(spikes, lengths).unflatten(1, (classes, -1)).mean(2)
 
 
 def _check(name: str, data: Tensor) -> None:

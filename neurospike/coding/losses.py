@@ -6,12 +6,15 @@ computed for every step at once; none loops over T. Spikes and membranes of 16-b
 up in float32, and scores are float32: above 256 steps those formats cannot tell counts or times
 apart. float64 stays float64.
 
+With `lengths`, int64 `[B]` as of `neurospike.lif`, a sample's score and its part of a loss are
+those of its own steps alone, as if it were read on its own; a sample of no steps scores 0.
+
 Sources: J. K. Eshraghian et al., Proc. IEEE 111(9), 2023, section IV (rate, count, membrane and
 latency objectives); H. Mostafa, IEEE TNNLS 29(7), 2018 (cross-entropy on spike times); F. Zenke and
 T. P. Vogels, Neural Computation 33(4), 2021 (bounds on firing rates, max-over-time readout).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,36 +23,40 @@ from torch.nn import functional as F
 from neurospike.ops.arguments import refuse_ragged
 from neurospike.ops.scan import state_dtype
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from . import own_steps
+from .own_steps import Lengths
+
+Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
 
 # Readouts: output over time [T, B, C] -> scores [B, C]
 
 
-def mean_membrane(trace: Tensor) -> Tensor:
+def mean_membrane(trace: Tensor, lengths: Lengths = None) -> Tensor:
     """The membrane `[T, B, C]` averaged over time."""
-    return trace.mean(0, dtype=_scores(trace))
+    return own_steps.mean(trace, lengths, _scores(trace))
 
 
-def max_membrane(trace: Tensor) -> Tensor:
+def max_membrane(trace: Tensor, lengths: Lengths = None) -> Tensor:
     """The highest membrane that each neuron reached."""
-    return trace.amax(0).to(_scores(trace))
+    return own_steps.greatest(trace, lengths, _scores(trace))
 
 
-def spike_count(spikes: Tensor) -> Tensor:
+def spike_count(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """The number of spikes (0 or 1) `[T, B, C]` over time."""
-    return spikes.sum(0, dtype=_scores(spikes))
+    return own_steps.total(spikes, lengths, _scores(spikes))
 
 
-def first_spike(spikes: Tensor) -> Tensor:
-    """Minus the step of the first spike, counted from 0; minus T if there is none.
+def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
+    """Minus the step of the first spike, counted from 0; minus T, or its length, if there is none.
 
     The first step is the number of steps up to which no spike was, `sum_t prod_{k<=t} (1 - s_k)`,
     so a gradient reaches every spike that decides it.
     """
-    return -(1 - spikes).cumprod(0).sum(0, dtype=_scores(spikes))
+    scores = _scores(spikes)
+    return -own_steps.total((1 - spikes).cumprod(0), lengths, scores)
 
 
-READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+READOUTS: dict[str, Callable[..., Tensor]] = {
     "membrane": mean_membrane,
     "max_membrane": max_membrane,
     "spikes": spike_count,
@@ -61,39 +68,50 @@ SPIKING_READOUTS = ("spikes", "first_spike")  # the others read neurons that nev
 # Losses on the output over time [T, B, C] and labels int64 [B]; a scalar
 
 
-def cross_entropy_membrane(trace: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_membrane(trace: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the membranes at every step, summed over steps."""
-    return _every_step(trace, labels)
+    if lengths is None:
+        return _every_step(trace, labels)
+    return _own_steps(trace, labels, lengths).sum(0).mean()
 
 
-def cross_entropy_max_membrane(trace: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_max_membrane(trace: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of each neuron's highest membrane."""
-    return F.cross_entropy(max_membrane(trace), labels)
+    return F.cross_entropy(max_membrane(trace, lengths), labels)
 
 
-def cross_entropy_count(spikes: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_count(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the spike counts."""
-    return F.cross_entropy(spike_count(spikes), labels)
+    return F.cross_entropy(spike_count(spikes, lengths), labels)
 
 
-def cross_entropy_rate(spikes: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_rate(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of the spikes at every step, averaged over steps: fire at each, or never."""
-    return _every_step(spikes, labels) / len(spikes)
+    if lengths is None:
+        return _every_step(spikes, labels) / len(spikes)
+    each = _own_steps(spikes, labels, lengths)
+    return own_steps.mean(each, lengths, each.dtype).mean()
 
 
-def mse_count(spikes: Tensor, labels: Tensor, right: float = 0.8, wrong: float = 0.2) -> Tensor:
+def mse_count(
+    spikes: Tensor,
+    labels: Tensor,
+    right: float = 0.8,
+    wrong: float = 0.2,
+    lengths: Lengths = None,
+) -> Tensor:
     """Mean squared error of the firing rates from their targets.
 
     right, wrong: spikes a step wanted of the label's neuron, and of the others, 0 to 1.
     """
-    rates = spikes.mean(0, dtype=_scores(spikes))
+    rates = own_steps.mean(spikes, lengths, _scores(spikes))
     wanted = torch.where(F.one_hot(labels, rates.shape[1]).bool(), right, wrong)
     return F.mse_loss(rates, wanted.to(rates.dtype))
 
 
-def cross_entropy_first_spike(spikes: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_first_spike(spikes: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Cross-entropy of minus the first spikes' steps: the label's neuron fires first."""
-    return F.cross_entropy(first_spike(spikes), labels)
+    return F.cross_entropy(first_spike(spikes, lengths), labels)
 
 
 MEMBRANE_LOSSES: dict[str, Loss] = {
@@ -109,16 +127,26 @@ SPIKE_LOSSES: dict[str, Loss] = {
 LOSSES: dict[str, Loss] = MEMBRANE_LOSSES | SPIKE_LOSSES
 
 
-def rate_penalty(activity: Mapping[str, Tensor], low: float = 0.01, high: float = 0.3) -> Tensor:
+def rate_penalty(
+    activity: Mapping[str, Tensor],
+    low: float = 0.01,
+    high: float = 0.3,
+    lengths: Lengths = None,
+) -> Tensor:
     """How far neurons are from firing at a rate between two bounds: 0 if all are within.
 
     activity: spikes `[T, B, *F]` by layer. low, high: spikes a step. Each neuron's rate is its
-    mean over time and batch; the penalty is the squared distance from the bounds, averaged over
-    neurons and summed over layers.
+    mean over time and batch (with lengths, over all steps that belong to a sample); the penalty is
+    the squared distance from the bounds, averaged over neurons and summed over layers.
     """
     penalties = []
     for spikes in activity.values():
-        rates = spikes.mean((0, 1), dtype=_scores(spikes))
+        scores = _scores(spikes)
+        if lengths is None:
+            rates = spikes.mean((0, 1), dtype=scores)
+        else:
+            steps = own_steps.lengths_of(spikes, lengths).sum()
+            rates = own_steps.total(spikes, lengths, scores).sum(0) / steps.clamp(min=1)
         penalties.append(((low - rates).relu() ** 2 + (rates - high).relu() ** 2).mean())
     if not penalties:
         raise ValueError("rate_penalty needs the spikes of at least one layer, got none")
@@ -131,6 +159,16 @@ def _every_step(output: Tensor, labels: Tensor) -> Tensor:
     steps = output.shape[0]
     # Classes not last: torch's softmax over a short last axis takes five times as long on a CPU.
     return steps * F.cross_entropy(output.transpose(1, 2), labels.expand(steps, -1))
+
+
+def _own_steps(output: Tensor, labels: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
+    """Cross-entropy at every step of each sample, `[T, B]`; 0 where a step is not the sample's."""
+    output = output.to(_scores(output))
+    is_own = own_steps.within(output, lengths)
+    output = torch.where(is_own, output, 0.0)  # what lies beyond may be anything
+    wanted = labels.expand(len(output), -1)
+    each = F.cross_entropy(output.transpose(1, 2), wanted, reduction="none")
+    return torch.where(is_own.squeeze(2), each, 0.0)
 
 
 def _scores(output: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ A layer without memory does the same at every step, so it runs once over `[T*B, 
 matrix product or convolution instead of T small ones. Neurons run over `[T, B, *F]`.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurospike.ops.arguments import check_steps, refuse_ragged
+from neurospike.ops.arguments import check_lengths, check_steps, refuse_ragged
 
 from .held import run_once
 from .libraries import library_of
@@ -40,9 +41,9 @@ class Sequential(nn.Sequential):
 
     Neurons are `LIF`, `LI`, another `Sequential`, and any module of yours with the attribute
     `carries_state = True`, which is called as `module(x, state)` with `x [T, B, *F]` and the state
-    it returned last (None at first) and returns `(output, state)`. Everything else is run over
-    `[T*B, *F]`: batch normalisation takes its statistics over steps and samples, dropout draws
-    anew at every step.
+    it returned last (None at first) and returns `(output, state)`; with `lengths=` if the network
+    is given lengths. Everything else is run over `[T*B, *F]`: batch normalisation takes its
+    statistics over steps and samples, dropout draws anew at every step.
 
     A module that stands in it twice is run at both places, as in `nn.Sequential`, with the same
     weights; neurons that do so have a state at each. In a float16 or bfloat16 network the membranes
@@ -80,7 +81,12 @@ class Sequential(nn.Sequential):
         return Sequential(*super().__mul__(other))
 
     def forward(
-        self, x: Tensor, states: Sequence[State] | None = None, *, num_steps: int | None = None
+        self,
+        x: Tensor,
+        states: Sequence[State] | None = None,
+        *,
+        num_steps: int | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         """Return `(output [T, B, *G], states)`.
 
@@ -92,9 +98,15 @@ class Sequential(nn.Sequential):
             states: what an earlier call returned, one for each layer that carries a state, to
                 carry on from there. Default: all at rest.
             num_steps: number of steps `T >= 0` of a constant input.
+            lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
+                Every layer that carries a state is handed them. Layers without memory run over all
+                steps, and so do the statistics of batch normalisation: after a sample's end they
+                see the zeros of neurons that fall silent, or what `x` was padded with. What comes
+                of it after the last neurons a readout leaves out by its own `lengths`.
 
         Raises:
-            TypeError: `x` is no dense tensor; a layer returns something else than it has to.
+            TypeError: `x` is no dense tensor; a layer returns something else than it has to, or
+                carries a state and takes no lengths.
             ValueError: `x` has no time or batch axis; another number of states than of layers that
                 carry one; a layer that changes the length of the batch.
             Exception: a layer's own error, with the layer's name and how `x` was read.
@@ -110,7 +122,11 @@ class Sequential(nn.Sequential):
             )
         layers = [(name, layer) for name, layer in self._modules.items() if layer is not None]
         before = _checked(states, layers)
-        call = _Caller(x.shape, steps)
+        own = None
+        if lengths is not None:
+            own = check_lengths(lengths, x, -1 if steps is None else steps)
+            _check_all_take_lengths(layers)
+        call = _Caller(x.shape, steps, own)
         after: list[State] = []
         without: list[tuple[str, nn.Module]] = []  # layers since the last neurons
         for place, (name, layer) in enumerate(layers):
@@ -136,6 +152,22 @@ class Sequential(nn.Sequential):
         return x, tuple(after)
 
 
+_OURS = (LIF, LI, Spiking, Recurrent, Sequential)  # take `num_steps` and `lengths`
+
+
+def _check_all_take_lengths(layers: list[tuple[str, nn.Module]]) -> None:
+    """Raise TypeError for a layer with a state that cannot be told where the samples end."""
+    for name, layer in layers:
+        if carries_state(layer) and not isinstance(layer, _OURS):
+            taken = inspect.signature(layer.forward).parameters.values()
+            if not any(one.name == "lengths" or one.kind is one.VAR_KEYWORD for one in taken):
+                raise TypeError(
+                    f"layer {name} ({type(layer).__name__}) carries a state and its forward takes "
+                    "no lengths: give it a keyword lengths=None, int64 [B], after which a sample's "
+                    "state stays as it is; or run the samples one by one"
+                )
+
+
 def carries_state(module: nn.Module) -> bool:
     """Return whether a layer is called with its state, over `[T, B, *F]`."""
     return bool(getattr(module, "carries_state", False))
@@ -144,8 +176,9 @@ def carries_state(module: nn.Module) -> bool:
 class _Caller:
     """Calls layers; what they raise names the layer and how the network's input was read."""
 
-    def __init__(self, shape: torch.Size, steps: int | None) -> None:
+    def __init__(self, shape: torch.Size, steps: int | None, lengths: Tensor | None) -> None:
         self.shape, self.steps = shape, steps
+        self.options = {} if lengths is None else {"lengths": lengths}  # of layers with memory
 
     def __call__(
         self, name: str, layer: nn.Module, function: Callable[..., Any], *given: Any, **options: Any
@@ -220,13 +253,13 @@ def _with_memory(
 ) -> tuple[Any, State]:
     """Run neurons, with the linear layer before them if one is given; return output and state."""
     if linear is not None:
-        found = call(name, layer, spike_layer, linear, layer, x, state)
+        found = call(name, layer, spike_layer, linear, layer, x, state, **call.options)
     elif steps is None:
-        found = call(name, layer, layer, x, state)
-    elif isinstance(layer, (LIF, LI, Spiking, Recurrent, Sequential)):
-        found = call(name, layer, layer, x, state, num_steps=steps)
+        found = call(name, layer, layer, x, state, **call.options)
+    elif isinstance(layer, _OURS):
+        found = call(name, layer, layer, x, state, num_steps=steps, **call.options)
     else:
-        found = call(name, layer, layer, x.expand(steps, *x.shape), state)
+        found = call(name, layer, layer, x.expand(steps, *x.shape), state, **call.options)
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise TypeError(
             f"layer {name} ({type(layer).__name__}) returned a {type(found).__name__}, wanted "

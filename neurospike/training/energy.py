@@ -24,8 +24,8 @@ AC_PICOJOULES = 0.9
 class Operations:
     """Operations per picture.
 
-    dense_macs: of a network of the same layers without spikes that sees the picture once; that is
-    every step of a network that reads it part by part, and no recurrence of another.
+    dense_macs: of a network of the same layers without spikes that sees the picture once: in every
+    step if it reads it part by part, else in one.
     """
 
     macs: float
@@ -47,8 +47,9 @@ class Operations:
 def count_operations(model: nn.Module, images: Tensor) -> Operations:
     """Run the model on pictures `[B, ...]` and count what its layers do.
 
-    Linear and convolutional layers and the weights of recurrent ones are counted; a product that
-    the model takes once for all time steps, as of a constant current, counts once.
+    Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
+    spike but those of the last step comes back; a product that the model takes once for all time
+    steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
     reads = getattr(model, "encoding", None) in READING
@@ -63,19 +64,17 @@ def count_operations(model: nn.Module, images: Tensor) -> Operations:
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
         found.append((spiking, used, products * (1.0 if reads else len(images) / times)))
 
-    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        before = output[0][:-1]  # the spikes that come back at the next step
-        weights = layer.weight if layer.mask is None else layer.weight * layer.mask
-        outgoing = weights.count_nonzero(0).double()
-        used = float((before.double().sum((0, 1)) * outgoing).sum())
-        found.append((True, used, before[..., 0].numel() * float(outgoing.sum()) if reads else 0.0))
+    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
+        spikes = output[0][0] if isinstance(output[0], tuple) else output[0]
+        weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
+        used = float((spikes[:-1].float().sum((0, 1)) * weights.sum(0)).sum())
+        times = len(spikes) - 1 if reads else 1
+        found.append((True, used, float(weights.sum()) * len(images) * times))
 
-    handles = []
-    for layer in model.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            handles.append(layer.register_forward_hook(look))
-        elif isinstance(layer, Recurrent):
-            handles.append(layer.register_forward_hook(look_back))
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    handles = [layer.register_forward_hook(look) for layer in layers]
+    recurrent = [layer for layer in model.modules() if isinstance(layer, Recurrent)]
+    handles += [layer.register_forward_hook(look_back) for layer in recurrent]
     try:
         model(images)
     finally:
