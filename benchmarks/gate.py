@@ -42,7 +42,7 @@ def gate(
 
 def check_close(name: str, found: Tensor, wanted: Tensor, budget: float = BUDGET) -> float:
     """Return the distance in relative norm. Raises `GateError` if it exceeds `budget`."""
-    found, wanted = found.double(), wanted.double()
+    found, wanted = found.detach().double(), wanted.detach().double()
     distance = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
     if not distance <= budget:
         raise GateError(f"{name}: gradient differs by {distance:.1e}, at most {budget:.0e} allowed")

@@ -200,7 +200,6 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     block, warps, _ = scan_triton.geometry(kind, kernel.neurons, kernel.dtype, loads)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
-        usage = _tool("cuobjdump", "-res-usage", file.name)
         listing = _tool("nvdisasm", "-c", file.name)
     bodies = time_loops(listing)
     # One loop takes whole chunks, another what is left at the end: both move the same, the first
@@ -208,12 +207,12 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     body = min(bodies, key=lambda body: ("LDGSTS" not in "".join(body), len(body)))
     loads, stores = _widths(body, "LDG"), _widths(body, "STG")
     waits = re.findall(r"DEPBAR\.LE SB0, (\w+)", "\n".join(body))
-    numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    registers, local_bytes = usage_of(compiled)
     steps, mine = scan_triton.EVERY, scan_triton.EVERY * block // (32 * warps)
     return Code(
         architecture,
-        registers=numbers["REG"],
-        local_bytes=numbers["STACK"] + numbers["LOCAL"],
+        registers=registers,
+        local_bytes=local_bytes,
         spills=sum(bool(re.search(r"\b(LDL|STL)\b", i)) for i in body),
         fused_multiply_adds=len(re.findall(r"\b[FD]FMA\b", listing)),
         loads_a_step=len(loads) / steps,
@@ -223,6 +222,15 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
         bytes_a_neuron_step=(sum(loads) + sum(stores)) / mine,
         instructions_a_neuron_step=len(body) / mine,
     )
+
+
+def usage_of(compiled: Any) -> tuple[int, int]:
+    """Return the registers of a thread, and its bytes of local memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+    numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
 
 
 def time_loops(listing: str) -> list[list[str]]:

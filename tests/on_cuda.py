@@ -12,6 +12,7 @@ import sys
 import warnings
 
 import pytest
+import recurrent_cases
 import torch
 from PIL import Image
 from test_batches import digits
@@ -26,6 +27,7 @@ from neurospike.coding import encoding
 from neurospike.config import Config
 from neurospike.data import Batches
 from neurospike.errors import BackendError, GraphError, NeuroSpikeError
+from neurospike.kernels.cuda import recurrent
 from neurospike.training import Run, load_checkpoint
 from neurospike.training.loading import build_model
 from neurospike.training.scale import make_fabric
@@ -118,6 +120,16 @@ def test_encodings():
 
 MLP = {"hidden_size": 64, "num_steps": 8, "dropout": 0.2}
 CONV = {"channels": [4, 8], "num_steps": 4, "normalization": "batch"}
+RECURRENT = {
+    "held": recurrent.Geometry("held", 1, 1, 1, 4),
+    "held, 2 samples": recurrent.Geometry("held", 2, 1, 1, 8),
+    "events": recurrent.Geometry("events", 2, 16, 1, 4),
+    "dense": recurrent.Geometry("dense", 4, 8, 1, 4),
+    "dense, copied ahead": recurrent.Geometry("dense", 1, 32, 4, 4, 3),
+    "dense, some kept": recurrent.Geometry("dense", 2, 16, 1, 4, 1, 64),
+    "blocks": recurrent.Geometry("blocks", 16, 32, 1, 4, 1),
+    "blocks, copied ahead": recurrent.Geometry("blocks", 16, 16, 1, 4, 3),
+}
 cublas = pytest.mark.unpoisoned(
     "cuBLAS has no deterministic algorithms without CUBLAS_WORKSPACE_CONFIG"
 )
@@ -380,17 +392,18 @@ def test_reduce_overhead_compiles_without_a_warning():
     wanted, gradients = step(net)
     assert wanted.sum() > 0
     compiled = torch.compile(net, mode="reduce-overhead")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # Torch's own: of matrices, and of how its compiler reads a Function.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # Kept, not raised: torch warns itself of an empty graph that it records, and hides that.
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         for _ in range(4):  # to warm up, to record, and two replays
             torch.compiler.cudagraph_mark_step_begin()
             spikes, found = step(compiled)
             assert torch.equal(spikes, wanted)
             for got, want in zip(found, gradients):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    # Torch's own: of matrices, and of how its compiler reads a Function.
+    others = [one for one in said if "TensorFloat32 tensor cores" not in str(one.message)]
+    assert not [one.message for one in others if one.category is not DeprecationWarning]
 
 
 def test_a_call_waits_for_nothing():
@@ -409,3 +422,45 @@ def test_a_call_waits_for_nothing():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(current.grad).all()
+
+
+# Recurrent layers
+
+
+@cublas
+@pytest.mark.parametrize("lengths", [False, True], ids=["", "lengths"])
+@pytest.mark.parametrize("dtype", recurrent_cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(12, 5, 100), (12, 130, 256)], ids=str)
+def test_a_recurrent_layer_is_the_neurons_step_in_torch(shape, dtype, lengths):
+    for neuron in ("subtract", "seadlif"):
+        found = recurrent_cases.check(neuron, shape, dtype, "cuda", lengths=lengths)
+        assert found <= (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@cublas
+@pytest.mark.parametrize("way", list(RECURRENT), ids=str)
+def test_every_way_of_a_recurrent_product(way, monkeypatch):
+    monkeypatch.setattr(recurrent, "geometry", lambda *sizes: RECURRENT[way])
+    recurrent.forget()
+    try:
+        for shape in ((9, 3, 128), (9, 6, 113)):
+            assert recurrent_cases.check("three", shape, torch.float32, "cuda") <= 1e-5
+    finally:
+        recurrent.forget()
+
+
+@cublas
+def test_a_recurrent_layer_replays_and_repeats_to_the_last_bit():
+    layer = recurrent_cases.layer_of("subtract", 256, torch.float32, "cuda", 1.0)
+    current = recurrent_cases.sequence((50, 64, 256), torch.float32, "cuda").requires_grad_()
+
+    def step(x):
+        spikes = layer(x)[0]
+        gradients = torch.autograd.grad(spikes.sum(), (current, *layer.parameters()))
+        return spikes.detach(), *gradients
+
+    fast = ns.graphed(lambda x: step(current), current.detach())
+    wanted = [one.clone() for one in step(current)]
+    for _ in range(5):
+        assert all(map(torch.equal, fast(current.detach()), wanted))
+    assert fast.replays == 2

@@ -222,7 +222,6 @@ def test_a_mixed_network_is_converted_whole():
 @pytest.mark.parametrize(
     ("neurons", "message"),
     [
-        (lambda: snntorch.RLeaky(0.9, linear_features=4), "RLeaky with all_to_all=True, .* Keep"),
         (lambda: OTHERS["Synaptic"](reset_delay=False), "this Synaptic has reset_delay=False"),
         (lambda: OTHERS["RLeaky"](state_quant=torch.round), "this RLeaky has state_quant"),
         (

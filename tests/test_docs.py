@@ -21,6 +21,7 @@ MANY = (
     "start.md",
     "networks.md",
     "codings.md",
+    "recurrence.md",
     "events.md",
     "visualization.md",
     "training.md",

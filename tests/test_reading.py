@@ -222,12 +222,12 @@ def test_a_run_is_trained_kept_loaded_tested_and_predicts(neuron, tmp_path, monk
     flags += ["--model.tau=1,6", "--model.tau_adaptation=5,30", "--training.segment=9"]
     assert train.main([*flags, "--backend=reference"]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
-    assert evaluate.main(["--json", "--backend=reference"]) == 0
+    path = "out/checkpoints/best_model.pth"
+    assert evaluate.main(["--json", "--backend=reference", f"--model_path={path}"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert f"test accuracy: {result['accuracy']:.2%}" == told
     names = ["confusion_matrix", "firing_rates", "input_encoding", "weights"]
     assert sorted(Path(path).stem for path in result["pictures"]) == names
-    path = "out/checkpoints/best_model.pth"
     assert "neurons.0.weight" in load_checkpoint(path)["model"]
     trained = load_trained(path)
     assert (trained.config.model.neuron, trained.config.model.num_steps) == (neuron, 28)
@@ -281,7 +281,7 @@ def test_returning_spikes_are_counted():
     assert counted.macs == 8 * 8 * 12  # pixels are no spikes
     assert counted.dense_macs == 8 * (8 * 12 + 12 * 9 + 9 * 4) + 7 * (12 * 11 + 9 * 9)
     whole = make(recurrent=True)
-    assert count_operations(whole, images).dense_macs == 64 * 12 + 12 * 9 + 9 * 4
+    assert count_operations(whole, images).dense_macs == 64 * 12 + 12 * 9 + 9 * 4 + 12 * 12 + 9 * 9
 
 
 def test_the_board_shows_membranes_of_recurrent_layers():

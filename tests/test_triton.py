@@ -44,13 +44,17 @@ INTERPRETED = {  # files: how many of their tests there are at least
 @pytest.mark.thorough
 @pytest.mark.parametrize("files", INTERPRETED, ids="-".join)
 def test_what_every_backend_passes_it_passes_in_the_interpreter(files):
+    passed = passed_interpreted(files, "-k", "triton or all_backends")
+    assert passed >= INTERPRETED[files]
+    assert "TRITON_INTERPRET" not in os.environ
+
+
+def passed_interpreted(files, *options):
+    """Run test files in Triton's interpreter, all of which must pass; how many tests that were."""
     before = os.environ.get("PYTHONPATH")
     path = [str(ROOT), str(ROOT / "tests"), *([before] if before else [])]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
-    options = ["-n0", "-p", "interpreted", "-k", "triton or all_backends"]
-    passed = _passed_apart(files, environment, *options)
-    assert passed >= INTERPRETED[files]
-    assert "TRITON_INTERPRET" not in os.environ
+    return _passed_apart(files, environment, "-n0", "-p", "interpreted", *options)
 
 
 @pytest.mark.skipif(

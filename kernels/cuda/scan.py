@@ -389,9 +389,11 @@ def _made(text: str, name: str) -> Callable[..., Any]:
     return made
 
 
-@functools.lru_cache(maxsize=512)
-def compiled(kind: str, key: str, **flags: Any) -> Any:
-    """Return a kernel jitted for a neuron and what is asked for."""
+def names_of(kind: str, key: str, **flags: Any) -> dict[str, Any]:
+    """Return what the free names of a kernel stand for: flags, and the neuron's step and adjoint.
+
+    kind: "forward" or "backward"; key: the neuron's program.
+    """
     program = Program.parse(key)
     count = program.states
     names: dict[str, Any] = {"tl": tl, **NAMES, **flags}
@@ -409,7 +411,13 @@ def compiled(kind: str, key: str, **flags: Any) -> Any:
         gradients = [f"g{k}" for k, is_given in enumerate(given) if is_given]
         text = written("adjoint", [*program.inputs, *gradients], operations, results)
         names["adjoint"] = _made(text, "adjoint")
-    return bind(_forward if kind == "forward" else _backward, names, jit)
+    return names
+
+
+@functools.lru_cache(maxsize=512)
+def compiled(kind: str, key: str, **flags: Any) -> Any:
+    """Return a kernel jitted for a neuron and what is asked for."""
+    return bind(_forward if kind == "forward" else _backward, names_of(kind, key, **flags), jit)
 
 
 def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
@@ -595,6 +603,11 @@ def backward(
             out.zero_()
         for before, final in zip(out_states, finals or (None,) * count):
             before.zero_() if final is None else before.copy_(final)
-    for target, found in zip(out_parameters, each):
+    sum_over_batch(each, out_parameters)
+
+
+def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
+    """Sum each neuron's gradients of parameters, `[B * N]`, over the neurons that share one."""
+    for target, found in zip(out, each):
         if target is not None and found is not None and target.numel():
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))

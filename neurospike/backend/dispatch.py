@@ -73,6 +73,7 @@ TABLE: dict[str, Backend] = {
         Backend(
             "triton",
             ".kernels.cuda.scan",
+            recurrent=".kernels.cuda.recurrent",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,

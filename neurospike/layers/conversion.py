@@ -7,33 +7,54 @@ layers made here compute the same over the whole sequence. Needs no snnTorch tha
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .leaky import Replacement, check_options, from_leaky, kind_of, refusal, surrogate_within
+from neurospike.neurons import zoo
+from neurospike.neurons.rule import Neuron
+
+from .leaky import (
+    Replacement,
+    check_options,
+    from_leaky,
+    kind_of,
+    lif_with,
+    refusal,
+    surrogate_within,
+)
 from .libraries import library_of
 from .lif import LIF
+from .recurrent import Recurrent
 from .sequential import Sequential
 from .spiking import Spiking
 from .zoo import Alpha, OneToOne, Synaptic
 
+Converted = LIF | Spiking | Recurrent | Sequential
 
-def convert(module: nn.Module, *, surrogate: Replacement = None) -> LIF | Spiking | Sequential:
+
+def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
     """Return the network with every layer of snnTorch's neurons replaced by a fused one.
 
     `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky` and
-    `RSynaptic` with `all_to_all=False` become `OneToOne`.
+    `RSynaptic` become `OneToOne` with `all_to_all=False`, and `Recurrent` with `linear_features`,
+    whose current is `[T, B, N]`.
 
         net = ns.convert(net)                      # an nn.Sequential with Leaky layers
         spikes, states = net(images, num_steps=25) # was: a loop of 25 calls of net(images)
 
-    The other layers, and the decays and thresholds that are learned, are those of `module` itself,
-    not copies; the new network begins at rest. Last neurons that return their states too
-    (`output=True`, or without `init_hidden`) give them at every step, each `[T, B, *F]`, in the
-    order of snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`. Spikes are equal bit for
-    bit wherever the layers between give the same bits for a larger batch. A layer that stands in
-    the network twice is run twice. In training, batch normalisation takes its statistics over all
-    steps at once, where snnTorch takes them step by step; dropout and other layers that draw at
-    random draw for every step, as there. Hooks on neurons are not carried over.
+    The other layers, the recurrent weights, and the decays and thresholds that are learned, are
+    those of `module` itself, not copies; the new network begins at rest. Last neurons that return
+    their states too (`output=True`, or without `init_hidden`) give them at every step, each
+    `[T, B, *F]`, in the order of snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`. A
+    layer that stands in the network twice is run twice. In training, batch normalisation takes its
+    statistics over all steps at once, where snnTorch takes them step by step; dropout and other
+    layers that draw at random draw for every step, as there. Hooks on neurons are not carried over.
+
+    Spikes are equal bit for bit wherever the layers between give the same bits for a larger batch,
+    except those of a `Recurrent`. It adds up `beta * mem + (input + (weight @ spikes + bias))`, the
+    product in an order of its own, where snnTorch has `(beta * mem + input) + (weight @ spikes +
+    bias)`. Membranes differ in their last bits, and a spike where one comes that close to the
+    threshold, after which the neurons that it reaches may go another way.
 
     Args:
         module: such neurons, or an `nn.Sequential` of them and of layers without memory, which may
@@ -44,11 +65,11 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> LIF | Spikin
     Raises:
         TypeError: another neuron of snnTorch; a module that steps neurons in a `forward` of its
             own, which has to be rewritten with `LIF.from_snntorch`.
-        ValueError: neurons with an option that a fused layer does not have, which is named, or
-            neurons that stand in the network twice.
+        ValueError: neurons with an option that a fused layer does not have, such as recurrence by
+            convolution, which is named, or neurons that stand in the network twice.
     """
     converted = _Conversion(surrogate).of(module, "", last=True)
-    if not isinstance(converted, (LIF, Spiking, Sequential)):
+    if not isinstance(converted, Converted):
         raise TypeError(
             "convert takes neurons of snnTorch or an nn.Sequential of them, got "
             f"{type(module).__name__}"
@@ -79,6 +100,15 @@ class _Traced(Spiking):
         return (spikes, *shown), state
 
 
+class _TracedRecurrent(Recurrent):
+    """Last neurons, dense weights between them, that give their states at every step, too."""
+
+    def forward(self, current: Tensor, state: Any = None, **options: Any) -> tuple[Any, ...]:
+        """Return `((spikes, *traces), state)`."""
+        spikes, state, traces = super().forward(current, state, return_trace=True, **options)
+        return (spikes, *traces), state
+
+
 class _TracedSynaptic(_Traced, Synaptic):
     pass
 
@@ -105,32 +135,76 @@ _KINDS: dict[str, tuple[type[Spiking], type[Spiking], dict[str, str]]] = {
 }
 
 
-def _from_others(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Spiking:
+def _from_others(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Any:
     """Return the fused layer of neurons of snnTorch that have more states than a membrane."""
-    if getattr(neurons, "all_to_all", False):
-        raise TypeError(
-            f"{name} with all_to_all=True, whose neurons act on each other at every step; a fused "
-            "layer has the weights of each neuron to itself (all_to_all=False). Keep it in snnTorch"
-        )
     check_options(neurons)
     if not getattr(neurons, "reset_delay", True) and neurons.reset_mechanism != "none":
         raise ValueError(
             f"this {name} has reset_delay=False, which the fused layer does not have; leave it "
             "out, or keep the layer in snnTorch"
         )
+    if getattr(neurons, "all_to_all", False):
+        return _from_dense(neurons, name, last, surrogate)
     ours, traced, parameters = _KINDS[name]
+    return _with_states(traced if last else ours, neurons, parameters, surrogate)
+
+
+def _with_states(
+    kind: type[Spiking], neurons: Any, parameters: dict[str, str], surrogate: Replacement
+) -> Spiking:
+    """Return a layer of class `kind` with the parameters of `neurons` by their names there."""
     values = {}
     for key, attribute in parameters.items():
         value = getattr(neurons, attribute)
         is_decay = key in ("alpha", "beta") and not isinstance(value, nn.Parameter)
         values[key] = value.clamp(0, 1) if is_decay else value
-    layer = (traced if last else ours)(
+    layer = kind(
         **values,
         reset=neurons.reset_mechanism,
         surrogate=surrogate_within(neurons) if surrogate is None else surrogate,
         bound_gradient="clamp",
     )
     return layer.train(neurons.training)
+
+
+def _from_dense(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Recurrent:
+    """Return the fused layer of neurons that all act on each other, its weights theirs."""
+    dense = _dense_weights(neurons, name)
+    neuron: LIF | Spiking
+    if name == "RSynaptic":
+        neuron = _with_states(Synaptic, neurons, _DECAYS, surrogate)
+    elif neurons.reset_mechanism == "zero":  # which, unlike Leaky's, takes the current away too
+        neuron = lif_with(LIF, neurons, surrogate, neuron=Neuron(zoo.lif_cleared))
+    else:
+        neuron = lif_with(LIF, neurons, surrogate, reset=neurons.reset_mechanism)
+    with torch.device("meta"):  # draws no weights, as they are replaced
+        layer = (_TracedRecurrent if last else Recurrent)(neuron, dense.out_features)
+    layer.weight, layer.bias = dense.weight, dense.bias
+    return layer.train(neurons.training)
+
+
+def _dense_weights(neurons: Any, name: str) -> Any:
+    """Return the linear layer by which spikes come back; raise ValueError for anything else."""
+    if neurons.conv2d_channels:
+        raise ValueError(
+            f"this {name} has conv2d_channels={neurons.conv2d_channels}: its spikes come back "
+            "through a convolution, which the fused layer does not have; use linear_features, or "
+            "keep the layer in snnTorch"
+        )
+    found = neurons.recurrent
+    is_plain = (
+        type(found) is nn.Linear
+        and found.in_features == found.out_features
+        and isinstance(found.weight, nn.Parameter)
+        and not (found._forward_pre_hooks or found._forward_hooks)
+    )
+    if not is_plain:
+        raise ValueError(
+            f"this {name} has the recurrent layer {found!r}, whose weights are not simply those of "
+            "a square nn.Linear without hooks and parametrisations, as the fused layer's; make "
+            "them so, or keep the layer in snnTorch"
+        )
+    return found
 
 
 class _Conversion:
@@ -165,7 +239,7 @@ class _Conversion:
                 raise TypeError(f"cannot convert {where}, {refusal(inner, inside)}")
         return module
 
-    def neurons(self, theirs: Any, kind: str, path: str, last: bool) -> LIF | Spiking:
+    def neurons(self, theirs: Any, kind: str, path: str, last: bool) -> LIF | Spiking | Recurrent:
         """Return the fused layer of neurons of snnTorch's class `kind`."""
         before = self.met.setdefault(id(theirs), path)
         if before != path:

@@ -35,15 +35,14 @@ def from_leaky(kind: type[Layer], leaky: Any, surrogate: Replacement, backend: s
     if kind_of(leaky) != "Leaky":
         raise TypeError(f"from_snntorch takes a snntorch.Leaky, got {refusal(leaky)}")
     check_options(leaky)
-    layer = kind(
-        0.0,
-        1.0,
-        surrogate_within(leaky) if surrogate is None else surrogate,
-        reset=leaky.reset_mechanism,
-        reset_delay=leaky.reset_delay,
-        backend=backend,
-        beta_gradient="clamp",
-    )
+    options = {"reset": leaky.reset_mechanism, "reset_delay": leaky.reset_delay}
+    return lif_with(kind, leaky, surrogate, backend=backend, **options)
+
+
+def lif_with(kind: type[Layer], leaky: Any, surrogate: Replacement, **options: Any) -> Layer:
+    """Return a layer of class `kind` with the decay, threshold and surrogate of `leaky`."""
+    chosen = surrogate_within(leaky) if surrogate is None else surrogate
+    layer = kind(0.0, 1.0, chosen, beta_gradient="clamp", **options)
     for name in ("beta", "threshold"):  # whatever training made of them, in range or not
         delattr(layer, name)
         layer._keep(name, getattr(leaky, name))

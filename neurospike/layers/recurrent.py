@@ -44,6 +44,8 @@ class Recurrent(nn.Module):
     """
 
     carries_state = True
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     mask: Tensor | None
 
     def __init__(

@@ -89,6 +89,12 @@ def none(v, mem, threshold):
 RESETS = {"subtract": subtract, "zero": zero, "none": none}
 
 
+def lif_cleared(current, mem, beta, threshold):
+    """LIF at zero at the step after a spike, whatever comes in then; snnTorch's `RLeaky`."""
+    v = zero(beta * mem + current, mem, threshold)
+    return fire(v - threshold), v
+
+
 def synaptic(reset=subtract):
     """LIF behind a decaying synaptic current; snnTorch's `Synaptic`, arXiv:2109.12894."""
 

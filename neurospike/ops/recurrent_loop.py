@@ -45,6 +45,11 @@ def run_recurrent(
     """
     steps = check_current(current, num_steps)
     size = weight.shape[0]
+    if weight.shape != (size, size):
+        raise ValueError(
+            "weight must be [N, N], a row for each neuron that spikes reach, got shape "
+            f"{tuple(weight.shape)}"
+        )
     if current.dim() != (2 if steps >= 0 else 3) or current.shape[-1] != size:
         wanted = "[B, N]" if steps >= 0 else "[T, B, N]"
         raise ValueError(

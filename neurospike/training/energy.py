@@ -24,8 +24,8 @@ AC_PICOJOULES = 0.9
 class Operations:
     """Operations per picture.
 
-    dense_macs: of a network of the same layers without spikes that sees the picture once; that is
-    every step of a network that reads it part by part, and no recurrence of another.
+    dense_macs: of a network of the same layers without spikes that sees the picture once: in every
+    step if it reads it part by part, else in one.
     """
 
     macs: float
@@ -50,8 +50,9 @@ def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = 
     lengths: of sequences `[T, B, ...]`, how many of the steps belong to each, int64 `[B]`; no
     others are counted.
 
-    Linear and convolutional layers and the weights of recurrent ones are counted; a product that
-    the model takes once for all time steps, as of a constant current, counts once.
+    Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
+    spike but those of the last step comes back; a product that the model takes once for all time
+    steps, as of a constant current, counts once.
     """
     found: list[tuple[bool, float, float]] = []
     encoding = getattr(model, "encoding", None)
@@ -73,20 +74,17 @@ def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = 
         times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
         found.append((spiking, used, products * (1.0 if reads else count / times)))
 
-    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        before = output[0][:-1]  # the spikes that come back at the next step
-        before = before.flatten(0, 1) if own is None else before[own[1:]]
-        weights = layer.weight if layer.mask is None else layer.weight * layer.mask
-        outgoing = weights.count_nonzero(0).double()
-        used = float((before.double().sum(0) * outgoing).sum())
-        found.append((True, used, len(before) * float(outgoing.sum()) if reads else 0.0))
+    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
+        spikes = output[0][0] if isinstance(output[0], tuple) else output[0]
+        weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
+        back = spikes[:-1].flatten(0, 1) if own is None else spikes[:-1][own[1:]]
+        used = float((back.float().sum(0) * weights.sum(0)).sum())
+        found.append((True, used, float(weights.sum()) * (len(back) if reads else count)))
 
-    handles = []
-    for layer in model.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            handles.append(layer.register_forward_hook(look))
-        elif isinstance(layer, Recurrent):
-            handles.append(layer.register_forward_hook(look_back))
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    handles = [layer.register_forward_hook(look) for layer in layers]
+    recurrent = [layer for layer in model.modules() if isinstance(layer, Recurrent)]
+    handles += [layer.register_forward_hook(look_back) for layer in recurrent]
     try:
         model(images, **options)
     finally:

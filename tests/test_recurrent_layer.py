@@ -1,0 +1,382 @@
+"""`ns.Recurrent`: equal on every backend, carried, cut, lived with in a network, and its errors."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import neurospike as ns
+from neurospike.formulas import fire
+from neurospike.training.energy import count_operations
+
+
+def three_states(current, syn, mem, tired, alpha, beta, rho):
+    syn = alpha * syn + current
+    mem = beta * mem + syn
+    spike = fire(mem - 1.0 - tired)
+    return spike, syn, mem * (1.0 - spike), rho * tired + spike
+
+
+# Neurons with the scale and the mean of currents at which they fire now and then.
+NEURONS = {
+    "subtract": (lambda: ns.LIF(0.9), 0.5, 0.1),
+    "zero": (lambda: ns.LIF(0.9, reset="zero"), 0.5, 0.1),
+    "none": (lambda: ns.LIF(0.9, reset="none"), 0.3, 0.0),
+    "at once": (lambda: ns.LIF(0.9, reset_delay=False, learn_beta=True), 0.5, 0.1),
+    "detached": (lambda: ns.LIF(0.9, reset_delay=False, detach_reset=True), 0.5, 0.1),
+    "synaptic": (lambda: ns.Synaptic(0.7, 0.8), 0.4, 0.1),
+    "alpha": (lambda: ns.Alpha(0.9, 0.8), 0.5, 0.2),
+    "plif": (lambda: ns.PLIF(0.8), 0.5, 0.3),
+    "alif": (lambda: ns.ALIF(learn=("rise", "rho")), 0.5, 0.2),
+    "se_adlif": (lambda: ns.SEAdLIF(learn=("a", "b")), 5.0, 4.0),
+    "izhikevich": (lambda: ns.Izhikevich(), 6.0, 8.0),
+    "brf": (lambda: ns.BRF(), 60.0, 60.0),
+    "own": (lambda: ns.Spiking(three_states, alpha=0.7, beta=0.8, rho=0.9, learn="beta"), 0.5, 0.1),
+}
+
+
+def dyadic(layer):
+    """The layer with weights that are multiples of 1/32: spikes add up alike in any order."""
+    with torch.no_grad():
+        for one in (layer.weight, layer.bias):
+            if one is not None:
+                one.copy_((one * 32).round() / 32)
+    return layer
+
+
+def made(name, size, steps=25, batch=3, dtype=torch.float32, **options):
+    """A layer whose sums are exact, and a current for it."""
+    make, scale, mean = NEURONS[name]
+    layer = dyadic(ns.Recurrent(make(), size, **options))
+    current = ((torch.randn(steps, batch, size) * scale + mean) * 32).round() / 32
+    return layer.to(dtype), current.to(dtype).requires_grad_()
+
+
+def outcome(layer, current, state=None, **options):
+    """Spikes, states and traces, and the gradients of all that can have one, of a mixed loss."""
+    leaves = [current, *(state or ()), *layer.parameters()]
+    leaves = [one for one in leaves if one.requires_grad]
+    spikes, states, traces = layer(current, state, return_trace=True, **options)
+    generator = torch.Generator().manual_seed(7)
+    total = 0.0
+    for one in (spikes, *states, *traces):
+        total = total + (one * torch.randn(one.shape, generator=generator)).sum()
+    # Without a step the reference never looks at the weight, whose gradient is 0 then.
+    return (spikes, *states, *traces), torch.autograd.grad(total, leaves, materialize_grads=True)
+
+
+def both(layer, fused, *given, **options):
+    """What the reference and a fused backend make of the same."""
+    found = []
+    for layer.neuron.backend in ("reference", fused):
+        found.append(outcome(layer, *given, **options))
+    return found
+
+
+def check_alike(wanted, got, budget=1e-5):
+    for one, other in zip(got[0], wanted[0], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(got[1], wanted[1], strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= budget * max(1e-3, float(other.norm()))
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_spikes_and_states_are_the_references_bit_for_bit(name, fused):
+    layer, current = made(name, 7, bias=True)
+    wanted, got = both(layer, fused, current)
+    assert 0.0 < wanted[0][0].mean() < 1.0
+    check_alike(wanted, got)
+
+
+@pytest.mark.parametrize("name", ["subtract", "se_adlif"])
+def test_in_float64(name, fused):
+    layer, current = made(name, 5, dtype=torch.float64)
+    check_alike(*both(layer, fused, current), budget=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_currents_of_16_bits(dtype, fused):
+    layer, current = made("subtract", 6)
+    current = current.detach().to(dtype).requires_grad_()
+    wanted, got = both(layer, fused, current)
+    assert got[0][0].dtype == dtype and got[1][0].dtype == dtype
+    assert got[0][1].dtype == got[0][-1].dtype == got[1][1].dtype == torch.float32
+    check_alike(wanted, got, budget=1e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+def test_autocast_changes_neither_sums_nor_states(fused):
+    layer, current = made("subtract", 6)
+    layer.neuron.backend = fused
+    wanted = outcome(layer, current)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = outcome(layer, current)
+    check_alike(wanted, got)
+
+
+@pytest.mark.parametrize("name", ["subtract", "own"])
+def test_a_state_carried_on_gives_the_whole(name, backend):
+    layer, current = made(name, 5)
+    layer.neuron.backend = backend
+    spikes, states = layer(current)
+    first, middle = layer(current[:11])
+    rest, after = layer(current[11:], middle)
+    assert torch.equal(middle[0], first[-1]) and spikes.sum() > 0
+    assert torch.equal(torch.cat([first, rest]), spikes)
+    for one, other in zip(after, states, strict=True):
+        assert torch.equal(one, other)
+    whole = torch.autograd.grad(spikes.sum() + states[-1].sum(), (current, layer.weight))
+    parts = torch.autograd.grad(first.sum() + rest.sum() + after[-1].sum(), (current, layer.weight))
+    for one, other in zip(parts, whole):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def test_gradients_of_a_state_handed_in(fused):
+    layer, current = made("synaptic", 5)
+    state = [torch.rand(3, 5).round(), *(torch.randn(2, 3, 5) * 32).round() / 32]
+    check_alike(*both(layer, fused, current, [one.requires_grad_() for one in state]))
+
+
+def test_segments_cut_the_gradient_and_nothing_else(backend):
+    layer, current = made("subtract", 5, steps=10)
+    layer.neuron.backend = backend
+    whole, _ = layer(current)
+    layer.neuron.segment = 4
+    spikes, _ = layer(current)
+    assert torch.equal(spikes, whole)
+    (cut,) = torch.autograd.grad(spikes[8:].sum(), current)
+    assert not cut[:8].any() and cut[8:].any()
+    (uncut,) = torch.autograd.grad(whole[8:].sum(), current)
+    assert uncut[:8].any()
+
+
+def test_a_mask_and_an_empty_diagonal(fused):
+    mask = torch.rand(6, 6) < 0.5
+    layer, current = made("subtract", 6, mask=mask, zero_diagonal=True)
+    kept = mask & ~torch.eye(6, dtype=torch.bool)
+    wanted, got = both(layer, fused, current)
+    check_alike(wanted, got)
+    grad = got[1][1]
+    assert not grad[~kept].any() and grad[kept].all()
+    with torch.no_grad():
+        layer.weight[~kept] = 100.0  # which no one sees
+    assert torch.equal(layer(current)[0], got[0][0])
+    assert f"{int(kept.sum())} weights" in repr(layer)
+
+
+def test_a_bias_reaches_every_step(backend):
+    layer, current = made("subtract", 4, bias=True)
+    layer.neuron.backend = backend
+    other = ns.Recurrent(layer.neuron, 4)
+    other.weight = layer.weight
+    assert torch.equal(layer(current)[0], other(current + layer.bias)[0])
+
+
+def test_a_constant_current(backend):
+    layer, current = made("subtract", 4, bias=True)
+    layer.neuron.backend = backend
+    got = outcome(layer, current[0].detach().requires_grad_(), num_steps=9)
+    expanded = current[0].detach().requires_grad_()
+    spikes, states, traces = layer(expanded.expand(9, 3, 4), return_trace=True)
+    for one, other in zip(got[0], (spikes, *states, *traces), strict=True):
+        assert torch.equal(one, other)
+    assert got[1][0].shape == (3, 4)
+
+
+def test_expanded_gradients_and_outputs_that_are_not_used(fused):
+    layer, current = made("subtract", 4)
+    found = []
+    for layer.neuron.backend in ("reference", fused):
+        spikes, _ = layer(current)  # whose gradient is one number, expanded
+        _, (_, mem) = layer(current)
+        _, (last, _) = layer(current)
+        leaves = (current, layer.weight)
+        found.append([g for y in (spikes, mem, last) for g in torch.autograd.grad(y.sum(), leaves)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * max(1e-3, float(other.norm()))
+
+
+def test_without_gradients_and_in_evaluation_spikes_are_the_same(backend):
+    layer, current = made("alif", 5)
+    layer.neuron.backend = backend
+    spikes, states = layer(current)
+    with torch.no_grad():
+        quiet, after = layer(current)
+    assert torch.equal(quiet, spikes) and not quiet.requires_grad
+    assert torch.equal(layer.eval()(current)[0], spikes)
+    for one, other in zip(after, states, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 4), (0, 2, 4), (1, 2, 4), (5, 2, 1), (5, 1, 33)], ids=str)
+def test_sizes_at_the_edge(shape, fused):
+    steps, batch, size = shape
+    layer, current = made("synaptic", size, steps, batch, bias=True)
+    wanted, got = both(layer, fused, current)
+    assert got[0][0].shape == shape and got[1][0].shape == shape
+    check_alike(wanted, got)
+
+
+def test_no_steps_leave_the_state_as_it_was(backend):
+    layer = ns.Recurrent(ns.Izhikevich(backend=backend), 3)
+    spikes, states = layer(torch.zeros(0, 2, 3))
+    assert spikes.shape == (0, 2, 3)
+    assert [one.unique().tolist() for one in states] == [[0.0], [-65.0], [-13.0]]
+    again = layer(torch.zeros(0, 2, 3), (torch.ones(2, 3), *states[1:]))[1]
+    assert torch.equal(again[0], torch.ones(2, 3))
+
+
+def network(**options):
+    torch.manual_seed(2)
+    return ns.Sequential(
+        ns.SpikeLinear(9, 8), ns.Recurrent(ns.ALIF(), 8, bias=True, **options),
+        nn.Linear(8, 6), ns.Recurrent(ns.LIF(0.9, learn_beta=True), 6), nn.Linear(6, 3), ns.LI(0.9),
+    )  # fmt: skip
+
+
+def test_a_network_carries_it(backend):
+    net = network()
+    for layer in (net[1], net[3]):
+        layer.neuron.backend = backend
+    events = torch.rand(13, 2, 9) < 0.4
+    out, states = net(events)
+    first, middle = net(events[:5])
+    rest, after = net(events[5:], middle)
+    assert torch.equal(torch.cat([first, rest]), out)
+    assert [len(state) for state in states[:2]] == [3, 2]
+    assert torch.equal(after[1][1], states[1][1])
+    out.sum().backward()
+    assert all(one.grad is not None for one in net.parameters())
+    constant, _ = net(events[0].float(), num_steps=4)
+    assert torch.equal(constant, net(events[:1].float().expand(4, 2, 9))[0])
+
+
+def test_copies_pickles_and_saved_weights(backend):
+    net = network(zero_diagonal=True)
+    net[1].neuron.backend = net[3].neuron.backend = backend
+    events = torch.rand(13, 2, 9) < 0.4
+    wanted, _ = net(events)
+    torch.manual_seed(4)
+    other = ns.Sequential(*copy.deepcopy(net))
+    for one in other.parameters():
+        nn.init.zeros_(one)
+    other.load_state_dict(net.state_dict())
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), other):
+        assert torch.equal(again(events)[0], wanted)
+    assert {"1.weight", "1.bias", "1.mask", "1.neuron.beta", "3.neuron.beta"} <= {*net.state_dict()}
+
+
+def test_other_number_formats(backend):
+    net = network()
+    net[1].neuron.backend = net[3].neuron.backend = backend
+    events = torch.rand(13, 2, 9) < 0.4
+    assert net.double()(events.double())[0].dtype == torch.float64
+    net = network().half()
+    assert net[1].weight.dtype == torch.float16 and net[1].neuron.rho.dtype == torch.float32
+    out, states = net(events.half())
+    assert states[0][0].dtype == torch.float32 and not out.isnan().any()
+
+
+def test_compiled_whole_and_exported(fused):
+    net = network()
+    net[1].neuron.backend = net[3].neuron.backend = fused
+    events = (torch.rand(6, 2, 9) < 0.4).float()
+    wanted, states = net(events)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    out, after = compiled(events)
+    assert torch.equal(out, wanted) and torch.equal(after[0][1], states[0][1])
+    found = [
+        torch.autograd.grad(y.sum(), list(net.parameters()), retain_graph=True)
+        for y in (out, wanted)
+    ]
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
+    exported = torch.export.export(net, (events,)).module()
+    assert torch.equal(exported(events)[0], wanted)
+
+
+def test_its_synaptic_operations_are_counted():
+    layer = ns.Recurrent(ns.LIF(0.9), 5, zero_diagonal=True)
+    current = torch.rand(8, 3, 5)
+    spikes = layer(current)[0].detach()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, images):
+            return self.inner(current)[0]
+
+    counted = count_operations(Model(), torch.rand(3, 4))
+    assert spikes[:-1].sum() > 0
+    assert counted.acs == pytest.approx(float(spikes[:-1].sum()) * 4 / 3)  # each reaches 4 others
+    assert (counted.macs, counted.dense_macs) == (0.0, 20.0)
+
+
+LIF = functools.partial(ns.LIF, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: ns.Recurrent(ns.LI(0.9), 4), TypeError, "an LI, whose neurons never spike"),
+        (lambda: ns.Recurrent(nn.ReLU(), 4), TypeError, r"that spike, .* got ReLU\(\)"),
+        (lambda: ns.Recurrent(LIF(), 0), ValueError, "size must be 1 or more, got 0"),
+        (lambda: ns.Recurrent(LIF(), 4.0), TypeError, r"a whole number of neurons, got 4\.0"),
+        (lambda: ns.Recurrent(LIF(), True), TypeError, "a whole number of neurons, got True"),
+        (
+            lambda: ns.Recurrent(LIF(), 4, mask=torch.ones(4, 3)),
+            ValueError,
+            r"mask must have the shape \(4, 4\), got \(4, 3\)",
+        ),
+        (
+            lambda: ns.Recurrent(LIF(), 4, mask=torch.full((4, 4), 0.5)),
+            ValueError,
+            "mask must hold 0 and 1",
+        ),
+    ],
+)
+def test_what_no_layer_is_made_of(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda r, x: r(x[..., :3]), ValueError, r"N=4 neurons must be \[T, B, N\], got .*5, 2, 3"),
+        (lambda r, x: r(x[..., None]), ValueError, r"must be \[T, B, N\], got shape \(5, 2, 4, 1"),
+        (lambda r, x: r(x, num_steps=5), ValueError, r"must be \[B, N\], got shape \(5, 2, 4\)"),
+        (lambda r, x: r(x.int()), TypeError, "current must be float16"),
+        (lambda r, x: r(x, torch.zeros(2, 4)), TypeError, r"a tuple \(spike, mem\) of 2, got Tens"),
+        (lambda r, x: r(x, (x[0],)), TypeError, r"\(spike, mem\) of 2, got tuple of 1"),
+        (lambda r, x: r(x, (x[0], x[0, :1])), ValueError, r"mem must have the shape .*\(2, 4\)"),
+        (lambda r, x: r(x, (x[0, :, :3], x[0])), ValueError, "spike must have the shape"),
+        (
+            lambda r, x: r(x, (x[0], x[0].double())),
+            TypeError,
+            r"mem must be torch.float32 for .* got torch.float64",
+        ),
+        (lambda r, x: r.to("meta")(x), ValueError, r"weight is on meta, current on cpu"),
+    ],
+)
+def test_what_no_call_takes(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(ns.Recurrent(LIF(), 4), torch.rand(5, 2, 4))
+
+
+def test_weights_of_another_shape_are_refused():
+    layer = ns.Recurrent(LIF(), 4)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        layer.load_state_dict({**layer.state_dict(), "weight": torch.zeros(5, 5)})
+    layer.weight = nn.Parameter(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"weight must be \[N, N\]"):
+        layer(torch.rand(5, 2, 4))
+    net = ns.Sequential(nn.Identity(), ns.Recurrent(LIF(), 4))
+    with pytest.raises(ValueError, match=r"layer 1 \(Recurrent\): the current of a recurrent"):
+        net(torch.rand(5, 2, 3))
