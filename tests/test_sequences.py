@@ -227,8 +227,9 @@ def test_the_penalty_on_rates_counts_a_samples_own_steps():
     torch.testing.assert_close(found, torch.tensor((2 / 10 - 0.1) ** 2))
 
 
-def test_operations_of_padded_sequences_are_those_of_each_alone():
-    model = model_of().eval()
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_operations_of_padded_sequences_are_those_of_each_alone(recurrent):
+    model = model_of(recurrent=recurrent).eval()
     data = samples(9)
     data = [(sequence * 1.5, label) for sequence, label in data]  # so multiplications too
     padded, lengths, _ = ns.data.collate(data)
