@@ -14,10 +14,13 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").read_text())[1]
 
+# Before 1.7, NumPy 2 made the times of SHD infinite.
+EVENTS = ["tonic>=1.7"]
 LIVE = ["nicegui>=3"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
+    *EVENTS,
     *LIVE,
     *ONNX,
     *TENSORBOARD,
@@ -83,6 +86,7 @@ setup(
     extras_require={
         "dev": DEV,
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
+        "events": EVENTS,
         "live": LIVE,
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import neurospike as ns
 from neurospike.data import load
-from neurospike.visualization.canvas import BLUE, GREY, RED, bare, legend, tidy
+from neurospike.visualization.canvas import BLUE, DIVERGING, GREY, RED, bare, legend, tidy
 
 HERE = Path(__file__).parent
 IMAGES = HERE / "images"
@@ -82,6 +82,9 @@ def coding(kind: str) -> Figure:
     from examples.codings import digit, encode
 
     image, ramp = digit(), torch.linspace(0, 1, 21)
+    if kind in ("rows", "pixels"):
+        drawn, _ = ns.SpikeVisualizer(dpi=DPI).plot_input_encoding(image, encode(image, kind))
+        return drawn
     code = encode(ramp, kind)
     drawn = figure(9, 3)
     picture, over_time, total = drawn.subplots(1, 3, width_ratios=[1, 2.6, 1.15])
@@ -182,20 +185,57 @@ def delays() -> Figure:
     return drawn
 
 
-def trained() -> tuple[ns.SNNModel, Tensor, Tensor]:
-    """A small network after a few passes over the bundled digits, and the test digits."""
-    torch.manual_seed(0)
+def learnt(model: ns.SNNModel, epochs: int) -> tuple[ns.SNNModel, Tensor, Tensor]:
+    """The network after a few passes over the bundled digits, and the test digits."""
     data = load("digits", "data")
     images = data.train.images.float().div(255).unsqueeze(1)
-    model = ns.SNNModel(784, 100, 10, num_steps=25, encoding="latency", beta=0.9)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(3):
+    for _ in range(epochs):
         for part in torch.randperm(len(images)).split(64):
             loss = nn.functional.cross_entropy(model(images[part]), data.train.labels[part])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     return model.eval(), data.test.images.float().div(255).unsqueeze(1), data.test.labels
+
+
+def trained() -> tuple[ns.SNNModel, Tensor, Tensor]:
+    """A small network after a few passes over the bundled digits, and the test digits."""
+    torch.manual_seed(0)
+    return learnt(ns.SNNModel(784, 100, 10, num_steps=25, encoding="latency", beta=0.9), 3)
+
+
+def recurrence() -> Figure:
+    """A recurrent layer that reads a digit by rows: what it is given, its spikes, its weights."""
+    torch.manual_seed(0)
+    reader = ns.SNNModel(
+        784,
+        64,
+        encoding="rows",
+        neuron="se_adlif",
+        tau=(1, 6),
+        tau_adaptation=(10, 60),
+        recurrent=True,
+        init="kaiming",
+    )
+    model, images, labels = learnt(reader, 12)
+    seen = model.record(images[:1])
+    drawn = figure(9.5, 4.4)
+    places = [["read", "weights"], ["raster", "weights"]]
+    axes = drawn.subplot_mosaic(places, width_ratios=[1.5, 1], height_ratios=[1, 1.6])
+    axes["read"].imshow(seen.current[:, 0].T, cmap="gray", aspect="auto", interpolation="nearest")
+    axes["read"].set_xticks([])
+    tidy(axes["read"], f"a {int(labels[0])}, one row per step", "", "pixel of the row")
+    ns.SpikeVisualizer().plot_spike_train(seen.spikes["hidden1"], ax=axes["raster"])
+    axes["raster"].set_title("spikes of the recurrent layer", fontsize=10)
+    weight = model.neurons[0].weight.detach()
+    limit = float(weight.abs().max())
+    shown = axes["weights"].imshow(
+        weight, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+    )
+    tidy(axes["weights"], "weights of the spikes that come back", "from neuron", "to neuron")
+    drawn.colorbar(shown, ax=axes["weights"], shrink=0.7).ax.tick_params(labelsize=8)
+    return drawn
 
 
 def network() -> dict[str, Figure]:
@@ -230,12 +270,13 @@ PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
     "surrogates": surrogates,
     "codings": lambda: {
         f"coding_{kind}": coding(kind)
-        for kind in ("constant", "rate", "latency", "delta", "phase", "burst")
+        for kind in ("constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels")
     },
     "neurons": lambda: {f"neuron_{name}": neuron(name) for name in NEURONS},
     "tiring": tiring,
     "delays": delays,
     "network": network,
+    "recurrence": recurrence,
     "depth": depth,
 }
 

@@ -12,12 +12,16 @@ import neurospike as ns
 from neurospike.data import load
 
 NUM_STEPS = 25
-CODINGS = ("constant", "rate", "latency", "delta", "phase", "burst")
+CODINGS = ("constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels")
 
 
 def encode(image, coding):
-    """A picture `[H, W]` as its coding over time, `[T, H*W]`."""
+    """A picture `[H, W]` as its coding over time, `[T, H*W]`; of one that is read, `[T, part]`."""
     torch.manual_seed(0)  # rate coding draws
+    if coding == "rows":
+        return ns.encoding.rows(image[None])[:, 0]
+    if coding == "pixels":
+        return ns.encoding.pixels(image[None], permute=1)[:, 0]
     return getattr(ns.encoding, coding)(image.flatten()[None], NUM_STEPS)[:, 0]
 
 
@@ -43,5 +47,5 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for coding, code in main(folder).items():
         a_pixel = code.sum(0)
-        print(f"{coding:9}{int(code.sum()):6} in {NUM_STEPS} steps, {a_pixel.max():4.1f} at most")
+        print(f"{coding:9}{int(code.sum()):6} in {len(code)} steps, {a_pixel.max():5.1f} at most")
     print(f"pictures in {folder}")

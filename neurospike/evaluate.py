@@ -11,14 +11,15 @@ import torch
 from neurospike.backend.dispatch import use_backend
 from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
-from neurospike.data import Batches, load
+from neurospike.config.schema import RECORDED
+from neurospike.data import NAMES, Batches, DigitData, EventData, load, load_recordings
 from neurospike.data.datasets import check_name
-from neurospike.errors import MissingDependencyError
+from neurospike.errors import ConfigError, MissingDependencyError
 from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
-from neurospike.training.loading import MODEL, load_trained
+from neurospike.training.loading import MODEL, Trained, load_trained
 from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ev
     def job() -> int:
         flags = _parser(prog).read(argv)
         if flags.dataset is not None:
-            check_name(flags.dataset)
+            check_name(flags.dataset, (*NAMES, *RECORDED))
         with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             folder = Path(flags.pictures or Path(flags.model_path).parent / "evaluation")
@@ -61,16 +62,19 @@ def evaluate(
     pictures: the folder for those that `draw_network` draws; None draws none.
     """
     trained = load_trained(model_path, device)
-    data = load(dataset or trained.dataset, data_path or trained.config.data_path)
+    data = _load(trained, dataset or trained.dataset, data_path or trained.config.data_path)
+    recorded = isinstance(data, EventData)  # whose frames take much more memory than pictures
+    size = trained.config.training.batch_size if recorded else BATCH
     torch.manual_seed(trained.config.seed)
     evaluation = Evaluation("test", device)
     with torch.inference_mode():
-        for images, labels in Batches(data.test, BATCH, device=device):
-            scores, activity = trained.model(images, return_activity=True)
+        for images, *lengths, labels in Batches(data.test, size, device=device):
+            own = {"lengths": lengths[0]} if lengths else {}
+            scores, activity = trained.model(images, return_activity=True, **own)
             loss = torch.nn.functional.cross_entropy(scores, labels)
-            evaluation.add(loss, scores, labels, activity)
-        first, labels = next(iter(Batches(data.test, COUNTED, device=device)))
-        operations = count_operations(trained.model, first)
+            evaluation.add(loss, scores, labels, activity, *lengths)
+        first = next(iter(Batches(data.test, size if recorded else COUNTED, device=device)))
+        operations = count_operations(trained.model, *first[:-1])
     metrics = evaluation.read()
     energy = {
         "macs": operations.macs,
@@ -80,8 +84,22 @@ def evaluate(
     }
     result = {"model": model_path, "data": data.note, **summary(metrics), "a_picture": energy}
     if pictures is not None:
-        result["pictures"] = _draw(pictures, trained.model, [(first, labels)], metrics)
+        result["pictures"] = _draw(pictures, trained.model, [first], metrics)
     return result, metrics
+
+
+def _load(trained: Trained, name: str, data_path: str) -> DigitData | EventData:
+    """Read the data set. Raises ConfigError for one that the network cannot take."""
+    recorded = trained.model.encoding == "none"
+    if (name in RECORDED) != recorded:
+        learnt, these = ("recordings", "pictures") if recorded else ("pictures", "recordings")
+        raise ConfigError(
+            f"--dataset: {name} has {these}, and the network was trained on {learnt} "
+            f"({trained.dataset})"
+        )
+    if recorded:
+        return load_recordings(name, data_path, **trained.config.events.model_dump())
+    return load(name, data_path)
 
 
 def _draw(folder: Path, model: SpikingNetwork, batches: BatchSource, metrics: Metrics) -> list[str]:
@@ -107,7 +125,8 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="mnist, fashion_mnist, kmnist or digits (default: the one it was trained on)",
+        help="mnist, fashion_mnist, kmnist or digits, of a network of recordings shd, nmnist or "
+        "dvs_gesture (default: the one it was trained on)",
     )
     parser.add_argument(
         "--data_path",
@@ -140,7 +159,9 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
     counts = range(len(metrics.confusion))
     width = max(len(str(n)) for row in (counts, *metrics.confusion) for n in row)
     answers = " ".join(f"{answer:{width}}" for answer in counts)
-    lines = [result["data"], "pictures that show a label (row), by what was answered (column):"]
+    # A note begins with the name of the data set.
+    kind = "recording" if result["data"].startswith(RECORDED) else "picture"
+    lines = [result["data"], f"{kind}s that show a label (row), by what was answered (column):"]
     lines.append(f"label  accuracy  {answers}")
     for label, (row, share) in enumerate(
         zip(metrics.confusion, metrics.class_accuracy, strict=True)
@@ -154,7 +175,7 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         )
     energy = result["a_picture"]
     lines.append(
-        f"per picture {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
+        f"per {kind} {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
         f"estimated at {energy['nanojoules']:,.0f} nJ on a chip of 45 nm; a network of the same "
         f"layers without spikes, run once: {energy['dense_nanojoules']:,.0f} nJ"
     )

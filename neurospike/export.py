@@ -29,7 +29,7 @@ from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeErr
 from neurospike.models import SpikingNetwork
 from neurospike.pictures import SIZE
 from neurospike.training.checkpoint import replace_file
-from neurospike.training.loading import MODEL, load_trained
+from neurospike.training.loading import MODEL, check_sees_pictures, load_trained
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 360  # pictures that the exported network answers before it is called done
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
         with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
+            check_sees_pictures(trained, flags.model_path)
             checked = export_model(trained.model, flags.out, form, device=device)
         print(json.dumps(asdict(checked)) if flags.json else _text(checked))
         return 0
@@ -90,15 +91,22 @@ def export_model(
     form: `"onnx"` or `"pt2"`; the latter with the backend in force (`ns.use_backend`). pictures:
     to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
 
-    Raises ConfigError for rate coding, which draws its spikes, as ONNX, or another backend than
-    reference; MissingDependencyError without onnx, onnxscript and onnxruntime; NeuroSpikeError if
-    the classes differ; CheckpointError for a file that cannot be written.
+    Raises ConfigError for rate coding, which draws its spikes, as ONNX, and for pictures read pixel
+    by pixel where the time loop has no operator of its own; MissingDependencyError without onnx,
+    onnxscript and onnxruntime; NeuroSpikeError if the classes differ; CheckpointError for a file
+    that cannot be written.
     """
     if pictures is None:
         pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255
     pictures = pictures.to(device)
     model = model.to(device).eval()
     backend = "reference" if form == "onnx" else choose("auto", pictures.device).name
+    if backend == "reference" and model.encoding == "pixels":
+        raise ConfigError(
+            f"encoding.kind: pixels takes {model.num_steps} steps, and {form} without a fused "
+            "backend would hold each of them by itself; export it as .pt2 with --backend numba or "
+            "triton"
+        )
     if form == "onnx":
         content, run = _onnx(model, pictures)
     else:

@@ -20,7 +20,7 @@ from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, PictureError
 from neurospike.pictures import Ink, read_picture, suffixes
-from neurospike.training.loading import MODEL, Trained, load_trained
+from neurospike.training.loading import MODEL, Trained, check_sees_pictures, load_trained
 
 SOME_FAILED = 1  # the exit code when an entry could not be read and the others were predicted
 
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
         with use_backend(flags.backend), _any_name():
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
+            check_sees_pictures(trained, flags.model_path)
             return _predict_all(trained, device, paths, flags.ink, flags.json, flags.plot)
 
     return guarded(job)

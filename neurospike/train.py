@@ -16,7 +16,16 @@ from neurospike.backend.dispatch import choose, use_backend
 from neurospike.config import Config, load_config
 from neurospike.config.cli import guarded, parse, stopping_whole
 from neurospike.config.devices import choose_device
-from neurospike.data import Batches, DigitData, Split, load
+from neurospike.config.schema import RECORDED
+from neurospike.data import (
+    Batches,
+    DigitData,
+    EventData,
+    Recordings,
+    Split,
+    load,
+    load_recordings,
+)
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, draw_network, load_checkpoint
@@ -100,7 +109,7 @@ def train(
         check_batch(config, model, fabric.world_size)
         if init_from is not None:
             start_from(init_from, model, config)
-        data = load(config.dataset, config.data_path)
+        data = _load(config)
         check_data(config, data)
         run = None
         if fabric.is_global_zero:
@@ -123,6 +132,12 @@ def train(
         return tested
 
 
+def _load(config: Config) -> DigitData | EventData:
+    if config.dataset in RECORDED:
+        return load_recordings(config.dataset, config.data_path, **config.events.model_dump())
+    return load(config.dataset, config.data_path)
+
+
 def _run_of(config: Config, record: dict[str, Any], resumed: str | Path | None) -> Run:
     folder = config.run_dir if resumed is None else resumed
     within = folder is None
@@ -140,18 +155,19 @@ def _run_of(config: Config, record: dict[str, Any], resumed: str | Path | None) 
 
 def _train_and_test(
     config: Config,
-    data: DigitData,
+    data: DigitData | EventData,
     model: SpikingNetwork,
     fabric: Any,
     run: Run | None,
     state: dict[str, Any] | None,
 ) -> Metrics | None:
     training = config.training
-    rest, held_out = data.train, None
+    rest: Split | Recordings = data.train
+    held_out: Split | Recordings | None = None
     if training.validation > 0:
         rest, held_out = data.train.split(training.validation, config.seed)
 
-    def batches(split: Split, generator: torch.Generator | None = None) -> Batches:
+    def batches(split: Split | Recordings, generator: torch.Generator | None = None) -> Batches:
         return Batches(
             split,
             training.batch_size,
@@ -178,8 +194,8 @@ def _train_and_test(
         # Here, because other runs need not load what it draws with.
         from neurospike.training.board import Board
 
-        picture = data.test.images[:1, None].to(fabric.device).float() / 255
-        board = Board(run.folder, model, picture, trainer.step)
+        first = Batches(data.test.select(torch.tensor([0])), 1, device=fabric.device)
+        board = Board(run.folder, model, next(iter(first))[0], trainer.step)
     with stopping_whole(trainer.interrupt):
         try:
             trainer.fit(

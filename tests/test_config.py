@@ -11,8 +11,10 @@ import yaml
 from neurospike import SNNModel, data
 from neurospike import backends as table_of_backends
 from neurospike.config import Config, fields, load_config, nearest_key
+from neurospike.config.schema import RECORDED
 from neurospike.config.words import SYNONYMS
 from neurospike.errors import ConfigError
+from neurospike.models.network import ENCODINGS
 from neurospike.neurons import surrogate
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +137,33 @@ def test_overrides_win_over_the_file(config_file):
         ("training: {rate_low: 2}", "rate_low: got 2, allowed: a number >= 0 and <= 1"),
         (f"model: {{hidden_size: {2**63}}}", "allowed: a whole number >= 1, or a list of them and"),
         (f"training: {{warmup: {2**63}}}", f"a whole number >= 0 and <= {2**63 - 1}"),
+        (
+            "encoding: {kind: columns}",
+            "allowed: constant, rate, latency, delta, phase, burst, rows",
+        ),
+        (
+            "encoding: {permute: -1}",
+            f"permute: got -1, allowed: a whole number >= 0 and <= {2**32 - 1} or null",
+        ),
+        ("encoding: {permute: true}", "encoding.permute: got True"),
+        ("model: {neuron: adlif}", "model.neuron: got 'adlif', allowed: lif, alif, se_adlif"),
+        ("model: {recurrent: 1}", "model.recurrent: got 1, allowed: true or false"),
+        ("model: {tau: 5}", "tau: got 5, allowed: a list of two numbers > 0, the shorter first"),
+        ("model: {tau: [5]}", "model.tau: got [5], allowed: a list of two numbers"),
+        ("model: {tau_adaptation: [0, 5]}", "model.tau_adaptation: got [0, 5], allowed: a list of"),
+        ("model: {tau: [9, 5]}", "model: tau takes the shorter time constant first, got [9, 5]"),
+        (
+            "encoding: {kind: rows}\nmodel: {num_steps: 50}",
+            "reads a picture of 784 pixels in 28 steps, got model.num_steps 50: leave it out, or",
+        ),
+        (
+            "encoding: {kind: pixels}\nmodel: {num_steps: 28}",
+            "in 784 steps, got model.num_steps 28",
+        ),
+        (
+            "encoding: {kind: rows}\nmodel: {input_size: 99}",
+            "needs square pictures, got a model.in",
+        ),
         ("encoding: {max_spikes: 65537}", "allowed: a whole number >= 1 and <= 65536"),
         ("model: {kind: conv, channels: [8, 8, 8, 8, 8]}", "whose side is 28: use at most 4, or"),
         ("model: {kind: conv, input_size: 1}", "whose side is 1: use at most 0, or another kind"),
@@ -224,11 +253,33 @@ def test_network_arguments_hold_only_the_chosen_encoders_options(config_file):
     assert config_file("").network_arguments()["encoding_options"] == {}
 
 
-@pytest.mark.parametrize("kind", ["constant", "rate", "latency", "delta", "phase", "burst"])
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_every_encoding_takes_the_options_it_is_given(config_file, kind):
-    arguments = config_file(f"encoding: {{kind: {kind}}}\nmodel: {{input_size: 4}}")
-    model = SNNModel(**arguments.network_arguments())
-    assert model.record(torch.rand(3, 1, 2, 2)).current.shape == (25, 3, 4)
+    dataset, given = "auto", torch.rand(3, 1, 2, 2)
+    if kind == "none":
+        dataset, given = "shd", torch.rand(25, 3, 2, 2)
+    text = f"dataset: {dataset}\nencoding: {{kind: {kind}}}\nmodel: {{input_size: 4}}"
+    model = SNNModel(**config_file(text).network_arguments())
+    shape = {"rows": (2, 3, 2), "pixels": (4, 3, 1)}.get(kind, (25, 3, 4))
+    assert model.record(given).current.shape == shape
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("rows", 28), ("pixels", 784)])
+def test_steps_of_a_picture_that_is_read_are_its_own(config_file, kind, steps):
+    config = config_file(f"encoding: {{kind: {kind}}}", {"encoding.permute": "3"})
+    assert config.model.num_steps == steps
+    assert config_file(yaml.safe_dump(config.model_dump(mode="json"))) == config
+    for given in (steps, 25):  # 25 stands in config.yaml, as all defaults do
+        text = f"encoding: {{kind: {kind}}}\nmodel: {{num_steps: {given}}}"
+        assert config_file(text).model.num_steps == steps
+    options = config.network_arguments()["encoding_options"]
+    assert options == ({"permute": 3} if kind == "pixels" else {})
+    assert config_file("encoding: {permute: null}").encoding.permute is None
+
+
+def test_time_constants_from_the_command_line(config_file):
+    config = config_file("", {"model.tau": "1,6", "model.tau_adaptation": "[10, 60.5]"})
+    assert (config.model.tau, config.model.tau_adaptation) == ([1, 6], [10, 60.5])
 
 
 def test_every_key_says_what_it_means_and_takes():
@@ -240,7 +291,7 @@ def test_every_key_says_what_it_means_and_takes():
 
 def test_names_are_those_of_the_parts_they_name():
     allowed = {key: text for key, _, text, _ in fields()}
-    assert set(data.NAMES) == set(allowed["dataset"].split(", "))
+    assert {*data.NAMES, *RECORDED} == set(allowed["dataset"].split(", "))
     assert set(table_of_backends()) <= set(allowed["backend"].split(", "))
     for name in allowed["model.surrogate"].split(", "):
         assert callable(getattr(surrogate, name))

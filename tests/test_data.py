@@ -23,7 +23,7 @@ import torchvision
 from mnist import mnist_root
 
 from neurospike import data
-from neurospike.data import Split, datasets
+from neurospike.data import Split, datasets, fetching
 from neurospike.data import digits as bundled_digits
 from neurospike.errors import DataError, MissingDependencyError
 
@@ -259,7 +259,7 @@ def test_download(tmp_path, monkeypatch, capfd, name):
     assert_same(loaded.train, digits(30))
     assert_same(loaded.test, digits(20, seed=1))
     assert capfd.readouterr() == ("", "")
-    assert timeouts.count(datasets.DOWNLOAD_TIMEOUT) >= len(FILES)
+    assert timeouts.count(fetching.DOWNLOAD_TIMEOUT) >= len(FILES)
     assert socket.getdefaulttimeout() == before
     assert [path.name for path in (tmp_path / "new" / "data").iterdir()] == ["MNIST"]
     assert len(data.load("mnist", tmp_path / "new" / "data", download=False).train) == 30
@@ -296,7 +296,7 @@ def test_a_mirror_that_serves_other_contents(tmp_path, monkeypatch):
 def test_a_silent_network_is_given_up_in_time(tmp_path, monkeypatch):
     # As behind a firewall that drops packets, where a look-up alone can hang for long.
     released = threading.Event()
-    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 0.05)
+    monkeypatch.setattr(fetching, "DOWNLOAD_TIMEOUT", 0.05)
 
     def hang(*args, **kwargs):
         released.wait(60)

@@ -22,9 +22,11 @@ MANY = (
     "networks.md",
     "codings.md",
     "delays.md",
+    "recurrence.md",
     "events.md",
     "visualization.md",
     "training.md",
+    "sequences.md",
 )
 
 

@@ -384,3 +384,83 @@ def test_formats_that_spikes_cannot_have(encode):
     for dtype in (torch.int64, torch.complex64, "uint8"):
         with pytest.raises(TypeError, match=r"got dtype=.*torch.bool, torch.uint8 or floating"):
             encode(intensities(2, 3), 4, dtype=dtype)
+
+
+# Read part by part
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_read_from_top_to_bottom(dtype):
+    data = intensities(3, 5, 4).to(dtype)
+    read = encoding.rows(data)
+    assert read.shape == (5, 3, 4)
+    assert read.dtype == dtype
+    for step in range(5):
+        for sample in range(3):
+            assert torch.equal(read[step, sample], data[sample, step])
+    assert torch.equal(encoding.rows(data[:, None]), read)
+    coloured = intensities(3, 2, 5, 4, seed=1).to(dtype)
+    wide = encoding.rows(coloured)
+    assert wide.shape == (5, 3, 8)
+    assert torch.equal(wide[2, 1], torch.cat([coloured[1, 0, 2], coloured[1, 1, 2]]))
+    assert encoding.rows(data[:0]).shape == (5, 0, 4)
+
+
+@pytest.mark.parametrize("permute", [None, 0, 7])
+def test_pixels_are_read_in_their_order_and_put_back_by_its_inverse(permute):
+    data = intensities(2, 3, 4)
+    read = encoding.pixels(data, permute=permute)
+    order = encoding.pixel_order(12, permute)
+    assert read.shape == (12, 2, 1)
+    for step, pixel in enumerate(order.tolist()):
+        assert torch.equal(read[step, :, 0], data.flatten(1)[:, pixel])
+    back = read[order.argsort(), :, 0].T.unflatten(1, (3, 4))
+    assert torch.equal(back, data)
+    assert (order.tolist() == list(range(12))) == (permute is None)
+
+
+def test_an_order_is_that_of_its_seed_in_every_process():
+    assert encoding.pixel_order(10, 3).tolist() == [5, 4, 1, 2, 9, 6, 7, 0, 3, 8]
+    orders = {tuple(encoding.pixel_order(784, seed).tolist()) for seed in range(20)}
+    assert len(orders) == 20
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    torch.manual_seed(1)
+    encoding.pixel_order(784, 5)
+    assert torch.equal(torch.rand(3), first)  # nobody else's numbers are drawn
+
+
+@pytest.mark.parametrize("encode", [encoding.rows, encoding.pixels])
+def test_what_is_read_hands_gradients_back(encode):
+    data = intensities(2, 3, 4).requires_grad_()
+    read = encode(data)
+    weights = torch.arange(1.0, 1 + read.numel()).view_as(read)
+    (read * weights).sum().backward()
+    (wanted,) = torch.autograd.grad((encode(data) * weights).sum(), data)
+    assert torch.equal(data.grad, wanted)
+    assert sorted(data.grad.flatten().tolist()) == sorted(weights.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: encoding.rows(torch.rand(2, 784)), ValueError, r"data.unflatten\(1, \(28, 28\)\)"),
+        (lambda: encoding.rows(torch.rand(2, 0, 3)), ValueError, "with at least one row"),
+        (lambda: encoding.rows(torch.ones(2, 3, 3, dtype=torch.uint8)), TypeError, "divide by 255"),
+        (lambda: encoding.rows(torch.full((1, 2, 2), math.nan)), ValueError, "rows got NaN"),
+        (lambda: encoding.pixels(torch.rand(5)), ValueError, "has no pixels: give"),
+        (lambda: encoding.pixels(torch.rand(5, 0)), ValueError, "has no pixels: give"),
+        (
+            lambda: encoding.pixels(torch.full((1, 2), math.inf)),
+            ValueError,
+            "pixels got NaN or inf",
+        ),
+        (lambda: encoding.pixels(torch.rand(2, 3), permute=1.5), TypeError, "a seed, a whole numb"),
+        (lambda: encoding.pixels(torch.rand(2, 3), permute=True), TypeError, "got True"),
+        (lambda: encoding.pixels(torch.rand(2, 3), permute=-1), ValueError, "got -1"),
+        (lambda: encoding.pixel_order(4, 2**32), ValueError, r"from 0 to 2\*\*32 - 1, got 42949"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

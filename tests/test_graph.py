@@ -129,6 +129,25 @@ def test_replayed_steps_train_as_the_steps_do(options, monkeypatch):
     assert rows(plain.history) == rows(replayed.history)
 
 
+def test_replayed_steps_are_told_the_lengths_of_their_own_sequences(monkeypatch):
+    def sequences(seed):
+        """As a GPU gets them: padded to one number of steps."""
+        lengths = torch.randint(1, 9, (16,), generator=seeded(seed))
+        return torch.rand(8, 16, 20, generator=seeded(seed)), lengths, torch.arange(16) % 3
+
+    def run(cuda_graph):
+        torch.manual_seed(0)
+        model = ns.SNNModel(20, 24, 3, encoding="none")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        trainer = SNNTrainer(model, optimizer, nn.CrossEntropyLoss(), cuda_graph=cuda_graph)
+        trainer.fit([sequences(seed) for seed in range(7)], None, 2)
+        return trainer
+
+    plain, replayed, device = both(monkeypatch, run)
+    assert (device.captures, plain.replayed, replayed.replayed) == (1, 0, 11)
+    same(weights(plain), weights(replayed))
+
+
 def interrupt_after(trainer, step):
     move_on = trainer.scheduler.step
 

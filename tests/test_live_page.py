@@ -12,17 +12,20 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from live_server import serving, small_network
 from mnist import mnist_root
 from PIL import Image
 from strokes import HANDS
 
+from neurospike.config import check_config
 from neurospike.errors import PictureError
 from neurospike.live.answering import Answerer, Choice, TestPictures
 from neurospike.pictures import read_picture
 from neurospike.predict import predict
 from neurospike.training import Run
-from neurospike.training.loading import load_trained
+from neurospike.training.checkpoint import save_checkpoint
+from neurospike.training.loading import build_model, load_trained
 
 pytestmark = pytest.mark.thorough
 
@@ -197,6 +200,47 @@ RASTERS = """({rows, steps}) => [...document.querySelectorAll('.raster')].map((c
     return [...Array(steps).keys()].map((step) =>
         [...Array(rows[k]).keys()].filter((row) => drawn(step, row)));
 })"""
+
+
+# The colours of a canvas, 28 by 28 of them, each from the middle of a pixel of the picture.
+COLOURS = """(canvas) => [...Array(28).keys()].map((row) => [...Array(28).keys()].map((column) => {
+    const x = (column + 0.5) * canvas.width / 28, y = (row + 0.5) * canvas.height / 28;
+    return [...canvas.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3).join();
+}))"""
+
+
+def test_a_network_that_reads_is_shown_reading(visit, tmp_path):
+    config = check_config(
+        {
+            "dataset": "digits",
+            "data_path": str(tmp_path),
+            "model": {"hidden_size": 20, "recurrent": True},
+            "encoding": {"kind": "rows"},
+        },
+        "the test",
+    )
+    torch.manual_seed(0)
+    state = {"model": build_model(config).state_dict(), "config": config.model_dump(mode="json")}
+    save_checkpoint({**state, "record": {"dataset": "digits"}}, tmp_path / "reader.pth")
+    picture = TestPictures("digits", tmp_path).picture(0)[1]
+    with serving("--model_path", tmp_path / "reader.pth") as url:
+        page = visit(url)
+        assert "recurrent mlp network" in page.locator(".about").inner_text()
+        assert page.get_by_label("Time steps").is_disabled()
+        page.locator("button[aria-label='Next test picture']").click()
+        answered(page, 0)
+        page.locator("input[aria-label='Time step']").fill("10")
+        assert "row 10 of 28 is read now" in page.locator(".input").inner_text()
+        assert "read so far" in page.locator(".input").inner_text()
+        whole, read = (canvas.evaluate(COLOURS) for canvas in page.locator(".pair canvas").all())
+        dark = "11,16,32"
+        bright = [[level > 0 for level in row] for row in picture.tolist()]
+        for row in (*range(8), *range(12, 28)):  # beyond the frame round the tenth
+            assert [colour != dark for colour in whole[row]] == bright[row]
+            assert [colour != dark for colour in read[row]] == (
+                bright[row] if row < 9 else [False] * 28
+            )
+        page.context.close()
 
 
 def test_two_visitors_choose_for_themselves(visit, address):

@@ -5,6 +5,9 @@ becomes the other. Every function takes `data [B, *F]` (floating point, intensit
 [0, 1]) and `num_steps` (T), and returns `[T, B, *F]` in the data's dtype and on its device.
 Time is counted in steps from 0. None of them loops over T in Python.
 
+`rows` and `pixels` (`neurospike.coding.reading`) show a picture part by part instead, and take no
+`num_steps`, which follows from the picture.
+
 `rate` and `latency` hand their spikes over in another format on request: `dtype=torch.uint8` or
 `torch.bool` is what `neurospike.SpikeLinear` takes, a quarter of the memory of float32. The spikes
 are the same in every format.
@@ -48,6 +51,19 @@ from .intensities import (
     spikes_format,
     working,
 )
+from .reading import pixel_order, pixels, rows
+
+__all__ = [
+    "burst",
+    "constant",
+    "delta",
+    "latency",
+    "phase",
+    "pixel_order",
+    "pixels",
+    "rate",
+    "rows",
+]
 
 LEAST_COMPILED = 1 << 16  # fewer spikes are made sooner than a compiled loop is loaded
 _COMPILED = (torch.bool, torch.uint8, torch.float32, torch.float64)

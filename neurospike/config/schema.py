@@ -1,7 +1,7 @@
 """Every key of the configuration: its meaning, its default and its limits."""
 
 from math import isqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -73,11 +73,20 @@ PositiveNumber = Annotated[
 Size = Annotated[int, Field(ge=1, le=2**63 - 1), BeforeValidator(_refuse_bool)]
 # Threads that the system does not grant end the process without a word.
 Threads = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_refuse_bool)]
 Sizes = Annotated[list[Size], Field(min_length=1)]
+# The shortest and the longest of a layer's time constants, in steps.
+TimeConstants = Annotated[
+    list[PositiveNumber], Field(min_length=2, max_length=2), BeforeValidator(_split_sizes)
+]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
+READING = ("rows", "pixels")  # encodings that read a picture part by part, one part per step
 
+
+Recorded = Literal["shd", "nmnist", "dvs_gesture"]  # data sets of recordings of events
+RECORDED = get_args(Recorded)
 
 # Dumped as what each step is, not as what all steps have in common.
 Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
@@ -85,10 +94,15 @@ Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 
 # The networks of `neurospike.models`, and the keys that only some of them take.
 KINDS: dict[str, tuple[str, ...]] = {
-    "mlp": ("hidden_size",),
+    "mlp": ("hidden_size", "neuron", "tau", "tau_adaptation", "recurrent"),
     "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
     "resnet": ("channels", "blocks", "shortcut"),
 }
+
+
+def reading_steps(encoding: str, input_size: int) -> int:
+    """The steps in which an encoding of `READING` reads a square picture of so many pixels."""
+    return isqrt(input_size) if encoding == "rows" else input_size
 
 
 def _known_kind(value: str) -> str:
@@ -120,6 +134,25 @@ class ModelConfig(Section):
         json_schema_extra={"allowed": "a whole number >= 1, or a list of them"},
     )
     output_size: Size = Field(default=10, description="outputs, one a class")
+    neuron: Literal["lif", "alif", "se_adlif"] = Field(
+        default="lif",
+        description="mlp: the hidden neurons: LIF with the keys below, or adaptive ones whose "
+        "constants are learned per neuron",
+    )
+    tau: TimeConstants = Field(
+        default=[5.0, 25.0],
+        description="alif, se_adlif: shortest and longest time constant of the membrane in steps",
+        json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
+    )
+    tau_adaptation: TimeConstants = Field(
+        default=[60.0, 300.0],
+        description="alif, se_adlif: those of the adaptation",
+        json_schema_extra={"allowed": "a list of two numbers > 0, the shorter first"},
+    )
+    recurrent: Switch = Field(
+        default=False,
+        description="mlp: the spikes of each hidden layer come back to all of its neurons",
+    )
     channels: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
         default=[16, 32],
         description="conv, resnet: channels of each stage; stages halve the picture",
@@ -148,7 +181,10 @@ class ModelConfig(Section):
     init: Literal["torch", "kaiming", "fluctuation"] = Field(
         default="torch", description="first weights: torch's own, or suited to rectifiers, neurons"
     )
-    num_steps: Size = Field(default=25, description="time steps a picture is shown for")
+    num_steps: Size = Field(
+        default=25,
+        description="time steps a picture is shown for; encodings rows and pixels have their own",
+    )
     beta: Number = Field(default=0.95, ge=0, le=1, description="membrane decay a time step")
     threshold: Number = Field(default=1.0, gt=0, description="membrane above which a neuron fires")
     surrogate: Literal[
@@ -184,6 +220,16 @@ class ModelConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _shorter_first(self) -> "ModelConfig":
+        for name in ("tau", "tau_adaptation"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(
+                    f"{name} takes the shorter time constant first, got [{low:g}, {high:g}]"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _stages_agree(self) -> "ModelConfig":
         if self.kind == "resnet" and len(self.channels) != len(self.blocks):
             raise ValueError(
@@ -217,10 +263,13 @@ class ModelConfig(Section):
 class EncodingConfig(Section):
     """How a picture becomes input over time; only the options of the chosen kind are used."""
 
-    kind: Literal["constant", "rate", "latency", "delta", "phase", "burst"] = Field(
+    kind: Literal[
+        "constant", "rate", "latency", "delta", "phase", "burst", "rows", "pixels", "none"
+    ] = Field(
         default="constant",
         description="same current every step, random spikes, one timed spike, spikes of change as "
-        "the picture fades in, binary digits, or a burst",
+        "the picture fades in, binary digits, or a burst; mlp: read row by row or pixel by pixel; "
+        "none: recordings have time of their own",
     )
     gain: Number = Field(
         default=1.0, ge=0, description="rate: spike probability a unit of brightness"
@@ -251,6 +300,10 @@ class EncodingConfig(Section):
     max_spikes: Integer = Field(
         default=5, ge=1, le=65536, description="burst: spikes of a white pixel"
     )
+    permute: Annotated[Seed | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="pixels: seed of a random order, the same for all pictures; null: row by row",
+    )
 
     @model_validator(mode="after")
     def _options_agree(self) -> "EncodingConfig":
@@ -269,8 +322,24 @@ class EncodingConfig(Section):
             "delta": {"threshold": "delta_threshold"},
             "phase": {"period": "period"},
             "burst": {"max_spikes": "max_spikes"},
+            "rows": {},
+            "pixels": {"permute": "permute"},
+            "none": {},
         }
         return {name: getattr(self, key) for name, key in keys[self.kind].items()}
+
+
+class EventsConfig(Section):
+    """How recordings of events become frames over time: the arguments of `data.Binning`."""
+
+    time_bin: Number = Field(default=10.0, ge=0.001, description="milliseconds of a time step")
+    bins: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="time steps of each recording, however long it lasts; null: as time_bin says",
+    )
+    pool: Size = Field(
+        default=1, description="channels, or pixels of each side, that are counted as one"
+    )
 
 
 class TrainingConfig(Section):
@@ -357,8 +426,11 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = Field(
-        default="auto", description="pictures to learn; auto: mnist if it can be had, else digits"
+    events: EventsConfig = EventsConfig()
+    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits", Recorded] = Field(
+        default="auto",
+        description="pictures to learn; auto: mnist if it can be had, else digits; recordings of "
+        "events: shd, nmnist, dvs_gesture",
     )
     data_path: Text = Field(
         default="data/", description="folder of the data sets; downloads go there"
@@ -424,6 +496,46 @@ class Config(Section):
                 f"{', '.join(step.kind for step in self.preprocessing)} leaves them in "  # type: ignore[attr-defined]
                 f"[{low:.3g}, {high:.3g}]: leave normalize out, or use constant, rate or delta"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recordings_have_their_time(self) -> "Config":
+        kind, recorded = self.encoding.kind, self.dataset in RECORDED
+        if recorded != (kind == "none"):
+            what, use = ("recordings", "none") if recorded else ("pictures", "constant")
+            raise ValueError(
+                f"dataset {self.dataset} has {what}, got encoding.kind {kind}: use {use}"
+                + ("" if recorded else f", or a dataset of {', '.join(RECORDED)}")
+            )
+        if recorded and self.model.kind in ("conv", "resnet"):
+            raise ValueError(
+                f"dataset {self.dataset} has recordings, and model.kind {self.model.kind} takes "
+                "pictures: use mlp"
+            )
+        if recorded and self.preprocessing:
+            raise ValueError(
+                f"dataset {self.dataset} has recordings, and preprocessing is for pictures: leave "
+                "it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_follow_from_the_picture(self) -> "Config":
+        kind, pixels, given = self.encoding.kind, self.model.input_size, self.model.num_steps
+        if kind not in READING:
+            return self
+        if kind == "rows" and isqrt(pixels) ** 2 != pixels:
+            raise ValueError(
+                f"encoding.kind rows needs square pictures, got a model.input_size of {pixels}"
+            )
+        steps = reading_steps(kind, pixels)
+        if given not in (steps, ModelConfig().num_steps):
+            raise ValueError(
+                f"encoding.kind {kind} reads a picture of {pixels} pixels in {steps} steps, got "
+                f"model.num_steps {given}: leave it out, or give {steps}"
+            )
+        model = self.model.model_copy(update={"num_steps": steps})
+        object.__setattr__(self, "model", model)  # frozen for all others
         return self
 
     def network_arguments(self) -> dict[str, Any]:

@@ -5,12 +5,17 @@ processes, per-picture Python and copies costs more than the training step it fe
 whole set moves once and a batch is one gather and one conversion.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from neurospike.ops.constants import constant
+
+if TYPE_CHECKING:
+    from .recordings import Recordings
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,25 +54,52 @@ class Split:
         seed holds out the same samples. Both parts keep the original order; neither is
         stratified. Errors: `ValueError` for a fraction outside [0, 1).
         """
-        if not 0 <= fraction < 1:
-            raise ValueError(
-                f"fraction must be at least 0 and below 1, got {fraction}: it is the part held out"
-            )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        held_out = torch.zeros(len(self), dtype=torch.bool)
-        held_out[order[: round(fraction * len(self))]] = True
-        return self._where(~held_out), self._where(held_out)
+        held_out = held_out_of(len(self), fraction, seed)
+        return self.select(~held_out), self.select(held_out)
 
-    def _where(self, mask: Tensor) -> "Split":
-        return Split(self.images[mask], self.labels[mask])
+    def select(self, chosen: Tensor) -> "Split":
+        """Return the pictures of a mask `[N]` or of numbers int64 `[M]`."""
+        return Split(self.images[chosen], self.labels[chosen])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a device holds of them for `gather`."""
+        return self.images, self.labels
+
+    def gather(
+        self, tensors: Sequence[Tensor], chosen: Tensor, numbers: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return what `shown` makes a batch of, on the device of `tensors` and `chosen` `[B]`."""
+        return tuple(tensor.index_select(0, chosen) for tensor in tensors)
+
+    def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return a batch: pictures float32 `[B, 1, 28, 28]` in [0, 1], and labels `[B]`."""
+        images, labels = gathered
+        # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
+        white = constant((255.0,), torch.float32, images.device)
+        return images.unsqueeze(1).div(white), labels
+
+
+def held_out_of(count: int, fraction: float, seed: int) -> Tensor:
+    """Draw which of so many samples are held out: a mask `[count]`. See `Split.split`."""
+    if not 0 <= fraction < 1:
+        raise ValueError(
+            f"fraction must be at least 0 and below 1, got {fraction}: it is the part held out"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(count, dtype=torch.bool)
+    held_out[order[: round(fraction * count)]] = True
+    return held_out
 
 
 class Batches:
-    """Iterate a split as `(images, labels)` batches on a device, once an epoch.
+    """Iterate a split as batches on a device, once an epoch.
 
-    Yields `images` float32 `[B, 1, 28, 28]` in [0, 1] (0 and 255 map to exactly 0 and 1) and
-    `labels` int64 `[B]`; both are fresh tensors. B is `batch_size`, and what is left over in
-    the last batch unless `drop_last`. `len()` is the number of batches; an empty split has none.
+    Of a `Split`, yields `images` float32 `[B, 1, 28, 28]` in [0, 1] (0 and 255 map to exactly 0
+    and 1) and `labels` int64 `[B]`; of `Recordings`, `sequences` float32 `[T, B, *F]`, their
+    `lengths` int64 `[B]` and `labels`. All are fresh tensors. B is `batch_size`, and what is left
+    over in the last batch unless `drop_last`. `len()` is the number of batches; an empty split has
+    none.
 
     smallest: samples that each process gets of the last batch at least; fewer are joined to the
     batch before, if there is one. By default 2 with `shuffle`, because batch normalisation cannot
@@ -85,9 +117,9 @@ class Batches:
     `state_dict()` within an epoch or between two, given to `load_state_dict()`, makes the next
     iteration go on with the batch that would have come.
 
-    The uint8 images are moved to `device` once and kept there, and `resident` is True. If a CUDA
-    device has no room for them, they stay where they are and each batch goes over by itself, as
-    uint8 through pinned memory; `resident` is then False.
+    What a split stores, images as uint8, is moved to `device` once and kept there, and `resident`
+    is True. If a CUDA device has no room for it, it stays where it is and each batch goes over by
+    itself, through pinned memory; `resident` is then False.
 
     Errors: `ValueError` for a `batch_size` or `smallest` below 1, a generator that is not on the
     CPU or a `rank` that is not one of `world`.
@@ -95,7 +127,7 @@ class Batches:
 
     def __init__(
         self,
-        split: Split,
+        split: "Split | Recordings",
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -128,16 +160,16 @@ class Batches:
         self.generator = generator
         self.device = torch.device(device)
         self.drop_last = drop_last
+        self._split = split
         try:
-            self._images = split.images.to(self.device)
-            self._labels = split.labels.to(self.device)
+            self._tensors = tuple(tensor.to(self.device) for tensor in split.tensors)
             self.resident = True
         except torch.OutOfMemoryError:
-            self._images, self._labels = split.images, split.labels
+            self._tensors = split.tensors
             self.resident = False
 
     def __len__(self) -> int:
-        full, left_over = divmod(len(self._labels), self.batch_size)
+        full, left_over = divmod(len(self._split), self.batch_size)
         if self.drop_last or not left_over:
             return full
         return full if full and left_over < self.smallest * self.world else full + 1
@@ -159,30 +191,28 @@ class Batches:
             self.generator.set_state(state["generator"])
         self._skip = state["position"]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self._labels)
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        count = len(self._split)
         # Kept for `state_dict`: an epoch that is gone on with needs the order it began with.
         self._order_state = None if self.generator is None else self.generator.get_state()
         order = (
             torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
-        ).to(self._images.device)
+        )
+        there = order.to(self._tensors[0].device)
         first, self._skip = self._skip, 0
         starts = [index * self.batch_size for index in range(len(self))]
         ends = [*starts[1:], len(starts) * self.batch_size if self.drop_last else count]
-        # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
-        white = torch.full((), 255.0, dtype=torch.float32)
         for index in range(first, len(starts)):
             self._position = index + 1
-            whole = order[starts[index] : ends[index]]
-            chosen = whole[self.rank :: self.world] if self.world > 1 else whole
-            self.share = len(chosen) * self.world / len(whole)
-            images = self._images.index_select(0, chosen)
-            labels = self._labels.index_select(0, chosen)
+            own = slice(starts[index] + self.rank, ends[index], self.world)
+            chosen = there[own]
+            self.share = len(chosen) * self.world / (ends[index] - starts[index])
+            gathered = self._split.gather(self._tensors, chosen, order[own])
             if not self.resident:
                 # The gathered batch is pinned, not the set: a gather from pinned memory would
                 # land in ordinary memory again. Torch keeps it until its copy has finished.
-                images = images.pin_memory().to(self.device, non_blocking=True)
-                labels = labels.pin_memory().to(self.device, non_blocking=True)
-            white = white.to(images.device)
-            yield images.unsqueeze(1).div(white), labels
+                gathered = tuple(
+                    tensor.pin_memory().to(self.device, non_blocking=True) for tensor in gathered
+                )
+            yield self._split.shown(gathered)
         self._position = 0

@@ -11,16 +11,10 @@ import http.client
 import importlib
 import io
 import os
-import queue
 import shutil
-import socket
 import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +26,7 @@ from neurospike.errors import DataError, MissingDependencyError
 
 from .batches import Split
 from .digits import read_digits
+from .fetching import bounded, last_line, reach
 from .idx import read_idx
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -39,9 +34,6 @@ NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
 PARTS = ("train", "t10k")
 ENDINGS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FILES = [f"{part}-{ending}" for part in PARTS for ending in ENDINGS]
-
-# Seconds until a first answer, and then for each connection and each read.
-DOWNLOAD_TIMEOUT = 5.0
 
 # RuntimeError is torchvision's own after its last mirror; a connection that breaks off
 # half-way passes through it as one of the others.
@@ -99,12 +91,12 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
         ) from error
 
 
-def check_name(name: str) -> None:
-    """Raise DataError, with the nearest, for a name that `load` does not know."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+def check_name(name: str, names: Sequence[str] = NAMES) -> None:
+    """Raise DataError, with the nearest, for a name that is none of `names`: what `load` knows."""
+    if name not in names:
+        near = difflib.get_close_matches(str(name).lower(), names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(NAMES)}.")
+        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(names)}.")
 
 
 def _load_auto(root: Path, download: bool) -> DigitData:
@@ -167,7 +159,7 @@ def _extract(raw: Path) -> None:
                         _move_files(Path(folder), raw)
     except OSError as error:
         raise DataError(
-            f"cannot unpack the .gz files in {raw} ({_last_line(error)}): make the folder "
+            f"cannot unpack the .gz files in {raw} ({last_line(error)}): make the folder "
             "writable, or unpack them elsewhere and give that data path."
         ) from error
 
@@ -198,13 +190,13 @@ def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
         dataset = getattr(_require("torchvision.datasets", "torchvision"), name)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-            _reach([mirror + dataset.resources[0][0] for mirror in dataset.mirrors])
+            reach([mirror + dataset.resources[0][0] for mirror in dataset.mirrors])
             with _quiet_and_bounded():
                 dataset(folder, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             _move_files(Path(folder, name, "raw"), raw)
     except _NOT_FETCHED as error:
-        reason = _last_line(error)
+        reason = last_line(error)
         files = [file for n in FILES for file in (n, _dotted(n))]
         if not any(os.path.lexists(raw / f"{file}{end}") for file in files for end in ("", ".gz")):
             raise _NotObtainedError(
@@ -217,39 +209,6 @@ def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
         ) from error
 
 
-def _reach(urls: list[str]) -> None:
-    """Raise `OSError` unless one of the mirrors answers within `DOWNLOAD_TIMEOUT`.
-
-    In threads, because a socket's timeout bounds neither the look-up of a name nor the number
-    of addresses tried one after the other: behind a firewall that drops packets torchvision
-    would try for minutes.
-    """
-    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask(url: str) -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT):
-                outcomes.put(None)
-        except urllib.error.HTTPError:
-            outcomes.put(None)  # an answer, if a bad one: torchvision has more mirrors to try
-        except (OSError, http.client.HTTPException) as error:
-            outcomes.put(error)
-
-    for url in urls:
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
-    failure: Exception = TimeoutError(f"no answer within {DOWNLOAD_TIMEOUT:g} s")
-    for _ in urls:
-        try:
-            outcome = outcomes.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        if outcome is None:
-            return
-        failure = outcome
-    raise OSError(_last_line(failure)) from failure
-
-
 def _move_files(source: Path, target: Path) -> None:
     for file in source.iterdir():
         file.replace(target / file.name)
@@ -257,14 +216,9 @@ def _move_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def _quiet_and_bounded() -> Iterator[None]:
-    """Hide torchvision's progress bars and bound its sockets, which have no limit of their own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
+    """Hide torchvision's progress bars and bound its sockets."""
+    with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
 
 
 def _read(raw: Path, part: str) -> Split:
@@ -274,19 +228,13 @@ def _read(raw: Path, part: str) -> Split:
         return Split(read_idx(images, 3), read_idx(labels, 1).to(torch.int64))
     except OSError as error:
         raise DataError(
-            f"cannot read the {part} files in {raw} ({_last_line(error)}): check their permissions."
+            f"cannot read the {part} files in {raw} ({last_line(error)}): check their permissions."
         ) from error
     except ValueError as error:
         raise DataError(
-            f"the {part} files in {raw} are damaged ({_last_line(error)}).\n"
+            f"the {part} files in {raw} are damaged ({last_line(error)}).\n"
             "Replace them, or delete the folder and they are downloaded anew."
         ) from error
-
-
-def _last_line(error: BaseException) -> str:
-    """The most specific part of a message in one line; torchvision's have a line a mirror."""
-    lines = str(error).split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
 
 
 def _require(module: str, package: str) -> ModuleType:
@@ -295,6 +243,6 @@ def _require(module: str, package: str) -> ModuleType:
     # torchvision beside another torch than its own fails with a RuntimeError.
     except (ImportError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"{package} is needed for this data set and does not import ({_last_line(error)}): "
+            f"{package} is needed for this data set and does not import ({last_line(error)}): "
             f"pip install {package}"
         ) from error

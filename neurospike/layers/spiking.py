@@ -195,8 +195,9 @@ class Spiking(_Neuron):
                     "every layer; give it another name"
                 )
             self._keep(name, values[name], name in learn)
-            if not isinstance(values[name], nn.Parameter):
-                self._check_value(name, getattr(self, name).detach())
+            kept = getattr(self, name).detach()
+            if not isinstance(values[name], nn.Parameter) and not kept.is_meta:
+                self._check_value(name, kept)
 
     def _check_value(self, name: str, value: Tensor) -> None:
         low, high = self.bounds.get(name, (-math.inf, math.inf))

@@ -13,7 +13,7 @@ from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.pictures import suffixes
-from neurospike.training.loading import MODEL, load_trained
+from neurospike.training.loading import MODEL, check_sees_pictures, load_trained
 
 from .answering import Answerer
 from .watching import WatchedRun
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.li
         if flags.watch is None:
             device = choose_device(flags.device, "auto")
             trained = load_trained(flags.model_path or MODEL, device)
+            check_sees_pictures(trained, flags.model_path or MODEL)
             live = Live(Answerer(trained, device), flags.data_path)
         else:
             if flags.model_path is not None:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from neurospike.backend.dispatch import choose, use_backend
+from neurospike.coding.encoding import pixel_order
+from neurospike.config.schema import READING
 from neurospike.data import DigitData, load
+from neurospike.layers.recurrent import Recurrent
 from neurospike.models import Recording, SpikingNetwork
 from neurospike.models.network import ENCODINGS
 from neurospike.training.loading import Trained
@@ -51,6 +54,16 @@ class Answerer:
         return Choice(model.encoding, model.num_steps)
 
     @property
+    def codings(self) -> tuple[str, ...]:
+        """The codings that a visitor can choose from: those that the network can be given."""
+        return self.trained.model.codings
+
+    @property
+    def reads(self) -> bool:
+        """True if the network reads a picture part by part, in a number of steps that is given."""
+        return self.trained.model.encoding in READING
+
+    @property
     def most_steps(self) -> int:
         """Time steps that a visitor can ask for; those that the network learnt with always."""
         return max(MOST_STEPS, self.default.num_steps)
@@ -60,8 +73,10 @@ class Answerer:
         """What network this is, in a line."""
         config = self.trained.config
         learnt = self.default
+        layers = self.trained.model.modules()
+        back = "recurrent " if any(isinstance(layer, Recurrent) for layer in layers) else ""
         return (
-            f"{config.model.kind} network trained on {self.trained.dataset}, {learnt.coding} "
+            f"{back}{config.model.kind} network trained on {self.trained.dataset}, {learnt.coding} "
             f"coding, {learnt.num_steps} steps"
         )
 
@@ -105,17 +120,47 @@ class Answerer:
             "coding": choice.coding,
             "learnt": choice.coding == self.default.coding,
             "picture": framed(picture),
+            "reading": self._reading(images),
             **_packed(recording),
         }
 
     def check(self, choice: Choice) -> None:
         """Raise ValueError for an unknown coding, or too many or too few steps."""
+        if self.reads and choice.num_steps != self.default.num_steps:
+            raise ValueError(
+                f"the network reads a picture in {self.default.num_steps} steps, got "
+                f"{choice.num_steps}"
+            )
         if not 1 <= choice.num_steps <= self.most_steps:
             raise ValueError(f"steps must be 1 to {self.most_steps}, got {choice.num_steps}")
-        if choice.coding not in ENCODINGS:
+        if choice.coding not in self.codings:
+            what = "another network's" if choice.coding in ENCODINGS else "unknown"
             raise ValueError(
-                f"unknown coding {choice.coding!r}; choose one of {', '.join(ENCODINGS)}"
+                f"{what} coding {choice.coding!r}; choose one of {', '.join(self.codings)}"
             )
+
+    def _reading(self, images: Tensor) -> dict[str, Any] | None:
+        """What is read of a picture at each step, as the browser marks it; None: it sees all.
+
+        `picture`: as the network is given it; `part`: rows and columns of what a step reads;
+        `places`: the pixel of its upper left corner at each step, counted row by row.
+        """
+        if not self.reads:
+            return None
+        model = self.trained.model
+        prepared = model.preprocessing(images)[0, 0].float().cpu()
+        height, width = prepared.shape
+        if model.encoding == "rows":
+            part, places = (1, width), list(range(0, height * width, width))
+        else:
+            order = pixel_order(height * width, model.encoding_options.get("permute"))
+            part, places = (1, 1), order.tolist()
+        return {
+            "name": "row" if model.encoding == "rows" else "pixel",
+            "picture": framed(prepared),
+            "part": part,
+            "places": places,
+        }
 
     def _view(self, choice: Choice) -> SpikingNetwork:
         """The network as this choice has it; its weights are shared."""

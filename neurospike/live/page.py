@@ -122,7 +122,8 @@ class Visitor:
     def _options(self) -> None:
         usable = backends()
         with ui.element("section").classes("card side options"):
-            self.coding = ui.select(list(ENCODINGS), label="Coding", on_change=self._chosen)
+            codings = self.answerer.codings if self.answerer else ENCODINGS
+            self.coding = ui.select(list(codings), label="Coding", on_change=self._chosen)
             # Without min and max, which would put another number into the field without a word.
             self.steps = ui.number("Time steps", step=1, precision=0, on_change=self._chosen)
             self.backend = ui.select(
@@ -140,7 +141,9 @@ class Visitor:
         self._show_choice()
 
     def _show_choice(self) -> None:
-        if self.choice is not None:
+        if self.choice is not None and self.answerer is not None:
+            self.coding.set_options(list(self.answerer.codings))
+            self.steps.set_enabled(not self.answerer.reads)  # else they are those of the picture
             self.coding.value = self.choice.coding
             self.steps.value = self.choice.num_steps
             self.backend.value = self.choice.backend

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from neurospike.errors import CheckpointError, NeuroSpikeError
-from neurospike.training.loading import Trained, load_trained
+from neurospike.training.loading import Trained, check_sees_pictures, load_trained
 
 INTERVAL = 0.8  # seconds between two looks at the files, however many visitors watch
 # Seconds until the next look after one that found something. A browser takes some 100 ms to draw
@@ -95,7 +95,9 @@ class WatchedRun:
         status = path.stat()
         stamp = status.st_ino, status.st_mtime_ns
         if stamp != self._stamp:
-            self.trained = load_trained(path)
+            trained = load_trained(path)
+            check_sees_pictures(trained, path)
+            self.trained = trained
             self._stamp = stamp
             self.models += 1
 

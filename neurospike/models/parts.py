@@ -34,8 +34,18 @@ class NeuronOptions(TypedDict, total=False):
     learn_threshold: bool
 
 
-def over_steps(layer: Callable[[Tensor], Tensor], sequence: Tensor) -> Tensor:
-    """Apply a layer without a state to every step: `[T, B, ...]` to `[T, B, ...]`."""
+def over_steps(
+    layer: Callable[[Tensor], Tensor], sequence: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """Apply a layer without a state to every step: `[T, B, ...]` to `[T, B, ...]`.
+
+    lengths: how many of the steps belong to each sample, int64 `[B]`; the layer sees no others, so
+    that none counts where it normalises over the batch, and 0 comes out for them.
+    """
+    if lengths is not None:
+        own = torch.arange(len(sequence), device=sequence.device)[:, None] < lengths
+        found = layer(sequence[own])
+        return found.new_zeros(*own.shape, *found.shape[1:]).index_put((own,), found)
     return layer(sequence.flatten(0, 1)).unflatten(0, sequence.shape[:2])
 
 

@@ -14,7 +14,7 @@ class Recording:
 
     Shapes: `current` `[T, B, *F]`, the encoded input; `spikes` `{layer: [T, B, *F]}`; `output`
     `[T, B, C]`, the output neurons' membranes or, of a readout that looks at them, spikes; `scores`
-    `[B, C]`.
+    `[B, C]`; `lengths` int64 `[B]`, how many of the steps belong to each sample; None: all.
     """
 
     current: Tensor
@@ -22,10 +22,22 @@ class Recording:
     output: Tensor
     scores: Tensor
     readout: str
+    lengths: Tensor | None = None
 
     @property
     def votes(self) -> Tensor:
-        """The scores `[T, B, C]` if the network had been stopped after each step."""
+        """The scores `[T, B, C]` if the network had been stopped after each step.
+
+        Beyond a sample's end they stay as they were.
+        """
+        votes = self._votes()
+        if self.lengths is None:
+            return votes
+        last = self.lengths.clamp_min(1) - 1
+        steps = torch.arange(len(votes), device=votes.device)[:, None].minimum(last)
+        return votes.gather(0, steps[:, :, None].expand_as(votes))
+
+    def _votes(self) -> Tensor:
         output = self.output.to(state_dtype(self.output.dtype))  # as the readouts
         if self.readout == "max_membrane":
             return output.cummax(0).values

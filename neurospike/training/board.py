@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from neurospike.errors import MissingDependencyError
 from neurospike.layers.lif import LI, LIF
+from neurospike.layers.recurrent import Recurrent
+from neurospike.layers.spiking import Spiking
 from neurospike.models import SpikingNetwork
 
 from .tiles import draw_membranes, draw_raster, draw_weights
@@ -114,7 +116,7 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
     calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any], Tensor]] = {}
     handles = []
     for name, layer in model.named_modules():
-        if isinstance(layer, (LIF, LI)):
+        if isinstance(layer, (LIF, LI, Spiking, Recurrent)):
 
             def note(
                 layer: nn.Module, given: Any, options: Any, found: Any, name: str = name
@@ -134,12 +136,16 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
     names = {fired.data_ptr(): name for name, fired in spikes.items()}
     membranes = {}
     for name, (layer, given, options, found) in calls.items():
-        if isinstance(layer, LIF):
-            fired, _, trace = layer(*given, **options, return_trace=True)
-            threshold = float(layer.threshold.mean())
-        else:
+        if isinstance(layer, LI):
             trace, _ = layer(*given, **options)
             fired, threshold = torch.zeros_like(trace), None
+        else:
+            fired, _, trace = layer(*given, **options, return_trace=True)
+            neuron: Any = layer.neuron if isinstance(layer, Recurrent) else layer
+            if isinstance(trace, tuple):
+                states = neuron.rule.states
+                trace = trace[states.index("mem") if "mem" in states else 0]
+            threshold = float(neuron.threshold.mean()) if hasattr(neuron, "threshold") else None
         fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
         rate = fired.float().mean(0)
         chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values

@@ -11,14 +11,17 @@ from pathlib import Path
 import torch
 
 from neurospike.config import Config
+from neurospike.config.schema import RECORDED
 from neurospike.config.steps import size_after
-from neurospike.data import DigitData
+from neurospike.data import DigitData, EventData
+from neurospike.data.events import SOURCES, frame_size
 from neurospike.errors import ConfigError, MissingDependencyError
+from neurospike.models import MODELS
 
 from .loading import build_on_meta
 from .records import check_folder, check_writable
 
-SIDE, CLASSES = 28, 10  # of every data set here
+SIDE, CLASSES = 28, 10  # of every data set of pictures
 TRAINED = 4  # numbers kept of each weight while it is trained: itself, gradient, two of Adam's
 SMALLER = "Train with a smaller --batch_size, --num_steps or --hidden_size"
 
@@ -29,7 +32,10 @@ def check_run(config: Config, device: torch.device, *, resumed: bool = False) ->
     resumed: the run has its folder already. MissingDependencyError: for a package that it needs;
     NeuroSpikeError: for a folder that it cannot have.
     """
-    _check_pictures(config)
+    if config.dataset in RECORDED:
+        _check_recordings(config)
+    else:
+        _check_pictures(config)
     _check_processes(config, device)
     _check_graph(config, device)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -42,12 +48,13 @@ def check_run(config: Config, device: torch.device, *, resumed: bool = False) ->
             check_folder(Path(config.run_dir))
 
 
-def check_data(config: Config, data: DigitData) -> None:
-    """Raise ConfigError if no picture would be held out of the data."""
+def check_data(config: Config, data: DigitData | EventData) -> None:
+    """Raise ConfigError if no picture or recording would be held out of the data."""
     share, count = config.training.validation, len(data.train)
+    what = "pictures" if isinstance(data, DigitData) else "recordings"
     if share and not round(share * count):
         raise ConfigError(
-            f"training.validation: got {share}, which holds none of the {count:,} pictures of "
+            f"training.validation: got {share}, which holds none of the {count:,} {what} of "
             f"{data.name} out; use 0, or at least {1 / count:.2g}"
         )
 
@@ -64,15 +71,45 @@ def _check_pictures(config: Config) -> None:
             f"model.input_size: got {model.input_size}, but the pictures of {config.dataset} have "
             f"{height * width} pixels" + (" after preprocessing" if config.preprocessing else "")
         )
-    if model.kind in ("conv", "resnet") and height != width:
+    coding, taken = config.encoding.kind, MODELS[model.kind].encodings
+    if coding not in taken:
         raise ConfigError(
-            f"preprocessing: leaves pictures of {height} x {width} pixels, and model.kind "
-            f"{model.kind} takes square ones"
+            f"encoding.kind: got {coding}, but a network of model.kind {model.kind} sees whole "
+            f"pictures at every step; use mlp, or one of {', '.join(taken)}"
         )
-    if model.output_size < CLASSES:
+    if height != width and (model.kind in ("conv", "resnet") or coding == "rows"):
+        asks = "encoding.kind rows" if coding == "rows" else f"model.kind {model.kind}"
         raise ConfigError(
-            f"model.output_size: got {model.output_size}, but {config.dataset} has {CLASSES} "
-            "classes"
+            f"preprocessing: leaves pictures of {height} x {width} pixels, and {asks} takes square "
+            "ones"
+        )
+    _check_classes(config, CLASSES)
+
+
+def _check_recordings(config: Config) -> None:
+    """Refuse a network that does not fit the frames or has too few classes, or a lack of tonic."""
+    if importlib.util.find_spec("tonic") is None:
+        raise MissingDependencyError(
+            f"dataset {config.dataset} is read by tonic, which is not installed: "
+            'pip install "neurospike[events]"'
+        )
+    try:
+        size = frame_size(config.dataset, config.events.pool)
+    except ValueError as error:
+        raise ConfigError(f"events.pool: {error}") from None
+    if config.model.input_size != size:
+        raise ConfigError(
+            f"model.input_size: got {config.model.input_size}, but the frames of {config.dataset} "
+            f"have {size} values with events.pool {config.events.pool}"
+        )
+    _check_classes(config, SOURCES[config.dataset].classes)
+
+
+def _check_classes(config: Config, classes: int) -> None:
+    if config.model.output_size < classes:
+        raise ConfigError(
+            f"model.output_size: got {config.model.output_size}, but {config.dataset} has "
+            f"{classes} classes"
         )
 
 

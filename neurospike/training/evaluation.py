@@ -30,11 +30,12 @@ class Evaluation:
         scores: Tensor,
         labels: Tensor,
         activity: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         """Add one batch; waits for nothing.
 
         loss: scalar, the batch's mean; scores `[B, C]`; labels int64 `[B]`, below C; activity:
-        spikes `[T, B, *F]` by layer.
+        spikes `[T, B, *F]` by layer; lengths: how many of the steps belong to each sample, `[B]`.
         """
         activity = activity or {}
         classes = scores.shape[1]
@@ -52,7 +53,8 @@ class Evaluation:
         for name, spikes in activity.items():
             sums = self._spikes[name]
             sums[:-1] += spikes.sum((0, 1), dtype=torch.float32).flatten()
-            sums[-1] += spikes.shape[0] * spikes.shape[1]
+            # Beyond its end a sample has no spikes.
+            sums[-1] += lengths.sum() if lengths is not None else spikes.shape[0] * spikes.shape[1]
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no pictures.

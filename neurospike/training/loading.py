@@ -79,6 +79,16 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     return Trained(model.to(device).eval(), config, dataset or _dataset_of(config), checkpoint)
 
 
+def check_sees_pictures(trained: Trained, path: str | Path) -> None:
+    """Raise CheckpointError for a network of recordings, where it is to be shown a picture."""
+    if trained.model.encoding == "none":
+        raise CheckpointError(
+            f"{path}: its network was trained on recordings of events ({trained.dataset}), and a "
+            "picture is none: test it with python -m neurospike.evaluate, or use one that was "
+            "trained on pictures"
+        )
+
+
 def _check_kind(path: str | Path, config: dict[str, Any]) -> None:
     """Raise CheckpointError for a network that nobody has registered in this process."""
     section = config.get("model")

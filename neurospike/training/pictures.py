@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neurospike.models import SpikingNetwork
+from neurospike.models.network import READING
 from neurospike.visualization import SpikeVisualizer
 
 from .trainer import BatchSource
@@ -23,30 +24,36 @@ def draw_network(
 
     `confusion_matrix.png` of all of them, or of the counts in `confusion`, if these are known
     already; `firing_rates.png` of every layer, over the first batch; `input_encoding.png` of its
-    first picture; `weights.png`, the first layer's receptive fields. Without batches, nothing.
+    first picture; `weights.png`, the first layer's receptive fields. Of sequences neither of the
+    last two, which are of pictures. Without batches, nothing.
     Raises MissingDependencyError without matplotlib, OSError for a file that cannot be written.
     """
     model.eval()
     answers, truth, first = [], [], None
-    for images, labels in batches:
-        first = images if first is None else first
+    for images, *lengths, labels in batches:
+        first = (images, *lengths) if first is None else first
         if confusion is not None:
             break
-        answers.append(model(images).argmax(1))
+        options = {"lengths": lengths[0]} if lengths else {}
+        answers.append(model(images, **options).argmax(1))
         truth.append(labels)
     if first is None:
         return []
     matrix = (torch.cat(truth), torch.cat(answers)) if confusion is None else (confusion,)
     visualizer = SpikeVisualizer()
-    recorded, prepared = model.record(first), model.preprocessing(first)
-    layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
-    shape = (prepared.shape[-2], prepared.shape[-1])
+    recorded = model.record(*first)
     figures = {
         "confusion_matrix": visualizer.plot_confusion_matrix(*matrix),
         "firing_rates": visualizer.plot_firing_rates(recorded.spikes),
-        "input_encoding": visualizer.plot_input_encoding(prepared, recorded.current),
-        "weights": visualizer.plot_weights(layer, shape=shape),
     }
+    if model.encoding != "none":
+        prepared = model.preprocessing(first[0])
+        layer = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
+        shape = (prepared.shape[-2], prepared.shape[-1])
+        if model.encoding in READING:  # a step's inputs are a part of the picture
+            shape = (1, recorded.current.shape[-1])
+        figures["input_encoding"] = visualizer.plot_input_encoding(prepared, recorded.current)
+        figures["weights"] = visualizer.plot_weights(layer, shape=shape)
     paths = []
     for name, (figure, _) in figures.items():
         paths.append(Path(folder) / f"{name}.png")

@@ -27,8 +27,9 @@ def make_trainer(
     penalty = None
     if training.rate_penalty:
 
-        def penalty(activity: Mapping[str, Tensor]) -> Tensor:
-            beyond = losses.rate_penalty(activity, training.rate_low, training.rate_high)
+        def penalty(activity: Mapping[str, Tensor], lengths: Tensor | None = None) -> Tensor:
+            low, high = training.rate_low, training.rate_high
+            beyond = losses.rate_penalty(activity, low, high, lengths)
             return training.rate_penalty * beyond
 
     return SNNTrainer(
@@ -72,7 +73,7 @@ def make_optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
 def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
     """Raise ConfigError if a process gets one picture per step and the network needs more."""
     size = config.training.batch_size
-    if size // processes >= 2:
+    if size // processes >= 2 or config.encoding.kind == "none":  # a sequence has several steps
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:

@@ -59,37 +59,42 @@ class Stepper:
         """Record anew: weights or the optimiser's state lie elsewhere."""
         self._graphed = None
 
-    def step(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+    def step(
+        self, images: Tensor, labels: Tensor, share: float, lengths: Tensor | None = None
+    ) -> Tensor:
         """Run one step; returns its `metrics.figures`."""
         if self._cuda is None or self._rates is None:
-            return self.trainer.compute_step(images, labels, share)
+            return self.trainer.compute_step(images, labels, share, lengths)
         self._rates.fill()
         if self.why_not is None and share == 1:
             self._graphed = self._graphed or Graphed(self._compute, self._cuda)
             try:
-                return self._run(self._graphed, images, labels)
+                given = (images, labels) if lengths is None else (images, labels, lengths)
+                return self._run(self._graphed, *given)
             except GraphError as error:
                 # Gradients that were recorded are not computed.
                 self.trainer.model.zero_grad(set_to_none=True)
                 self._give_up(error.reason)
-        return self._compute(images, labels, share)
+        return self._compute(images, labels, lengths, share)
 
-    def _compute(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
+    def _compute(
+        self, images: Tensor, labels: Tensor, lengths: Tensor | None = None, share: float = 1.0
+    ) -> Tensor:
         assert self._rates is not None
         with self._rates.on_device():
-            return self.trainer.compute_step(images, labels, share)
+            return self.trainer.compute_step(images, labels, share, lengths)
 
-    def _run(self, graphed: Graphed, images: Tensor, labels: Tensor) -> Tensor:
+    def _run(self, graphed: Graphed, *given: Tensor) -> Tensor:
         """Run the step, record it or replay it."""
         if graphed.replays:
             before = graphed.replays
-            found: Tensor = graphed(images, labels)
+            found: Tensor = graphed(*given)
             self.replayed += graphed.replays - before
             return found.clone()  # the next replay writes over it
         model = self.trainer.model
         values = _plain_values(model)
         model.zero_grad(set_to_none=True)  # so that gradients belong to the graph's memory
-        found = graphed(images, labels).clone()
+        found = graphed(*given).clone()
         if graphed.replays:
             self.replayed += 1
             self._recorded = self._now()

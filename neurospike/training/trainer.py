@@ -7,7 +7,7 @@ of processes are the business of its `fabric` (`scale.py`).
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neurospike.coding.intensities import can_look
 from neurospike.errors import NeuroSpikeError
 
+from .batch import Parts, parts_of
 from .diagnosis import find_not_finite
 from .evaluation import Evaluation
 from .metrics import Meter, Metrics, NotFiniteError, figures
@@ -34,9 +35,11 @@ class Stopped(KeyboardInterrupt):
     """`fit` was interrupted after a whole step: all processes together, if there are several."""
 
 
-class BatchSource(Iterable[tuple[Tensor, Tensor]], Sized, Protocol):
+class BatchSource(Iterable[tuple[Tensor, ...]], Sized, Protocol):
     """What the trainer iterates once an epoch: `(images [B, *F], labels [B])`, and a length.
 
+    Batches of sequences are `(sequences [T, B, *F], lengths [B], labels [B])`, as of a `DataLoader`
+    with `neurospike.data.collate`.
     To be resumed it has what `Batches` has: a `generator`, or `state_dict(done)` and
     `load_state_dict`. One of several processes' parts of the same batches has a `share`.
     """
@@ -49,6 +52,8 @@ class SNNTrainer:
     as `SNNModel` does. criterion: `criterion(scores [B, C], labels [B])`, the mean loss; with
     `on_output` it is given the output neurons' `[T, B, C]` instead, which the model gives for
     `return_output=True` (`neurospike.losses`). penalty: of the spikes by layer, added to the loss.
+    Of sequences the model is called with `lengths=`, and so are a criterion with `on_output` and
+    the penalty.
     device: ignored if a `fabric` is given (`make_fabric`), which also says number format and
     processes. scheduler: anything with `step()`, called after every *step* (batch), not every
     epoch; if it has `report(loss)`, told every validation loss. clip: largest norm of all
@@ -69,13 +74,13 @@ class SNNTrainer:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        criterion: Callable[[Tensor, Tensor], Tensor],
+        criterion: Callable[..., Tensor],
         *,
         device: torch.device | str = "cpu",
         fabric: Any = None,
         scheduler: Any = None,
         on_output: bool = False,
-        penalty: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        penalty: Callable[..., Tensor] | None = None,
         clip: float | None = None,
         cuda_graph: Mode = "auto",
     ) -> None:
@@ -96,7 +101,7 @@ class SNNTrainer:
         self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
         self._whole = True  # False within a step or a check: half of it would be saved
         self._stop = False
-        self._batches: list[tuple[Tensor, Tensor]] = []  # since the last look at the metrics
+        self._batches: list[Parts] = []  # since the last look at the metrics
         # Set to 1 for good by the first gradient that is not finite: a fused optimiser then leaves
         # the weights as they are, so that the failing step can be looked at. Nothing waits for it.
         self._failed = torch.zeros((), device=self.device)
@@ -130,14 +135,15 @@ class SNNTrainer:
         self.meter.start()
         self._stepper.start()
         next_read = time.perf_counter() + READ_INTERVAL
-        for images, labels in batches:
-            images, labels = images.to(self.device), labels.to(self.device)
+        for batch in batches:
+            images, labels, lengths = parts_of(batch, self.device)
             self._whole = False
-            found = self._train_step(images, labels, getattr(batches, "share", 1.0))
+            share = getattr(batches, "share", 1.0)
+            found = self._train_step(images, labels, share, lengths)
             self.step += 1
             self.epoch_step += 1
             self.meter.add(len(labels), found)
-            self._batches.append((images, labels))
+            self._batches.append((images, labels, lengths))
             self._whole = True
             if time.perf_counter() >= next_read:
                 metrics = self._read()
@@ -156,20 +162,24 @@ class SNNTrainer:
         self.epoch_step = 0
         return metrics
 
-    def _train_step(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+    def _train_step(
+        self, images: Tensor, labels: Tensor, share: float, lengths: Tensor | None
+    ) -> Tensor:
         """Take a step, replayed or not, and move the schedule on."""
-        found = self._stepper.step(images, labels, share)
+        found = self._stepper.step(images, labels, share, lengths)
         if self.scheduler is not None:
             self.scheduler.step()
         return found
 
-    def compute_step(self, images: Tensor, labels: Tensor, share: float) -> Tensor:
+    def compute_step(
+        self, images: Tensor, labels: Tensor, share: float, lengths: Tensor | None = None
+    ) -> Tensor:
         """Move the weights once; returns the `figures` of the batch, the norm before clipping.
 
         All of it is the device's work, and nothing waits for it, so that it can be recorded.
         """
         try:
-            loss, scores = self._loss(self._forward, images, labels)
+            loss, scores = self._loss(self._forward, images, labels, lengths)
         except ValueError:
             if bool(images.isfinite().all()):
                 raise
@@ -194,21 +204,30 @@ class SNNTrainer:
         return figures(loss, scores, labels, norm)
 
     def _loss(
-        self, forward: Callable[..., Any], images: Tensor, labels: Tensor
+        self,
+        forward: Callable[..., Any],
+        images: Tensor,
+        labels: Tensor,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and scores, with their graph."""
+        own = {} if lengths is None else {"lengths": lengths}
         if self.penalty is None and not self.on_output:
-            scores = forward(images)
-            judged = scores
+            scores = forward(images, **own)
         else:
-            scores, activity, output = forward(images, return_activity=True, return_output=True)
-            judged = output if self.on_output else scores
+            scores, activity, output = forward(
+                images, return_activity=True, return_output=True, **own
+            )
         if not len(labels):
             # This process's part of a last batch smaller than the processes: all gradients are 0.
             return scores.sum(), scores
-        loss = self.criterion(judged, labels)
+        loss = (
+            self.criterion(output, labels, **own)
+            if self.on_output
+            else self.criterion(scores, labels)
+        )
         if self.penalty is not None:
-            loss = loss + self.penalty(activity)
+            loss = loss + self.penalty(activity, **own)
         return loss, scores
 
     @torch.no_grad()
@@ -219,16 +238,18 @@ class SNNTrainer:
         """
         self.model.eval()
         evaluation = Evaluation(name, self.device)
-        for images, labels in batches:
-            images, labels = images.to(self.device), labels.to(self.device)
+        for batch in batches:
+            images, labels, lengths = parts_of(batch, self.device)
+            own = {} if lengths is None else {"lengths": lengths}
             if self.on_output:
                 scores, activity, output = self._forward(
-                    images, return_activity=True, return_output=True
+                    images, return_activity=True, return_output=True, **own
                 )
+                loss = self.criterion(output, labels, **own)
             else:
-                scores, activity = self._forward(images, return_activity=True)
-            loss = self.criterion(output if self.on_output else scores, labels)
-            evaluation.add(loss, scores, labels, activity)
+                scores, activity = self._forward(images, return_activity=True, **own)
+                loss = self.criterion(scores, labels)
+            evaluation.add(loss, scores, labels, activity, lengths)
         return evaluation.read(self._together)
 
     def fit(
@@ -394,19 +415,18 @@ class SNNTrainer:
         self.collect()
         return self.meter.read(together)
 
-    def _explain(
-        self, error: NotFiniteError, before: int, batches: list[tuple[Tensor, Tensor]]
-    ) -> NeuroSpikeError:
+    def _explain(self, error: NotFiniteError, before: int, batches: list[Parts]) -> NeuroSpikeError:
         """Build the error for a NaN or infinite number: at which step, and where in the network.
 
         before: steps of the epoch before those of `batches`.
         """
+        images, labels, lengths = batches[error.step]
 
         def loss_of(images: Tensor, labels: Tensor) -> Tensor:
             with self.fabric.autocast():
-                return self._loss(self.model, images, labels)[0]
+                return self._loss(self.model, images, labels, lengths)[0]
 
-        where = find_not_finite(self.model, loss_of, *batches[error.step])
+        where = find_not_finite(self.model, loss_of, images, labels)
         return self._not_finite(error, before + error.step + 1, where)
 
     def _not_finite(self, what: object, step: int, where: str) -> NeuroSpikeError:

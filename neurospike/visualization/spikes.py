@@ -171,7 +171,9 @@ class SpikePlots(Canvas):
 
         image: `[H, W]`, or a batch `[B, H, W]` or `[B, 1, H, W]`. encoded: `[T, H*W]` or
         `[T, B, *F]`; spikes are drawn as a raster, other currents as a heat map, pixels in rows.
-        sample: which of the batch. ax: three Axes.
+        Of a picture that is read part by part, `[T, N]` with `T * N` pixels (`ns.encoding.rows` and
+        `pixels`), the third is what was read, in the order of reading. sample: which of the batch.
+        ax: three Axes.
 
         Returns `(figure, axes)` with axes `[picture, over time, sum]`.
         """
@@ -180,7 +182,8 @@ class SpikePlots(Canvas):
             picture = to_numpy("image", image[sample])
             picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
         train = over_time("encoded", encoded, sample)
-        if picture.ndim != 2 or picture.size != train.shape[1]:
+        read = picture.ndim == 2 and train.shape[1] < picture.size == train.size
+        if picture.ndim != 2 or (picture.size != train.shape[1] and not read):
             raise ValueError(
                 f"image must be [H, W] with the {train.shape[1]} values the code has per step, got "
                 f"{picture.shape}"
@@ -188,16 +191,15 @@ class SpikePlots(Canvas):
         figure, axes = self._axes(ax, (9, 3), columns=3, width_ratios=[1, 2, 1])
         axes[0].imshow(picture, cmap="gray", interpolation="nearest")
         bare(axes[0], title or "picture")
-        if are_spikes(train):
+        if are_spikes(train) and not read:
             self._raster(axes[1], train)
             axes[1].set_ylabel(axes[1].get_ylabel().replace("neuron", "pixel"), fontsize=9)
         else:
             self._heat_map(axes[1], train, "pixel")
         axes[1].set_title("input over time", fontsize=9)
-        total = axes[2].imshow(
-            train.sum(0).reshape(picture.shape), cmap="gray", interpolation="nearest"
-        )
-        bare(axes[2], "sum over time")
+        shown = (train if read else train.sum(0)).reshape(picture.shape)
+        total = axes[2].imshow(shown, cmap="gray", interpolation="nearest")
+        bare(axes[2], "as it is read" if read else "sum over time")
         figure.colorbar(total, ax=axes[2], shrink=0.8).ax.tick_params(labelsize=8)
         return figure, axes
 

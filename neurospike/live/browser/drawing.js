@@ -19,14 +19,57 @@ function sheet(canvas) {
 
 // Draws one of the pictures that the server packed: levels of K x height x width bytes.
 export function framesOf({ count, height, width, levels }) {
-  const bytes = Uint8Array.from(atob(levels), (c) => c.charCodeAt(0));
-  const small = Object.assign(document.createElement("canvas"), { width, height });
-  const image = new ImageData(width, height);
+  const bytes = bytesOf(levels);
+  const paint = painter(height, width);
   return (canvas, frame, spiking) => {
     const from = Math.max(0, Math.min(frame, count - 1)) * width * height;
+    paint(canvas, (k) => bytes[from + k], spiking ? [230, 159, 0] : [255, 255, 255]);
+  };
+}
+
+// Draws what a network that reads a picture part by part has read of it after so many steps.
+export function readOf({ picture, part, places }) {
+  const { height, width, levels } = picture;
+  const bytes = bytesOf(levels);
+  const paint = painter(height, width);
+  return (canvas, step) => {
+    const read = new Uint8Array(bytes.length);
+    places.slice(0, step).forEach((place) => {
+      for (let row = 0; row < part[0]; row += 1) {
+        const from = place + row * width;
+        read.set(bytes.subarray(from, from + part[1]), from);
+      }
+    });
+    paint(canvas, (k) => read[k], [255, 255, 255]);
+  };
+}
+
+// Frames the part that is read at a step, on a canvas that shows the picture.
+export function drawPart(canvas, { picture, part, places }, step, ink) {
+  const { clientWidth, clientHeight } = canvas;
+  const across = clientWidth / picture.width;
+  const down = clientHeight / picture.height;
+  const place = places[step - 1];
+  const x = (place % picture.width) * across;
+  const y = Math.floor(place / picture.width) * down;
+  const pen = canvas.getContext("2d");
+  pen.strokeStyle = ink.now;
+  pen.lineWidth = 2;
+  pen.strokeRect(Math.max(1, x - 1), Math.max(1, y - 1),
+    Math.min(clientWidth - 2, part[1] * across + 2), part[0] * down + 2);
+}
+
+function bytesOf(levels) {
+  return Uint8Array.from(atob(levels), (c) => c.charCodeAt(0));
+}
+
+// A function that fills a canvas with height x width levels of 0 to 255, dark to bright.
+function painter(height, width) {
+  const small = Object.assign(document.createElement("canvas"), { width, height });
+  const image = new ImageData(width, height);
+  return (canvas, level, [r, g, b]) => {
     for (let k = 0; k < width * height; k += 1) {
-      const share = bytes[from + k] / 255;
-      const [r, g, b] = spiking ? [230, 159, 0] : [255, 255, 255];
+      const share = level(k) / 255;
       image.data.set([11 + (r - 11) * share, 16 + (g - 16) * share, 32 + (b - 32) * share, 255], 4 * k);
     }
     small.getContext("2d").putImageData(image, 0, 0);

@@ -1,7 +1,7 @@
 // The stage: shows an answer step by step. The server sends all of it at once, so playing, pausing
 // and stepping cost it nothing.
 
-import { inkOf, drawRaster, drawRate, drawTraces, framesOf } from "drawing";
+import { inkOf, drawPart, drawRaster, drawRate, drawTraces, framesOf, readOf } from "drawing";
 
 const SECONDS = 2.5; // an answer takes at speed 1
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
@@ -62,7 +62,7 @@ export default {
       <div class="pair">
         <figure><canvas ref="picture"></canvas><figcaption>picture</figcaption></figure>
         <figure><canvas ref="encoded"></canvas>
-          <figcaption>{{ film ? film.coding + " coding" : "encoded" }}</figcaption></figure>
+          <figcaption>{{ caption }}</figcaption></figure>
       </div>
     </section>
 
@@ -102,7 +102,12 @@ export default {
     layers() {
       return this.film ? this.film.layers : this.names.map((name) => ({ name }));
     },
+    caption() {
+      if (!this.film) return "encoded";
+      return this.film.reading ? "read so far" : this.film.coding + " coding";
+    },
     inputNote() {
+      if (this.film.reading) return `${this.film.reading.name} ${this.step} of ${this.steps} is read now`;
       const { spikes, count } = this.film.input;
       if (count === 1) return "the same current at every step";
       return `${spikes[this.step - 1]} of ${this.film.input.width * this.film.input.height} fire now`;
@@ -135,7 +140,8 @@ export default {
     show(film) {
       const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
       this.film = Object.freeze(film);
-      this.pictures = { picture: framesOf(film.picture), encoded: framesOf(film.input) };
+      this.pictures = { picture: framesOf(film.picture),
+        encoded: film.reading ? readOf(film.reading) : framesOf(film.input) };
       this.counted = this.spiking ? sums(film.output) : film.output;
       this.whole = null;
       this.step = still || film.quiet ? film.steps : 1;
@@ -198,7 +204,12 @@ export default {
         return;
       }
       this.pictures.picture(picture, 0, false);
-      this.pictures.encoded(encoded, Math.min(this.step, film.input.count) - 1, film.input.spiking);
+      if (film.reading) {
+        this.pictures.encoded(encoded, this.step);
+        [picture, encoded].forEach((canvas) => drawPart(canvas, film.reading, this.step, ink));
+      } else {
+        this.pictures.encoded(encoded, Math.min(this.step, film.input.count) - 1, film.input.spiking);
+      }
       drawTraces(output, this.counted, this.step, this.leader, ink);
       film.layers.forEach((layer, k) => {
         drawRaster(rasters[k], layer, this.step, this.steps, ink);
