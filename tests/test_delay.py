@@ -448,3 +448,19 @@ def test_delays_that_are_no_number_reach_no_foreign_memory(backend):
     late, _ = layer(torch.ones(9, 2, 5))
     assert late[:, :, 2].isnan().all()
     assert not late[:, :, [0, 1, 3, 4]].isnan().any()
+
+
+def test_the_benchmark_proves_what_it_times(tmp_path, monkeypatch):
+    from benchmarks import delays as benchmark
+    from benchmarks.gate import GateError
+
+    threads = torch.get_num_threads()
+    options = ["--case", "20x4x6", "--seconds", "0", "--out", str(tmp_path), "--threads", "1"]
+    try:
+        benchmark.main(options)
+        assert (tmp_path / "delays.json").exists()
+        monkeypatch.setattr(benchmark, "convolved", lambda delay: lambda x: x + 0.0 * delay)
+        with pytest.raises(GateError, match="conv1d"):
+            benchmark.main(options)
+    finally:
+        torch.set_num_threads(threads)
