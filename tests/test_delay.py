@@ -153,6 +153,19 @@ def test_lengths_equal_samples_run_one_by_one(backend):
     torch.testing.assert_close(found[2], total)
 
 
+def test_no_step_of_any_sample_leaves_the_state(backend):
+    layer = ns.Delay(5, 6, delays(5, 6), backend=backend)
+    before = values((6, 2, 5)).requires_grad_()
+    for x, lengths in ((values((0, 2, 5)), None), (values((9, 2, 5)), torch.zeros(2).long())):
+        late, state = layer(x, before, lengths=lengths)
+        assert not late.any()
+        assert torch.equal(state, before)
+        grad = values((6, 2, 5), seed=3)
+        found = torch.autograd.grad((late, state), (before, layer.delay), (late.detach(), grad))
+        assert torch.equal(found[0], grad)
+        assert not found[1].any()
+
+
 def test_gradients_that_are_one_row_for_all_steps(fused):
     x = values((37, 3, 5), torch.float32)
     for backend in ("reference", fused):
@@ -464,3 +477,39 @@ def test_the_benchmark_proves_what_it_times(tmp_path, monkeypatch):
             benchmark.main(options)
     finally:
         torch.set_num_threads(threads)
+
+
+FORMATS = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_triton_code_for_a_hopper_gpu(dtype):
+    pytest.importorskip("triton")
+    from benchmarks.triton_code import compiling
+    from neurospike.kernels.cuda import delay as kernels
+
+    steps, batch, features, longest = 20, 3, 37, 5
+    x = torch.zeros(steps, batch, features, dtype=dtype)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    before, lengths = x[:longest].clone(), torch.zeros(batch, dtype=torch.int64)
+    with compiling(90) as made:
+        for taps, history, ends, learned in (
+            (2, None, None, True),
+            (6, before, lengths, True),
+            (2, before, None, False),
+        ):
+            given = {"current": x, "history": history, "lengths": ends, "max_delay": longest}
+            given["lag"] = torch.zeros(features, dtype=torch.int32)
+            given["weights"] = weights = torch.zeros(taps, features, dtype=state)
+            kernels.forward(**given, out=x.clone())
+            kernels.backward(
+                **given,
+                grad=x[:1].expand(x.shape),
+                out=x.clone(),
+                out_history=None if history is None else before.clone(),
+                out_weights=weights.clone() if learned else None,
+            )
+    assert len(made) == 6
+    for kernel in made:
+        assert kernel.asm["cubin"].startswith(b"\x7fELF")
+        assert "fma.rn" not in kernel.asm["ptx"]  # else the bits of a sum would not be the oracle's
