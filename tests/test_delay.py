@@ -61,6 +61,17 @@ def test_equal_to_the_oracle(fused, shape, kernel, history, cut):
             assert torch.linalg.norm(one - other) <= budget * torch.linalg.norm(other)
 
 
+@pytest.mark.parametrize("shape", [(300, 2, 9, 16), (310, 1, 18, 140)], ids=str)
+def test_sequences_of_several_chunks(fused, shape):
+    lengths = torch.tensor([shape[0] - 3, 150][: shape[1]])
+    for history, ends in ((False, None), (True, lengths)):
+        wanted = results("reference", torch.float64, shape, "linear", history, ends)
+        found = results(fused, torch.float64, shape, "linear", history, ends)
+        assert torch.equal(found[0], wanted[0])
+        for one, other in zip(found[2:], wanted[2:]):
+            assert torch.linalg.norm(one - other) <= 1e-12 * torch.linalg.norm(other)
+
+
 def in_words(x, before, d):
     """The definition, a step and a channel at a time."""
     steps, _, features = x.shape
