@@ -61,6 +61,17 @@ def test_equal_to_the_oracle(fused, shape, kernel, history, cut):
             assert torch.linalg.norm(one - other) <= budget * torch.linalg.norm(other)
 
 
+@pytest.mark.parametrize("shape", [(300, 2, 9, 16), (310, 1, 18, 140)], ids=str)
+def test_sequences_of_several_chunks(fused, shape):
+    lengths = torch.tensor([shape[0] - 3, 150][: shape[1]])
+    for history, ends in ((False, None), (True, lengths)):
+        wanted = results("reference", torch.float64, shape, "linear", history, ends)
+        found = results(fused, torch.float64, shape, "linear", history, ends)
+        assert torch.equal(found[0], wanted[0])
+        for one, other in zip(found[2:], wanted[2:]):
+            assert torch.linalg.norm(one - other) <= 1e-12 * torch.linalg.norm(other)
+
+
 def in_words(x, before, d):
     """The definition, a step and a channel at a time."""
     steps, _, features = x.shape
@@ -151,6 +162,19 @@ def test_lengths_equal_samples_run_one_by_one(backend):
         torch.testing.assert_close(found[1][:, sample], dbefore[:, 0])
         total += d
     torch.testing.assert_close(found[2], total)
+
+
+def test_no_step_of_any_sample_leaves_the_state(backend):
+    layer = ns.Delay(5, 6, delays(5, 6), backend=backend)
+    before = values((6, 2, 5)).requires_grad_()
+    for x, lengths in ((values((0, 2, 5)), None), (values((9, 2, 5)), torch.zeros(2).long())):
+        late, state = layer(x, before, lengths=lengths)
+        assert not late.any()
+        assert torch.equal(state, before)
+        grad = values((6, 2, 5), seed=3)
+        found = torch.autograd.grad((late, state), (before, layer.delay), (late.detach(), grad))
+        assert torch.equal(found[0], grad)
+        assert not found[1].any()
 
 
 def test_gradients_that_are_one_row_for_all_steps(fused):
@@ -448,3 +472,55 @@ def test_delays_that_are_no_number_reach_no_foreign_memory(backend):
     late, _ = layer(torch.ones(9, 2, 5))
     assert late[:, :, 2].isnan().all()
     assert not late[:, :, [0, 1, 3, 4]].isnan().any()
+
+
+def test_the_benchmark_proves_what_it_times(tmp_path, monkeypatch):
+    from benchmarks import delays as benchmark
+    from benchmarks.gate import GateError
+
+    threads = torch.get_num_threads()
+    options = ["--case", "20x4x6", "--seconds", "0", "--out", str(tmp_path), "--threads", "1"]
+    try:
+        benchmark.main(options)
+        assert (tmp_path / "delays.json").exists()
+        monkeypatch.setattr(benchmark, "convolved", lambda delay: lambda x: x + 0.0 * delay)
+        with pytest.raises(GateError, match="conv1d"):
+            benchmark.main(options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+FORMATS = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_triton_code_for_a_hopper_gpu(dtype):
+    pytest.importorskip("triton")
+    from benchmarks.triton_code import compiling
+    from neurospike.kernels.cuda import delay as kernels
+
+    steps, batch, features, longest = 20, 3, 37, 5
+    x = torch.zeros(steps, batch, features, dtype=dtype)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    before, lengths = x[:longest].clone(), torch.zeros(batch, dtype=torch.int64)
+    with compiling(90) as made:
+        for taps, history, ends, learned in (
+            (2, None, None, True),
+            (6, before, lengths, True),
+            (2, before, None, False),
+        ):
+            given = {"current": x, "history": history, "lengths": ends, "max_delay": longest}
+            given["lag"] = torch.zeros(features, dtype=torch.int32)
+            given["weights"] = weights = torch.zeros(taps, features, dtype=state)
+            kernels.forward(**given, out=x.clone())
+            kernels.backward(
+                **given,
+                grad=x[:1].expand(x.shape),
+                out=x.clone(),
+                out_history=None if history is None else before.clone(),
+                out_weights=weights.clone() if learned else None,
+            )
+    assert len(made) == 6
+    for kernel in made:
+        assert kernel.asm["cubin"].startswith(b"\x7fELF")
+        assert "fma.rn" not in kernel.asm["ptx"]  # else the bits of a sum would not be the oracle's

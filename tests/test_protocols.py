@@ -6,7 +6,12 @@ import pytest
 
 from neurospike.backend import dispatch, protocols
 
-COLUMNS = {"module": protocols.Scan, "linear": protocols.Linear, "layer": protocols.LinearScan}
+COLUMNS = {
+    "module": protocols.Scan,
+    "linear": protocols.Linear,
+    "layer": protocols.LinearScan,
+    "delay": protocols.Delay,
+}
 PROMISES = [
     (row.name, column)
     for row in dispatch.TABLE.values()

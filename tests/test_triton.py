@@ -38,6 +38,7 @@ INTERPRETED = {  # files: how many of their tests there are at least
     ("test_lif", "test_neuron"): 150,
     ("test_equivalence", "test_grad_window", "test_truncation", "test_spikingjelly"): 69,
     ("test_torch", "test_modules", "test_sequential", "test_layers", "test_search"): 70,
+    ("test_delay",): 40,
 }
 
 

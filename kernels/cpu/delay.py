@@ -165,7 +165,8 @@ def _forward(job_at):
         low = part * block
         n = min(block, size - low)
         last = _end_of(job_at, low, n)
-        _zero(_part(scratch, 0, height * n))
+        for i in range(n if history.size == 0 else 0):
+            _zero(_part(scratch, i * height, past))
         if history.size > 0:
             _turn(scratch, past - delay, height, history, low, size, delay, n)
         for t in range(0, last, once):
@@ -251,11 +252,13 @@ def _backward(job_at):
         low = part * block
         n = min(block, size - low)
         last = _end_of(job_at, low, n)
-        _zero(columns)
+        begin = max(0, (last - 1) // once * once)
+        for i in range(n):  # nothing comes after the end
+            _zero(_part(columns, i * height + last - begin, height - last + begin))
         _zero(sums)
         for t in range(last, steps if out_x.size > 0 else 0):
             _zero(_part(out_x, t * size + low, n))
-        for t in range((last - 1) // once * once, -1, -once):
+        for t in range(begin, -1, -once):
             count = min(once, last - t)
             _turn(columns, 0, height, grad, t * grad_stride + low, grad_stride, count, n)
             if taps > 0:
@@ -263,7 +266,8 @@ def _backward(job_at):
             _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count)
             if out_x.size > 0:
                 _write(out_x, t, size, low, turned, once, count, n, own, streams)
-            _next(columns, height, once, n)
+            if t > 0 or history.size > 0:
+                _next(columns, height, once, n)
         if history.size > 0:
             _zero(inputs)
             _turn(inputs, once - delay, once, history, low, size, delay, n)
