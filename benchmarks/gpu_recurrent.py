@@ -10,6 +10,7 @@ writes `gpu_recurrent.json` after every part.
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ CASES = (
 )
 FORMATS = (torch.float32, torch.bfloat16)
 PROOFS = ("20x5x100", "20x70x128", "20x130x256", "12x5x500", "8x3x1000")
-SWEPT = ("100x32x128", "100x256x128", "250x64x256", "100x256x256", "100x64x512", "100x256x512")
+SWEPT = ("100x32x128", "250x64x256", "100x256x256", "100x64x512", "100x256x512")
 NEURONS: dict[str, Callable[[], Any]] = {"LIF": lambda: ns.LIF(0.9), "SEAdLIF": ns.SEAdLIF}
 COMPILE_STEPS = 2  # the same kernel takes all numbers of steps
 
@@ -141,31 +142,19 @@ def geometries(kernel: Kernel) -> list[Geometry]:
     _, batch, size = sizes(kernel.case)
     block = kernels.block_of(size)
     found = [kernel.chosen()]
-    for warps in (4, 8, 16):
-        width = block // (32 * warps) or 1
-        if block * block // (32 * warps) <= 128:
+    for warps, width in itertools.product((4, 8, 16), (1, 2, 4)):
+        if block * block // (32 * warps) <= 128 and width == block // (32 * warps):
             found += [Geometry("held", samples, 1, width, warps) for samples in (1, 2)]
-        if width > 2 or 32 * warps > 2 * block:
+        if not block // 4 <= 32 * warps * width <= 4 * block:
             continue
         if kernel.kind == "forward":
             found += [Geometry("events", 1, rows, width, warps) for rows in (8, 16, 32)]
             continue
-        most = 32 if warps < 16 else 16
         found += [
-            Geometry("dense", samples, min(most, 64 // samples) // width, width, warps)
+            Geometry("dense", samples, rows // samples, width, warps, stages)
             for samples in (1, 2, 4)
-        ]
-        found.append(Geometry("dense", 1, 16 // width, width, warps, 3))
-        if width == 1 and warps == 8:
-            found += [Geometry("dense", 1, 16, width, warps, 1, kept) for kept in (64, 128)]
-            found.append(Geometry("dense", 2, 16, width, warps, 1, 64))
-    if kernel.kind == "backward":  # a thread reads 16 bytes, and what it adds up changes hands
-        found.append(Geometry("dense", 1, 32, 4, 8, 3))
-        found += [
-            Geometry("blocks", 16, rows, 1, warps, stages)
-            for rows, stages in ((16, 3), (16, 4), (32, 2), (32, 3))
-            for warps in (4, 8, 16)
-            if rows * block * 4 * stages <= 200_000
+            for rows, stages in ((16, 1), (32, 1), (32, 3), (64, 3))
+            if rows // samples * block * 4 * stages <= 200_000 and rows // samples >= 8
         ]
     return list(dict.fromkeys(one for one in found if one.samples <= batch))
 

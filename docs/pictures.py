@@ -164,6 +164,27 @@ def tiring() -> Figure:
     return drawn
 
 
+def delays() -> Figure:
+    """When the spikes of each class reach its detector, before and after the delays are learned."""
+    from examples import delays as example
+
+    torch.manual_seed(0)
+    models = {"as they leave": None, "with the delays drawn": example.Detectors()}
+    models["with the delays found"] = example.train()
+    drawn = figure(9, 3.4)
+    panels = drawn.subplots(2, 3, sharex=True, sharey=True)
+    for column, (title, model) in enumerate(models.items()):
+        arrivals = example.CLASSES.float() if model is None else example.arrivals(model)
+        for row, color in enumerate((BLUE, RED)):
+            axes = panels[row, column]
+            times = arrivals[row].tolist()
+            axes.plot(times, range(len(times)), "|", color=color, markersize=11, markeredgewidth=2)
+            tidy(axes, title if row == 0 else "", "time step" if row else "", "")
+            if column == 0:
+                axes.set_ylabel(f"class {row}: channel", fontsize=9)
+    return drawn
+
+
 def learnt(model: ns.SNNModel, epochs: int) -> tuple[ns.SNNModel, Tensor, Tensor]:
     """The network after a few passes over the bundled digits, and the test digits."""
     data = load("digits", "data")
@@ -253,6 +274,7 @@ PICTURES: dict[str, Callable[[], Figure | dict[str, Figure]]] = {
     },
     "neurons": lambda: {f"neuron_{name}": neuron(name) for name in NEURONS},
     "tiring": tiring,
+    "delays": delays,
     "network": network,
     "recurrence": recurrence,
     "depth": depth,

@@ -4,6 +4,7 @@ from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
 from .layers.conversion import convert
+from .layers.delay import Delay
 from .layers.lif import LI, LIF, lif
 from .layers.recurrent import Recurrent
 from .layers.sequential import Sequential
@@ -35,6 +36,7 @@ __all__ = [
     "Alpha",
     "ConvEncoder",
     "ConvSNN",
+    "Delay",
     "Izhikevich",
     "Neuron",
     "OneToOne",

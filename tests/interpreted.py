@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 from neurospike import ops
 from neurospike.backend import dispatch
 from neurospike.kernels.cuda import scan as scan_triton
-from neurospike.ops import recurrent
+from neurospike.ops import delay, recurrent
 
 ROW = dataclasses.replace(dispatch.TABLE["triton"], device_types=("cpu",))
 REFERENCE = dispatch.TABLE["reference"]
@@ -24,6 +24,7 @@ dispatch.TABLE.clear()
 dispatch.TABLE.update(triton=ROW, reference=REFERENCE)
 ops.implement(ROW, "cpu")
 recurrent.implement(ROW, "cpu")
+delay.implement(ROW, "cpu")
 
 _geometry = scan_triton.geometry
 

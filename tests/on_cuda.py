@@ -127,8 +127,6 @@ RECURRENT = {
     "dense": recurrent.Geometry("dense", 4, 8, 1, 4),
     "dense, copied ahead": recurrent.Geometry("dense", 1, 32, 4, 4, 3),
     "dense, some kept": recurrent.Geometry("dense", 2, 16, 1, 4, 1, 64),
-    "blocks": recurrent.Geometry("blocks", 16, 32, 1, 4, 1),
-    "blocks, copied ahead": recurrent.Geometry("blocks", 16, 16, 1, 4, 3),
 }
 cublas = pytest.mark.unpoisoned(
     "cuBLAS has no deterministic algorithms without CUBLAS_WORKSPACE_CONFIG"

@@ -14,7 +14,6 @@ GEOMETRIES = {
     "events, 2 samples": cases.geometry_of("events", 2),
     "dense": cases.geometry_of("dense"),
     "dense, 2 samples, some kept": cases.geometry_of("dense", 2, 8),
-    "blocks": kernels.Geometry("blocks", 16, 16, 1, 1),
 }
 SHAPE = (5, 3, 9)
 

@@ -22,6 +22,7 @@ MANY = (
     "networks.md",
     "codings.md",
     "recurrence.md",
+    "delays.md",
     "events.md",
     "visualization.md",
     "training.md",

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # With tests of their own: here, or in test_conversion.py.
 TESTED = {
     "codings",
+    "delays",
     "own_backend",
     "own_model",
     "own_network",
@@ -40,6 +41,19 @@ def example(monkeypatch):
 
 def test_every_example_has_a_test():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_delays_are_found_that_let_spikes_arrive_together(example):
+    accuracy, apart, before = example("delays").main()
+    assert accuracy > 0.99
+    assert apart < 0.5 < before
+
+
+def test_a_delay_for_every_synapse_is_found(example):
+    pytest.importorskip("DCLS")
+    script = example("delays")
+    torch.manual_seed(0)
+    assert script.accuracy(script.train_synapses(150)) > 0.95
 
 
 def test_own_network_learns(example):

@@ -76,7 +76,6 @@ WAYS = {
     "dense": Geometry("dense", 2, 16, 1, 4),
     "dense, copied ahead": Geometry("dense", 1, 32, 4, 4, 3),
     "dense, some kept": Geometry("dense", 1, 16, 1, 4, 1, 64),
-    "blocks": Geometry("blocks", 16, 32, 1, 8, 3),
 }
 
 

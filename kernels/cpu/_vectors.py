@@ -1,8 +1,9 @@
 """Vectors of a fixed width in compiled CPU loops, where Numba would leave them to chance.
 
 `sum_rows` keeps a row of sums in registers while it adds up others: a loop over an array of sums
-would load and store each of them at every row. `nonzero` and `graded` look at 64 numbers at once
-and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes through.
+would load and store each of them at every row. `add_in_any_order` lets a loop that sums be one over
+vectors, in an order that the compiler chooses once. `nonzero` and `graded` look at 64 numbers at
+once and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes through.
 """
 
 from typing import Any
@@ -77,6 +78,16 @@ def lowest(typing_context, bits):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def add_in_any_order(typing_context, one, other):
+    """Return the sum of two numbers; a loop of such sums may be taken in another order."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
+
+    return one(one, one), generate
 
 
 def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int) -> None:
@@ -267,6 +278,7 @@ def turn(typing_context, out, at, out_stride, source, start, stride):
 
 
 INTRINSICS: dict[str, Any] = {
+    "add_in_any_order": add_in_any_order,
     "nonzero": nonzero,
     "graded": graded,
     "ones": ones,

@@ -46,16 +46,16 @@ GROUPED = False
 
 def turn_block(out, at, out_stride, source, start, stride, rows, columns):
     """Write a block of `source`, `rows` by `columns`, transposed to `out` from `at` on."""
+    if rows < TILE or columns < TILE:
+        for i in range(rows):
+            for k in range(columns):
+                out[at + k * out_stride + i] = source[start + i * stride + k]
+        return
     for row in range(0, rows, TILE):
+        i = min(row, rows - TILE)  # the last squares overlap those before them
         for column in range(0, columns, TILE):
-            to = at + column * out_stride + row
-            begin = start + row * stride + column
-            if row + TILE <= rows and column + TILE <= columns:
-                turn(out, to, out_stride, source, begin, stride)
-            else:
-                for i in range(min(TILE, rows - row)):
-                    for k in range(min(TILE, columns - column)):
-                        out[to + k * out_stride + i] = source[begin + i * stride + k]
+            k = min(column, columns - TILE)
+            turn(out, at + k * out_stride + i, out_stride, source, start + i * stride + k, stride)
 
 
 def _pack(job_at):

@@ -5,7 +5,7 @@
 Layout: a sequence is `[T, B, N]`. A program takes `SAMPLES` samples with all their neurons and
 keeps their states in registers while it goes through time; samples do not act on each other, so
 that no program waits for another. What a step hands to the next, spikes forward and gradients of
-currents backward, reaches the other threads of the program in one of four ways (`geometry`
+currents backward, reaches the other threads of the program in one of three ways (`geometry`
 chooses):
 
 - "held": the weight stays in registers for the whole sequence; for few neurons.
@@ -13,9 +13,6 @@ chooses):
   those alone. Rows of silent neurons are not read.
 - "dense": the program stores the values, and goes through all rows, once for all its samples. Some
   of the rows may stay in registers.
-- "blocks": likewise, with 16 samples or more, whose product is the tensor cores'. Each float32 is
-  taken as the sum of two numbers of their format, and three products of these are added
-  (tf32x3), which loses some last bits: for gradients only.
 
 Between a store and the loads by other threads of it stands `tl.debug_barrier`, which orders global
 memory within a program. Sums are taken in a fixed order, so that a call repeats to the last bit.
@@ -63,7 +60,6 @@ BLOCK = 256  # neurons of a sample, a power of two
 SAMPLES = 1  # of a program
 HELD = False
 EVENTS = True
-BLOCKS = False
 KEPT = 0  # rows of the weight that stay in registers: all if HELD
 ROWS = 32  # of the weight that are read at once
 WIDTH = 1  # of its columns that a thread reads at once
@@ -194,24 +190,6 @@ def _dense(values, kept, place, matrix):
     return total
 
 
-def _blocks(values, place, matrix):
-    """Return the product of all samples by the tensor cores."""
-    offsets, valid, _, _ = place
-    _, _, scratch_ptr, _, base, size = matrix
-    tl.debug_barrier()  # what was stored before is read by now
-    tl.store(scratch_ptr + offsets, values, mask=valid)
-    tl.debug_barrier()
-    samples = base + tl.arange(0, SAMPLES) * size
-    total = tl.zeros([SAMPLES, BLOCK], values.dtype)
-    for first in tl.range(0, size, ROWS, num_stages=STAGES):
-        rows = first + tl.arange(0, ROWS)
-        at = samples[:, None] + rows[None, :]
-        inside = (rows < size)[None, :] & (samples < place[2])[:, None]
-        given = tl.load(scratch_ptr + at, mask=inside, other=0.0)
-        total = tl.dot(given, _tile(rows, rows < size, matrix), total, input_precision="tf32x3")
-    return total
-
-
 def _product(values, kept, place, matrix):
     """Return the sum over neurons k of `values[k]` times row k of the matrix, for each sample."""
     total = values
@@ -222,8 +200,6 @@ def _product(values, kept, place, matrix):
         for s in tl.static_range(SAMPLES):
             base = matrix[4] + s * matrix[5]
             total = _with(total, _listed(_mine(values, s), base, matrix), s)
-    elif BLOCKS:
-        total = _blocks(values, place, matrix)
     else:
         total = _dense(values, kept, place, matrix)
     return total
@@ -407,7 +383,7 @@ class Geometry(NamedTuple):
     """How a layer is divided.
 
     Attributes:
-        product: "held", "events", "dense" or "blocks"; see the module's docstring.
+        product: "held", "events" or "dense"; see the module's docstring.
         samples: of a program, a power of two.
         rows: of the weight that are read at once; not where it is held.
         width: how many neighbours in a row a thread reads at once. With the neurons of a thread
@@ -464,7 +440,7 @@ def fits(kind: str, size: int) -> bool:
 @functools.lru_cache(maxsize=512)
 def compiled(kind: str, key: str, product: str, **flags: Any) -> Any:
     """Return a kernel jitted for a neuron, a geometry and what is asked for."""
-    flags |= {name.upper(): product == name for name in ("held", "events", "blocks")}
+    flags |= {name.upper(): product == name for name in ("held", "events")}
     flags["SPIKES"] = True
     names = names_of(kind, key, **flags)
     return bind(_forward if kind == "forward" else _backward, names, jit)

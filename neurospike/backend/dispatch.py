@@ -21,7 +21,7 @@ import torch
 from neurospike.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
-    from .protocols import Coder, Linear, LinearScan, Scan
+    from .protocols import Coder, Delay, Linear, LinearScan, Scan
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Backend:
         recurrent: where it runs a recurrent layer as one loop; empty if step by step.
         draws: where it draws random spikes from torch's own stream; empty if torch does.
         latency: where it encodes by latency; empty if torch does.
+        delay: where it delays channels, each by its own number of steps; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
@@ -54,6 +55,7 @@ class Backend:
     recurrent: str = ""
     draws: str = ""
     latency: str = ""
+    delay: str = ""
     packages: tuple[str, ...] = ()
     device_types: tuple[str, ...] = ()
     fused: bool = True
@@ -74,6 +76,7 @@ TABLE: dict[str, Backend] = {
             "triton",
             ".kernels.cuda.scan",
             recurrent=".kernels.cuda.recurrent",
+            delay=".kernels.cuda.delay",
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
@@ -86,8 +89,9 @@ TABLE: dict[str, Backend] = {
             ".kernels.cpu.linear",
             ".kernels.cpu.linear_scan",
             ".kernels.cpu.recurrent",
-            draws=".kernels.cpu.draws",
-            latency=".kernels.cpu.latency",
+            ".kernels.cpu.draws",
+            ".kernels.cpu.latency",
+            ".kernels.cpu.delay",
             packages=("numba",),
             device_types=("cpu",),
         ),
@@ -222,6 +226,11 @@ def linear_of(row: Backend) -> "Linear":
 def layer_of(row: Backend) -> "LinearScan":
     """Return such a product with its neurons, of a row that has both in one loop."""
     return load(row.layer)
+
+
+def delay_of(row: Backend) -> "Delay":
+    """Return what delays the channels of a sequence, of a row that has it."""
+    return load(row.delay)
 
 
 def coder(kind: str, data: torch.Tensor) -> "Coder | None":

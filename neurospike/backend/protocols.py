@@ -197,6 +197,46 @@ class LinearScan(Events, Protocol):
         """Return the gradients of weight, `bias`, `mem`, `beta` and `threshold`."""
 
 
+class Delay(Protocol):
+    """Delaying each channel of a sequence by its own number of steps; column `delay`.
+
+    `y_t = sum_j weights[j] * x_{t - lag - j}`, and 0 behind the end of a sample. Both functions are
+    given `current` `[T, B, *F]`, which is x; `history` `[max_delay, B, *F]`, the steps before it in
+    its format, or None for zeros; `lag` `[P]`, int32, of the P channels of F flattened, and
+    `weights` `[taps, P]` in the format `state`, at least two of them, where `0 <= lag` and
+    `lag + taps - 1 <= max_delay`; and `lengths` `[B]`, int64 from 0 to T, or None for T.
+    """
+
+    def forward(
+        self,
+        *,
+        current: Tensor,
+        history: Tensor | None,
+        lag: Tensor,
+        weights: Tensor,
+        lengths: Tensor | None,
+        max_delay: int,
+        out: Tensor,
+    ) -> None:
+        """Fill `out` `[T, B, *F]`, y in the format of x."""
+
+    def backward(
+        self,
+        *,
+        grad: Tensor,
+        current: Tensor,
+        history: Tensor | None,
+        lag: Tensor,
+        weights: Tensor,
+        lengths: Tensor | None,
+        max_delay: int,
+        out: Tensor | None,
+        out_history: Tensor | None,
+        out_weights: Tensor | None,
+    ) -> None:
+        """Fill the gradients of current, history and weights (those that are no None)."""
+
+
 class Coder(Protocol):
     """An encoder; columns `draws` and `latency`, which take different arguments."""
 

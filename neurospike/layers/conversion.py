@@ -4,6 +4,7 @@ snnTorch steps a network through time in Python, a kernel launch or more per ope
 layers made here compute the same over the whole sequence. Needs no snnTorch that is not loaded.
 """
 
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from neurospike.neurons import zoo
 from neurospike.neurons.rule import Neuron
 
+from .delay import Delay
 from .leaky import (
     Replacement,
     check_options,
@@ -29,7 +31,7 @@ from .sequential import Sequential
 from .spiking import Spiking
 from .zoo import Alpha, OneToOne, Synaptic
 
-Converted = LIF | Spiking | Recurrent | Sequential
+Converted = LIF | Spiking | Recurrent | Delay | Sequential
 
 
 def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
@@ -37,7 +39,7 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
 
     `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky` and
     `RSynaptic` become `OneToOne` with `all_to_all=False`, and `Recurrent` with `linear_features`,
-    whose current is `[T, B, N]`.
+    whose current is `[T, B, N]`. `SynapticDelay` becomes `Delay`.
 
         net = ns.convert(net)                      # an nn.Sequential with Leaky layers
         spikes, states = net(images, num_steps=25) # was: a loop of 25 calls of net(images)
@@ -205,6 +207,22 @@ def _dense_weights(neurons: Any, name: str) -> Any:
             "them so, or keep the layer in snnTorch"
         )
     return found
+def _is_delay(module: nn.Module) -> bool:
+    """True for a `SynapticDelay` of a snnTorch that has it: its main branch, later than 1.0.0."""
+    base = getattr(sys.modules.get("snntorch"), "SynapticDelay", None)
+    return base is not None and type(module) is base
+
+
+def _from_delay(theirs: Any) -> Delay:
+    """Return the fused layer; at a whole number of steps theirs takes a slope of both sides."""
+    return Delay(
+        tuple(theirs.delay.shape),
+        theirs.max_delay,
+        theirs.delay,
+        learn=False,
+        kernel=theirs.kernel,
+        sigma=theirs.sigma if theirs.kernel == "gaussian" else None,
+    ).train(theirs.training)
 
 
 class _Conversion:
@@ -218,6 +236,9 @@ class _Conversion:
         """Return what stands for `module` in the new network."""
         if kind := kind_of(module):
             return self.neurons(module, kind, path, last)
+        if _is_delay(module):
+            self.meet(module, "SynapticDelay", path)
+            return _from_delay(module)
         if _is_plain_sequential(module):
             names = list(module._modules)
             children = {  # not named_children(), which passes over a module met before
@@ -239,14 +260,18 @@ class _Conversion:
                 raise TypeError(f"cannot convert {where}, {refusal(inner, inside)}")
         return module
 
-    def neurons(self, theirs: Any, kind: str, path: str, last: bool) -> LIF | Spiking | Recurrent:
-        """Return the fused layer of neurons of snnTorch's class `kind`."""
+    def meet(self, theirs: nn.Module, kind: str, path: str) -> None:
+        """Raise ValueError for a layer with a state that stands in the network twice."""
         before = self.met.setdefault(id(theirs), path)
         if before != path:
             raise ValueError(
-                f"layers {before} and {path} are one and the same {kind}, which keeps one membrane "
+                f"layers {before} and {path} are one and the same {kind}, which keeps one state "
                 f"for both places; fused layers cannot share it: make a {kind} for each place"
             )
+
+    def neurons(self, theirs: Any, kind: str, path: str, last: bool) -> LIF | Spiking | Recurrent:
+        """Return the fused layer of neurons of snnTorch's class `kind`."""
+        self.meet(theirs, kind, path)
         shown = last and bool(theirs.output or not theirs.init_hidden)
         try:
             if kind == "Leaky":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from neurospike.ops.arguments import check_lengths, check_steps, refuse_ragged
 
+from .delay import Delay
 from .held import run_once
 from .libraries import library_of
 from .lif import LI, LIF
@@ -152,7 +153,7 @@ class Sequential(nn.Sequential):
         return x, tuple(after)
 
 
-_OURS = (LIF, LI, Spiking, Recurrent, Sequential)  # take `num_steps` and `lengths`
+_OURS = (LIF, LI, Spiking, Recurrent, Delay, Sequential)  # take `num_steps` and `lengths`
 
 
 def _check_all_take_lengths(layers: list[tuple[str, nn.Module]]) -> None:

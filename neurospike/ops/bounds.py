@@ -11,7 +11,7 @@ BETA_GRADIENTS = ("inward", "clamp")
 
 
 class _Inward(torch.autograd.Function):
-    """Clamp to 0 to 1; stop the gradient only where a step against it would lead out or further.
+    """Clamp to 0 to `high`; stop the gradient only where a step against it leads out or further.
 
     At and beyond a bound torch's clamp lets no gradient through, and a decay that a step took
     there would stay for ever.
@@ -20,25 +20,26 @@ class _Inward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(beta: Tensor) -> Tensor:
-        return beta.clamp(0.0, 1.0)
+    def forward(value: Tensor, high: float) -> Tensor:
+        return value.clamp(0.0, high)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        value, ctx.high = inputs
+        ctx.save_for_backward(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (beta,) = ctx.saved_tensors
-        outward = ((beta <= 0.0) & (grad > 0.0)) | ((beta >= 1.0) & (grad < 0.0))
-        return torch.where(outward, 0.0, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        outward = ((value <= 0.0) & (grad > 0.0)) | ((value >= ctx.high) & (grad < 0.0))
+        return torch.where(outward, 0.0, grad), None
 
 
-def clamped(beta: Tensor, gradient: str) -> Tensor:
-    """Return beta between 0 and 1, with the gradient `"inward"`, or that of torch's `"clamp"`."""
-    if gradient == "clamp" or not (beta.requires_grad and torch.is_grad_enabled()):
-        return beta.clamp(0.0, 1.0)
-    return _Inward.apply(beta)
+def clamped(value: Tensor, gradient: str, high: float = 1.0) -> Tensor:
+    """Return a value from 0 to `high`; the gradient `"inward"`, or that of torch's `"clamp"`."""
+    if gradient == "clamp" or not (value.requires_grad and torch.is_grad_enabled()):
+        return value.clamp(0.0, high)
+    return _Inward.apply(value, high)
 
 
 def check_beta_gradient(name: str, argument: str = "beta_gradient") -> None:
