@@ -207,6 +207,8 @@ def _dense_weights(neurons: Any, name: str) -> Any:
             "them so, or keep the layer in snnTorch"
         )
     return found
+
+
 def _is_delay(module: nn.Module) -> bool:
     """True for a `SynapticDelay` of a snnTorch that has it: its main branch, later than 1.0.0."""
     base = getattr(sys.modules.get("snntorch"), "SynapticDelay", None)
