@@ -462,3 +462,29 @@ def test_a_recurrent_layer_replays_and_repeats_to_the_last_bit():
     for _ in range(5):
         assert all(map(torch.equal, fast(current.detach()), wanted))
     assert fast.replays == 2
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(20, 3, 7, 5), (150, 5, 300, 16)], ids=str)
+def test_a_delay_is_that_of_the_reference(shape, dtype, kernel):
+    steps, batch, features, longest = shape
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    delays = longest * torch.rand(features, dtype=state)
+    current = torch.randn(steps, batch, features).to("cuda", dtype)
+    past = torch.randn(longest, batch, features).to("cuda", dtype)
+    ends = torch.randint(0, steps + 1, (batch,))
+    found = {}
+    for backend in ("triton", "reference"):
+        layer = ns.Delay(features, longest, delays, True, kernel, 2.0, backend=backend).cuda()
+        inputs = [current.clone().requires_grad_(), past.clone().requires_grad_(), layer.delay]
+        late, after = layer(*inputs[:2], lengths=ends)
+        grads = [torch.cos(torch.arange(one.numel())).view(one.shape) for one in (late, after)]
+        total = [grad.to("cuda", dtype) for grad in grads]
+        gradients = torch.autograd.grad((late, after), inputs, total)
+        found[backend] = (late.detach(), after.detach(), *gradients)
+    budget = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    for one, other in zip(found["triton"], found["reference"]):
+        assert torch.linalg.norm((one - other).double()) <= budget * torch.linalg.norm(
+            other.double()
+        )
