@@ -2,9 +2,9 @@
 
 In this order: layers are proved against the replay of their own sums (`recurrent_gate`); training
 steps are timed in turn with the same layer run step by step, as it is and as a CUDA graph, and with
-snnTorch's `RLeaky` stepped in a loop; kernels alone are timed between two events; then every
-geometry that is tried, all of them compiled side by side in processes before. Prints as it goes and
-writes `gpu_recurrent.json` after every part.
+snnTorch's `RLeaky` stepped in a loop; kernels alone are timed between two events. With `--parts
+sweep` kernels are timed in every geometry that is tried, all of them compiled side by side in
+processes before. Prints as it goes and writes `gpu_recurrent.json` after every part.
 """
 
 import argparse
@@ -43,7 +43,10 @@ CASES = (
 )
 FORMATS = (torch.float32, torch.bfloat16)
 PROOFS = ("20x5x100", "20x70x128", "20x130x256", "12x5x500", "8x3x1000")
-SWEPT = ("100x32x128", "250x64x256", "100x256x256", "100x64x512", "100x256x512")
+SWEPT = (
+    *("100x64x64", "100x32x128", "250x64x256", "100x256x256"),
+    *("100x64x512", "100x256x512", "100x64x1024"),
+)
 NEURONS: dict[str, Callable[[], Any]] = {"LIF": lambda: ns.LIF(0.9), "SEAdLIF": ns.SEAdLIF}
 COMPILE_STEPS = 2  # the same kernel takes all numbers of steps
 
@@ -74,8 +77,7 @@ class Kernel:
 
     def chosen(self) -> Geometry:
         """Return what `geometry` chooses."""
-        _, batch, size = sizes(self.case)
-        return kernels.geometry(self.kind, size, batch, state_dtype(self.dtype))
+        return kernels.geometry(self.kind, sizes(self.case)[2], state_dtype(self.dtype))
 
     def prepared(self, device: str) -> Callable[[], None]:
         """Return a call of the backend whose currents let some of the neurons fire."""
@@ -116,11 +118,12 @@ class Kernel:
 
 @contextlib.contextmanager
 def using(geometry: Geometry) -> Iterator[None]:
-    """Divide every layer in this way."""
+    """Divide every layer in this way, also one that is run step by step else."""
     before, kernels.geometry = kernels.geometry, lambda *_: geometry
     kernels.forget()
     try:
-        yield
+        with up_to(1024):
+            yield
     finally:
         kernels.geometry = before
         kernels.forget()
@@ -139,24 +142,8 @@ def up_to(size: int) -> Iterator[None]:
 
 def geometries(kernel: Kernel) -> list[Geometry]:
     """Return what is tried of a kernel, what is chosen first."""
-    _, batch, size = sizes(kernel.case)
-    block = kernels.block_of(size)
-    found = [kernel.chosen()]
-    for warps, width in itertools.product((4, 8, 16), (1, 2, 4)):
-        if block * block // (32 * warps) <= 128 and width == block // (32 * warps):
-            found += [Geometry("held", samples, 1, width, warps) for samples in (1, 2)]
-        if not block // 4 <= 32 * warps * width <= 4 * block:
-            continue
-        if kernel.kind == "forward":
-            found += [Geometry("events", 1, rows, width, warps) for rows in (8, 16, 32)]
-            continue
-        found += [
-            Geometry("dense", samples, rows // samples, width, warps, stages)
-            for samples in (1, 2, 4)
-            for rows, stages in ((16, 1), (32, 1), (32, 3), (64, 3))
-            if rows // samples * block * 4 * stages <= 200_000 and rows // samples >= 8
-        ]
-    return list(dict.fromkeys(one for one in found if one.samples <= batch))
+    tried = itertools.starmap(Geometry, itertools.product((8, 16, 32, 64), (1, 2, 4), (4, 8, 16)))
+    return list(dict.fromkeys((kernel.chosen(), *tried)))
 
 
 def build(kernel: Kernel, geometry: Geometry, device: str = "cuda") -> dict[str, Any]:
@@ -372,7 +359,7 @@ def lines(name: str, row: dict[str, Any]) -> Iterator[str]:
     elif name == "left out":
         yield f"left out for lack of time: {row}"
     elif name == "sweep":
-        yield f"{row['kernel']}: us, product/samples/rows/width/warps/stages/kept"
+        yield f"{row['kernel']}: us, rows/width/warps"
         for us, *geometry in row["found"]:
             mark = "  chosen" if geometry == row["chosen"] else ""
             yield f"  {us:10.1f}  {'/'.join(map(str, geometry))}{mark}"
@@ -387,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for all of it")
     parser.add_argument("--seconds", type=float, default=1.0, help="spent timing each case")
-    parser.add_argument("--parts", default="proofs,times,sweep", help="which, in this order")
+    parser.add_argument("--parts", default="proofs,times", help="which, and sweep")
     options = parser.parse_args(argv)
     reasons = unsupported_reasons("triton", "cuda")
     if reasons:

@@ -198,9 +198,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     kind = "backward" if kernel.kind == "backward" else "forward"
     loads = 2 + states * kernel.trace if kind == "backward" else 1
     block, warps, _ = scan_triton.geometry(kind, kernel.neurons, kernel.dtype, loads)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(compiled.asm["cubin"])
-        listing = _tool("nvdisasm", "-c", file.name)
+    listing = _listing(compiled)
     bodies = time_loops(listing)
     # One loop takes whole chunks, another what is left at the end: both move the same, the first
     # with fewer masks, or asynchronously.
@@ -222,6 +220,17 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
         bytes_a_neuron_step=(sum(loads) + sum(stores)) / mine,
         instructions_a_neuron_step=len(body) / mine,
     )
+
+
+def _listing(compiled: Any) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        return _tool("nvdisasm", "-c", file.name)
+
+
+def loops_of(compiled: Any) -> list[list[str]]:
+    """Return the instructions of each loop of a kernel that touches global memory."""
+    return time_loops(_listing(compiled))
 
 
 def usage_of(compiled: Any) -> tuple[int, int]:

@@ -8,9 +8,7 @@ import torch
 import neurospike as ns
 from benchmarks.recurrent_gate import prove
 from neurospike.formulas import fire, heaviside
-from neurospike.kernels.cuda import recurrent as kernels
 
-PRODUCTS = ("held", "events", "dense")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -22,12 +20,19 @@ def three(current, u, v, w, decay, threshold):
     return fire(u - threshold), u, v, w
 
 
+def contrary(current, u, decay):
+    """A neuron that fires without any current: those beyond the last one must not act."""
+    u = decay * u + current
+    return fire(0.1 - u), u
+
+
 NEURONS: dict[str, Any] = {
     "subtract": lambda size: ns.LIF(0.9, learn_beta=True),
     "zero": lambda size: ns.LIF(0.9, threshold=torch.linspace(0.5, 1.0, size), reset="zero"),
     "none": lambda size: ns.LIF(0.8, reset="none", learn_threshold=True),
     "immediate": lambda size: ns.LIF(0.9, reset_delay=False),
     "seadlif": lambda size: ns.SEAdLIF(),
+    "contrary": lambda size: ns.Spiking(contrary, decay=0.8),
     "three": lambda size: ns.Spiking(three, decay=0.8, threshold=0.6, learn=["decay"]),
 }
 
@@ -88,8 +93,3 @@ def check(
     assert torch.equal(torch.cat([first, second]), spikes)
     assert all(map(torch.equal, end, after))
     return distance
-
-
-def geometry_of(product: str, samples: int = 1, kept: int = 0, stages: int = 1) -> Any:
-    """Return a geometry of small programs."""
-    return kernels.Geometry(product, samples, 4, 1, 1, stages, kept)

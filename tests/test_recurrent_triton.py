@@ -1,6 +1,5 @@
 """Recurrent layers on the Triton backend without a GPU: machine code, and results interpreted."""
 
-import itertools
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from triton_variants import covering
 
 from benchmarks import gpu_recurrent
 from benchmarks.gpu_recurrent import Geometry, Kernel, build, using
-from benchmarks.triton_code import compiling, parsing, usage_of
+from benchmarks.triton_code import compiling, loops_of, parsing, usage_of
 from neurospike.kernels.cuda import recurrent as kernels
 
 KINDS = ("forward", "backward")
@@ -24,7 +23,7 @@ BOTH = (False, True)
 
 @pytest.mark.thorough
 def test_in_the_interpreter_it_is_the_neurons_step_in_torch():
-    assert passed_interpreted(["recurrent_interpreted"]) >= 31
+    assert passed_interpreted(["recurrent_interpreted"]) >= 16
     assert "TRITON_INTERPRET" not in os.environ
 
 
@@ -41,13 +40,15 @@ def compiled(kernel, geometry=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["2x64x256", "2x128x256", "2x256x256", "2x32x128", "2x256x512"])
+@pytest.mark.parametrize("case", ["2x64x128", "2x64x256", "2x64x512"])
 def test_the_layers_that_are_timed_spill_nothing(kind, case):
-    kernel = Kernel(kind, case)
-    made = compiled(kernel)
-    registers, local_bytes = usage_of(made)
-    assert local_bytes == 0
-    assert registers <= min(255, 65536 // (32 * kernel.chosen().warps))
+    """Nothing in the loop over rows; around it, once a step, a few values of 512 neurons."""
+    for dtype in (torch.float32, torch.float64):
+        made = compiled(Kernel(kind, case, dtype))
+        assert usage_of(made)[1] <= 32
+        rows = min(loops_of(made), key=len)
+        assert any("LDG" in instruction for instruction in rows)
+        assert not [one for one in rows if re.search(r"\b(LDL|STL)\b", one)]
 
 
 FACTORS = {
@@ -70,42 +71,32 @@ def test_every_pair_of_what_is_asked_for_becomes_machine_code(kind):
     assert len(variants) > 14
 
 
-WAYS = {
-    "held": Geometry("held", 1, 1, 1, 4),
-    "events": Geometry("events", 1, 16, 1, 4),
-    "dense": Geometry("dense", 2, 16, 1, 4),
-    "dense, copied ahead": Geometry("dense", 1, 32, 4, 4, 3),
-    "dense, some kept": Geometry("dense", 1, 16, 1, 4, 1, 64),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_threads_wait_before_they_read_what_others_stored(way):
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_wait_before_they_read_what_others_stored(kind):
     """In the time loop, in this order: barrier, stores, barrier, loads of what was stored."""
-    made = compiled(Kernel("forward", "2x64x128"), WAYS[way])
+    made = compiled(Kernel(kind, "2x64x128"))
     # A load that goes around the barrier, through the cache of what never changes.
     assert "ld.global.nc" not in made.asm["ptx"]
     text = made.asm["ttgir"]
     loop = text[text.index("scf.for") :]
-    found = re.findall(r"(?:ttg|gpu)\.(barrier)|tt\.(store)|tt\.(load)|(async_copy)_global", loop)
+    found = re.findall(r"(?:ttg|gpu)\.(barrier)|tt\.(store)|tt\.(load)", loop)
     order = "".join(next(filter(None, one))[0] for one in found)
-    if way == "held":
-        assert "b" not in order
-        return
-    stores = {"events": 2}.get(way, 1)
-    assert re.match(f"lb{'s' * stores}b[la]+s", order), order
-    code = re.findall(r"(bar\.sync)|(st)\.global|(ld)\.global|(cp)\.async\.c", made.asm["ptx"])
+    stores = 2 if kind == "forward" else 1
+    assert re.match(f"l+b{'s' * stores}bl+s", order), order
+    code = re.findall(r"(bar\.sync)|(st)\.global|(ld)\.global", made.asm["ptx"])
     letters = "".join(next(filter(None, one))[0] for one in code)
     # In the machine's own code too; there other barriers stand where registers change hands.
-    assert re.search(f"b(sb*){{{stores - 1},}}sb+[lc]", letters), letters
+    assert re.search(f"b(sb*){{{stores - 1},}}sb+l", letters), letters
 
 
-@pytest.mark.parametrize("way", ["events", "dense", "dense, some kept"])
-def test_each_thread_adds_up_its_own_neurons(way):
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_thread_adds_up_its_own_neurons(kind):
     """A row of the weight is read as the neurons lie in the threads: no sums change hands."""
-    text = compiled(Kernel("backward", "2x64x128"), WAYS[way]).asm["ttgir"]
-    loop = text[text.index("scf.for") :]
-    assert not re.findall(r"convert_layout.*f32", loop.replace("tensor<128xf32", ""))
+    text = compiled(Kernel(kind, "2x64x256")).asm["ttgir"]
+    layout = re.search(r"tt\.load .*tensor<\d+x256x!tt\.ptr<f32>, (#\w+)>", text)[1]
+    threads = re.search(rf"^{layout} = .*", text, re.MULTILINE)[0]
+    assert "= [1, 2], threadsPerWarp = [1, 32], warpsPerCTA = [1, 4]" in threads
+    assert not re.search(r"convert_layout.*tensor<\d+x256x", text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,16 +113,18 @@ def test_no_number_of_steps_compiles_anew(kind):
 
 
 def test_what_is_chosen():
-    chosen = kernels.geometry("backward", 256, 64, torch.float32)
-    assert (chosen.product, chosen.samples) == ("dense", 1)
-    assert kernels.geometry("backward", 256, 1000, torch.float32).samples == 4
-    assert kernels.geometry("forward", 256, 64, torch.float32).product == "events"
-    for kind, dtype in itertools.product(KINDS, (torch.float32, torch.float64)):
-        for size in (1, 16, 64, 100, 129, 300, 1024):
-            found = kernels.geometry(kind, size, 64, dtype)
-            held = kernels.block_of(size) * found.width * dtype.itemsize
-            assert found.product != "held" or held <= 512
-            assert all(one & (one - 1) == 0 and one > 0 for one in found[1:5])
+    chosen = {
+        size: [kernels.geometry(kind, size, torch.float32) for kind in KINDS]
+        for size in (20, 128, 129, 512, 1024)
+    }
+    assert chosen == {
+        20: [Geometry(8, 1, 8), Geometry(32, 1, 4)],
+        128: [Geometry(8, 2, 8), Geometry(32, 2, 4)],
+        129: [Geometry(16, 2, 4), Geometry(32, 2, 4)],
+        512: [Geometry(32, 4, 4), Geometry(32, 4, 4)],
+        1024: [Geometry(32, 4, 8), Geometry(32, 4, 8)],
+    }
+    assert kernels.geometry("forward", 128, torch.float64) == Geometry(4, 2, 8)
     assert kernels.fits("forward", 1024)
     assert not kernels.fits("forward", 1025)
     assert not kernels.fits("backward", 513)
@@ -145,18 +138,25 @@ def test_each_kernel_takes_every_geometry_that_is_swept():
     chosen = {kernel: kernel.chosen() for kernel, _ in work}
     assert all((kernel, geometry) in work for kernel, geometry in chosen.items())
     with parsing(90) as made:
-        for kernel, geometry in work[::5]:
+        for kernel, geometry in work[::13]:
             assert build(kernel, geometry, "cpu")["geometry"] == list(geometry)
     assert set(made) == {"_forward", "_backward"}
 
 
+def test_a_layer_that_is_stepped_else_is_swept_too():
+    kernel = Kernel("backward", "2x1x600")
+    with parsing(90) as made:
+        build(kernel, kernel.chosen(), "cpu")
+    assert made == ["_backward"]
+
+
 def test_the_geometry_asked_for_is_compiled_and_then_forgotten():
     before = kernels.geometry
-    made = compiled(Kernel("backward", "2x64x128"), Geometry("dense", 1, 8, 1, 8))
+    made = compiled(Kernel("backward", "2x64x128"), Geometry(8, 1, 8))
     assert made.metadata.num_warps == 8
     assert "8x128xf32" in made.asm["ttir"]
     assert kernels.geometry is before
-    with pytest.raises(KeyError), using(Geometry("dense", 1, 8, 1, 8)):
+    with pytest.raises(KeyError), using(Geometry(8, 1, 8)):
         raise KeyError
     assert kernels.geometry is before
 
@@ -165,7 +165,7 @@ def test_what_is_found_is_told_and_kept(tmp_path, capsys):
     report = gpu_recurrent.Report(tmp_path, 100.0, {})
     report.part("proofs", "one", lambda: {"proof": "one", "distance": 1e-7})
     report.part("sweep", "two", lambda: 1 / 0)
-    row = {"kernel": "k", "chosen": ["held", 1], "found": [[2.0, "held", 1], [3.0, "dense", 2]]}
+    row = {"kernel": "k", "chosen": [8, 1, 4], "found": [[2.0, 8, 1, 4], [3.0, 16, 2, 8]]}
     report.part("sweep", "three", lambda: row)
     times = {"ours": {"ms_median": 1.5}}
     ratios = {"ratios over ours": {"ours": 1.0}, "ratios over ours, graph": {"ours": 3.0}}
@@ -179,7 +179,7 @@ def test_what_is_found_is_told_and_kept(tmp_path, capsys):
         "equal one: gradients within 1.0e-07",
         "FAILED two: ZeroDivisionError: division by zero",
     ]
-    assert shown[3:5] == ["         2.0  held/1  chosen", "         3.0  dense/2"]
+    assert shown[3:5] == ["         2.0  8/1/4  chosen", "         3.0  16/2/8"]
     assert "1.500 ms,     1.00 of ours,     3.00 of its graph" in shown[6]
     assert shown[-1] == "left out for lack of time: {'part': 'five'}"
     kept = json.loads((tmp_path / "gpu_recurrent.json").read_text())

@@ -108,8 +108,8 @@ def define(row: dispatch.Backend) -> None:
     def fake_backward(*arguments: Any) -> list[Tensor]:
         spikes, currents, _, weight, _, parameters, _, neuron, _, wants = arguments[3:]
         many = _states_of(neuron)
-        out, *others = _allocate_gradients(currents, weight, parameters, many, wants)
-        return _asked(out.new_empty(out.shape, dtype=spikes.dtype), *others)
+        out, out_states, others = _allocate_gradients(currents, weight, parameters, many, wants)
+        return _asked(out.new_empty(out.shape, dtype=spikes.dtype), out_states, others)
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)

@@ -35,7 +35,8 @@ class SteppedRecurrence:
     ) -> None:
         """Fill `spikes`, `traces` (or none), `finals` and `currents` (or None)."""
         state = finals[0].dtype
-        last, before = states[0] if states else None, list(states[1:])
+        last: Tensor | None = states[0] if states else None
+        before = list(states[1:])
         saved: dict[str, Any] = {"saved": ()} if self.saves else {}
         for t in range(len(current)):
             total = current[t].to(state)
@@ -53,7 +54,7 @@ class SteppedRecurrence:
                 spikes=fired[None],
                 traces=(),
                 finals=after,
-                **self._one_step(lengths, t),
+                lengths=self._one_step(lengths, t),
                 **saved,
                 **neuron,
             )
@@ -63,9 +64,9 @@ class SteppedRecurrence:
             if lengths is not None and last is not None:
                 fired = torch.where((lengths > t)[:, None], fired, last)
             last, before = fired, after
-        for final, one in zip(finals, (last, *before)):
-            assert one is not None
-            final.copy_(one)
+        assert last is not None  # there is at least one step
+        for final, found in zip(finals, (last, *before)):
+            final.copy_(found)
 
     def backward(
         self,
@@ -93,7 +94,9 @@ class SteppedRecurrence:
         each = [None if one is None else torch.empty_like(one) for one in out_parameters]
         for t in reversed(range(steps)):
             before = [one[t - 1] for one in traces] if t else list(states[1:])
-            saved = {"saved": [one.flatten() for one in before or [zeros] * len(traces)]}
+            saved: dict[str, Any] = {}
+            if self.saves:
+                saved["saved"] = [one.flatten() for one in before or [zeros] * len(traces)]
             given = coming if grad_spikes is None else coming + grad_spikes[t]
             shown = [None if one is None else one[t] for one in grad_traces]
             if lengths is not None:  # beyond a sample's end only the last step's gradient goes back
@@ -114,8 +117,8 @@ class SteppedRecurrence:
                 out=out[t][None],
                 out_states=gradients,
                 out_parameters=each,
-                **self._one_step(lengths, t),
-                **(saved if self.saves else {}),
+                lengths=self._one_step(lengths, t),
+                **saved,
                 **neuron,
             )
             carried = gradients
@@ -133,6 +136,6 @@ class SteppedRecurrence:
         torch.mm(grad.T, spikes, out=out)
 
     @staticmethod
-    def _one_step(lengths: Tensor | None, t: int) -> dict[str, Tensor]:
+    def _one_step(lengths: Tensor | None, t: int) -> Tensor | None:
         """Return which samples have a step `t`, as lengths of one step."""
-        return {} if lengths is None else {"lengths": (lengths - t).clamp(0, 1)}
+        return None if lengths is None else (lengths - t).clamp(0, 1)
