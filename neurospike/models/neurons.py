@@ -78,7 +78,7 @@ def hidden_neurons(
     check_one_of("neuron", kind, NEURONS)
     if kind == "lif":
         # One number is another library's name of the decay, which LIF answers with ours.
-        other = {} if isinstance(tau, Sequence) else {"tau": tau}
+        other: dict[str, Any] = {} if isinstance(tau, Sequence) else {"tau": tau}
         return LIF(**lif, **other)
     fast, slow = _decays("tau", tau), _decays("tau_adaptation", tau_adaptation)
     options: dict[str, Any] = {
