@@ -95,7 +95,7 @@ def _parser(prog: str) -> Parser:
         prog,
         usage=f"{prog} [--model_path FILE] PICTURE [PICTURE ...] [--KEY VALUE ...]",
         description="Recognise the digit in each picture, photographs and scans included. The "
-        "confidence is the softmax of the scores and not calibrated: it can be near 100%% for a "
+        "confidence is the softmax of the scores and not calibrated: it can be near 100% for a "
         "wrong answer, and for a picture of no digit. What makes an answer doubtful is noted "
         "beside it. Exit code 0: all were predicted; 1: some could not be read, the others were "
         "predicted; 2: nothing could be done.",

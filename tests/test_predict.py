@@ -434,7 +434,8 @@ def test_the_device_is_the_gpu_where_the_backend_runs_on_one(tmp_path, capsys, m
 def test_the_help_says_what_a_confidence_is_not(capsys):
     with pytest.raises(SystemExit):
         predict.main(["--help"])
-    assert "not calibrated" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not calibrated: it can be near 100% for" in shown
 
 
 def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
