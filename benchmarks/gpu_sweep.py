@@ -83,7 +83,11 @@ class Kernel:
         every, block, _, stages = geometry
         rule = NEURONS[self.neuron]().rule
         flags = {"EVERY": every, "BLOCK": block, "STAGES": stages, "SPIKES": True, "TRACED": 0}
-        flags |= {"SCALARS": (1 << len(rule.parameters)) - 1, "HELD_CURRENT": False}
+        flags |= {
+            "LENGTHS": False,
+            "SCALARS": (1 << len(rule.parameters)) - 1,
+            "HELD_CURRENT": False,
+        }
         if self.kind == "backward":
             flags |= {"CONSTANT": False, "WANTED": 0, "WANT_STATES": False}
             flags |= {"HELD_SPIKES": False, "HELD_TRACES": 0}
@@ -106,12 +110,12 @@ class Kernel:
             unasked = (None,) * len(values)
             return (
                 *(grad, none, none, current, saved, values, bits),
-                *(out, none, unasked, size, ones, steps),
+                *(out, none, unasked, size, ones, steps, None),
             )
         finals = tuple(torch.empty(size, dtype=state, device=device) for _ in range(count))
         kept = saved if self.use == "forward" else none
         spikes = torch.empty_like(current)
-        return (current, none, values, bits, spikes, none, kept, finals, size, ones, steps)
+        return (current, none, values, bits, spikes, none, kept, finals, size, ones, steps, None)
 
 
 def kernels() -> Iterator[Kernel]:

@@ -494,7 +494,7 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_triton_code_for_a_hopper_gpu(dtype):
+def test_machine_code_for_a_hopper_gpu(dtype):
     pytest.importorskip("triton")
     from benchmarks.triton_code import compiling
     from neurospike.kernels.cuda import delay as kernels

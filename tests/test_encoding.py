@@ -191,7 +191,7 @@ print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names)))
         text=True,
         check=True,
     )
-    names = ["", ".coding", ".coding.encoding", ".coding.intensities"]
+    names = ["", ".coding", ".coding.encoding", ".coding.intensities", ".coding.reading"]
     assert result.stdout.strip() == str([f"neurospike{name}" for name in names])
 
 
