@@ -89,8 +89,8 @@ def test_a_direct_launch_is_given_what_the_first_was(launches):
     for _ in range(2):
         ns.lif(current, beta=0.75, threshold=0.5, backend="triton")
     (compiled,) = launches.compiled
-    *how, x, _, parameters, bits, spikes, traces, saved, finals, *sizes = compiled.last
-    size, counts, steps, lengths = sizes
+    *rest, finals, size, counts, steps, lengths = compiled.last
+    *how, x, _, parameters, bits, spikes, traces, saved = rest
     assert lengths is None
     assert how == [1, 1, 1, 0, None, None, None, None, None]
     assert x.data_ptr() == current.data_ptr()
