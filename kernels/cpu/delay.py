@@ -29,6 +29,7 @@ from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
 from neurospike.kernels.cpu._memory import address, array_at, fence, prefetch, stream, take
 from neurospike.kernels.cpu._vectors import add_in_any_order
 from neurospike.kernels.cpu.linear import turn_block
+from neurospike.kernels.cpu.linear_scan import _copy
 from neurospike.kernels.cpu.scan import GRAIN, STREAMED, rows
 
 BLOCK = 256  # channels at most
@@ -60,12 +61,6 @@ def _zero(out):
     """Fill a row with zeros."""
     for i in range(out.size):
         out[i] = 0.0
-
-
-def _copy(out, values):
-    """Copy a row."""
-    for i in range(out.size):
-        out[i] = values[i]
 
 
 def _mix(out, first, one, second, other):

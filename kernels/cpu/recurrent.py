@@ -31,33 +31,35 @@ from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
 from neurospike.kernels.cpu._memory import take
 from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
-from neurospike.kernels.cpu._vectors import (
-    graded,
-    lowest,
-    multiply_rows,
-    nonzero,
-    sum_rows,
-)
+from neurospike.kernels.cpu._vectors import graded, lowest, multiply_rows, nonzero, sum_rows
 from neurospike.kernels.cpu.events import FORMATS, find, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack
+from neurospike.kernels.cpu.linear_scan import _copy
 from neurospike.kernels.cpu.scan import (
     _add,
+    _array,
     _fill,
     _given,
     _start,
     _step_of,
+    advance,
     alike_of,
     as_tensor,
+    lay,
+    retrace,
+    retreat,
     rows,
+    sum_over_batch,
+    sums_of,
 )
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
 PANEL_BYTES = 512  # neurons whose sums stay in registers while rows are added
 BLOCK_BYTES = 128  # neurons whose sums stay in registers while a block of samples is multiplied
-TOGETHER = 8
-TILE = 16
+TOGETHER = 8  # samples of such a block
+TILE = 16  # samples that go through time together, at most
 SHARE = 0.35  # of the neurons that fire, from which on a dense product takes less time
 # Products of a dense weight gradient that take as long as reading one number of the currents'
 # gradients for an event-driven one, and as adding one to a sum.
@@ -75,36 +77,6 @@ SPIKES = True
 TRACE = False
 TRACED = 1
 WANTED = 0
-
-
-def lay(scratch, at, then, block, n):
-    """Return the rows of a sample's states and of the parameters; see `_rows`."""
-
-
-def sums_of(job_at, wanted, low, n):
-    """Return the rows of the gradients of parameters that are asked for; see `_rows`."""
-
-
-def advance(x, rows, spikes, numbers):
-    """Take a row of neurons one step on; see `_rows`."""
-
-
-def retrace(x, scratch, before, rows, block, numbers):
-    """Write the states after a step behind those before it; see `_rows`."""
-
-
-def retreat(x, scratch, before, rows, sums, block, grad_spikes, out, numbers):
-    """Take a row of neurons one step back; see `_rows`."""
-
-
-def _array(job_at, k):
-    """Return the `k`-th array of a job; one of size 0 is not there."""
-    return array_of(job_at, k, NUMBER)
-
-
-def _copy(out, values):
-    for i in range(out.size):
-        out[i] = values[i]
 
 
 def _sum(out, one, other):
@@ -551,9 +523,7 @@ def backward(
     threads = threads_for(steps * batch * size * (8 + size // 2), tiles)
     scratch = rows_each * size + tile * padded
     run(kernel, arrays, (steps, batch, size, tile, padded), threads, scratch, state)
-    for target, found in zip(out_parameters, asked):
-        if target is not None and found is not None:
-            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
+    sum_over_batch(asked, out_parameters)
 
 
 def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:

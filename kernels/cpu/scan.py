@@ -439,6 +439,11 @@ def backward(
     run(kernel, arrays, sizes, threads, rows_each * block, state)
     if wide is not out:
         out.copy_(wide)
-    for target, found in zip(out_parameters, asked):
+    sum_over_batch(asked, out_parameters)
+
+
+def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
+    """Sum each neuron's gradients of parameters, `[B * N]`, over the neurons that share one."""
+    for target, found in zip(out, each):
         if target is not None and found is not None and target.numel():
             torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))

@@ -60,8 +60,9 @@ def geometry(kind: str, size: int, dtype: torch.dtype) -> Geometry:
 
     The best of a sweep in float32 on an H200, where 100 steps of 32 samples of 128 neurons took
     93 us forward and 161 us backward, 100 steps of 64 samples of 512 neurons 168 us and 1153 us
-    (`benchmarks.gpu_recurrent` measures another card). Not measured: layers of 64 neurons and
-    fewer, of more than 512, and float64, which gets no more rows than there are registers for.
+    (`benchmarks.gpu_recurrent` measures another card). The kernels that were measured could take
+    several samples per program too. Not measured: layers of 64 neurons and fewer, of more than 512,
+    and float64, which gets no more rows than there are registers for.
 
     kind: "forward" or "backward"; dtype: of the states.
     """

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from neurospike.backend import buffers, dispatch
+from neurospike.backend import dispatch
 
-from .scan import Once, _asked, state_dtype
+from .scan import Once, _asked, _maker, state_dtype
 from .stepped_recurrence import SteppedRecurrence
 from .wants import FIRST_PARAMETER, SAVED, STATES, TRACES
 
@@ -59,22 +59,16 @@ class Call(NamedTuple):
     given: int
 
 
-def _empty(like: Tensor, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    if like.is_cpu and type(like) is Tensor:
-        return buffers.empty(tuple(shape), dtype)
-    return like.new_empty(shape, dtype=dtype)
-
-
 def _allocate(
     current: Tensor, many: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor | None]:
     """Return `(spikes, finals, traces, currents)`; the last two as far as they are wanted."""
-    state, shape = state_dtype(current.dtype), current.shape
+    state, shape, empty = state_dtype(current.dtype), current.shape, _maker(current)
     return (
-        _empty(current, shape, current.dtype),
-        [_empty(current, shape[1:], state) for _ in range(many)],
-        [_empty(current, shape, state) for _ in range(many - 1)] if wants & TRACES else [],
-        _empty(current, shape, state) if wants & SAVED else None,
+        empty(shape, dtype=current.dtype),
+        [empty(shape[1:], dtype=state) for _ in range(many)],
+        [empty(shape, dtype=state) for _ in range(many - 1)] if wants & TRACES else [],
+        empty(shape, dtype=state) if wants & SAVED else None,
     )
 
 
@@ -82,11 +76,11 @@ def _allocate_gradients(
     currents: Tensor, weight: Tensor, parameters: Sequence[Tensor], states: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """Return those of currents, states, and weight and parameters that are wanted."""
+    empty, dtype = _maker(currents), currents.dtype
+    count = states if wants & STATES else 0
     return (
-        _empty(currents, currents.shape, currents.dtype),
-        [_empty(currents, currents.shape[1:], currents.dtype) for _ in range(states)]
-        if wants & STATES
-        else [],
+        empty(currents.shape, dtype=dtype),
+        [empty(currents.shape[1:], dtype=dtype) for _ in range(count)],
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
             for k, one in enumerate((weight, *parameters))
