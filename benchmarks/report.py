@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import events_report, gpu_report, rivals
+from . import events_report, gpu_report, open_neuromorphic, rivals
 from .report_lines import NOT_MEASURED, machine_line
 from .step import PARTS, REST
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 BEGIN, END = "<!-- {}: written by `python -m benchmarks.report --write` -->", "<!-- end of {} -->"
-NAMES = ("cpu", "cpu-kept", "gpu", "step", "events")
+NAMES = ("cpu", "cpu-kept", "gpu", "step", "events", "open_neuromorphic")
 Results = Mapping[str, Any]
 
 
@@ -154,12 +154,22 @@ def step_table(stored: Mapping[str, Results]) -> str:
     return "\n".join([*lines, "", f"Measured on {machine_line(step['machine'])}"])
 
 
+def open_table(stored: Mapping[str, Results]) -> str:
+    """Return what Open Neuromorphic's own script found."""
+    found = stored.get("open_neuromorphic")
+    if found is None:
+        return NOT_MEASURED.format("open_neuromorphic --checkout DIR")
+    told = f"Batch {found['batch']}. Measured on {machine_line(found['machine'])}"
+    return f"{open_neuromorphic.table(found['cases'])}\n\n{told}"
+
+
 Section = Callable[[Mapping[str, Results]], str]
 SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("README.md", "How fast", how_fast),
     ("README.md", "Event-driven", lambda stored: events_report.networks(stored.get("events"))),
     ("docs/events.md", "Layers", lambda stored: events_report.layers(stored.get("events"))),
     ("benchmarks/README.md", "The rivals", rivals_table),
+    ("benchmarks/README.md", "Open Neuromorphic", open_table),
     ("benchmarks/README.md", "Where the time goes", step_table),
 )
 
