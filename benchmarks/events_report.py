@@ -1,4 +1,4 @@
-"""The sections of README and docs on event-driven layers, from `events.json`."""
+"""The sections of the docs on event-driven layers, from `events.json`."""
 
 import re
 import statistics
@@ -13,7 +13,7 @@ OURS, DENSE, THEIRS = "ours, events", "ours, dense", "snntorch"
 
 
 def networks(events: Mapping[str, Any] | None) -> str:
-    """Return the README's section: whole steps, epochs, the way to 97% and memory."""
+    """Return the section on networks: whole steps, epochs, the way to 97% and memory."""
     if events is None or "step" not in events:
         return NOT_MEASURED.format("events step")
     epochs = events.get("epoch", {"cases": []})

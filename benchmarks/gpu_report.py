@@ -1,10 +1,10 @@
-"""What the README says of a GPU, and the picture of CPU against GPU; nothing is measured here."""
+"""What is said of a GPU, and the picture of CPU against GPU; nothing is measured here."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .gpu_session import USES, share_of_copy
-from .report_lines import machine_line
+from .report_lines import machine_line, milliseconds
 
 Results = Mapping[str, Any]
 NONE = "On a GPU: not measured."
@@ -12,7 +12,7 @@ WITH_GRAPH = "as one CUDA graph"
 
 
 def section(gpu: Results | None) -> str:
-    """Return the section of the README on a GPU."""
+    """Return the section on a GPU."""
     if gpu is None:
         return NONE
     lines = [
@@ -35,11 +35,11 @@ def table(gpu: Results) -> str:
         "how many times as long others take | memory |",
         "|---|--:|---|---|--:|",
     ]
-    for title, name, row, others in _rows(gpu):
+    for title, name, row, others in rows(gpu):
         shares = [row["ratios"].get(share_of_copy(use)) for use in USES]
         cells = (
             title,
-            _milliseconds(row["times"][name]["ms_median"]),
+            milliseconds(row["times"][name]["ms_median"]),
             ", ".join(f"{share:.2f}" for share in shares if share is not None),
             ", ".join(f"{other} {ratio:.1f}x" for other, ratio in others.items()),
             _megabytes(row.get("peak_mb", {}).get(name)),
@@ -48,7 +48,7 @@ def table(gpu: Results) -> str:
     return "\n".join(lines)
 
 
-def _rows(gpu: Results) -> Iterator[tuple[str, str, Results, dict[str, float]]]:
+def rows(gpu: Results) -> Iterator[tuple[str, str, Results, dict[str, float]]]:
     """Yield a title, what our time is called, the case, and how many times as long others take."""
     for row in gpu.get("cases", ()):
         times, ratios, case = row["times"], row["ratios"], row["case"]
@@ -114,10 +114,6 @@ def _seconds(row: Results, name: str) -> str:
     return f"{row['compile_seconds'][name]:.0f} s"
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
-
-
 def _megabytes(value: float | None) -> str:
     return f"{value:,.0f} MB" if value else ""  # a graph has its own memory
 
@@ -134,7 +130,7 @@ def against_cpu(cpu: Results, gpu: Results) -> dict[str, dict[str, float]]:
     for row in cpu.get("network", ()):
         case = row["case"].partition(",")[0].removeprefix("network ")
         found[f"network {case}"] = {"CPU, float32": row["times"]["numba"]["ms_median"]}
-    for title, name, row, _ in _rows(gpu):
+    for title, name, row, _ in rows(gpu):
         case, _, rest = title.removeprefix("whole step ").partition(" ")
         kind = f"GPU, {rest or 'float32'}"
         if rest == WITH_GRAPH:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import events_report, gpu_report, open_neuromorphic, rivals
-from .report_lines import NOT_MEASURED, machine_line
+from . import events_report, glance, gpu_report, open_neuromorphic, rivals
+from .report_lines import NOT_MEASURED, machine_line, milliseconds
 from .step import PARTS, REST
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +56,6 @@ def speedups(row: Mapping[str, Any], use: str = "training") -> dict[str, float]:
     return found
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
-
-
 def cpu_rows(cpu: Results) -> Iterator[tuple[str, float, dict[str, float], str]]:
     """Yield what was done, our milliseconds, the rivals' ratios and ours to the floor."""
     for use, moved in (("training", 20), ("inference", 8)):
@@ -76,20 +72,20 @@ def cpu_rows(cpu: Results) -> Iterator[tuple[str, float, dict[str, float], str]]
 
 
 def cpu_table(cpu: Results) -> str:
-    """Return the table of the README: what, how long, how many times as long each rival takes."""
+    """Return what was done, how long it took, how many times as long each rival takes."""
     rows = list(cpu_rows(cpu))
     present = {name for _, _, ratios, _ in rows for name in ratios}
     names = [rival.name for rival in rivals.RIVALS if rival.name in present]
     lines = [f"| | NeuroSpike | {' | '.join(names)} | NeuroSpike / floor |"]
     lines.append("|---|" + "--:|" * (len(names) + 1) + "---|")
-    for title, milliseconds, ratios, floor in rows:
+    for title, time, ratios, floor in rows:
         cells = [f"{ratios[name]:.1f}x" if name in ratios else "" for name in names]
-        lines.append(f"| {title} | {_milliseconds(milliseconds)} | {' | '.join(cells)} | {floor} |")
+        lines.append(f"| {title} | {milliseconds(time)} | {' | '.join(cells)} | {floor} |")
     return "\n".join(lines)
 
 
 def how_fast(stored: Mapping[str, Results]) -> str:
-    """Return the README's section."""
+    """Return the section on layers and networks, on a CPU and on a GPU."""
     cpu = stored.get("cpu")
     if cpu is None:
         return NOT_MEASURED.format("cpu")
@@ -99,7 +95,7 @@ def how_fast(stored: Mapping[str, Results]) -> str:
     lines = [
         "Times are medians of runs that take turns in one process, each after its result was shown "
         "equal; beside them, how many times as long each rival takes for the same kind of neuron "
-        "([what each computes](benchmarks/README.md)). T x B x N; the floor is a copy of the bytes "
+        "([what each computes](#the-rivals)). T x B x N; the floor is a copy of the bytes "
         "that must move, or the products of matrices alone.",
         "",
         cpu_table(cpu),
@@ -108,7 +104,7 @@ def how_fast(stored: Mapping[str, Results]) -> str:
     ]
     for name, needed, caption in PICTURES:
         if needed in cpu:
-            lines += ["", f"![{caption}]({(IMAGES / name).as_posix()})"]
+            lines += ["", f"![{caption}](../{(IMAGES / name).as_posix()})"]
     if kept := stored.get("cpu-kept"):
         title = "The same where the C library keeps what is freed, as our own commands have it"
         lines += ["", f"{title} (`--keep-freed-memory`):", "", cpu_table(kept)]
@@ -116,8 +112,19 @@ def how_fast(stored: Mapping[str, Results]) -> str:
     lines += ["", gpu_report.section(stored.get("gpu"))]
     if "gpu" in stored and gpu_report.against_cpu(cpu, stored["gpu"]):
         name, caption = AGAINST
-        lines += ["", f"![{caption}]({(IMAGES / name).as_posix()})"]
+        lines += ["", f"![{caption}](../{(IMAGES / name).as_posix()})"]
     return "\n".join(lines)
+
+
+def at_a_glance(stored: Mapping[str, Results]) -> str:
+    """Return the README's table."""
+    cpu = stored.get("cpu")
+    times = {}
+    for title, time, ratios, _ in cpu_rows(cpu or {}):
+        case = re.fullmatch(r"(?:layer|network) (.+?), (?:training step|batch.*)", title)
+        if case:
+            times[case[1]] = time, ratios
+    return glance.section(cpu, stored.get("gpu"), times)
 
 
 AGAINST = ("gpu.png", "Time of a training step on the CPU and on the GPU, by case")
@@ -165,9 +172,10 @@ def open_table(stored: Mapping[str, Results]) -> str:
 
 Section = Callable[[Mapping[str, Results]], str]
 SECTIONS: tuple[tuple[str, str, Section], ...] = (
-    ("README.md", "How fast", how_fast),
-    ("README.md", "Event-driven", lambda stored: events_report.networks(stored.get("events"))),
+    ("README.md", "At a glance", at_a_glance),
+    ("docs/events.md", "Networks", lambda stored: events_report.networks(stored.get("events"))),
     ("docs/events.md", "Layers", lambda stored: events_report.layers(stored.get("events"))),
+    ("benchmarks/README.md", "How fast", how_fast),
     ("benchmarks/README.md", "The rivals", rivals_table),
     ("benchmarks/README.md", "Open Neuromorphic", open_table),
     ("benchmarks/README.md", "Where the time goes", step_table),

@@ -13,3 +13,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         f"{machine['device']}, {machine['threads']} threads, allocator {machine['allocator']}, "
         f"{machine['system']}, Python {machine['python']}, {versions}, commit {machine['commit']}."
     )
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in three figures, with its unit."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"

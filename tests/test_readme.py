@@ -34,15 +34,12 @@ ELSEWHERE = {
 # Commands that serve until Ctrl-C: what they say once they do, and the port they take.
 SERVERS = {
     "python -m neurospike.live": ("open http://", 8080),
-    "python -m neurospike.live --watch runs/mine": ("open http://", 8080),
     "pip install -e '.[docs]' && mkdocs serve": ("Serving on http://", 8000),
 }
 # What a command needs beside the packages that `import neurospike` does.
 NEEDS = {
-    "--tensorboard": ("tensorboard",),
     "--out digits.onnx": ("onnx", "onnxruntime", "onnxscript"),
     "neurospike.live": ("nicegui",),
-    "'.[live]'": ("nicegui",),
     "'.[docs]'": ("mkdocs", "material", "mkdocstrings"),
 }
 
@@ -158,3 +155,16 @@ def test_what_is_run_elsewhere_stands_in_the_readme_and_is_run_there():
         assert (command in start) == (".ci/run" in where)
     for file in re.findall(r"tests/\w+\.py", TEXT):
         assert Path(fresh.ROOT, file).is_file(), file
+
+
+def test_it_is_short_and_its_links_lead_somewhere():
+    assert TEXT.count("\n") <= 150
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([\w-]+))?\)", TEXT)
+    assert len(links) > 20
+    for target, place in links:
+        path = fresh.ROOT / target
+        assert path.exists(), target
+        if place:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert place in slugs, f"{target}#{place}"

@@ -94,6 +94,34 @@ def test_every_figure_stands_with_its_machine():
     assert "| 25x32x256 float32 | 0.1 ms |" in both
 
 
+def test_the_readme_has_both_devices_at_a_glance():
+    text = report.at_a_glance({"cpu": cpu(), "gpu": gpu()})
+    on_cpu, on_gpu = "CPU | snntorch | spikingjelly | norse", "GPU | snntorch | spikingjelly"
+    assert text.startswith(f"| a training step | {on_cpu} | {on_gpu} |")
+    assert "| layer 25x32x256 | 2 ms | 2.0x | 5.0x | 7.0x | 0.1 ms | 40.0x |  |" in text
+    assert "| 784-1000-10 | 15 ms | 7.0x |  |  | 1.5 ms | 27.0x |  |" in text
+    assert "| 784-1000-10 as one CUDA graph |  |  |  |  | 0.19 ms | 210.0x |  |" in text
+    assert text.count(report.machine_line(timing.machine())) == 2
+    alone = report.at_a_glance({"cpu": cpu()})
+    assert "| layer 25x32x256 | 2 ms | 2.0x | 5.0x | 7.0x |  |  |  |" in alone
+    assert "GPU: not measured." in alone and report.at_a_glance({}).startswith("Not measured")
+
+
+def test_open_neuromorphic_as_its_script_found_it():
+    one = {"title": "Ours", "forward_ms": 1.0, "backward_ms": 3.0, "fires": 0.05}
+    other = {**one, "title": "Other", "forward_ms": 5.0}
+    found = {
+        "machine": timing.machine(),
+        "batch": 16,
+        "cases": {"512": {"neurospike": one, "o": other}},
+    }
+    text = report.open_table({"open_neuromorphic": found})
+    assert (
+        "| 512 | Other | 5.0 ms | 3.0 ms | 2.00 | 5.0% |" in text and "Batch 16. Measured" in text
+    )
+    assert report.open_table({}).startswith("Not measured: `python -m benchmarks.open_neuromorphic")
+
+
 def gpu():
     """Results as `python -m benchmarks.gpu` leaves them, of a few cases."""
     shares = {"forward": 0.9, "backward": 0.91, "inference": 0.92}
@@ -268,8 +296,11 @@ def test_sections_are_written_between_their_marks_and_pictures_are_the_same_agai
         first.append([file.read_bytes() for file in files])
     assert len(first[0]) == 4
     assert first[0] == first[1]
-    assert "| layer 25x32x256, training step | 2 ms |" in (tmp_path / "README.md").read_text()
+    figures = tmp_path / "benchmarks" / "README.md"
+    assert "| layer 25x32x256, training step | 2 ms |" in figures.read_text()
+    assert "| layer 25x32x256 | 2 ms |" in (tmp_path / "README.md").read_text()
     report.write({}, tmp_path)
+    assert "Not measured" in figures.read_text()
     assert "Not measured" in (tmp_path / "README.md").read_text()
     with pytest.raises(SystemExit, match=r"README.md lacks the lines '<!-- How fast: .* put them"):
         report.between("no marks", "How fast", "README.md")
