@@ -214,7 +214,7 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
         )
     function = _function_of(theirs, kind)
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    values = {name: _value(theirs.p, name) for name in names if hasattr(theirs.p, name)}
+    values = {name: _value(theirs, name) for name in names if hasattr(theirs.p, name)}
     first = values["v_reset" if kind.startswith("IAF") else "v_leak"]  # where v begins
     if first.numel() != 1 or isinstance(first, nn.Parameter):
         raise ValueError(
@@ -231,8 +231,11 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
     return layer.train(theirs.training)
 
 
-def _value(parameters: Any, name: str) -> Tensor:
-    return torch.as_tensor(getattr(parameters, name))
+def _value(theirs: Any, name: str) -> Tensor:
+    value = torch.as_tensor(getattr(theirs.p, name))
+    # The first call of an IAF makes its v_reset require a gradient, which nobody asked for.
+    is_marked = name == "v_reset" and not hasattr(theirs.p, "v_leak")
+    return value.detach() if is_marked and not isinstance(value, nn.Parameter) else value
 
 
 def _refusal(module: nn.Module, inside: str) -> str:
