@@ -191,7 +191,7 @@ def changed(**attributes):
         (norse.SequentialState(norse.LIFAdEx()), TypeError, "convert 0, a LIFAdEx.*for ns.Spiking"),
         (Leaking(), TypeError, "Leaking, a LIFCell that overrides forward: .* use LIFCell itself"),
         (Net(), TypeError, r"row.1, a LIF of Norse inside a Net.*: net.row = ns.convert\(net.row"),
-        (norse.SequentialState(norse.LIF(), return_hidden=True), TypeError, "SequentialState"),
+        (norse.SequentialState(norse.LIF(), return_hidden=True), TypeError, "leave return_hidden"),
         (
             norse.SequentialState(norse.LIF(), norse.LIFCell()),
             ValueError,

@@ -251,7 +251,11 @@ class Net(nn.Module):
             ValueError,
             "the network is a SeqToANNContainer that holds layers with a state",
         ),
-        (nn.Sequential(layer.TLastMultiStepContainer(neuron.LIFNode())), TypeError, "TLastMulti"),
+        (
+            nn.Sequential(layer.TLastMultiStepContainer(neuron.LIFNode())),
+            TypeError,
+            "carries_state",
+        ),
         (nn.Sequential(*[neuron.LIFNode()] * 2), ValueError, "0 and 1 are one and the same LIFN"),
         (nn.Sequential(*[layer.Dropout()] * 2), ValueError, "0 and 1 are one and the same Dropout"),
         (layer.Linear(2, 2), TypeError, "convert takes neurons of snnTorch, Spik.*, got Linear"),

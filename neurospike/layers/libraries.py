@@ -14,7 +14,7 @@ def library_of(module: nn.Module) -> str | None:
     return None
 
 
-def overridden(module: nn.Module, base: type) -> list[str]:
+def overridden(module: object, base: type) -> list[str]:
     """Return the methods of a library's class that a subclass, or the object itself, replaces."""
     library = base.__module__.partition(".")[0]
     theirs = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neurospike import formulas
-from neurospike.formulas import abs, exp, fire, maximum, sqrt, tanh
+from neurospike.formulas import abs, exp, fire, sqrt, tanh, where
 from neurospike.layers.leaky import Replacement
 from neurospike.layers.libraries import overridden
 from neurospike.layers.spiking import Spiking
@@ -31,7 +31,11 @@ _RECURRENT = (
     "use ns.Recurrent around what ns.convert makes of the kind without recurrence, behind "
     "an nn.Linear with the input weights"
 )
-_MISSING = {"LIFRecurrent": _RECURRENT, "LIFRecurrentCell": _RECURRENT}
+_MISSING = {
+    "LIFRecurrent": _RECURRENT,
+    "LIFRecurrentCell": _RECURRENT,
+    "SequentialState": "leave return_hidden=True out; a hook on a layer shows what it returns",
+}
 
 
 # The neurons, each one step in Norse's order. Rates are dt times an inverse time constant.
@@ -82,7 +86,8 @@ def li_box(current, v, tau_mem_inv, v_leak):  # noqa: ANN001, ANN201
 
 def triangle(u, alpha):  # noqa: ANN001, ANN201
     """`Triangle`, whose alpha is its height."""
-    return alpha * maximum(1.0 - abs(u), 0.0)
+    z = 1.0 - abs(u)
+    return alpha * where(z > 0.0, z, 0.0)
 
 
 def tanh_slope(u, alpha):  # noqa: ANN001, ANN201

@@ -101,13 +101,14 @@ def _if_of(theirs: Any) -> Callable[..., Any]:
 class ParametricLIF(Spiking):
     """A `ParametricLIFNode`: `1 / tau = sigmoid(w)`, and `w` is theirs."""
 
+    w: Tensor
+
     def _names(self) -> tuple[str, ...]:
         return ("w", *self.parameter_names[1:])
 
     def parameter_values(self) -> tuple[Tensor, ...]:
         """Return `1 / tau`, and what else the neuron takes."""
-        rate, *others = ((torch.sigmoid(self.w)), *map(self._bounded, self.parameter_names[1:]))
-        return rate, *others
+        return torch.sigmoid(self.w), *map(self._bounded, self.parameter_names[1:])
 
 
 class HeldDropout(nn.Module):
@@ -190,6 +191,12 @@ def _refusal(module: nn.Module, inside: str) -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
     name = type(module).__name__
     base = _base_of(module)
+    if type(module).__module__.startswith("spikingjelly.activation_based.layer."):
+        return (
+            f"a {name} of SpikingJelly{inside}, a layer without a counterpart here; write it as a "
+            "module with carries_state = True for ns.Sequential, which is given [T, B, *F], or "
+            "keep the network in SpikingJelly"
+        )
     if base is None:
         missing = _MISSING.get(name, _OWN)
         return (
@@ -233,12 +240,12 @@ def _other(module: Any) -> nn.Module | None:
     if kind.__name__ in ("Dropout", "Dropout2d") and kind is _class("layer", kind.__name__):
         dropout = HeldDropout(module.p, whole_maps=kind.__name__ == "Dropout2d")
         return dropout.train(module.training)
-    wrapped = kind.__mro__[1]
+    wrapped: Any = kind.__mro__[1]
     is_wrapper = (
         kind.__module__.startswith("spikingjelly.activation_based.layer.")
         and wrapped.__module__.startswith("torch.nn.modules.")
         and wrapped.__name__ == kind.__name__
-        and not vars(module).get("forward")
+        and "forward" not in vars(module)
     )
     if not is_wrapper:
         return None
