@@ -44,7 +44,7 @@ def _same(spike):  # noqa: ANN001, ANN202
 
 
 def _lif(decay_input: bool) -> Callable[..., Any]:
-    """Return how the membrane takes in its current, `rate` a function of what leaks and of tau."""
+    """Return how the membrane takes in its current; `share` is what one step makes of a value."""
 
     def decayed(current, v, v_reset, share, tau):  # noqa: ANN001, ANN202
         return v + share(current - (v - v_reset), tau)
