@@ -24,6 +24,9 @@ TESTED = {
     "own_surrogate",
     "snntorch_after",
     "snntorch_before",
+    "snntorch_class_after",
+    "snntorch_class_before",
+    "snntorch_training",
 }
 RULES = [
     *({"reset": reset} for reset in ("subtract", "zero", "none")),

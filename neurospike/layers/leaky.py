@@ -12,7 +12,7 @@ from torch import nn
 from neurospike.neurons.snntorch_surrogates import NAMES, derivative_of, none
 from neurospike.neurons.surrogate import Surrogate
 
-from .libraries import library_of
+from .libraries import library_of, overridden
 
 # Neurons of snnTorch beside Leaky that have a fused layer; see `conversion`.
 OTHERS = ("Synaptic", "Alpha", "RLeaky", "RSynaptic")
@@ -53,7 +53,7 @@ def lif_with(kind: type[Layer], leaky: Any, surrogate: Replacement, **options: A
 def kind_of(module: object) -> str:
     """Return which of snnTorch's neurons that have a fused layer a module is; "" if none."""
     base = _base_of(module)
-    return base.__name__ if base is not None and not _overridden(module, base) else ""
+    return base.__name__ if base is not None and not overridden(module, base) else ""
 
 
 def _base_of(module: object) -> Any:
@@ -66,21 +66,6 @@ def _base_of(module: object) -> Any:
     return None
 
 
-def _overridden(module: Any, base: Any) -> list[str]:
-    """Return the methods of snnTorch's class that a subclass, or the object itself, replaces."""
-    theirs = {
-        name
-        for kind in base.__mro__
-        if kind.__module__.startswith("snntorch.")
-        for name in vars(kind)
-        if not name.startswith("__")
-    }
-    kinds = type(module).__mro__
-    found = {name for kind in kinds[: kinds.index(base)] for name in vars(kind)}
-    found |= {name for name, value in vars(module).items() if callable(value)}
-    return sorted(found & theirs)
-
-
 def refusal(module: object, inside: str = "") -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
     name = type(module).__name__
@@ -88,7 +73,7 @@ def refusal(module: object, inside: str = "") -> str:
     if not isinstance(module, nn.Module) or library_of(module) != "snntorch" or library is None:
         return f"{name}; of snnTorch's neurons that is the one with the equations of LIF"
     base = _base_of(module)
-    if base is not None and not _overridden(module, base):
+    if base is not None and not overridden(module, base):
         return (
             f"a snntorch.{name}{inside}; convert takes neurons in an nn.Sequential: write the "
             "network as one, or make fused layers of its neurons, each by ns.convert, and hand "
@@ -97,7 +82,7 @@ def refusal(module: object, inside: str = "") -> str:
     if base is not None:
         return (
             f"{name}, a snntorch.{base.__name__} that overrides "
-            f"{', '.join(_overridden(module, base))}{inside}: "
+            f"{', '.join(overridden(module, base))}{inside}: "
             f"its equations may be others; use snntorch.{base.__name__} itself, or {_OWN}"
         )
     missing = _MISSING.get(name, _OWN)

@@ -338,5 +338,5 @@ def _check_layer(name: str, module: Any) -> None:
             raise TypeError(
                 f"layer {name} ({type(module).__name__}) holds a {type(inner).__name__} of "
                 f"{library}, which steps through time on its own; use ns.LIF, or ns.convert for "
-                "networks of snnTorch"
+                "the whole network"
             )

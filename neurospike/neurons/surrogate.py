@@ -16,6 +16,7 @@ Numbers that it reads from outside are those of the moment when the layer is mad
 not every backend can run is refused then, with the line and what to write instead.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,9 +27,8 @@ import torch
 
 from neurospike import formulas
 
-from . import stepped
+from . import snntorch_surrogates, spikingjelly_surrogates, stepped
 from .record import arguments_of, record_surrogate
-from .snntorch_surrogates import derivative_of
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,14 @@ _TEXTS = {
 def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
     """Return the `Surrogate` that a name, a `Surrogate` or a scalar function stands for.
 
-    A surrogate of snnTorch is translated. A function of the user is recorded
+    A surrogate of snnTorch or SpikingJelly is translated. A function of the user is recorded
     (`neurospike.neurons.record`): the result computes the same, and the numbers that the function
     reads from outside are its parameters.
 
     Raises:
         ValueError: an unknown name.
-        TypeError: neither of the three, or a function that not every backend can run.
+        TypeError: neither of the three, a function that not every backend can run, or a surrogate
+            of snnTorch or SpikingJelly that has no counterpart.
     """
     if isinstance(surrogate, str):
         if surrogate not in BUILT_IN:
@@ -160,11 +161,37 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
                 f"surrogate got the function {surrogate.__name__} that makes one; call it, as in "
                 f"surrogate={surrogate.__name__}(), or give its name, {surrogate.__name__!r}"
             )
-        surrogate = Surrogate(*(derivative_of(surrogate) or (surrogate, ())))
+        surrogate = Surrogate(*(_translated(surrogate) or (surrogate, ())))
     if is_built_in(surrogate.function) or hasattr(surrogate.function, "text"):
         return surrogate
     text, numbers = record_surrogate(surrogate.function, surrogate.parameters)
     return _recorded(surrogate.function.__name__, text, numbers)
+
+
+_OTHERS = {
+    "snntorch.surrogate": (snntorch_surrogates, "atan(alpha=2.0)"),
+    "spikingjelly.activation_based.surrogate": (spikingjelly_surrogates, "ATan(alpha=2.0)"),
+}
+
+
+def _translated(surrogate: Any) -> tuple[Callable[..., Any], tuple[float, ...]] | None:
+    """Return what a surrogate of another library computes; None for a function of anyone else's."""
+    owner = getattr(surrogate, "__self__", surrogate)
+    if not inspect.isfunction(owner) and not inspect.isclass(owner):
+        owner = type(owner)
+    known = _OTHERS.get(owner.__module__)
+    if known is None:
+        return None
+    library, example = known
+    found = library.derivative_of(surrogate)
+    if found is None:
+        name = owner.__qualname__.partition(".<locals>.")[0]
+        raise TypeError(
+            f"surrogate got {name} of {owner.__module__}, which cannot be translated as it is; "
+            f"give what a call makes, as in surrogate.{example}, of {library.NAMES}; or the "
+            "derivative as a function of u"
+        )
+    return found
 
 
 def is_built_in(function: Callable[..., Any]) -> bool:

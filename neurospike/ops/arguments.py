@@ -139,8 +139,8 @@ def check_state(
         if shape != current.shape:
             read = (
                 f"; the current {tuple(current.shape)} was read as [T, B, *F]. In a loop over "
-                "time, hand the whole sequence over at once, or one step as current[None]; for a "
-                "constant current [B, *F] pass num_steps="
+                "time, hand the whole sequence over at once, or one step by layer.step(current, "
+                "state); for a constant current [B, *F] pass num_steps="
             )
         raise ValueError(
             f"{name} must have the shape [B, *F] of one step, {tuple(shape)}, got "

@@ -1,0 +1,239 @@
+"""Walk through a network of another library, and put our layer in the place of each of theirs."""
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+
+from neurospike.layers.delay import Delay
+from neurospike.layers.leaky import Replacement
+from neurospike.layers.libraries import library_of
+from neurospike.layers.lif import LIF
+from neurospike.layers.recurrent import Recurrent
+from neurospike.layers.sequential import Sequential, carries_state
+from neurospike.layers.spiking import Spiking
+
+from . import norse, snntorch, spikingjelly
+from .library import Library, Opened
+
+LIBRARIES = {one.name: one for one in (snntorch.LIBRARY, spikingjelly.LIBRARY, norse.LIBRARY)}
+Converted = LIF | Spiking | Recurrent | Delay | Sequential
+
+
+def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
+    """Return a network of snnTorch, SpikingJelly or Norse with fused layers in the place of theirs.
+
+        net = ns.convert(net)                      # an nn.Sequential of theirs
+        spikes, states = net(images, num_steps=25) # was: a loop of 25 calls, net(images)
+        spikes, states = net(frames)               # [T, B, *F], each step its own frame
+
+    All other layers, the recurrent weights, and the decays and thresholds that are learned, are
+    those of `module` itself, not copies; the new network begins at rest, whatever state the old one
+    is in. A layer that stands in the network twice is run twice. Hooks on neurons are not carried
+    over. In training, batch normalisation takes its statistics over all steps at once, as
+    SpikingJelly does with `step_mode="m"`, where a loop over steps takes them step by step.
+
+    snnTorch: `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky`
+    and `RSynaptic` become `OneToOne` with `all_to_all=False`, and `Recurrent` with
+    `linear_features`, whose current is `[T, B, N]`. `SynapticDelay` becomes `Delay`. Last neurons
+    that return their states too (`output=True`, or without `init_hidden`) give them at every step,
+    each `[T, B, *F]`, in the order of snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`.
+
+    SpikingJelly 2.0: `LIFNode`, `ParametricLIFNode` and `IFNode`, in both step modes, become
+    `Spiking` layers that reset at once and fire at the threshold, too (`>=`), as theirs do. Its
+    `layer.Conv2d` and the like become torch's own with the same parameters, `layer.Dropout` keeps
+    one mask for all steps; `SeqToANNContainer`, `MultiStepContainer` and `StepModeContainer` are
+    opened. States are membranes.
+
+    Norse 1.1: `LIFBoxCell`, `LIFCell`, `LIF`, `IAFCell`, `IAF`, `LICell`, `LI` and `LIBoxCell`
+    become `Spiking` layers in the order and number formats of Norse's own steps; `SequentialState`
+    and `Lift` are opened. Integrators give their membranes at every step. States are tuples in the
+    order of Norse's, `(v, i)` or `(v,)`.
+
+    Spikes are equal bit for bit wherever the layers between give the same bits for a larger batch,
+    except those of a `Recurrent`. It adds up `beta * mem + (input + (weight @ spikes + bias))`, the
+    product in an order of its own, where snnTorch has `(beta * mem + input) + (weight @ spikes +
+    bias)`. Membranes differ in their last bits, and a spike where one comes that close to the
+    threshold, after which the neurons that it reaches may go another way.
+
+    Args:
+        module: neurons, or an `nn.Sequential` or a container named above of them and of layers
+            without memory, which may be nested. A subclass of neurons is converted if it overrides
+            nothing that its base computes with.
+        surrogate: for every converted layer, in place of its own: a name, an object of
+            `neurospike.surrogate`, or the derivative as a function of u.
+
+    Raises:
+        TypeError: other neurons of these libraries, with what to use; a module that steps neurons
+            in a `forward` of its own, which has to be rewritten with the fused layers.
+        ValueError: neurons with an option that a fused layer does not have, such as recurrence by
+            convolution, which is named; neurons that stand in the network twice; neurons that take
+            single steps beside others that take sequences.
+    """
+    found = _Conversion(surrogate).of(module, "", last=True, sequences=_takes_sequences(module))
+    if not isinstance(found, Converted):
+        raise TypeError(
+            "convert takes neurons of snnTorch, SpikingJelly or Norse or an nn.Sequential of them, "
+            f"got {type(module).__name__}"
+        )
+    return found
+
+
+class _OnSequences(nn.Module):
+    """A layer that is given all steps at once, `[T, B, *F]`, as in the network it comes from."""
+
+    carries_state = True  # which hands it all steps; its state is None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: None = None, *, lengths: Any = None) -> tuple[Any, None]:
+        """Return `(layer(x), None)`."""
+        return self.layer(x), None
+
+
+class _Conversion:
+    """One call of `convert`: the surrogate asked for, and where each layer was met."""
+
+    def __init__(self, surrogate: Replacement) -> None:
+        self.surrogate = surrogate
+        self.met: dict[int, str] = {}
+
+    def of(self, module: nn.Module, path: str, last: bool, sequences: bool) -> nn.Module:
+        """Return what stands for `module` in the new network.
+
+        path: where it stands in the old one.
+        last: nothing comes after it.
+        sequences: it is given all steps at once there, `[T, B, *F]`.
+        """
+        library = LIBRARIES.get(library_of(module) or "")
+        if library is not None:
+            if kind := library.kind_of(module):
+                return self.neurons(library, module, kind, path, last, sequences)
+            found = library.other(module)
+            if found is not None:
+                if carries_state(found):
+                    self.meet(module, type(module).__name__, path)
+                return found
+        inside = _opened(module)
+        if inside is not None and not isinstance(module, nn.Sequential):  # a wrapper of one layer
+            ((name, layer),) = inside.layers.items()
+            inner_path = f"{path}.{name}" if path else name
+            return self.of(layer, inner_path, last, sequences and not inside.by_steps)
+        if inside is not None:
+            return self.row(module, inside, path, last, sequences)
+        for name, inner in module.named_modules():
+            theirs = LIBRARIES.get(library_of(inner) or "")
+            if theirs is not None and (inner is module or _is_stepped(theirs, inner)):
+                raise TypeError(_refusal(theirs, module, name, inner, path))
+        return _on_sequences(module) if sequences else module
+
+    def row(
+        self, module: nn.Module, inside: Opened, path: str, last: bool, sequences: bool
+    ) -> nn.Module:
+        """Return what stands for layers that run in a row."""
+        names = list(inside.layers)
+        layers: dict[str, nn.Module] = {
+            name: self.of(
+                child,
+                f"{path}.{name}" if path else name,
+                last and name == names[-1],
+                sequences and not (inside.by_steps or inside.keeps_no_state),
+            )
+            for name, child in inside.layers.items()
+        }
+        has_memory = any(carries_state(layer) for layer in layers.values())
+        if inside.keeps_no_state and has_memory:
+            raise ValueError(
+                f"{path or 'the network'} is a {type(module).__name__} that holds layers with a "
+                "state, for which it takes all steps for one batch; use a MultiStepContainer"
+            )
+        if path and not has_memory:
+            is_same = all(layer is inside.layers[name] for name, layer in layers.items())
+            if is_same and type(module).forward in _IN_A_ROW:
+                return module
+            return nn.Sequential(OrderedDict(layers)).train(module.training)
+        return Sequential(OrderedDict(layers)).train(module.training)
+
+    def meet(self, theirs: nn.Module, kind: str, path: str) -> None:
+        """Raise ValueError for a layer with a state that stands in the network twice."""
+        before = self.met.setdefault(id(theirs), path)
+        if before != path:
+            raise ValueError(
+                f"layers {before} and {path} are one and the same {kind}, which keeps one state "
+                f"for both places; fused layers cannot share it: make a {kind} for each place"
+            )
+
+    def neurons(
+        self, library: Library, theirs: Any, kind: str, path: str, last: bool, sequences: bool
+    ) -> nn.Module:
+        """Return the fused layer of neurons of a class `kind` of a library."""
+        self.meet(theirs, kind, path)
+        if library.takes_sequences(theirs) != sequences:
+            own = ("single steps", "whole sequences")
+            raise ValueError(
+                f"layer {path}: this {kind} takes {own[not sequences]}, in a place that is given "
+                f"{own[sequences]}; make all neurons of the network take the same"
+            )
+        try:
+            return library.fused(theirs, kind, last and library.is_shown(theirs), self.surrogate)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"layer {path}: {error}" if path else str(error)) from None
+
+
+_IN_A_ROW = (nn.Sequential.forward, Sequential.forward)
+
+
+def _opened(module: nn.Module) -> Opened | None:
+    """Return the layers of a module that runs them in a row; None for any other module."""
+    if isinstance(module, nn.Sequential) and type(module).forward in _IN_A_ROW:
+        return Opened({name: one for name, one in module._modules.items() if one is not None})
+    library = LIBRARIES.get(library_of(module) or "")
+    return None if library is None else library.opened(module)
+
+
+def _takes_sequences(module: nn.Module) -> bool:
+    """Return whether a network is called with all steps at once: its first neurons say so."""
+    for inner in module.modules():
+        library = LIBRARIES.get(library_of(inner) or "")
+        if library is None:
+            continue
+        if library.kind_of(inner):
+            return library.takes_sequences(inner)
+        inside = library.opened(inner)
+        if inside is not None and (inside.by_steps or inside.keeps_no_state):
+            return True
+    return False
+
+
+def _is_stepped(library: Library, module: nn.Module) -> bool:
+    """True for what steps through time, rather than a library's form of a layer of torch."""
+    return library.other(module) is None and _opened(module) is None
+
+
+# What does the same to [T, B, *F] as to each step of it.
+_EACH_STEP = (nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout)
+
+
+def _on_sequences(layer: nn.Module) -> nn.Module:
+    """Return a layer that was given `[T, B, *F]` for a `Sequential`, which gives `[T * B, *F]`."""
+    kind = type(layer)
+    is_elementwise = kind.__module__ == "torch.nn.modules.activation" and not hasattr(layer, "dim")
+    if kind in _EACH_STEP or (is_elementwise and kind is not nn.MultiheadAttention):
+        return layer
+    return _OnSequences(layer)
+
+
+def _refusal(library: Library, module: nn.Module, name: str, inner: nn.Module, path: str) -> str:
+    """Return why what stands at `path` cannot be converted, and what to do."""
+    where = ".".join(part for part in (path, name) if part) or "the module"
+    inside = f" inside a {type(module).__name__}, whose forward steps it" if name else ""
+    text = f"cannot convert {where}, {library.refusal(inner, inside)}"
+    at, parts = module, name.split(".") if name else []
+    for k, part in enumerate(parts[:-1], start=1):
+        at = getattr(at, part)
+        if _opened(at) is not None and library.kind_of(inner):
+            row = ".".join(parts[:k])
+            return f"{text}. Or convert the row that holds it: net.{row} = ns.convert(net.{row})"
+    return text

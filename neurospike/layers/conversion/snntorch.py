@@ -1,0 +1,195 @@
+"""snnTorch for `convert`: its neurons, each with its states, as fused layers.
+
+snnTorch steps a network through time in Python, a kernel launch or more per operator and step. The
+layers made here compute the same over the whole sequence. `layers/leaky.py` reads `Leaky`, which
+`LIF.from_snntorch` takes, too. Needs no snnTorch that is not loaded.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurospike.layers.delay import Delay
+from neurospike.layers.leaky import (
+    Replacement,
+    check_options,
+    from_leaky,
+    kind_of,
+    lif_with,
+    refusal,
+    surrogate_within,
+)
+from neurospike.layers.lif import LIF
+from neurospike.layers.recurrent import Recurrent
+from neurospike.layers.spiking import Spiking
+from neurospike.layers.zoo import Alpha, OneToOne, Synaptic
+from neurospike.neurons import zoo
+from neurospike.neurons.rule import Neuron
+
+from .library import Library
+
+
+class _TracedLIF(LIF):
+    """A last layer that gives its membrane at every step beside its spikes."""
+
+    def forward(  # type: ignore[override]
+        self, current: Tensor, mem: Tensor | None = None, **options: Any
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Return `((spikes, trace), mem)`; options are `num_steps` and `lengths`."""
+        spikes, mem, trace = super().forward(current, mem, return_trace=True, **options)
+        return (spikes, trace), mem
+
+
+class _Traced(Spiking):
+    """Last neurons that give their states at every step beside their spikes."""
+
+    def forward(
+        self, current: Tensor, state: Any = None, **options: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return `((spikes, *traces), state)`; options are `num_steps` and `lengths`."""
+        spikes, state, traces = super().forward(current, state, return_trace=True, **options)
+        shown = (one for name, one in zip(self.states, traces) if name != "spike")
+        return (spikes, *shown), state
+
+
+class _TracedRecurrent(Recurrent):
+    """Last neurons, dense weights between them, that give their states at every step, too."""
+
+    def forward(self, current: Tensor, state: Any = None, **options: Any) -> tuple[Any, ...]:
+        """Return `((spikes, *traces), state)`."""
+        spikes, state, traces = super().forward(current, state, return_trace=True, **options)
+        return (spikes, *traces), state
+
+
+class _TracedSynaptic(_Traced, Synaptic):
+    pass
+
+
+class _TracedAlpha(_Traced, Alpha):
+    pass
+
+
+class _TracedOneToOne(_Traced, OneToOne):
+    pass
+
+
+# Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.
+_DECAYS = {"alpha": "alpha", "beta": "beta", "threshold": "threshold"}
+_KINDS: dict[str, tuple[type[Spiking], type[Spiking], dict[str, str]]] = {
+    "Synaptic": (Synaptic, _TracedSynaptic, _DECAYS),
+    "Alpha": (Alpha, _TracedAlpha, _DECAYS),
+    "RLeaky": (
+        OneToOne,
+        _TracedOneToOne,
+        {"beta": "beta", "threshold": "threshold", "weight": "V"},
+    ),
+    "RSynaptic": (OneToOne, _TracedOneToOne, {**_DECAYS, "weight": "V"}),
+}
+
+
+def _fused(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Any:
+    """Return the fused layer of neurons of snnTorch's class `name`."""
+    if name == "Leaky":
+        return from_leaky(_TracedLIF if last else LIF, neurons, surrogate, "auto")
+    check_options(neurons)
+    if not getattr(neurons, "reset_delay", True) and neurons.reset_mechanism != "none":
+        raise ValueError(
+            f"this {name} has reset_delay=False, which the fused layer does not have; leave it "
+            "out, or keep the layer in snnTorch"
+        )
+    if getattr(neurons, "all_to_all", False):
+        return _from_dense(neurons, name, last, surrogate)
+    ours, traced, parameters = _KINDS[name]
+    return _with_states(traced if last else ours, neurons, parameters, surrogate)
+
+
+def _with_states(
+    kind: type[Spiking], neurons: Any, parameters: dict[str, str], surrogate: Replacement
+) -> Spiking:
+    """Return a layer of class `kind` with the parameters of `neurons` by their names there."""
+    values = {}
+    for key, attribute in parameters.items():
+        value = getattr(neurons, attribute)
+        is_decay = key in ("alpha", "beta") and not isinstance(value, nn.Parameter)
+        values[key] = value.clamp(0, 1) if is_decay else value
+    layer = kind(
+        **values,
+        reset=neurons.reset_mechanism,
+        surrogate=surrogate_within(neurons) if surrogate is None else surrogate,
+        bound_gradient="clamp",
+    )
+    return layer.train(neurons.training)
+
+
+def _from_dense(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Recurrent:
+    """Return the fused layer of neurons that all act on each other, its weights theirs."""
+    dense = _dense_weights(neurons, name)
+    neuron: LIF | Spiking
+    if name == "RSynaptic":
+        neuron = _with_states(Synaptic, neurons, _DECAYS, surrogate)
+    elif neurons.reset_mechanism == "zero":  # which, unlike Leaky's, takes the current away too
+        neuron = lif_with(LIF, neurons, surrogate, neuron=Neuron(zoo.lif_cleared))
+    else:
+        neuron = lif_with(LIF, neurons, surrogate, reset=neurons.reset_mechanism)
+    with torch.device("meta"):  # draws no weights, as they are replaced
+        layer = (_TracedRecurrent if last else Recurrent)(neuron, dense.out_features)
+    layer.weight, layer.bias = dense.weight, dense.bias
+    return layer.train(neurons.training)
+
+
+def _dense_weights(neurons: Any, name: str) -> Any:
+    """Return the linear layer by which spikes come back; raise ValueError for anything else."""
+    if neurons.conv2d_channels:
+        raise ValueError(
+            f"this {name} has conv2d_channels={neurons.conv2d_channels}: its spikes come back "
+            "through a convolution, which the fused layer does not have; use linear_features, or "
+            "keep the layer in snnTorch"
+        )
+    found = neurons.recurrent
+    is_plain = (
+        type(found) is nn.Linear
+        and found.in_features == found.out_features
+        and isinstance(found.weight, nn.Parameter)
+        and not (found._forward_pre_hooks or found._forward_hooks)
+    )
+    if not is_plain:
+        raise ValueError(
+            f"this {name} has the recurrent layer {found!r}, whose weights are not simply those of "
+            "a square nn.Linear without hooks and parametrisations, as the fused layer's; make "
+            "them so, or keep the layer in snnTorch"
+        )
+    return found
+
+
+def _from_delay(theirs: Any) -> Delay | None:
+    """Return the fused layer of a `SynapticDelay`, which snnTorch's main branch has after 1.0.0.
+
+    At a whole number of steps theirs takes a slope of both sides.
+    """
+    base = getattr(sys.modules.get("snntorch"), "SynapticDelay", None)
+    if base is None or type(theirs) is not base:
+        return None
+    return Delay(
+        tuple(theirs.delay.shape),
+        theirs.max_delay,
+        theirs.delay,
+        learn=False,
+        kernel=theirs.kernel,
+        sigma=theirs.sigma if theirs.kernel == "gaussian" else None,
+    ).train(theirs.training)
+
+
+def _returns_states(neurons: Any) -> bool:
+    return bool(neurons.output or not neurons.init_hidden)
+
+
+LIBRARY = Library(
+    name="snntorch",
+    kind_of=kind_of,
+    fused=_fused,
+    refusal=refusal,
+    other=_from_delay,
+    is_shown=_returns_states,
+)

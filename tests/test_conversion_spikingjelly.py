@@ -1,0 +1,288 @@
+"""`ns.convert` of SpikingJelly's networks: its spikes, membranes and gradients."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import neurospike as ns
+
+pytest.importorskip("spikingjelly")
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+KINDS = {
+    "LIF": lambda **options: neuron.LIFNode(tau=3.7, **options),
+    "LIF added": lambda **options: neuron.LIFNode(tau=2.0, decay_input=False, **options),
+    "PLIF": lambda **options: neuron.ParametricLIFNode(init_tau=3.0, **options),
+    "PLIF added": lambda **options: neuron.ParametricLIFNode(decay_input=False, **options),
+    "IF": lambda **options: neuron.IFNode(**options),
+}
+
+
+@pytest.fixture(autouse=True)
+def without_compiling():
+    """Run on the reference, which every backend is compared with elsewhere, as here in one test."""
+    with ns.use_backend("reference"):
+        yield
+
+
+def stepped(theirs, x, mode="m"):
+    """What a network of SpikingJelly gives from rest for all steps."""
+    functional.reset_net(theirs)
+    return theirs(x) if mode == "m" else torch.stack([theirs(one) for one in x])
+
+
+def gradients(spikes, leaves):
+    weight = torch.linspace(-1, 1, spikes.numel()).view_as(spikes)
+    return torch.autograd.grad((spikes * weight).sum(), leaves)
+
+
+def check(theirs, x):
+    x = x.clone().requires_grad_()
+    wanted = stepped(theirs, x, theirs.step_mode)
+    converted = ns.convert(theirs)
+    spikes, (v,) = converted(x)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(spikes, wanted)
+    assert torch.equal(v, theirs.v)
+    leaves = [x, *theirs.parameters()]
+    assert {id(one) for one in converted.parameters()} == {id(one) for one in leaves[1:]}
+    for got, want in zip(gradients(spikes, leaves), gradients(wanted, leaves)):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    return converted
+
+
+@pytest.mark.parametrize("v_reset", [None, 0.0, -0.2])
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "through"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_are_theirs_bit_for_bit(kind, detach, v_reset):
+    options = {"v_threshold": 0.8, "v_reset": v_reset, "detach_reset": detach}
+    for mode in ("m", "s"):
+        check(KINDS[kind](**options, step_mode=mode), torch.randn(15, 3, 20) * 1.5 + 0.3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_membrane_exactly_at_the_threshold_fires_as_theirs_does(backend):
+    x = (torch.randn(20, 3, 50) * 4).round() / 2
+    theirs = neuron.LIFNode(step_mode="m")
+    with ns.use_backend(backend):
+        layer = check(theirs, x)
+    assert layer.surrogate == ns.surrogate.sigmoid(4.0)
+    above, _ = ns.LIF(0.5, reset="zero", reset_delay=False)(x / 2)
+    assert (above != stepped(theirs, x)).sum() > 10  # at the threshold ours does not
+
+
+SURROGATES = {
+    "ATan": surrogate.ATan(alpha=3.0),
+    "Sigmoid": surrogate.Sigmoid(alpha=2.5),
+    "PiecewiseQuadratic": surrogate.PiecewiseQuadratic(alpha=1.5),
+    "PiecewiseExp": surrogate.PiecewiseExp(alpha=1.5),
+    "SoftSign": surrogate.SoftSign(alpha=3.0),
+    "SuperSpike": surrogate.SuperSpike(alpha=1.5),
+    "NonzeroSignLogAbs": surrogate.NonzeroSignLogAbs(alpha=1.5),
+    "Erf": surrogate.Erf(alpha=1.5),
+    "PiecewiseLeakyReLU": surrogate.PiecewiseLeakyReLU(w=0.5, c=0.1),
+    "S2NN": surrogate.S2NN(alpha=3.0, beta=0.7),
+    "QPseudoSpike": surrogate.QPseudoSpike(alpha=2.5),
+    "LeakyKReLU": surrogate.LeakyKReLU(leak=0.2, k=0.9),
+    "FakeNumericalGradient": surrogate.FakeNumericalGradient(alpha=0.4),
+    "LogTailedReLU": surrogate.LogTailedReLU(alpha=0.3),
+    "DeterministicPass": surrogate.DeterministicPass(),
+    "Rect": surrogate.Rect(alpha=0.7),
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_are_theirs_wherever_one_is_taken(name):
+    theirs = SURROGATES[name]
+    u = torch.linspace(-2.03, 2.01, 200, dtype=torch.float64).requires_grad_()
+    wanted = torch.autograd.grad(theirs(u).sum(), u)[0]
+    for holder in (
+        ns.LIF(0.9, surrogate=theirs),
+        ns.Synaptic(0.8, 0.9, surrogate=theirs),
+        ns.convert(neuron.IFNode(surrogate_function=theirs)),
+    ):
+        torch.testing.assert_close(holder.surrogate(u.detach()), wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        surrogate.PoissonPass(),
+        surrogate.SquarewaveFourierSeries(),
+        surrogate.ATan(spiking=False),
+        surrogate.ATan,
+    ],
+)
+def test_surrogates_without_a_counterpart_are_named(theirs):
+    with pytest.raises(TypeError, match=r"surrogate got \w+ of spikingjelly.*as in surrogate.ATan"):
+        ns.LIF(0.9, surrogate=theirs)
+    if isinstance(theirs, nn.Module):
+        node = neuron.LIFNode(surrogate_function=theirs)
+        with pytest.raises(ValueError, match=r"layer 1: .*surrogate_function .*surrogate="):
+            ns.convert(nn.Sequential(nn.Linear(2, 2), node))
+        assert ns.convert(node, surrogate="boxcar").surrogate == ns.surrogate.boxcar()
+
+
+def whole(*layers):
+    """A network whose products of small integers are the same in any order."""
+    net = nn.Sequential(*layers)
+    for one in net.modules():
+        if isinstance(one, (nn.Linear, nn.Conv2d)):
+            with torch.no_grad():
+                one.weight.copy_((one.weight * 20).round() / 8)
+                one.bias.copy_((one.bias * 20).round() / 8)
+    return net
+
+
+def convolutional(mode):
+    torch.manual_seed(3)
+    net = whole(
+        layer.Conv2d(1, 4, 3), layer.BatchNorm2d(4), neuron.IFNode(0.5),
+        layer.MaxPool2d(2), layer.Flatten(), layer.Dropout(0.5), layer.Linear(36, 10),
+        neuron.LIFNode(2.0, v_threshold=0.2), nn.Linear(10, 5),
+        neuron.ParametricLIFNode(v_threshold=0.05),
+    )  # fmt: skip
+    functional.set_step_mode(net, mode)
+    return net
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_networks_of_both_step_modes(mode, training):
+    net = convolutional(mode).train(training)
+    if mode == "s" and training:
+        del net[1]  # which takes the statistics of each step there
+    converted = ns.convert(copy.deepcopy(net))
+    frames = torch.randint(0, 4, (6, 3, 1, 8, 8)).float()
+    torch.manual_seed(0)
+    wanted = stepped(net, frames, mode)
+    torch.manual_seed(0)
+    found, states = converted(frames)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(found, wanted)
+    assert len(states) == 4  # the mask of the dropout among them
+    again, _ = converted(frames[3:], converted(frames[:3])[1]) if not training else (wanted[3:], 0)
+    assert torch.equal(again, wanted[3:])
+    kinds = [type(one).__module__.partition(".")[0] for one in converted.modules()]
+    assert "spikingjelly" not in kinds
+
+
+def test_parameters_are_shared_and_the_network_itself_is_left_as_it_was():
+    net = convolutional("m")
+    before = copy.deepcopy(net.state_dict())
+    converted = ns.convert(net)
+    assert converted[0].weight is net[0].weight
+    assert converted[9].w is net[9].w
+    assert converted[1].running_mean is net[1].running_mean
+    assert [one.step_mode for one in net if hasattr(one, "step_mode")] == ["m"] * 9
+    assert all(torch.equal(one, net.state_dict()[key]) for key, one in before.items())
+
+
+def test_containers_are_opened():
+    torch.manual_seed(2)
+    frames = torch.randint(0, 4, (6, 3, 1, 8, 8)).float()
+    net = whole(
+        layer.SeqToANNContainer(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten()),
+        layer.MultiStepContainer(nn.Linear(36, 10), neuron.IFNode()),
+        layer.StepModeContainer(False, "m", nn.Linear(10, 10)),
+        layer.StepModeContainer(True, "m", neuron.LIFNode(tau=2.0, v_threshold=0.2)),
+        nn.Linear(10, 5), neuron.LIFNode(tau=2.0, v_threshold=0.1, step_mode="m"),
+    )  # fmt: skip
+    wanted = stepped(net, frames)
+    found, _ = ns.convert(net)(frames)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(found, wanted)
+
+
+def test_a_layer_of_torch_that_is_given_sequences_is_given_them_here():
+    net = whole(
+        nn.Flatten(2), nn.Linear(64, 8), nn.ReLU(), nn.Softmax(0),
+        neuron.IFNode(0.3, step_mode="m"),
+    )  # fmt: skip
+    frames = torch.randint(0, 4, (6, 3, 1, 8, 8)).float()
+    wanted = stepped(net, frames)
+    found, states = ns.convert(net)(frames)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(found, wanted)
+    assert [state is None for state in states] == [True, True, False]
+
+
+class Renamed(neuron.LIFNode):
+    """A LIFNode with another default."""
+
+    def __init__(self, tau=3.0):
+        super().__init__(tau)
+
+    def extra_repr(self):
+        return "mine"
+
+
+class Leaking(neuron.LIFNode):
+    def single_step_functional_forward(self, inputs, states):
+        return inputs, states
+
+
+class Net(nn.Module):
+    def __init__(self, neurons):
+        super().__init__()
+        self.row = nn.Sequential(layer.Linear(4, 4), neurons)
+
+    def forward(self, x):
+        return self.row(x).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (nn.Sequential(neuron.QIFNode()), TypeError, "convert 0, a QIFNode of Spiki.*Spiking"),
+        (neuron.SimpleIFNode(), TypeError, "convert the module, a Simple.*use neuron.IFNode"),
+        (Leaking(), TypeError, "Leaking, a LIFNode that overrides single_step_functional_forward"),
+        (Net(neuron.LIFNode()), TypeError, r"row.1, a LIFN.* inside a Net, .*net.row = ns.convert"),
+        (
+            nn.Sequential(neuron.LIFNode(step_mode="m"), neuron.LIFNode()),
+            ValueError,
+            "layer 1: this LIFNode takes single steps, in a place that is given whole sequences",
+        ),
+        (
+            layer.SeqToANNContainer(neuron.LIFNode()),
+            ValueError,
+            "the network is a SeqToANNContainer that holds layers with a state",
+        ),
+        (
+            nn.Sequential(layer.TLastMultiStepContainer(neuron.LIFNode())),
+            TypeError,
+            "carries_state",
+        ),
+        (nn.Sequential(*[neuron.LIFNode()] * 2), ValueError, "0 and 1 are one and the same LIFN"),
+        (nn.Sequential(*[layer.Dropout()] * 2), ValueError, "0 and 1 are one and the same Dropout"),
+        (layer.Linear(2, 2), TypeError, "convert takes neurons of snnTorch, Spik.*, got Linear"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(module, error, message):
+    with pytest.raises(error, match=message):
+        ns.convert(module)
+
+
+def test_a_number_format_of_the_membrane_is_refused():
+    theirs = neuron.LIFNode(step_mode="m")
+    theirs._neuron_precision = (torch.float16, "fp32", "fp32")
+    with pytest.raises(ValueError, match="this LIFNode keeps its membrane in a number format"):
+        ns.convert(theirs)
+
+
+def test_a_subclass_that_computes_as_theirs_does_is_converted():
+    check(Renamed(), torch.randn(15, 3, 20) * 1.5 + 0.3)
+
+
+def test_a_converted_network_is_saved_and_read():
+    net = ns.convert(convolutional("m").eval())
+    frames = torch.randint(0, 4, (6, 3, 1, 8, 8)).float()
+    assert torch.equal(pickle.loads(pickle.dumps(net))(frames)[0], net(frames)[0])
+    again = ns.convert(convolutional("m").eval())
+    with torch.no_grad():
+        again[0].weight.zero_()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(frames)[0], net(frames)[0])
