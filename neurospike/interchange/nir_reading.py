@@ -13,7 +13,8 @@ from neurospike.layers.sequential import Sequential
 from neurospike.neurons import zoo
 
 from .nir import package
-from .nir_layers import WRITERS, Reading
+from .nir_layers import Reading
+from .nir_neurons import WRITERS
 from .nir_row import Place, row_of
 
 
@@ -45,7 +46,8 @@ def from_nir(
             of the writer, 1e-4 for most.
         written_by: `"snntorch"`, `"norse"`, `"spikingjelly"` or `"spyx"`, whose exporters mean
             other things than NIR says (docs/nir.md lists them): the network then spikes like the
-            one that was written. Default: what NIR says, or what `to_nir` wrote.
+            one that was written. `"nir"` means what NIR says and nothing else. Default: that, or
+            what `to_nir` wrote beside it.
         reset: `"subtract"`, `"zero"` or `"none"` in place of the writer's or the file's.
         reset_delay: likewise, whether neurons are reset at the step after the spike.
         surrogate: of every layer, see `ns.lif`. Default: the file's own if `to_nir` wrote it, else

@@ -18,10 +18,14 @@ PASSING = ("Input", "Output", "Identity")
 
 @dataclass
 class Place:
-    """A node in the row: its name, the threshold of a leaky integrator, weights of a loop."""
+    """A node in the row, with the threshold of a leaky integrator and the weights of a loop.
+
+    graph: name of the graph that it was in, "" for the whole.
+    """
 
     name: str
     node: Any
+    graph: str = ""
     threshold: Any = None
     back: Any = None
 
@@ -46,30 +50,26 @@ def row_of(graph: Any, through_weights: bool = False) -> list[Place]:
         InterchangeError: a graph that branches, or has several inputs or outputs, or a loop of
             another kind than neurons whose spikes come back through weights.
     """
-    nodes, edges = _opened(graph, "")
-    edges = list(dict.fromkeys(edges))
-    for one in {name for edge in edges for name in edge} - set(nodes):
-        raise InterchangeError(f"an edge names the node {one}, which is not in the graph")
-    places = {name: Place(name, node) for name, node in nodes.items()}
-    edges = _joined(places, edges)
+    places, edges = _opened(graph, "")
+    edges = _joined(places, list(dict.fromkeys(edges)))
     edges = _loops(places, edges, through_weights)
     return _in_a_row(places, edges)
 
 
-def _opened(graph: Any, prefix: str) -> tuple[dict[str, Any], Edges]:
-    """Return nodes and edges, those of graphs inside included."""
-    nodes: dict[str, Any] = {}
+def _opened(graph: Any, within: str) -> tuple[dict[str, Place], Edges]:
+    """Return places and edges, those of graphs inside included."""
+    places: dict[str, Place] = {}
     edges: Edges = []
     enters, leaves = {}, {}
     for key, node in graph.nodes.items():
-        name = prefix + key
+        name = f"{within}.{key}" if within else key
         enters[key] = leaves[key] = name
         if type(node).__name__ != "NIRGraph":
-            nodes[name] = node
+            places[name] = Place(name, node, within)
             continue
-        inside, within = _opened(node, f"{name}.")
-        nodes |= inside
-        edges += within
+        inside, between = _opened(node, name)
+        places |= inside
+        edges += between
         enters[key] = _only(node, "Input", name)
         leaves[key] = _only(node, "Output", name)
     for start, end in graph.edges:
@@ -77,7 +77,7 @@ def _opened(graph: Any, prefix: str) -> tuple[dict[str, Any], Edges]:
             missing = end if start in leaves else start
             raise InterchangeError(f"an edge names the node {missing}, which is not in the graph")
         edges.append((leaves[start], enters[end]))
-    return nodes, edges
+    return places, edges
 
 
 def _only(graph: Any, kind: str, name: str) -> str:
@@ -166,8 +166,5 @@ def _in_a_row(places: dict[str, Place], edges: Edges) -> list[Place]:
 
 def _owner(place: Place, row: list[Place]) -> str:
     """Return the name of the graph that is a recurrent layer and nothing else, else the node's."""
-    graph = place.name.rpartition(".")[0]
-    if place.back is None or not graph:
-        return place.name
-    beside = [one for one in row if one.name.startswith(f"{graph}.") and one.kind not in PASSING]
-    return graph if beside == [place] else place.name
+    beside = [one for one in row if one.graph == place.graph and one.kind not in PASSING]
+    return place.graph if place.graph and place.back and beside == [place] else place.name
