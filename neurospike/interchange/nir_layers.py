@@ -63,8 +63,8 @@ class Reading(NeuronReading):
         """Return a pooling layer that averages or sums."""
         node = place.node
         sums = 1 if place.kind == "SumPool2d" else None
-        sizes = (_steps(one) for one in (node.kernel_size, node.stride, node.padding))
-        return [("", nn.AvgPool2d(*sizes, divisor_override=sums))]
+        size, stride, padding = map(_steps, (node.kernel_size, node.stride, node.padding))
+        return [("", nn.AvgPool2d(size, stride, padding, divisor_override=sums))]
 
     def flatten(self, place: Place) -> list[tuple[str, nn.Module]]:
         """Return a layer that flattens; NIR counts no batch axis."""

@@ -91,7 +91,7 @@ class NeuronReading:
         beta = beta_of(numbers(tau), self.dt)
         if (beta < -1e-6).any():
             raise InterchangeError(
-                f"tau={float(np.min(tau)):g} s is shorter than a step of dt={self.dt:g} s; give "
+                f"tau={numbers(tau).min():g} s is shorter than a step of dt={self.dt:g} s; give "
                 "dt= as the writer meant it, or written_by= if that is another library"
             )
         exact = self.kept(node).get(name)
@@ -174,21 +174,22 @@ class NeuronReading:
 
     def spiking(self, node: Any, kind: Kind, values: dict[str, Tensor]) -> Any:
         """Return the layer of spiking neurons."""
-        options = {"surrogate": self.surrogate_of(node), "backend": self.backend}
+        options: dict[str, Any] = {"surrogate": self.surrogate_of(node), "backend": self.backend}
+        options |= values
         learn = str(self.kept(node).get("learn", "")).split(",")
-        resets = {"reset": kind.reset, "reset_delay": kind.delayed}
+        resets: dict[str, Any] = {"reset": kind.reset, "reset_delay": kind.delayed}
         if kind.reset == "to":
             function = zoo.synaptic_to if kind.synaptic else zoo.lif_to
-            bounds = {name: UNIT for name in ("alpha", "beta") if name in values}
+            bounds = {str(name): UNIT for name in ("alpha", "beta") if name in values}
             known = [name for name in learn if name in values]
-            return Spiking(function, bounds=bounds, learn=known, **values, **options)
+            return Spiking(function, bounds=bounds, learn=known, **options)
         if kind.synaptic:
             known = [name for name in learn if name in values]
-            return Synaptic(**values, **resets, learn=known, **options)
+            return Synaptic(**resets, learn=known, **options)
         options |= {f"learn_{name}": name in learn for name in ("beta", "threshold")}
         if kind.reset == "cleared":
-            return LIF(**values, neuron=Neuron(zoo.lif_cleared), **options)
-        return LIF(**values, **resets, detach_reset=kind.detached, **options)
+            return LIF(neuron=Neuron(zoo.lif_cleared), **options)
+        return LIF(**resets, detach_reset=kind.detached, **options)
 
     def around(
         self, place: Place, layer: Any, gain: np.ndarray, dtype: torch.dtype
@@ -205,16 +206,17 @@ class NeuronReading:
 
     def recurrent(self, back: Any, neuron: Any, gain: np.ndarray) -> Recurrent:
         """Return neurons whose spikes come back through weights, scaled as their current is."""
-        size = back.weight.shape[0]
-        if back.weight.shape != (size, size):
-            raise InterchangeError(f"its spikes come back through weights {back.weight.shape}")
+        weight = np.asarray(back.weight)
+        size = len(weight)
+        if weight.shape != (size, size):
+            raise InterchangeError(f"its spikes come back through weights {weight.shape}")
         rows = np.broadcast_to(gain.reshape(-1), (size,))
         mask = self.kept(back).get("mask")
-        bias = getattr(back, "bias", None)
+        bias = None if (given := getattr(back, "bias", None)) is None else np.asarray(given)
         layer = Recurrent(
             neuron, size, bias is not None, None if mask is None else torch.from_numpy(mask)
         )
-        layer.weight = weight_of(back.weight * rows[:, None].astype(back.weight.dtype))
+        layer.weight = weight_of(weight * rows[:, None].astype(weight.dtype))
         if bias is not None:
             layer.bias = weight_of(bias * rows.astype(bias.dtype))
         return layer
