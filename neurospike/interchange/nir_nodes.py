@@ -213,8 +213,9 @@ def kind_of(layer: Any) -> Kind:
     kind = kinds().get("|".join(layer.rule.program.split("|")[:3]))
     if kind is None:
         raise InterchangeError(
-            "NIR has no node for these neurons; it has those of ns.LIF, ns.Synaptic, ns.PLIF and "
-            "ns.LI, and no adaptive ones and none of your own"
+            _REMEDIES.get(type(layer).__name__)
+            or "NIR has no node for these neurons; it has those of ns.LIF, ns.Synaptic, ns.PLIF "
+            "and ns.LI, and no adaptive ones and none of your own"
         )
     return kind
 
