@@ -90,7 +90,10 @@ def test_neurons_there_and_back(kind, tmp_path, backend):
     for (_, ours), (name, theirs) in zip(net.named_modules(), again.named_modules()):
         if name and "PLIF" not in kind:
             assert str(theirs) in {str(ours), str(ours).replace("auto", backend)}
-        for key, value in theirs.named_parameters(recurse=False):
+        learned = [key for key, _ in ours.named_parameters(recurse=False)]
+        found = dict(theirs.named_parameters(recurse=False))
+        assert list(found) == ["beta" if key == "logit" else key for key in learned]
+        for key, value in found.items():
             wanted = ours.beta if key == "beta" else getattr(ours, key)
             mask = getattr(ours, "mask", None) if key == "weight" else None
             assert torch.equal(value, wanted if mask is None else wanted * mask), key
