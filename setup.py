@@ -17,11 +17,13 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "neurospike/__init__.py").r
 # Before 1.7, NumPy 2 made the times of SHD infinite.
 EVENTS = ["tonic>=1.7"]
 LIVE = ["nicegui>=3"]
+NIR = ["nir>=1.0"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TENSORBOARD = ["tensorboard>=2.18"]
 DEV = [
     *EVENTS,
     *LIVE,
+    *NIR,
     *ONNX,
     *TENSORBOARD,
     "dcls>=0.1",  # in an example: a delay for every synapse
@@ -89,6 +91,7 @@ setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
         "events": EVENTS,
         "live": LIVE,
+        "nir": NIR,
         "onnx": ONNX,
         "tensorboard": TENSORBOARD,
         "bench": [

@@ -3,6 +3,8 @@
 from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
+from .interchange.nir_reading import from_nir
+from .interchange.nir_writing import to_nir
 from .layers.conversion import convert
 from .layers.delay import Delay
 from .layers.lif import LI, LIF, lif
@@ -54,11 +56,13 @@ __all__ = [
     "convert",
     "decoding",
     "encoding",
+    "from_nir",
     "graphed",
     "lif",
     "load_model",
     "spike_layer",
     "spike_linear",
     "surrogate",
+    "to_nir",
     "use_backend",
 ]

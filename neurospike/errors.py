@@ -26,6 +26,10 @@ class CheckpointError(NeuroSpikeError, RuntimeError):
     """A checkpoint is missing, damaged or not one of ours, or cannot be written."""
 
 
+class InterchangeError(NeuroSpikeError, ValueError):
+    """A file of another program is damaged or holds what no layer computes, or the reverse."""
+
+
 class MissingDependencyError(NeuroSpikeError, ImportError):
     """An optional package is not installed; says which and how to install it."""
 

@@ -19,7 +19,10 @@ ATAN = ns.surrogate.atan().text
 
 MAKERS = (zoo.synaptic, zoo.one_to_one, zoo.synaptic_one_to_one)
 ZOO = [make(reset) for make in MAKERS for reset in zoo.RESETS.values()]
+ZOO += [zoo.synaptic_at_once(reset) for reset in zoo.RESETS_AT_ONCE.values()]
 ZOO += [
+    zoo.lif_to,
+    zoo.synaptic_to,
     *zoo.LIF.values(),
     zoo.li,
     *zoo.ALPHA.values(),

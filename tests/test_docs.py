@@ -24,6 +24,7 @@ MANY = (
     "delays.md",
     "recurrence.md",
     "events.md",
+    "nir.md",
     "visualization.md",
     "training.md",
     "sequences.md",

@@ -21,6 +21,12 @@ ZOO = {
     "synaptic": (lambda: ns.Synaptic(0.7, 0.8), 0.4, 0.1),
     "synaptic zero": (lambda: ns.Synaptic(0.7, 0.8, reset="zero"), 0.5, 0.2),
     "synaptic none": (lambda: ns.Synaptic(0.7, 0.8, reset="none"), 0.4, 0.0),
+    "synaptic subtract at once": (lambda: ns.Synaptic(0.7, 0.8, reset_delay=False), 0.4, 0.1),
+    "synaptic zero at once": (
+        lambda: ns.Synaptic(0.7, 0.8, reset="zero", reset_delay=False),
+        0.5,
+        0.2,
+    ),
     "alpha": (lambda: ns.Alpha(0.9, 0.8), 0.5, 0.2),
     "alpha subtract": (lambda: ns.Alpha(0.9, 0.8, reset="subtract"), 0.5, 0.2),
     "alpha none": (lambda: ns.Alpha(0.9, 0.8, reset="none"), 0.5, 0.2),
@@ -473,3 +479,20 @@ def test_common_names_are_free_for_parameters(name):
     )
     layer = ns.Spiking(made["leaky"], **{name: 0.5})
     assert layer.parameter_names == (name,)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_synaptic_neurons_reset_at_once(reset, backend):
+    layer = ns.Synaptic(0.7, 0.8, 1.2, reset=reset, reset_delay=False, backend=backend)
+    x = torch.rand(20, 2, 30, dtype=torch.float64)
+    spikes, _, (_, trace) = layer.double()(x, return_trace=True)
+    alpha, beta, threshold = layer.parameter_values()
+    syn = mem = torch.zeros(2, 30, dtype=torch.float64)
+    for current, fired, seen in zip(x, spikes, trace):
+        syn = alpha * syn + current
+        mem = beta * mem + syn
+        spike = (mem > threshold).double()
+        mem = mem - spike * threshold if reset == "subtract" else mem * (1 - spike)
+        assert torch.equal(fired, spike)
+        assert torch.equal(seen, mem)
+    assert spikes.sum() > 0

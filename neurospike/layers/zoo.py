@@ -28,7 +28,9 @@ class Synaptic(Spiking):
         alpha: decay of the synaptic current per step, in [0, 1].
         beta: decay of the membrane per step, in [0, 1].
         threshold: a neuron fires when its membrane is strictly greater.
-        reset: at the step after a spike, `"subtract"` the threshold, go to `"zero"`, or `"none"`.
+        reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
+        reset_delay: reset the membrane at the step after the spike (True, as snnTorch) or at once
+            (False, as NIR's CubaLIF); the gradient of an immediate reset flows through the spike.
         options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
     """
 
@@ -39,9 +41,12 @@ class Synaptic(Spiking):
         threshold: float | Tensor = 1.0,
         *,
         reset: str = "subtract",
+        reset_delay: bool = True,
         **options: Any,
     ) -> None:
-        function = zoo.synaptic(_named(zoo.RESETS, reset))
+        delayed, at_once = _named(zoo.RESETS, reset), zoo.RESETS_AT_ONCE[reset]
+        is_delayed = reset_delay or reset == "none"
+        function = zoo.synaptic(delayed) if is_delayed else zoo.synaptic_at_once(at_once)
         bounds = {"alpha": UNIT, "beta": UNIT}
         values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)

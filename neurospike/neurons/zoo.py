@@ -54,6 +54,13 @@ def lif_zero_detached(current, mem, beta, threshold):
     return spike, v * (1.0 - detach(spike))
 
 
+def lif_to(current, mem, beta, threshold, reset):
+    """LIF that goes to a value of its own at once; the gradient flows through the spike."""
+    v = beta * mem + current
+    spike = fire(v - threshold)
+    return spike, to_value(v, spike, reset)
+
+
 def li(current, mem, beta):
     """Leaky integrator, which never fires."""
     return 0.0, beta * mem + current
@@ -89,6 +96,24 @@ def none(v, mem, threshold):
 RESETS = {"subtract": subtract, "zero": zero, "none": none}
 
 
+def subtract_now(v, spike, threshold):
+    """Take the threshold away at the spike."""
+    return v - spike * threshold
+
+
+def zero_now(v, spike, threshold):
+    """Go to zero at the spike."""
+    return v * (1.0 - spike)
+
+
+def to_value(v, spike, reset):
+    """Go to a value at the spike."""
+    return v * (1.0 - spike) + spike * reset
+
+
+RESETS_AT_ONCE = {"subtract": subtract_now, "zero": zero_now, "none": none}
+
+
 def lif_cleared(current, mem, beta, threshold):
     """LIF at zero at the step after a spike, whatever comes in then; snnTorch's `RLeaky`."""
     v = zero(beta * mem + current, mem, threshold)
@@ -104,6 +129,26 @@ def synaptic(reset=subtract):
         return fire(v - threshold), syn, v
 
     return synaptic
+
+
+def synaptic_at_once(reset=zero_now):
+    """The same with an immediate reset, as NIR's CubaLIF; SpikingJelly's `CUBALIFNode`."""
+
+    def synaptic_at_once(current, syn, mem, alpha, beta, threshold):
+        syn = alpha * syn + current
+        v = beta * mem + syn
+        spike = fire(v - threshold)
+        return spike, syn, reset(v, spike, threshold)
+
+    return synaptic_at_once
+
+
+def synaptic_to(current, syn, mem, alpha, beta, threshold, reset):
+    """The same that goes to a value of its own at once."""
+    syn = alpha * syn + current
+    v = beta * mem + syn
+    spike = fire(v - threshold)
+    return spike, syn, to_value(v, spike, reset)
 
 
 def one_to_one(reset=subtract):

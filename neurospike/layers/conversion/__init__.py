@@ -5,4 +5,4 @@ file of that name. None of them is imported here: who has a network of theirs ha
 """
 
 from .networks import convert as convert
-from .snntorch import _TracedLIF as _TracedLIF  # layers pickled by 0.1 look for it here
+from .snntorch import TracedLIF as _TracedLIF  # noqa: F401 (layers pickled by 0.1 look for it)

@@ -31,7 +31,7 @@ from neurospike.neurons.rule import Neuron
 from .library import Library
 
 
-class _TracedLIF(LIF):
+class TracedLIF(LIF):
     """A last layer that gives its membrane at every step beside its spikes."""
 
     def forward(  # type: ignore[override]
@@ -54,7 +54,7 @@ class _Traced(Spiking):
         return (spikes, *shown), state
 
 
-class _TracedRecurrent(Recurrent):
+class TracedRecurrent(Recurrent):
     """Last neurons, dense weights between them, that give their states at every step, too."""
 
     def forward(self, current: Tensor, state: Any = None, **options: Any) -> tuple[Any, ...]:
@@ -63,36 +63,36 @@ class _TracedRecurrent(Recurrent):
         return (spikes, *traces), state
 
 
-class _TracedSynaptic(_Traced, Synaptic):
+class TracedSynaptic(_Traced, Synaptic):
     pass
 
 
-class _TracedAlpha(_Traced, Alpha):
+class TracedAlpha(_Traced, Alpha):
     pass
 
 
-class _TracedOneToOne(_Traced, OneToOne):
+class TracedOneToOne(_Traced, OneToOne):
     pass
 
 
 # Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.
 _DECAYS = {"alpha": "alpha", "beta": "beta", "threshold": "threshold"}
 _KINDS: dict[str, tuple[type[Spiking], type[Spiking], dict[str, str]]] = {
-    "Synaptic": (Synaptic, _TracedSynaptic, _DECAYS),
-    "Alpha": (Alpha, _TracedAlpha, _DECAYS),
+    "Synaptic": (Synaptic, TracedSynaptic, _DECAYS),
+    "Alpha": (Alpha, TracedAlpha, _DECAYS),
     "RLeaky": (
         OneToOne,
-        _TracedOneToOne,
+        TracedOneToOne,
         {"beta": "beta", "threshold": "threshold", "weight": "V"},
     ),
-    "RSynaptic": (OneToOne, _TracedOneToOne, {**_DECAYS, "weight": "V"}),
+    "RSynaptic": (OneToOne, TracedOneToOne, {**_DECAYS, "weight": "V"}),
 }
 
 
 def _fused(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Any:
     """Return the fused layer of neurons of snnTorch's class `name`."""
     if name == "Leaky":
-        return from_leaky(_TracedLIF if last else LIF, neurons, surrogate, "auto")
+        return from_leaky(TracedLIF if last else LIF, neurons, surrogate, "auto")
     check_options(neurons)
     if not getattr(neurons, "reset_delay", True) and neurons.reset_mechanism != "none":
         raise ValueError(
@@ -134,7 +134,7 @@ def _from_dense(neurons: Any, name: str, last: bool, surrogate: Replacement) -> 
     else:
         neuron = lif_with(LIF, neurons, surrogate, reset=neurons.reset_mechanism)
     with torch.device("meta"):  # draws no weights, as they are replaced
-        layer = (_TracedRecurrent if last else Recurrent)(neuron, dense.out_features)
+        layer = (TracedRecurrent if last else Recurrent)(neuron, dense.out_features)
     layer.weight, layer.bias = dense.weight, dense.bias
     return layer.train(neurons.training)
 
