@@ -3,6 +3,7 @@
 from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
+from .interchange.graphs import to_onnx, to_pt2
 from .layers.conversion import convert
 from .layers.delay import Delay
 from .layers.lif import LI, LIF, lif
@@ -60,5 +61,7 @@ __all__ = [
     "spike_layer",
     "spike_linear",
     "surrogate",
+    "to_onnx",
+    "to_pt2",
     "use_backend",
 ]

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from neurospike.backend import dispatch
 from neurospike.backend.delayed import delayed
 
+from . import decomposed
 from .scan import Once, _maker
 from .wants import mask_of
 
@@ -48,6 +49,7 @@ def _define(row: dispatch.Backend) -> None:
         return [one for one in found if one is not None]
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    decomposed.register(name, fake_forward, delayed)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
     for device in row.device_types:
         implement(row, device)

@@ -22,7 +22,9 @@ from torch.autograd import forward_ad
 
 from neurospike.backend import dispatch
 
-from .scan import Once, _asked, _maker, state_dtype
+from . import decomposed
+from .formats import state_dtype
+from .scan import Once, _asked, _maker
 from .stepped_recurrence import SteppedRecurrence
 from .wants import FIRST_PARAMETER, SAVED, STATES, TRACES
 
@@ -106,6 +108,7 @@ def define(row: dispatch.Backend) -> None:
         return _asked(out.new_empty(out.shape, dtype=spikes.dtype), out_states, others)
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    decomposed.register(name, fake_forward, decomposed.recurrent)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
     for device in row.device_types:
         implement(row, device)
