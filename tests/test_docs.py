@@ -27,6 +27,7 @@ MANY = (
     "visualization.md",
     "training.md",
     "sequences.md",
+    pytest.param("export.md", marks=pytest.mark.thorough),  # each export takes seconds
 )
 
 

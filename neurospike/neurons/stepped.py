@@ -25,6 +25,13 @@ def _rounded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return lambda u: function(u.double()).to(u.dtype)
 
 
+def _number(value: float | Tensor, like: Tensor) -> Tensor:
+    # Made in the graph: a program that is taken apart holds no constants of its own.
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
 _NAMES: dict[str, Any] = {
     "heaviside": _heaviside,
     "detach": torch.detach,
@@ -42,7 +49,7 @@ _NAMES: dict[str, Any] = {
         f"quick_{name}": getattr(torch, name)
         for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
     },
-    "number": lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
+    "number": _number,
 }
 
 
