@@ -222,7 +222,7 @@ def test_to_onnx_names_the_batch_and_keeps_a_good_file(tmp_path, monkeypatch, fu
 @needs_onnx
 @pytest.mark.thorough
 def test_onnx_of_a_constant_current_and_of_lengths(tmp_path):
-    net = network()
+    net = network().eval()
     ns.to_onnx(net, tmp_path / "c.onnx", torch.ones(3, 8), num_steps=25)
     x = torch.rand(5, 8).round()
     found, session = answers(tmp_path / "c.onnx", x)
