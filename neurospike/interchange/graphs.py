@@ -8,6 +8,7 @@ there stays until then.
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,9 @@ def as_onnx(
             **names,
         )
     assert program is not None
-    content = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    _name_axes(proto.graph, _axes_of_tensors((*arguments, *options.values()), axes))
+    content = proto.SerializeToString()
 
     def run(*arguments: Any, **options: Any) -> list[Tensor]:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -144,6 +147,30 @@ def as_onnx(
         return [torch.from_numpy(one).to(given[0].device) for one in session.run(None, feed)]
 
     return Exported(content, run)
+
+
+def _axes_of_tensors(values: Any, axes: Any) -> list[dict[int, str]]:
+    """Return the open axes of each tensor among arguments, in order."""
+    if isinstance(values, Tensor):
+        return [axes or {}]
+    if not isinstance(values, (tuple, list)):
+        return []
+    each = [None] * len(values) if axes is None else axes
+    return [one for pair in zip(values, each) for one in _axes_of_tensors(*pair)]
+
+
+def _name_axes(graph: Any, each: list[dict[int, str]]) -> None:
+    """Give open axes their names where torch made some up, `s34`, as beside keyword arguments."""
+    names = {}
+    for value, axes in zip(graph.input, each):
+        for axis, name in axes.items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    made_up = "|".join(re.escape(one) for one in names if one)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if made_up and axis.dim_param:  # a name, or a formula of it
+                pattern = rf"\b({made_up})\b"
+                axis.dim_param = re.sub(pattern, lambda found: names[found[0]], axis.dim_param)
 
 
 def as_pt2(
