@@ -3,6 +3,7 @@
 from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
+from .interchange.graphs import to_onnx, to_pt2
 from .interchange.nir_reading import from_nir
 from .interchange.nir_writing import to_nir
 from .layers.conversion import convert
@@ -64,5 +65,7 @@ __all__ = [
     "spike_linear",
     "surrogate",
     "to_nir",
+    "to_onnx",
+    "to_pt2",
     "use_backend",
 ]

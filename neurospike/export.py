@@ -2,21 +2,15 @@
 
 Two formats. `.pt2` is what `torch.export` makes: with a fused backend it holds that backend's
 operators, and loads where `neurospike` is imported; with `reference` nothing but torch's own.
-`.onnx` goes through the reference backend, and runs wherever ONNX does. Either takes pictures
-`[B, 1, 28, 28]` in [0, 1], any number of them, and gives scores `[B, C]`; each is run
-before it is written, and has to answer as the network does.
+`.onnx` runs wherever ONNX does. Either takes pictures `[B, 1, 28, 28]` in [0, 1], any number of
+them, and gives scores `[B, C]`; each is run before it is written, and has to answer as the network
+does. Networks of one's own have `ns.to_onnx` and `ns.to_pt2`.
 """
 
-import importlib
-import io
 import json
-import logging
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +19,15 @@ from neurospike.backend.dispatch import choose, use_backend
 from neurospike.config.cli import Parser, check_target, guarded
 from neurospike.config.devices import choose_device
 from neurospike.data import load
-from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import ConfigError, NeuroSpikeError
+from neurospike.interchange.graphs import (
+    LEAST_ALIKE,
+    PACKAGES,
+    as_onnx,
+    as_pt2,
+    program_of,
+    require,
+)
 from neurospike.models import SpikingNetwork
 from neurospike.pictures import SIZE
 from neurospike.training.checkpoint import replace_file
@@ -33,14 +35,13 @@ from neurospike.training.loading import MODEL, check_sees_pictures, load_trained
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 360  # pictures that the exported network answers before it is called done
-LEAST_ALIKE = 0.99  # a sum rounded another way may tip a spike, and that an undecided picture
 
 
 @dataclass(frozen=True)
 class Checked:
     """How an exported file answers: pictures, same classes, and the largest difference of scores.
 
-    backend: of the operators in the file.
+    backend: of the operators in the file; those of `.onnx` are ONNX's own.
     """
 
     path: str
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
             )
         check_target("--out", flags.out)
         if form == "onnx":
-            _check_packages()
+            for package in PACKAGES:
+                require(package)
         with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
@@ -88,34 +90,40 @@ def export_model(
 
     A file already there stays as it was until then, and if anything fails.
 
-    form: `"onnx"` or `"pt2"`; the latter with the backend in force (`ns.use_backend`). pictures:
-    to check it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
+    form: `"onnx"` or `"pt2"`; either of the backend in force (`ns.use_backend`). pictures: to check
+    it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
 
     Raises ConfigError for rate coding, which draws its spikes, as ONNX, and for pictures read pixel
-    by pixel where the time loop has no operator of its own; MissingDependencyError without onnx,
-    onnxscript and onnxruntime; NeuroSpikeError if the classes differ; CheckpointError for a file
+    by pixel with the backend `reference`; MissingDependencyError without onnx, onnxscript and
+    onnxruntime; NeuroSpikeError if the classes differ; CheckpointError for a file
     that cannot be written.
     """
     if pictures is None:
         pictures = load("digits", ".").test.images[:CHECKED].unsqueeze(1).float() / 255
     pictures = pictures.to(device)
     model = model.to(device).eval()
-    backend = "reference" if form == "onnx" else choose("auto", pictures.device).name
+    backend = choose("auto", pictures.device).name
     if backend == "reference" and model.encoding == "pixels":
         raise ConfigError(
-            f"encoding.kind: pixels takes {model.num_steps} steps, and {form} without a fused "
-            "backend would hold each of them by itself; export it as .pt2 with --backend numba or "
-            "triton"
+            f"encoding.kind: pixels takes {model.num_steps} steps, and {form} of the backend "
+            "'reference' would hold each of them by itself; use --backend numba or triton"
         )
+    if form == "onnx" and model.encoding == "rate":
+        raise ConfigError(
+            "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
+            "export it as .pt2, or train with another encoding"
+        )
+    given = ((_example(pictures),), {}, _AXES)
     if form == "onnx":
-        content, run = _onnx(model, pictures)
+        names = {"input_names": ["pictures"], "output_names": ["scores"]}
+        content, run = as_onnx(model, *given, **names)
     else:
-        content, run = _pt2(model, pictures)
+        content, run = as_pt2(model, *given)
     torch.manual_seed(0)
     with torch.no_grad():
         expected = model(pictures)
-    torch.manual_seed(0)
-    found = run(content)
+        torch.manual_seed(0)
+        (found,) = run(pictures)
     alike = int((found.argmax(1) == expected.argmax(1)).sum())
     if alike < LEAST_ALIKE * len(pictures):
         raise NeuroSpikeError(
@@ -127,7 +135,7 @@ def export_model(
     return Checked(
         path=str(path),
         format=form,
-        backend=backend,
+        backend="onnx" if form == "onnx" else backend,
         bytes=len(content),
         pictures=len(pictures),
         alike=alike,
@@ -140,80 +148,15 @@ def export_program(model: SpikingNetwork, pictures: Tensor) -> torch.export.Expo
 
     With a fused backend in force its operators are in the graph, with `reference` torch's own.
     """
-    # A batch of one would be taken for a constant.
-    example = pictures[:2] if len(pictures) > 1 else pictures.expand(2, *pictures.shape[1:])
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own making
-        return torch.export.export(
-            model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-        )
+    return program_of(model.eval(), (_example(pictures),), {}, _AXES)
 
 
-def _pt2(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[bytes], Tensor]]:
-    file = io.BytesIO()
-    torch.export.save(export_program(model, pictures), file)
-
-    def run(content: bytes) -> Tensor:
-        with torch.no_grad():
-            found: Tensor = torch.export.load(io.BytesIO(content)).module()(pictures)
-        return found
-
-    return file.getvalue(), run
+_AXES = ({0: "batch"},)
 
 
-def _onnx(model: SpikingNetwork, pictures: Tensor) -> tuple[bytes, Callable[[bytes], Tensor]]:
-    if model.encoding == "rate":
-        raise ConfigError(
-            "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
-            "export it as .pt2, or train with another encoding"
-        )
-    _check_packages()
-    runtime = _require("onnxruntime")
-    with use_backend("reference"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("torch.onnx", "onnxscript"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            export_program(model, pictures),
-            (),
-            verbose=False,
-            input_names=["pictures"],
-            output_names=["scores"],
-        )
-    assert program is not None
-
-    def run(content: bytes) -> Tensor:
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        (scores,) = session.run(None, {"pictures": pictures.cpu().numpy()})
-        return torch.from_numpy(scores).to(pictures.device)
-
-    proto = program.model_proto
-    _name_batch(proto.graph)
-    return proto.SerializeToString(), run
-
-
-def _name_batch(graph: Any) -> None:
-    """Call the axis of pictures `batch`, wherever torch.export made up a name for it, `s34`."""
-    made_up = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:  # a name, or a formula of it
-                axis.dim_param = re.sub(rf"\b{re.escape(made_up)}\b", "batch", axis.dim_param)
-
-
-def _check_packages() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        _require(package)
-
-
-def _require(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"exporting to ONNX needs {package}, which does not import ({error}): "
-            "pip install onnx onnxscript onnxruntime"
-        ) from error
+def _example(pictures: Tensor) -> Tensor:
+    """Return two pictures; a batch of one would be taken for a constant."""
+    return pictures[:2] if len(pictures) > 1 else pictures.expand(2, *pictures.shape[1:])
 
 
 def _parser(prog: str) -> Parser:
@@ -238,7 +181,7 @@ def _parser(prog: str) -> Parser:
         "--backend",
         metavar="NAME",
         default="auto",
-        help="pt2: whose operators to keep in the file; reference: torch's own only. "
+        help="whose operators a .pt2 holds; reference: torch's own only. "
         "auto (default), reference, numba or triton",
     )
     parser.add_argument(
@@ -251,9 +194,9 @@ def _parser(prog: str) -> Parser:
 
 
 def _text(checked: Checked) -> str:
+    whose = "" if checked.format == "onnx" else f" with the {checked.backend} backend"
     return (
-        f"{checked.path}: {checked.format} with the {checked.backend} backend, "
-        f"{checked.bytes:,} bytes\n"
+        f"{checked.path}: {checked.format}{whose}, {checked.bytes:,} bytes\n"
         f"checked: the same class for {checked.alike} of {checked.pictures} pictures, scores "
         f"differ by {checked.largest_difference:.1e} at most"
     )

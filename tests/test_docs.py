@@ -28,6 +28,7 @@ MANY = (
     "visualization.md",
     "training.md",
     "sequences.md",
+    pytest.param("export.md", marks=pytest.mark.thorough),  # each export takes seconds
     "coming_from_snntorch.md",
     "coming_from_spikingjelly.md",
     "coming_from_norse.md",

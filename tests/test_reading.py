@@ -303,7 +303,7 @@ def test_exported_readers_answer_alike_and_long_ones_are_refused(tmp_path):
     assert (checked.alike, checked.backend) == (20, "reference")
     long = make(encoding="pixels", hidden_size=6)
     for form in ("pt2", "onnx"):
-        with pytest.raises(ConfigError, match=f"takes 64 steps, and {form} without a fused"):
+        with pytest.raises(ConfigError, match=f"takes 64 steps, and {form} of the backend"):
             export.export_model(long, tmp_path / "m", form, pictures=pictures(20))
 
 

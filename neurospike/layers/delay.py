@@ -234,9 +234,12 @@ def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor
     steps, shape = current.shape[0], (max_delay, *current.shape[1:])
     before = current.new_zeros(shape) if state is None else state
     if lengths is None:
-        if steps >= max_delay:
-            return current[steps - max_delay :].clone()
-        return torch.cat((before[steps:], current))
+        # A program of torch.export is to run with any number of steps, more or fewer than these.
+        if not torch.compiler.is_exporting():
+            if steps >= max_delay:
+                return current[steps - max_delay :].clone()
+            before = before[steps:]
+        return torch.cat((before, current))[-max_delay:]
     if steps == 0:
         return before.clone()
     # Rows of the steps before and of these, counted from the first of those before.

@@ -25,6 +25,13 @@ def _rounded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return lambda u: function(u.double()).to(u.dtype)
 
 
+def _number(value: float | Tensor, like: Tensor) -> Tensor:
+    # Made in the graph: a program that is taken apart holds no constants of its own.
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
 _NAMES: dict[str, Any] = {
     "heaviside": _heaviside,
     "detach": torch.detach,
@@ -42,7 +49,7 @@ _NAMES: dict[str, Any] = {
         f"quick_{name}": getattr(torch, name)
         for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
     },
-    "number": lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
+    "number": _number,
 }
 
 
@@ -116,6 +123,27 @@ class _Fire(torch.autograd.Function):
         return grad * ctx.slope(u, *ctx.numbers), None, None
 
 
+def stepped_once(
+    step: Callable[..., Any],
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    goes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return spikes and states after one step; of samples that do not go on, 0 and as they were.
+
+    `current`, spikes and states are `[B, *F]`; `goes`, true or false, is `[B]`, None for all.
+    """
+    if goes is None:
+        spike, *after = step(current, *states, *parameters)
+        return spike.expand_as(current), tuple(state.expand_as(current) for state in after)
+    goes = goes.view(-1, *(1,) * (current.dim() - 1))
+    # What lies beyond the end may be anything: with NaN, 0 * NaN would be the gradient.
+    spike, after = stepped_once(step, torch.where(goes, current, 0.0), states, parameters)
+    held = tuple(torch.where(goes, *both) for both in zip(after, states))
+    return torch.where(goes, spike, 0.0), held
+
+
 def over_time(
     step: Callable[..., Any],
     current: Tensor,
@@ -130,19 +158,12 @@ def over_time(
     """
     spikes, traces = [], []
     for t, current_t in enumerate(current.unbind(0)):
-        before = states
-        if lengths is not None:
-            goes = (t < lengths).view(-1, *(1,) * (current_t.dim() - 1))
-            # What lies beyond the end may be anything: with NaN, 0 * NaN would be the gradient.
-            current_t = torch.where(goes, current_t, 0.0)
-        spike, *states = step(current_t, *before, *parameters)
-        spike = spike.expand_as(current_t)
-        states = tuple(state.expand_as(current_t) for state in states)
+        goes = None if lengths is None else t < lengths
+        spike, states = stepped_once(step, current_t, states, parameters, goes)
         shown = states
-        if lengths is not None:
-            spike = torch.where(goes, spike, 0.0)
-            states = tuple(torch.where(goes, *both) for both in zip(states, before))
-            shown = tuple(torch.where(goes, state, state.detach()) for state in states)
+        if goes is not None:
+            held = goes.view(-1, *(1,) * (current_t.dim() - 1))
+            shown = tuple(torch.where(held, state, state.detach()) for state in states)
         spikes.append(spike)
         traces.append(shown)
     if not spikes:
@@ -159,6 +180,13 @@ def step_of(neuron: str, numbers: Sequence[float], like: Tensor) -> Callable[...
     values = tuple(torch.tensor(one, dtype=like.dtype, device=like.device) for one in numbers)
     fire = fire_of(neuron, values[own:])
     return lambda *given: made(fire, *given, *values)
+
+
+def forward_of(neuron: str) -> Callable[..., Any]:
+    """Return one step without a gradient; it takes the numbers, too, behind the parameters."""
+    _know_step(neuron)
+    made = _steps[neuron]
+    return lambda *given: made(_heaviside, *given)
 
 
 def adjoint_of(

@@ -13,9 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurospike.errors import BackendError
 from neurospike.neurons.program import Program
 
 from .wants import FIRST_PARAMETER, SPIKES, STATES, TRACES
+
+
+def refuse(what: str, backend: str) -> None:
+    """Raise BackendError for a layer that a fused backend cannot transform; the reference can."""
+    raise BackendError(
+        f"{what} was asked of backend {backend!r}, which does not have it; make the "
+        "layer with backend='reference', or call it under ns.use_backend('reference')"
+    )
 
 
 def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]]:

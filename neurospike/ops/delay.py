@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from neurospike.backend import dispatch
 from neurospike.backend.delayed import delayed
 
+from . import batching, decomposed
 from .scan import Once, _maker
 from .wants import mask_of
 
@@ -48,7 +49,14 @@ def _define(row: dispatch.Backend) -> None:
         return [one for one in found if one is not None]
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    decomposed.register(name, fake_forward, delayed)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
+    for operator in (name, f"{name}_backward"):
+        torch.library.register_vmap(
+            f"neurospike::{operator}",
+            lambda *_: batching.refuse("torch.vmap of a Delay", row.name),
+            lib=_LIBRARY,
+        )
     for device in row.device_types:
         implement(row, device)
 
@@ -113,6 +121,8 @@ for _row in dispatch.TABLE.values():
 
 class _Delay(torch.autograd.Function):
     """The pair of operators as one differentiable function."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(

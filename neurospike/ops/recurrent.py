@@ -22,7 +22,9 @@ from torch.autograd import forward_ad
 
 from neurospike.backend import dispatch
 
-from .scan import Once, _asked, _maker, state_dtype
+from . import batching, decomposed
+from .formats import state_dtype
+from .scan import Once, _asked, _maker
 from .stepped_recurrence import SteppedRecurrence
 from .wants import FIRST_PARAMETER, SAVED, STATES, TRACES
 
@@ -106,6 +108,7 @@ def define(row: dispatch.Backend) -> None:
         return _asked(out.new_empty(out.shape, dtype=spikes.dtype), out_states, others)
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    decomposed.register(name, fake_forward, decomposed.recurrent)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
     for device in row.device_types:
         implement(row, device)
@@ -305,6 +308,8 @@ def fused_recurrent(
     zeros, or the last spikes and each of the neuron's, `[B, N]`; the parameters, of one number or
     `[N]`. All but the current in the state's number format.
     """
+    if torch._C._are_functorch_transforms_active():
+        batching.refuse("torch.func (grad, vmap) of a Recurrent", call.name)
     forward_mode = forward_ad._current_level >= 0  # in which the Function refuses
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         spikes, *found = _Recurrent.apply(call, lengths, *tensors)

@@ -11,8 +11,8 @@ from neurospike.neurons import stepped
 from neurospike.neurons.rule import Rule
 
 from .arguments import check_current, check_lengths, check_state, fitted, flat_parameter
+from .formats import state_dtype
 from .recurrent import Call, fused_recurrent
-from .scan import state_dtype
 from .time_loop import Outputs, in_segments
 from .wants import TRACES
 

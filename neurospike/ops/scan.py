@@ -27,8 +27,9 @@ from torch.autograd import forward_ad
 from neurospike.backend import buffers, dispatch
 from neurospike.neurons.program import Program
 
-from . import batching
+from . import batching, decomposed
 from .arguments import is_watched
+from .formats import state_dtype, step_shape
 from .wants import FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
@@ -39,16 +40,6 @@ _BACKWARD = (
     "(Tensor? grad_spikes, Tensor?[] grad_finals, Tensor?[] grad_traces, "
     f"{_COMMON}Tensor[] saved, {_REST}) -> Tensor[]"
 )
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the number format of a state for a current of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def step_shape(current: Tensor, num_steps: int) -> torch.Size:
-    """Return `[B, *F]`; a current with `num_steps >= 0` is held constant and has no time axis."""
-    return current.shape if num_steps >= 0 else current.shape[1:]
 
 
 class Sizes(NamedTuple):
@@ -156,6 +147,7 @@ def define(row: dispatch.Backend) -> None:
         return _asked(*_allocate_gradients(current, parameters, neuron, steps, wants))
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
+    decomposed.register(name, fake_forward, decomposed.scan)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
     for operator, mapped in zip((name, f"{name}_backward"), batching.rules(name, every)):
         torch.library.register_vmap(f"neurospike::{operator}", mapped, lib=_LIBRARY)

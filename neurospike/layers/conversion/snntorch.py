@@ -64,15 +64,15 @@ class TracedRecurrent(Recurrent):
 
 
 class TracedSynaptic(_Traced, Synaptic):
-    pass
+    """Synaptic neurons that return their states at every step, as snnTorch's `Synaptic` does."""
 
 
 class TracedAlpha(_Traced, Alpha):
-    pass
+    """Alpha neurons that return their states at every step, as snnTorch's `Alpha` does."""
 
 
 class TracedOneToOne(_Traced, OneToOne):
-    pass
+    """OneToOne neurons that return their states at every step, as snnTorch's `RLeaky` without features does."""
 
 
 # Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.

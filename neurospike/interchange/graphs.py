@@ -1,0 +1,315 @@
+"""Any network as a file that runs without its code: ONNX, or what `torch.export` writes.
+
+`torch.onnx.export` and `torch.export.export` take a network as it is, too. Here the file is run
+first and has to answer as the network does, its open axes have names, and a file that is already
+there stays until then.
+"""
+
+import importlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from neurospike.errors import MissingDependencyError, NeuroSpikeError
+from neurospike.models.network import WHOLE, SpikingNetwork
+from neurospike.training.checkpoint import replace_file
+
+LEAST_ALIKE = 0.99  # a sum rounded another way may tip a spike, and what follows from it
+CLOSE = 1e-4  # of the largest number of an output
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written, and how it answers the sample.
+
+    Attributes:
+        path: of the file.
+        bytes: its size.
+        numbers: how many the network returned.
+        alike: how many of them the file gives, up to 1e-4 of the largest one of an output.
+        largest_difference: between a number of the network's and of the file's.
+    """
+
+    path: str
+    bytes: int
+    numbers: int
+    alike: int
+    largest_difference: float
+
+
+class Exported(NamedTuple):
+    """A file's content, and how to run it: with the arguments of the network, to its tensors."""
+
+    content: bytes
+    run: Callable[..., list[Tensor]]
+
+
+Axes = Any  # {axis: name} for the first argument, or a tuple with one such entry per argument
+Sample = Tensor | tuple[Any, ...]
+
+
+def to_onnx(
+    net: nn.Module, path: str | Path, sample: Sample, *, axes: Axes = None, **options: Any
+) -> Written:
+    """Write a network as ONNX once what was made of it answers as the network does.
+
+        ns.to_onnx(net, "net.onnx", x)                          # [T, B, *F], any number B
+        ns.to_onnx(net, "net.onnx", x, axes={0: "time", 1: "batch"})
+        ns.to_onnx(net, "net.onnx", image, num_steps=25)        # net(image, num_steps=25)
+        ns.to_onnx(net, "net.onnx", (x, states), axes=({1: "batch"}, ({0: "batch"},)))
+
+    A time loop is an ONNX `Scan`, whose step is in the file once. The network is exported in
+    evaluation, and on whatever backend it runs.
+
+    Args:
+        net: any module with layers of this library, or without.
+        path: file to write.
+        sample: what the network is called with, a tensor or a tuple of arguments; at least 2 along
+            every axis that is left open.
+        axes: names of the axes whose length the file leaves open, `{axis: name}` for the first
+            argument, or as torch's `dynamic_shapes` a tuple with an entry for each argument, in
+            which None closes all. Default: `"batch"`, axis 1 of `[T, B, *F]`, and axis 0 of
+            pictures and with `num_steps`.
+        options: keyword arguments of the call. Numbers are fixed in the file.
+
+    Raises:
+        ValueError: no default for the axes of so many arguments; 1 along an open axis.
+        MissingDependencyError: without onnx, onnxscript and onnxruntime.
+        NeuroSpikeError: the file answers otherwise, as that of a network which draws at random.
+        CheckpointError: the file cannot be written.
+    """
+    return _written(as_onnx, net, path, sample, axes, options)
+
+
+def to_pt2(
+    net: nn.Module, path: str | Path, sample: Sample, *, axes: Axes = None, **options: Any
+) -> Written:
+    """Write a network by `torch.export.save` once what was made of it answers as the network does.
+
+        ns.to_pt2(net, "net.pt2", x)
+        spikes, states = torch.export.load("net.pt2").module()(x)
+
+    The file holds the operators of the backend in force, and loads where `neurospike` is imported.
+    Under `ns.use_backend("reference")`, with layers that name no other, it holds torch's own, one
+    after another for every step, and loads with torch alone. Arguments and errors are those of
+    `to_onnx`.
+    """
+    return _written(as_pt2, net, path, sample, axes, options)
+
+
+def as_onnx(
+    net: nn.Module,
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+    axes: Sequence[Any],
+    **names: Any,
+) -> Exported:
+    """Return a network as ONNX; `axes` has an entry for each argument and option."""
+    for package in PACKAGES:
+        require(package)
+    runtime = require("onnxruntime")
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _quiet():
+        program = torch.onnx.export(
+            net,
+            arguments,
+            kwargs=dict(options),
+            dynamic_shapes=tuple(axes),
+            dynamo=True,
+            verbose=False,
+            **names,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _name_axes(proto.graph, _axes_of_tensors((*arguments, *options.values()), axes))
+    content = proto.SerializeToString()
+
+    def run(*arguments: Any, **options: Any) -> list[Tensor]:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        leaves = pytree.tree_leaves((arguments, options))
+        given = [one for one in leaves if isinstance(one, Tensor)]
+        feed = {
+            one.name: value.detach().cpu().numpy()
+            for one, value in zip(session.get_inputs(), given, strict=True)
+        }
+        return [torch.from_numpy(one).to(given[0].device) for one in session.run(None, feed)]
+
+    return Exported(content, run)
+
+
+def _axes_of_tensors(values: Any, axes: Any) -> list[dict[int, str]]:
+    """Return the open axes of each tensor among arguments, in order."""
+    if isinstance(values, Tensor):
+        return [axes or {}]
+    if not isinstance(values, (tuple, list)):
+        return []
+    each = [None] * len(values) if axes is None else axes
+    return [one for pair in zip(values, each) for one in _axes_of_tensors(*pair)]
+
+
+def _name_axes(graph: Any, each: list[dict[int, str]]) -> None:
+    """Give open axes their names where torch made some up, `s34`, as beside keyword arguments."""
+    names = {}
+    for value, axes in zip(graph.input, each):
+        for axis, name in axes.items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    made_up = "|".join(re.escape(one) for one in names if one)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if made_up and axis.dim_param:  # a name, or a formula of it
+                pattern = rf"\b({made_up})\b"
+                axis.dim_param = re.sub(pattern, lambda found: names[found[0]], axis.dim_param)
+
+
+def as_pt2(
+    net: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any], axes: Sequence[Any]
+) -> Exported:
+    """Return a network as `torch.export` writes it; `axes` has an entry for each argument."""
+    program = program_of(net, arguments, options, axes)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    content = file.getvalue()
+
+    def run(*arguments: Any, **options: Any) -> list[Tensor]:
+        found = torch.export.load(io.BytesIO(content)).module()(*arguments, **options)
+        return tensors_of(found)
+
+    return Exported(content, run)
+
+
+def program_of(
+    net: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any], axes: Sequence[Any]
+) -> torch.export.ExportedProgram:
+    """Return a network as `torch.export` sees it."""
+    shapes = pytree.tree_map(
+        lambda one: torch.export.Dim.DYNAMIC if isinstance(one, str) else one, tuple(axes)
+    )
+    with _quiet():
+        return torch.export.export(net, arguments, dict(options), dynamic_shapes=shapes)
+
+
+def tensors_of(found: Any) -> list[Tensor]:
+    """Return the tensors of what a network returned, in order."""
+    return [one for one in pytree.tree_leaves(found) if isinstance(one, Tensor)]
+
+
+def _written(
+    form: Callable[..., Exported],
+    net: nn.Module,
+    path: str | Path,
+    sample: Sample,
+    axes: Axes,
+    options: dict[str, Any],
+) -> Written:
+    arguments = sample if isinstance(sample, tuple) else (sample,)
+    shapes = _axes_of(net, arguments, options, axes)
+    with torch.no_grad(), _evaluating(net):
+        exported = form(net, arguments, options, shapes)
+        torch.manual_seed(0)
+        wanted = tensors_of(net(*arguments, **options))
+        torch.manual_seed(0)
+        found = exported.run(*arguments, **options)
+    result = _compared(str(path), len(exported.content), wanted, found)
+    if result.alike < LEAST_ALIKE * result.numbers:
+        raise NeuroSpikeError(
+            f"{path}: not written, because of {result.numbers} numbers that the network returns "
+            f"what was exported gives {result.alike}; a network that draws at random draws "
+            "otherwise there, and for any other one please report it"
+        )
+    replace_file(Path(path), exported.content)
+    return result
+
+
+def _compared(path: str, size: int, wanted: list[Tensor], found: list[Tensor]) -> Written:
+    alike, largest = 0, 0.0
+    for one, other in zip(wanted, found, strict=True):
+        difference = (one.double() - other.double()).abs()
+        if difference.numel():
+            near = CLOSE * max(1.0, float(one.abs().max()))
+            alike += int((difference <= near).sum())
+            largest = max(largest, float(difference.max()))
+    return Written(path, size, sum(one.numel() for one in wanted), alike, largest)
+
+
+def _axes_of(
+    net: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], axes: Axes
+) -> tuple[Any, ...]:
+    """Return the open axes of each argument and option, and see that the sample suits them."""
+    if isinstance(axes, tuple):
+        each = axes
+    elif len(arguments) == 1:
+        is_picture = isinstance(net, SpikingNetwork) and net.encoding in WHOLE
+        batch = 0 if is_picture or "num_steps" in options else 1
+        each = ({batch: "batch"} if axes is None else axes,)
+    else:
+        raise ValueError(
+            f"the sample has {len(arguments)} arguments, of which axes must say what each leaves "
+            'open: axes=({1: "batch"}, ({0: "batch"},)) for a sequence [T, B, *F] and one state '
+            "[B, *F], None for an argument that is closed"
+        )
+    if len(each) == len(arguments):
+        of_batch = {0: "batch"}  # of lengths [B]
+        each += tuple(of_batch if isinstance(o, Tensor) else None for o in options.values())
+    _check_open(arguments + tuple(options.values()), each)
+    return each
+
+
+def _check_open(values: Any, axes: Any) -> None:
+    """Raise ValueError for a sample that is 1 long where the length is left open."""
+    if isinstance(values, Tensor):
+        for axis, name in (axes or {}).items():
+            if axis >= values.dim():
+                raise ValueError(
+                    f"axes names axis {axis} {name!r} of a tensor {tuple(values.shape)}, which has "
+                    f"{values.dim()} axes"
+                )
+            if values.shape[axis] < 2:
+                raise ValueError(
+                    f"the sample {tuple(values.shape)} has {values.shape[axis]} along its open "
+                    f"axis {axis} {name!r}, which torch.export would take for a fixed length; give "
+                    "a sample with 2 or more there"
+                )
+    elif isinstance(values, (tuple, list)) and axes is not None:
+        for one, its_axes in zip(values, axes):
+            _check_open(one, its_axes)
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making
+        yield
+
+
+def require(package: str) -> Any:
+    """Import a package that ONNX needs. Raises MissingDependencyError."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"exporting to ONNX needs {package}, which does not import ({error}): "
+            "pip install onnx onnxscript onnxruntime"
+        ) from error

@@ -1,0 +1,139 @@
+"""The fused operators in torch's own, for files that run without this library: ONNX.
+
+`torch.onnx.export` looks every operator up in torch's table of decompositions, and finds those of
+this module there. A time loop becomes torch's `scan`, which it writes as ONNX `Scan`: one step is
+in the file once, however many there are, and their number may be left open. `torch.export` keeps
+the fused operators, and so does torch.compile; a program of theirs is taken apart by
+`program.run_decompositions(decomposed.table())`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import register_decomposition
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from neurospike.neurons import stepped
+from neurospike.neurons.program import Program
+
+from .formats import state_dtype, step_shape
+from .wants import SPIKES, TRACES
+
+_FORMS: dict[Any, Callable[..., Any]] = {}
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """Return what each fused operator is in torch's own, as `run_decompositions` takes it."""
+    return dict(_FORMS)
+
+
+def register(name: str, fake: Callable[..., Any], form: Callable[..., Any]) -> None:
+    """Make `form` the decomposition of `torch.ops.neurospike.<name>`; `fake` is its fake."""
+
+    def decomposed(*arguments: Any, **named: Any) -> Any:
+        # Tensors without values, of symbolic sizes, ask the same table: they want shapes.
+        if get_proxy_mode() is None:
+            return fake(*arguments, **named)
+        found = form(*arguments, **named)
+        # What only a backward pass reads is read by nobody here.
+        return found if isinstance(found, Tensor) else found + fake(*arguments)[len(found) :]
+
+    operator = getattr(torch.ops.neurospike, name).default
+    register_decomposition(operator)(decomposed)
+    _FORMS[operator] = decomposed
+
+
+def scan(
+    current: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    neuron: str,
+    numbers: Sequence[float],
+    num_steps: int,
+    wants: int,
+    lengths: Tensor | None = None,
+) -> list[Tensor]:
+    """Return what `<name>_scan` does, but for what is saved for a backward pass."""
+    shape, state = step_shape(current, num_steps), state_dtype(current.dtype)
+    many = Program.parse(neuron).states
+    start = states or [current.new_zeros(shape, dtype=state) for _ in range(many)]
+    values = _values(parameters, numbers, shape[1:], current, state)
+    step = stepped.forward_of(neuron)
+    return _over_time(step, current, start, values, num_steps, wants, lengths)
+
+
+def recurrent(
+    current: Tensor,
+    weight: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    neuron: str,
+    numbers: Sequence[float],
+    wants: int,
+) -> list[Tensor]:
+    """Return what `<name>_recurrent` does, but for what is saved for a backward pass."""
+    shape, state = current.shape[1:], state_dtype(current.dtype)
+    many = 1 + Program.parse(neuron).states
+    start = states or [current.new_zeros(shape, dtype=state) for _ in range(many)]
+    values = [weight.t(), *_values(parameters, numbers, shape[1:], current, state)]
+    neurons = stepped.forward_of(neuron)
+
+    def step(x: Tensor, last: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        inner, back, outer = others[: many - 1], others[many - 1], others[many:]
+        spike, *after = neurons(torch.addmm(x, last, back), *inner, *outer)
+        return spike, spike, *after
+
+    found = _over_time(step, current, start, values, -1, wants | SPIKES, lengths)
+    # The last spikes are a state, but at every step they are the spikes themselves.
+    return found[: 1 + many] + found[2 + many :]
+
+
+def _values(
+    parameters: Sequence[Tensor],
+    numbers: Sequence[float],
+    features: torch.Size,
+    current: Tensor,
+    state: torch.dtype,
+) -> list[Tensor]:
+    """Return parameters that broadcast against F, and numbers as tensors."""
+    each = [one if one.numel() == 1 else one.view(features) for one in parameters]
+    made = [torch.full((), one, dtype=state, device=current.device) for one in numbers]
+    return each + made
+
+
+def _over_time(
+    step: Callable[..., Any],
+    current: Tensor,
+    states: Sequence[Tensor],
+    values: Sequence[Tensor],
+    num_steps: int,
+    wants: int,
+    lengths: Tensor | None,
+) -> list[Tensor]:
+    """Return spikes, last states and each state at every step, those that are wanted."""
+    many, state = len(states), states[0].dtype
+    is_constant, is_ragged = num_steps >= 0, lengths is not None
+    steps = num_steps if is_constant else current.shape[0]
+    clock = [torch.arange(steps, device=current.device)] if is_constant or is_ragged else []
+    sequences = [*clock, *([] if is_constant else [current])]
+    last = many + len(sequences)
+    fixed = [*([current] if is_constant else []), *([] if lengths is None else [lengths]), *values]
+
+    def body(*given: Tensor) -> tuple[Tensor, ...]:
+        before, now, rest = given[:many], given[many:last], given[last:]
+        x = rest[0] if is_constant else now[-1]
+        at = int(is_constant)
+        goes = now[0] < rest[at] if is_ragged else None
+        spike, after = stepped.stepped_once(step, x.to(state), before, rest[at + is_ragged :], goes)
+        shown = [spike.to(current.dtype)] if wants & SPIKES else []
+        # `scan` wants tensors of their own, none that is another one or what was given.
+        traces = [one.clone() for one in after] if wants & TRACES else []
+        return (*(one.clone() for one in after), *(one.clone() for one in shown), *traces)
+
+    start = [one.clone() for one in states]
+    found = list(torch.ops.higher_order.scan(body, start, sequences, tuple(fixed)))
+    first = many + bool(wants & SPIKES)
+    return found[many:first] + found[:many] + found[first:]

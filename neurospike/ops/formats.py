@@ -1,0 +1,14 @@
+"""What a state is like: its number format, and its shape."""
+
+import torch
+from torch import Tensor
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of a state for a current of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def step_shape(current: Tensor, num_steps: int) -> torch.Size:
+    """Return `[B, *F]`; a current with `num_steps >= 0` is held constant and has no time axis."""
+    return current.shape if num_steps >= 0 else current.shape[1:]

@@ -1,0 +1,294 @@
+"""A network of one's own leaves the library: torch.onnx.export, torch.export, `ns.to_onnx`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_spiking import ZOO
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import neurospike as ns
+from neurospike.errors import BackendError, CheckpointError, MissingDependencyError, NeuroSpikeError
+from neurospike.formulas import detach, exp, fire, heaviside, minimum, where
+from neurospike.ops import decomposed
+
+N = 6
+OPEN = {0: "time", 1: "batch"}
+BATCH = ({0: "batch"},)
+needs_onnx = pytest.mark.usefixtures("onnx")
+
+
+@pytest.fixture
+def onnx():
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} comes with the extra [onnx]")
+
+
+def own_neuron(current, a, b, gain):
+    a = where(a > 1.0, 0.0, gain * a) + current
+    b = 0.9 * b + minimum(a, 2.0) - heaviside(b - 1.0) * detach(exp(-a))
+    return fire(b - 0.5), a, b
+
+
+def recurrent(neuron):
+    """A recurrent layer whose sums are exact, in whatever order they are taken."""
+    layer = ns.Recurrent(neuron, N)
+    with torch.no_grad():
+        layer.weight.copy_((layer.weight * 16).round() / 16)
+    return layer
+
+
+LAYERS = {
+    **{
+        f"lif {reset} {'delayed' if late else 'immediate'}": (
+            lambda reset=reset, late=late: ns.LIF(
+                torch.linspace(0.5, 0.9, N), reset=reset, reset_delay=late, learn_beta=late
+            ),
+            1.0,
+            0.3,
+        )
+        for reset in ("subtract", "zero", "none")
+        for late in (True, False)
+    },
+    "li": (lambda: ns.LI(0.9), 1.0, 0.0),
+    "own": (lambda: ns.Spiking(own_neuron, gain=0.7, learn="gain"), 1.0, 0.3),
+    "recurrent lif": (lambda: recurrent(ns.LIF(0.5)), 1.0, 0.5),
+    "recurrent alif": (lambda: recurrent(ns.ALIF()), 1.0, 0.5),
+    "delay": (lambda: ns.Delay(N, 4), 1.0, 0.0),
+    **ZOO,
+}
+
+
+def state_axes(layer):
+    """The axis of samples in each state that a layer takes."""
+    if isinstance(layer, ns.Delay):
+        return {1: "batch"}
+    return {0: "batch"} if isinstance(layer, (ns.LIF, ns.LI)) else BATCH * len(layer.states)
+
+
+def state_for(layer, batch):
+    """A state to carry on from."""
+    x = torch.rand(3, batch, N)
+    return pytree.tree_map(lambda one: one.detach(), layer(x)[1])
+
+
+class All(nn.Module):
+    """Many layers side by side, so that one export does for all of them."""
+
+    def __init__(self, layers, scales):
+        super().__init__()
+        self.layers, self.scales = nn.ModuleList(layers), scales
+
+    def forward(self, x, states):
+        currents = [x * scale + mean for scale, mean in self.scales]
+        return [layer(*both) for layer, *both in zip(self.layers, currents, states)]
+
+
+FEW = ("lif zero immediate", "li", "own", "recurrent alif", "delay")
+
+
+def together(names):
+    makers = [LAYERS[name] for name in names]
+    layers = [make() for make, _, _ in makers]
+    return All(layers, [(scale, mean) for _, scale, mean in makers]).eval()
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def answers(path, *given):
+    """What onnxruntime makes of a file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    leaves = pytree.tree_leaves(given)
+    feed = {
+        one.name: value.numpy() for one, value in zip(session.get_inputs(), leaves, strict=True)
+    }
+    return [torch.from_numpy(one) for one in session.run(None, feed)], session
+
+
+def same(found, wanted):
+    return [torch.equal(*both) for both in zip(found, pytree.tree_leaves(wanted), strict=True)]
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    "names", [FEW, pytest.param(tuple(LAYERS), marks=pytest.mark.thorough)], ids=["few", "all"]
+)
+def test_onnx_of_layers_carries_on_with_the_same_bits(tmp_path, names):
+    net = together(names)
+    axes = (OPEN, [state_axes(layer) for layer in net.layers])
+    states = [state_for(layer, 3) for layer in net.layers]
+    torch.onnx.export(
+        net,
+        (torch.randn(5, 3, N), states),
+        str(tmp_path / "f.onnx"),
+        dynamo=True,
+        dynamic_shapes=axes,
+        verbose=False,
+    )
+    for steps, batch in ((7, 2), (1, 4)):
+        x, states = torch.randn(steps, batch, N), [state_for(one, batch) for one in net.layers]
+        found, session = answers(tmp_path / "f.onnx", x, states)
+        assert all(same(found, net(x, states)))
+    assert session.get_inputs()[0].shape == ["time", "batch", N]
+    shapes = {("time", "batch", N), ("batch", N), (4, "batch", N)}
+    assert {tuple(one.shape) for one in session.get_outputs()} == shapes
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kind", ["carried", "lengths", "constant", "float64", "bfloat16"])
+@pytest.mark.thorough
+def test_taken_apart_a_layer_is_torchs_own_and_the_same(name, kind):
+    make, scale, mean = LAYERS[name]
+    layer = make().eval()
+    dtype = getattr(torch, kind, torch.float32)
+    layer.to(dtype if dtype == torch.float64 else torch.float32)
+    x = (torch.randn(6, 3, N) * scale + mean).to(dtype)
+    options = {}
+    if kind == "carried":
+        options["state"] = state_for(layer, 3)
+        if isinstance(layer, (ns.LIF, ns.LI)):
+            options["mem"] = options.pop("state")
+    elif kind == "lengths":
+        options["lengths"] = torch.tensor([2, 6, 0])
+    elif kind == "constant":
+        x, options["num_steps"] = x[0], 5
+    program = torch.export.export(layer, (x,), options)
+    assert any(one.startswith("neurospike.") for one in operators(program))
+    apart = program.run_decompositions(decomposed.table())
+    assert not any(one.startswith("neurospike.") for one in operators(apart))
+    assert all(same(pytree.tree_leaves(apart.module()(x, **options)), layer(x, **options)))
+
+
+def test_the_trace_is_taken_apart_too(fused):
+    layer, x = ns.Synaptic(0.7, 0.8, backend=fused).eval(), torch.randn(6, 3, N)
+    program = torch.export.export(layer, (x,), {"return_trace": True})
+    assert f"neurospike.{fused}_scan.default" in operators(program)
+    apart = program.run_decompositions(decomposed.table())
+    assert operators(apart) >= {"scan"}
+    assert all(
+        same(pytree.tree_leaves(apart.module()(x, return_trace=True)), layer(x, return_trace=True))
+    )
+
+
+def network(fused="auto"):
+    """A network of whose sums each is exact."""
+    net = ns.Sequential(
+        ns.SpikeLinear(8, 12, backend=fused),
+        ns.LIF(0.5, threshold=0.5, backend=fused),
+        nn.Dropout(0.5),
+        nn.Linear(12, 4),
+        ns.LI(0.5),
+    )
+    with torch.no_grad():
+        for one in net.parameters():
+            one.copy_((one * 64).round() / 64)
+    return net
+
+
+@needs_onnx
+def test_to_onnx_names_the_batch_and_keeps_a_good_file(tmp_path, monkeypatch, fused):
+    net, path = network(fused).train(), tmp_path / "net.onnx"
+    written = ns.to_onnx(net, path, torch.rand(25, 3, 8).round())
+    assert net.training and net[2].training
+    assert (written.alike, written.largest_difference) == (written.numbers, 0.0)
+    assert written.bytes == path.stat().st_size < 40_000  # one step, not 25
+    x = torch.rand(25, 5, 8).round()
+    found, session = answers(path, x)
+    assert all(same(found, net.eval()(x)))
+    assert session.get_inputs()[0].shape == [25, "batch", 8]
+    assert session.get_outputs()[0].shape == [25, "batch", 4]
+
+    class Fickle(nn.Module):
+        def forward(self, x):
+            return -x if torch.compiler.is_exporting() else x
+
+    content = path.read_bytes()
+    with pytest.raises(NeuroSpikeError, match=r"of 24 numbers .* what was exported gives 0; a net"):
+        ns.to_onnx(Fickle(), path, torch.ones(2, 3, 4))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="pip install onnx onnxscript onnxruntime"):
+        ns.to_onnx(net, path, x)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@needs_onnx
+@pytest.mark.thorough
+def test_onnx_of_a_constant_current_and_of_lengths(tmp_path):
+    net = network().eval()
+    ns.to_onnx(net, tmp_path / "c.onnx", torch.ones(3, 8), num_steps=25)
+    x = torch.rand(5, 8).round()
+    found, session = answers(tmp_path / "c.onnx", x)
+    assert all(same(found, net(x, num_steps=25)))
+    assert session.get_inputs()[0].shape == ["batch", 8]
+    lengths = torch.tensor([3, 9, 0])
+    ns.to_onnx(net, tmp_path / "l.onnx", torch.ones(9, 3, 8), axes=OPEN, lengths=lengths)
+    x, lengths = torch.rand(7, 4, 8).round(), torch.tensor([7, 0, 2, 5])
+    found, _ = answers(tmp_path / "l.onnx", x, lengths)
+    assert all(same(found, net(x, lengths=lengths)))
+
+
+def test_to_pt2_runs_with_torch_alone_through_the_reference(tmp_path):
+    net = network()
+    with ns.use_backend("reference"):
+        written = ns.to_pt2(net, tmp_path / "alone.pt2", torch.rand(3, 2, 8).round())
+    assert written.largest_difference == 0.0
+    ns.to_pt2(net, tmp_path / "fused.pt2", torch.rand(3, 2, 8).round(), axes=OPEN)
+    program = torch.export.load(tmp_path / "fused.pt2").run_decompositions(decomposed.table())
+    torch.export.save(program, tmp_path / "apart.pt2")
+    x = torch.rand(3, 5, 8).round()
+    torch.save((x, net.eval()(x)[0]), tmp_path / "wanted.pt")
+    root = str(Path(ns.__file__).parents[1])
+    script = (
+        "import sys, torch\n"
+        "x, wanted = torch.load('wanted.pt')\n"
+        "for name in ('alone', 'apart', 'fused'):\n"
+        "    out, _ = torch.export.load(name + '.pt2').module()(x)\n"
+        "    assert torch.equal(out, wanted)\n"
+        "    if name == 'apart':\n"
+        "        assert 'neurospike' not in sys.modules\n"
+        f"        sys.path.append({root!r})\n"
+        "        import neurospike\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_what_is_wrong_with_a_sample_is_said(tmp_path):
+    net, x = network(), torch.rand(5, 3, 8)
+    for sample, options, expected in (
+        (
+            (x, (x[0], x[0])),
+            {},
+            r"has 2 arguments, .* axes=\(\{1: \"batch\"\}, \(\{0: \"batch\"\},",
+        ),
+        (x[:, :1], {}, r"\(5, 1, 8\) has 1 along its open axis 1 'batch'"),
+        (x[0], {"axes": {2: "time"}}, r"axis 2 'time' of a tensor \(3, 8\), which has 2 axes"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            ns.to_pt2(net, tmp_path / "f", sample, **options)
+    with pytest.raises(CheckpointError, match="cannot write the file"):
+        ns.to_pt2(ns.LIF(0.9), tmp_path, x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_func_of_what_has_none_says_what_has(fused):
+    x = torch.rand(2, 5, 3, N)
+    for layer, kind in (
+        (ns.Delay(N, 4, backend=fused), "torch.vmap of a Delay"),
+        (ns.Recurrent(ns.LIF(0.9, backend=fused), N), r"torch.func \(grad, vmap\) of a Recurrent"),
+    ):
+        each = torch.vmap(torch.func.grad(lambda one, layer=layer: layer(one)[0].sum()))
+        with pytest.raises(BackendError, match=f"{kind} was asked .* make the layer with backend="):
+            each(x)
+    for layer in (ns.Delay(N, 4, backend="reference"), recurrent(ns.LIF(0.5, backend="reference"))):
+        each = torch.vmap(torch.func.grad(lambda one, layer=layer: layer(one)[0].sum()))(x)
+        whole = x.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(sum(layer(one)[0].sum() for one in whole), whole)
+        assert torch.allclose(each, wanted, rtol=1e-5, atol=1e-6)
