@@ -72,7 +72,7 @@ class TracedAlpha(_Traced, Alpha):
 
 
 class TracedOneToOne(_Traced, OneToOne):
-    """OneToOne neurons that return their states at every step, as snnTorch's `RLeaky` without features does."""
+    """OneToOne neurons that return their states at every step, as snnTorch's `RLeaky` does."""
 
 
 # Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.
