@@ -13,6 +13,13 @@ from torch.nn.utils.rnn import pack_sequence
 import neurospike as ns
 
 
+def test_neurons_in_a_row_of_torch_hint_at_ours():
+    x = torch.rand(3, 2, 4)
+    for second in (ns.LIF(0.9), ns.SpikeLinear(4, 4)):
+        with pytest.raises(TypeError, match=r"got tuple; .* ns.Sequential in place of nn.Sequent"):
+            nn.Sequential(ns.LIF(0.9), second)(x)
+
+
 def network(backend):
     return ns.Sequential(
         nn.Conv2d(2, 3, 3),
