@@ -374,7 +374,7 @@ def test_errors_of_layers_name_them_and_how_x_was_read():
     with pytest.raises(
         RuntimeError,
         match=r"layer 0 \(Linear\): .*shapes cannot be multiplied.*x \[3, 8\] was read as "
-        r"\[T=3, B=8\]: for a constant input \[B, \*F\] pass num_steps=, for a batch .*transpose",
+        r"\[T=3, B=8\]: for a constant input \[B, \*F\] pass num_steps=, for a batch .*batch_first",
     ) as caught:
         net(torch.randn(3, 8))
     assert isinstance(caught.value.__cause__, RuntimeError)
