@@ -346,6 +346,6 @@ class _Watcher:
 
 
 def _states_of(layer: nn.Module) -> tuple[str, ...]:
-    neuron = layer.neuron if isinstance(layer, Recurrent) else layer
+    neuron: Any = layer.neuron if isinstance(layer, Recurrent) else layer
     states: tuple[str, ...] = neuron.rule.states
     return states

@@ -4,6 +4,7 @@ A state is a tensor, or tuples, lists and dicts of states, as layers and network
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -69,7 +70,7 @@ def reset(layer: nn.Module, state: S, samples: Tensor | Sequence[int] | int) -> 
         raise TypeError(f"{type(layer).__name__} carries no state; give the layer that returned it")
     if isinstance(layer, Sequential):
         layers = [one for one in layer._modules.values() if one is not None and carries_state(one)]
-        return _each(layer, state, [lambda one, of=of: reset(of, one, samples) for of in layers])
+        return _each(layer, state, [partial(reset, of, samples=samples) for of in layers])
     if isinstance(layer, Recurrent):
         rests = [0.0, *_rests(layer.neuron, len(layer.states) - 1)]
     elif isinstance(layer, Spiking):
@@ -77,7 +78,7 @@ def reset(layer: nn.Module, state: S, samples: Tensor | Sequence[int] | int) -> 
     else:
         axis = int(isinstance(layer, Delay))
         return _mapped(lambda one: _at_rest(one, samples, 0.0, axis), state)
-    return _each(layer, state, [lambda one, to=to: _at_rest(one, samples, to) for to in rests])
+    return _each(layer, state, [partial(_at_rest, samples=samples, rest=to) for to in rests])
 
 
 def truncate(net: nn.Module, segment: int | None) -> None:

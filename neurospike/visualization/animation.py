@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class _Film:
         if picture is None:
             picture = self.current.mean(0).reshape(self.step_shape or (1, -1))
         square = self.current.shape[1] == picture.size and len(picture) > 1
-        aspect = "equal" if len(picture) > 1 else "auto"
+        aspect: Literal["equal", "auto"] = "equal" if len(picture) > 1 else "auto"
         still.imshow(picture, cmap="gray", interpolation="nearest", aspect=aspect)
         bare(still, title)
         moving = self.figure.add_subplot(grid[rows:, 0])
