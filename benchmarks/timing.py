@@ -70,6 +70,7 @@ def interleave(
     least: int = 7,
     most: int = 400,
     finest: float = 20e-3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time each rival in turn, round after round.
 
@@ -80,19 +81,21 @@ def interleave(
         most: at most so many rounds.
         finest: a sample lasts at least about this many seconds; a faster call is repeated in it,
             so that it is timed as it runs in a training loop and not as the first after a rival.
+        clock: in seconds; `time.process_time` counts this process's work alone, all its threads
+            added up, where others share the machine.
     """
     repeats = {}
     for name, call in rivals.items():
         call()
         synchronize()
-        repeats[name] = max(1, int(finest / max(_sample(call, 1), 1e-9)))
+        repeats[name] = max(1, int(finest / max(_sample(call, 1, clock), 1e-9)))
     samples: dict[str, list[float]] = {name: [] for name in rivals}
     order = list(rivals)
     end = time.perf_counter() + seconds
     done = 0
     while done < least or (done < most and time.perf_counter() < end):
         for name in order:
-            samples[name].append(_sample(rivals[name], repeats[name]))
+            samples[name].append(_sample(rivals[name], repeats[name], clock))
         order = order[1:] + order[:1]
         done += 1
     return {name: Timing(tuple(found)) for name, found in samples.items()}
@@ -104,12 +107,12 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _sample(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _sample(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
     synchronize()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def tensors(case: str) -> tuple[Tensor, Tensor]:

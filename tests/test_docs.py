@@ -20,6 +20,7 @@ MANY = (
     "lif.md",
     "start.md",
     "networks.md",
+    "streaming.md",
     "codings.md",
     "delays.md",
     "recurrence.md",

@@ -13,6 +13,13 @@ from torch.nn.utils.rnn import pack_sequence
 import neurospike as ns
 
 
+def test_neurons_in_a_row_of_torch_hint_at_ours():
+    x = torch.rand(3, 2, 4)
+    for second in (ns.LIF(0.9), ns.SpikeLinear(4, 4)):
+        with pytest.raises(TypeError, match=r"got tuple; .* ns.Sequential in place of nn.Sequent"):
+            nn.Sequential(ns.LIF(0.9), second)(x)
+
+
 def network(backend):
     return ns.Sequential(
         nn.Conv2d(2, 3, 3),
@@ -367,7 +374,7 @@ def test_errors_of_layers_name_them_and_how_x_was_read():
     with pytest.raises(
         RuntimeError,
         match=r"layer 0 \(Linear\): .*shapes cannot be multiplied.*x \[3, 8\] was read as "
-        r"\[T=3, B=8\]: for a constant input \[B, \*F\] pass num_steps=, for a batch .*transpose",
+        r"\[T=3, B=8\]: for a constant input \[B, \*F\] pass num_steps=, for a batch .*batch_first",
     ) as caught:
         net(torch.randn(3, 8))
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from neurospike.backend import buffers, dispatch
-from neurospike.ops.arguments import is_plain
+from neurospike.ops.arguments import PAIR, is_plain
 
 from . import break_even
 
@@ -391,7 +391,8 @@ def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         return
     for name, value in (("spikes", spikes), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            hint = "; " + PAIR if isinstance(value, tuple) else ""
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
     if weight.dtype not in _FLOATS:
         raise TypeError(f"weight must be floating point, got {weight.dtype}; convert it")
     if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from neurospike.neurons import zoo
 
+from .other_names import explain_other_names
 from .spiking import UNIT, Spiking, shown_range
 
 
@@ -34,6 +35,7 @@ class Synaptic(Spiking):
         options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         alpha: float | Tensor,
@@ -60,6 +62,7 @@ class Alpha(Spiking):
     spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         alpha: float | Tensor,
@@ -94,6 +97,7 @@ class PLIF(Spiking):
     `learn=("logit",)`.
     """
 
+    @explain_other_names
     def __init__(
         self, beta: float | Tensor, threshold: float | Tensor = 1.0, **options: Any
     ) -> None:
@@ -124,6 +128,7 @@ class ALIF(Spiking):
     in [0, 1]; `rise`; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         beta: float | Tensor = 0.95,
@@ -145,6 +150,7 @@ class SEAdLIF(Spiking):
     least 0; `q`, their scale; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         d_u: float | Tensor = 0.9,
@@ -176,6 +182,7 @@ class Izhikevich(Spiking):
     those of the paper, about 10 to fire.
     """
 
+    @explain_other_names
     def __init__(
         self,
         a: float | Tensor = 0.02,
@@ -198,6 +205,7 @@ class QIF(Spiking):
     itself; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         rate: float | Tensor = 0.1,
@@ -223,6 +231,7 @@ class EIF(Spiking):
     `critical`, where the rise begins; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         rate: float | Tensor = 0.1,
@@ -249,6 +258,7 @@ class BRF(Spiking):
     refractoriness, in [0, 1]; `threshold`; `dt`, the step in seconds; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         omega: float | Tensor = 10.0,
@@ -279,6 +289,7 @@ class OneToOne(Spiking):
     `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         beta: float | Tensor,

@@ -12,6 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .bounds import clamped
 
 _PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
+PAIR = (
+    "a layer of neurons returns (output, state): hand on the output alone, or put the layers in "
+    "ns.Sequential in place of nn.Sequential"
+)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -24,7 +28,8 @@ def check_current(current: Tensor, num_steps: int | None) -> int:
             return -1
     refuse_ragged("current", current)
     if not isinstance(current, Tensor):
-        raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}")
+        hint = "; " + PAIR if isinstance(current, tuple) else ""
+        raise TypeError(f"current must be a tensor [T, B, *F], got {type(current).__name__}{hint}")
     if current.dtype not in FLOATS:
         raise TypeError(
             f"current must be float16, bfloat16, float32 or float64, got {current.dtype}; "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neurospike.errors import NeuroSpikeError
 
-from .metrics import SATURATED, Activity, Metrics
+from .metrics import Activity, Metrics
 
 
 class Evaluation:
@@ -91,6 +91,4 @@ class Evaluation:
 
 def _activity(sums: Tensor) -> Activity:
     """Rate, dead and saturated share, of a layer's spikes by neuron and, last, their most."""
-    rates = sums[:-1] / sums[-1]
-    shares = torch.stack([rates, rates == 0, rates > SATURATED]).mean(1)
-    return Activity(*shares.tolist())
+    return Activity.of(sums[:-1] / sums[-1])

@@ -154,7 +154,8 @@ class _Conversion:
             if is_same and type(module).forward in _IN_A_ROW:
                 return module
             return nn.Sequential(OrderedDict(layers)).train(module.training)
-        return Sequential(OrderedDict(layers)).train(module.training)
+        first = getattr(module, "batch_first", False)
+        return Sequential(OrderedDict(layers), batch_first=first).train(module.training)
 
     def meet(self, theirs: nn.Module, kind: str, path: str) -> None:
         """Raise ValueError for a layer with a state that stands in the network twice."""
