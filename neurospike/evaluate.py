@@ -20,7 +20,6 @@ from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.loading import MODEL, Trained, load_trained
-from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 
 BATCH = 500  # pictures; the result does not depend on it
@@ -82,7 +81,7 @@ def evaluate(
         "nanojoules": operations.nanojoules,
         "dense_nanojoules": operations.dense_nanojoules,
     }
-    result = {"model": model_path, "data": data.note, **summary(metrics), "a_picture": energy}
+    result = {"model": model_path, "data": data.note, **metrics, "a_picture": energy}
     if pictures is not None:
         result["pictures"] = _draw(pictures, trained.model, [first], metrics)
     return result, metrics
