@@ -3,9 +3,11 @@
 from . import old_paths
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
+from .coding.rates import spike_rates
 from .layers.conversion import convert
 from .layers.delay import Delay
 from .layers.lif import LI, LIF, lif
+from .layers.recording import record, recording
 from .layers.recurrent import Recurrent
 from .layers.sequential import Sequential
 from .layers.spike_layer import spike_layer
@@ -57,8 +59,11 @@ __all__ = [
     "graphed",
     "lif",
     "load_model",
+    "record",
+    "recording",
     "spike_layer",
     "spike_linear",
+    "spike_rates",
     "surrogate",
     "use_backend",
 ]

@@ -25,6 +25,7 @@ from neurospike.ops.scan import state_dtype
 
 from . import own_steps
 from .own_steps import Lengths
+from .rates import rates_of
 
 Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
 
@@ -141,12 +142,7 @@ def rate_penalty(
     """
     penalties = []
     for spikes in activity.values():
-        scores = _scores(spikes)
-        if lengths is None:
-            rates = spikes.mean((0, 1), dtype=scores)
-        else:
-            steps = own_steps.lengths_of(spikes, lengths).sum()
-            rates = own_steps.total(spikes, lengths, scores).sum(0) / steps.clamp(min=1)
+        rates = rates_of(spikes, lengths)
         penalties.append(((low - rates).relu() ** 2 + (rates - high).relu() ** 2).mean())
     if not penalties:
         raise ValueError("rate_penalty needs the spikes of at least one layer, got none")

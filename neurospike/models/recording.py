@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurospike.layers.recording import held
 from neurospike.ops.scan import state_dtype
 
 
@@ -15,6 +16,7 @@ class Recording:
     Shapes: `current` `[T, B, *F]`, the encoded input; `spikes` `{layer: [T, B, *F]}`; `output`
     `[T, B, C]`, the output neurons' membranes or, of a readout that looks at them, spikes; `scores`
     `[B, C]`; `lengths` int64 `[B]`, how many of the steps belong to each sample; None: all.
+    `neurospike.record(model, images)` has the membranes, too, by the names of the modules.
     """
 
     current: Tensor
@@ -30,12 +32,7 @@ class Recording:
 
         Beyond a sample's end they stay as they were.
         """
-        votes = self._votes()
-        if self.lengths is None:
-            return votes
-        last = self.lengths.clamp_min(1) - 1
-        steps = torch.arange(len(votes), device=votes.device)[:, None].minimum(last)
-        return votes.gather(0, steps[:, :, None].expand_as(votes))
+        return held(self._votes(), self.lengths)
 
     def _votes(self) -> Tensor:
         output = self.output.to(state_dtype(self.output.dtype))  # as the readouts

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neurospike.coding import decoding
-
-from .activity import recorded_spikes
+from neurospike.layers.recording import recording, spiking_layers
 
 Activity = Mapping[str, Tensor]
 Readout = Callable[..., Tensor]
@@ -60,7 +59,7 @@ class Network(Protocol):
 
 
 class AnyModule:
-    """Any module; spikes are seen by hooks on the layers that make them."""
+    """Any module; spikes are seen by hooks on the layers that make them, but for compiled ones."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -69,11 +68,12 @@ class AnyModule:
         self, forward: Callable[..., Any], inputs: Tensor, own: dict[str, Tensor], spikes: bool
     ) -> tuple[Any, Activity]:
         """Call it; see `Network`."""
-        if not spikes:
+        is_compiled = hasattr(self.model, "_orig_mod")
+        if not spikes or is_compiled or not spiking_layers(self.model):
             return forward(inputs, **own), {}
-        with recorded_spikes(self.model) as seen:
+        with recording(self.model, states=False) as seen:
             found = forward(inputs, **own)
-        return found, seen()
+        return found, seen.spikes
 
 
 class TellsActivity:

@@ -1,4 +1,4 @@
-"""Where in a network a number stopped being one.
+"""What is wrong inside a network: where a number stopped being one, which neurons never fire.
 
 When a loss is NaN or infinite, the failing batch is run once more with a look at what each layer
 gives out; that costs nothing as long as all goes well.
@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from neurospike.coding.rates import spike_rates
+
+from .metrics import Activity
 
 
 def find_not_finite(
@@ -61,3 +65,14 @@ def find_not_finite(
     ]
     # Backward goes from the last layer to the first.
     return f"the gradient of {wrong[-1]}" if wrong else "nothing that a second look finds"
+
+
+def firing(seen: Any) -> dict[str, Activity]:
+    """Say of each layer its rate, and which shares of its neurons never fire or always do.
+
+        firing(ns.record(net, x))["1"].dead        # from 0 to 1
+
+    seen: what `neurospike.record` or a ready network's `record` returned, or spikes `[T, B, *F]` by
+    layer; see `neurospike.spike_rates`.
+    """
+    return {name: Activity.of(rates.detach()) for name, rates in spike_rates(seen).items()}

@@ -7,17 +7,21 @@ field takes for its comparisons. Neither memory nor the neurons' own arithmetic 
 an estimate for comparing networks and no measurement.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neurospike.layers.recording import recording, spiking_layers
 from neurospike.layers.recurrent import Recurrent
 from neurospike.models.network import READING
 
 MAC_PICOJOULES = 4.6
 AC_PICOJOULES = 0.9
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -44,54 +48,98 @@ class Operations:
 
 
 @torch.no_grad()
-def count_operations(model: nn.Module, images: Tensor, lengths: Tensor | None = None) -> Operations:
+def count_operations(
+    model: nn.Module, images: Tensor, lengths: Tensor | None = None, **options: Any
+) -> Operations:
     """Run the model on pictures `[B, ...]` and count what its layers do.
 
-    lengths: of sequences `[T, B, ...]`, how many of the steps belong to each, int64 `[B]`; no
-    others are counted.
+        count_operations(net, x, num_steps=25)     # a network of your own, as you would call it
+
+    images: of a network that takes sequences these, `[T, B, ...]`. lengths: of sequences how many
+    of the steps belong to each, int64 `[B]`; no others are counted. options: of the call.
 
     Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
     spike but those of the last step comes back; a product that the model takes once for all time
     steps, as of a constant current, counts once.
     """
-    found: list[tuple[bool, float, float]] = []
+    given: dict[str, Any] = options if lengths is None else {"lengths": lengths, **options}
     encoding = getattr(model, "encoding", None)
-    reads = encoding in (*READING, "none")
-    count, own, options = images.shape[encoding == "none"], None, {}
+    is_ready = encoding is not None or not spiking_layers(model)
+    steps = options.get("num_steps", len(images))
+    own = None
     if lengths is not None:
-        options = {"lengths": lengths}
-        own = torch.arange(len(images), device=images.device)[:, None] < lengths
+        own = torch.arange(steps, device=images.device)[:, None] < lengths
+    counter = _Counter(own)
+    with (
+        counter.looking(model),
+        nullcontext() if is_ready else recording(model, states=False) as seen,
+    ):
+        model(images, **given)
+    reads = encoding in (*READING, "none")
+    count = images.shape[encoding == "none"]
+    if seen is not None and seen.current is not None:  # it was called with all steps at once
+        reads, count = "num_steps" not in options, seen.current.shape[1]
+    return counter.operations(count, reads)
 
-    def look(layer: nn.Linear | nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
-        (given,) = inputs
-        if own is not None and given.shape[:2] == own.shape:
+
+class _Counter:
+    """Notes of each call of a layer with weights what it does."""
+
+    def __init__(self, own: Tensor | None) -> None:
+        """own: which steps belong to each sample, `[T, B]`; None: all."""
+        self.own = own
+        # Whether its input spikes, what it does, all its products, and samples (with their steps).
+        self.found: list[tuple[bool, float, float, int]] = []
+        self.back: list[tuple[float, float, int]] = []  # of recurrent layers
+
+    @contextmanager
+    def looking(self, model: nn.Module) -> Iterator[None]:
+        """Note the calls that are made meanwhile."""
+        look: dict[tuple[type[nn.Module], ...], Callable[..., None]] = {
+            _WEIGHTED: self.look,
+            (Recurrent,): self.look_back,
+        }
+        handles = [
+            layer.register_forward_hook(hook)
+            for layer in model.modules()
+            for kinds, hook in look.items()
+            if isinstance(layer, kinds)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def look(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        (given,), own = inputs, self.own
+        is_linear = isinstance(layer, nn.Linear)
+        if own is not None and is_linear and given.shape[:-1] == own.shape:
             given, output = given[own], output[own]
+        elif own is not None and given.shape[0] == own.numel():  # time and batch as one axis
+            given, output = given[own.flatten()], output[own.flatten()]
         nonzero = given != 0
         spiking = bool((given[nonzero] == 1).all())
-        products = float(output.numel() * layer.weight[0].numel())
+        weight: Any = layer.weight
+        products = float(output.numel() * weight[0].numel())
         used = products * float(nonzero.float().mean()) if spiking else products
-        linear = isinstance(layer, nn.Linear)
-        times = given[..., 0].numel() if linear else given.shape[0]  # pictures, or with their steps
-        found.append((spiking, used, products * (1.0 if reads else count / times)))
+        samples = given[..., 0].numel() if is_linear else given.shape[0]
+        self.found.append((spiking, used, products, samples))
 
-    def look_back(layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
+    def look_back(self, layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
         spikes = output[0][0] if isinstance(output[0], tuple) else output[0]
         weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
-        back = spikes[:-1].flatten(0, 1) if own is None else spikes[:-1][own[1:]]
+        back = spikes[:-1].flatten(0, 1) if self.own is None else spikes[:-1][self.own[1:]]
         used = float((back.float().sum(0) * weights.sum(0)).sum())
-        found.append((True, used, float(weights.sum()) * (len(back) if reads else count)))
+        self.back.append((used, float(weights.sum()), len(back)))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(look) for layer in layers]
-    recurrent = [layer for layer in model.modules() if isinstance(layer, Recurrent)]
-    handles += [layer.register_forward_hook(look_back) for layer in recurrent]
-    try:
-        model(images, **options)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Operations(
-        macs=sum(used for spiking, used, _ in found if not spiking) / count,
-        acs=sum(used for spiking, used, _ in found if spiking) / count,
-        dense_macs=sum(dense for *_, dense in found) / count,
-    )
+    def operations(self, count: int, reads: bool) -> Operations:
+        """Return the operations of `count` samples; reads: whether part by part, step by step."""
+        dense = sum(all_ * (1.0 if reads else count / n) for *_, all_, n in self.found)
+        dense += sum(weights * (steps if reads else count) for _, weights, steps in self.back)
+        acs = sum(used for spiking, used, *_ in self.found if spiking)
+        return Operations(
+            macs=sum(used for spiking, used, *_ in self.found if not spiking) / count,
+            acs=(acs + sum(used for used, *_ in self.back)) / count,
+            dense_macs=dense / count,
+        )

@@ -12,7 +12,7 @@ from neurospike.errors import NeuroSpikeError
 
 from .answering import is_of_classes
 from .judging import Measures
-from .metrics import SATURATED, Activity, Metrics
+from .metrics import Activity, Metrics
 
 MOST_CLASSES = 2000  # of which there is a confusion matrix, whose size is their square
 
@@ -121,6 +121,4 @@ class Evaluation:
 
 def _activity(sums: Tensor) -> Activity:
     """Rate, dead and saturated share, of a layer's spikes by neuron and, last, their most."""
-    rates = sums[:-1] / sums[-1]
-    shares = torch.stack([rates, rates == 0, rates > SATURATED]).mean(1)
-    return Activity(*shares.tolist())
+    return Activity.of(sums[:-1] / sums[-1])

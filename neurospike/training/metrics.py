@@ -32,6 +32,12 @@ class Activity:
     dead: float
     saturated: float
 
+    @classmethod
+    def of(cls, rates: Tensor) -> "Activity":
+        """Of how often each neuron fired per step; reads them from where they are."""
+        shares = torch.stack([rates, rates == 0, rates > SATURATED]).flatten(1).mean(1)
+        return cls(*shares.tolist())
+
 
 @dataclass(frozen=True)
 class Metrics(Mapping[str, Any]):

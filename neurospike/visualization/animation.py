@@ -13,7 +13,7 @@ from .canvas import BLUE, GREY, RED, Canvas, bare, names, tidy, whole_numbers
 
 
 class Recorded(Protocol):
-    """What `SNNModel.record` returns; see `neurospike.models.Recording`."""
+    """What `SNNModel.record` returns; see `neurospike.models.Recording`. So does `ns.record`."""
 
     current: Any
     spikes: dict[str, Any]
@@ -27,7 +27,7 @@ class Animation(Canvas):
     def animate(
         self,
         model: Any,
-        image: Any,
+        image: Any | None,
         path: str | Path,
         *,
         label: int | None = None,
@@ -41,8 +41,10 @@ class Animation(Canvas):
         output layer's membranes (or spikes), and the scores the network would give if it were
         stopped now, the leader in another colour.
 
-        model: with `record(images)` as `SNNModel` has it; or what that returned. image: the picture
-        as the model takes it, `[H, W]`, `[1, H, W]` or `[1, 1, H, W]`. path: ends in `.gif`, or in
+        model: with `record(images)` as `SNNModel` has it; or what that, or `ns.record` of a network
+        of your own, returned, of which the first sample is shown. image: the picture
+        as the model takes it, `[H, W]`, `[1, H, W]` or `[1, 1, H, W]`; None, of a recording, shows
+        the mean of its input instead. path: ends in `.gif`, or in
         `.mp4` where the program ffmpeg is installed. label: its true class, for the title.
         classes: their names. frames_per_second: more than 0. hold: seconds the last frame stays.
 
@@ -54,11 +56,13 @@ class Animation(Canvas):
                 "frames_per_second must be above 0 and hold 0 or more, got "
                 f"{frames_per_second!r} and {hold!r}"
             )
-        picture = image[(0,) * (image.ndim - 2)] if image.ndim > 2 else image
-        if picture.ndim != 2:
-            raise ValueError(f"image must be [H, W], got shape {tuple(image.shape)}")
-        recorded = model.record(picture[None, None]) if hasattr(model, "record") else model
-        film = _Film(self, recorded, to_numpy("image", picture), label, classes)
+        picture = image
+        if image is not None:
+            picture = image[(0,) * (image.ndim - 2)] if image.ndim > 2 else image
+            if picture.ndim != 2:
+                raise ValueError(f"image must be [H, W], got shape {tuple(image.shape)}")
+            picture = to_numpy("image", picture)
+        film = _Film(self, _recorded(model, image), picture, label, classes)
         writer = _writer(Path(path), frames_per_second)
         with writer.saving(film.figure, str(path), film.figure.dpi):
             for step in range(film.steps):
@@ -76,13 +80,17 @@ class _Film:
         self,
         canvas: Canvas,
         recorded: Recorded,
-        picture: Array,
+        picture: Array | None,
         label: int | None,
         classes: Sequence[Any] | None,
     ) -> None:
         self.current = over_time("current", recorded.current, 0)
-        self.output = over_time("output", recorded.output, 0)
         self.votes = over_time("votes", recorded.votes, 0)
+        output = recorded.output
+        if output.ndim == 2:  # of a network that returns no more than scores
+            output = output.expand(len(self.votes), *output.shape)
+        self.output = over_time("output", output, 0)
+        self.step_shape = (1, 1, *recorded.current.shape)[-2:] if recorded.current.ndim > 3 else ()
         self.layers = {name: over_time(name, spikes, 0) for name, spikes in recorded.spikes.items()}
         self.steps, self.classes = self.votes.shape[0], names(self.votes.shape[1], classes)
         self.label = None if label is None else self.classes[label]
@@ -119,13 +127,17 @@ class _Film:
             f"step {step + 1} of {self.steps}: answer {self.classes[leader]}{truth}", fontsize=11
         )
 
-    def _draw_input(self, grid: Any, rows: int, picture: Array) -> None:
+    def _draw_input(self, grid: Any, rows: int, picture: Array | None) -> None:
         still = self.figure.add_subplot(grid[:rows, 0])
-        still.imshow(picture, cmap="gray", interpolation="nearest")
-        bare(still, "picture")
+        title = "picture" if picture is not None else "mean input"
+        if picture is None:
+            picture = self.current.mean(0).reshape(self.step_shape or (1, -1))
+        square = self.current.shape[1] == picture.size and len(picture) > 1
+        aspect = "equal" if len(picture) > 1 else "auto"
+        still.imshow(picture, cmap="gray", interpolation="nearest", aspect=aspect)
+        bare(still, title)
         moving = self.figure.add_subplot(grid[rows:, 0])
         low, high = min(0.0, self.current.min()), max(self.current.max(), 1e-9)
-        square = self.current.shape[1] == picture.size
         self.input_shape = picture.shape if square else (1, -1)
         self.input = moving.imshow(
             self.current[0].reshape(self.input_shape),
@@ -171,6 +183,27 @@ class _Film:
         below.set_xlim(min(0.0, self.votes.min()), max(self.votes.max(), 1e-9))
         below.axvline(0, color=GREY, linewidth=0.8)
         tidy(below, "score so far", "", "class")
+
+
+def _recorded(model: Any, image: Any | None) -> Recorded:
+    """Return what a network did, or the recording that was given. Raises TypeError, ValueError."""
+    if hasattr(model, "record"):
+        if image is None:
+            raise ValueError("a network is shown answering an image, got None")
+        recorded: Recorded = model.record(image[(None,) * (4 - image.ndim)])
+        return recorded
+    if not hasattr(model, "spikes"):
+        raise TypeError(
+            f"{type(model).__name__} has no record(images); give what it did instead, as in "
+            "animate(ns.record(net, x), image, path)"
+        )
+    if model.current is None:
+        raise ValueError(
+            "this recording does not know its input over time: record a network that is given all "
+            "steps at once, [T, B, *F], or [B, *F] with num_steps="
+        )
+    found: Recorded = model
+    return found
 
 
 def _writer(path: Path, frames_per_second: float) -> Any:

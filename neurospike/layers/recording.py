@@ -1,0 +1,348 @@
+"""What the spiking layers of a network do while it is called: `record` and `recording`.
+
+Hooks look at the layers, so that any `nn.Module` can be recorded as it is. The ready networks'
+`record`, the animation, the energy count and rate penalties on networks of one's own read this.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .lif import LI, LIF
+from .recurrent import Recurrent
+from .spiking import Spiking
+
+_KINDS = (LIF, LI, Spiking, Recurrent)
+_IN_TURN = (nn.Sequential, nn.ModuleList)  # call, or are called, each of their places in turn
+
+
+class Recording:
+    """What the spiking layers of a network did, step by step. Time is the first axis of all of it.
+
+    Layers have their dotted names of `net.named_modules()`, in the order of their first calls. One
+    that is called again with a state, chunk by chunk or step by step, goes on in time: its calls
+    are joined. One that is called again from rest begins anew, and is then also there as
+    `"name (2)"`, and so on. One that stands at several places of a `Sequential` is there by the
+    name of each.
+    """
+
+    def __init__(self) -> None:
+        self._series: dict[str, _Series] = {}
+        self._first: _Series | None = None  # of the layers called in this call of the network
+        self._steps = 0  # what that one has run in it
+        self._given = _Parts()
+        self._returned = _Parts()
+
+    @property
+    def spikes(self) -> dict[str, Tensor]:
+        """Spikes `[T, B, *F]` of each layer that fires, with their gradient."""
+        return {name: one.joined()[0] for name, one in self._series.items() if one.fires}
+
+    @property
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """Each state `[T, B, *F]` of each layer by its name, such as `"mem"`, with its gradient.
+
+        Of `ns.LI` its output; of `ns.Recurrent` the states of its neurons. Of layers that fire
+        none, where the recording was made with `states=False`.
+        """
+        every = {name: (one, one.joined()) for name, one in self._series.items() if one.states}
+        return {
+            name: dict(zip(one.states, joined[one.fires :]))
+            for name, (one, joined) in every.items()
+        }
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """How many of the steps belong to each sample, int64 `[B]`; None: all of them."""
+        return next((one.lengths() for one in self._series.values()), None)
+
+    @property
+    def current(self) -> Tensor | None:
+        """What the network was given first, `[T, B, *F]`; a constant `[B, *F]` at every step.
+
+        None of a network that was given no tensor, or another one than for all steps at once.
+        """
+        return self._given.over_time()
+
+    @property
+    def output(self) -> Any:
+        """What the network returned, the first of a tuple; of several calls that of the last.
+
+        Where that is `[T, B, *G]` the calls are joined over time, as those of the layers are.
+        """
+        joined = self._returned.over_time()
+        return self._returned.last if joined is None else joined
+
+    @property
+    def votes(self) -> Tensor:
+        """The mean of the output over all steps up to each, `[T, B, *G]`.
+
+        Of an output without time, as scores `[B, C]`, that output. Raises TypeError for an output
+        that is no tensor.
+        """
+        output = self._over_steps()
+        steps = torch.arange(1, len(output) + 1, device=output.device)
+        steps = steps.view(-1, *(1,) * (output.dim() - 1))
+        return held(output.float().cumsum(0) / steps, self.lengths)
+
+    def _over_steps(self) -> Tensor:
+        output, series = self.output, next(iter(self._series.values()))
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the network returned {type(output).__name__}, wanted a tensor or a tuple that "
+                "begins with one, of which scores can be made"
+            )
+        if self._returned.over_time() is not None:
+            return output
+        return output.expand(len(series.joined()[0]), *output.shape)
+
+
+def held(votes: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return `[T, B, *G]` that stay as they were beyond each sample's end."""
+    if lengths is None:
+        return votes
+    last = lengths.clamp_min(1) - 1
+    steps = torch.arange(len(votes), device=votes.device)[:, None].minimum(last)
+    return votes.gather(0, steps.view(*steps.shape, *(1,) * (votes.dim() - 2)).expand_as(votes))
+
+
+@contextmanager
+def recording(net: nn.Module, *, states: bool = True) -> Iterator[Recording]:
+    """Record what the spiking layers of a network do in a `with` block.
+
+        with ns.recording(net, states=False) as seen:
+            out, _ = net(x)
+        loss = cross_entropy(out.mean(0), labels) + rate_penalty(seen.spikes)
+
+    What the network returns, and its gradients, stay as they are; gradients flow through what is
+    recorded, too. A layer that is recorded runs on its own, not fused with the linear layer before
+    it. Layers are `ns.LIF`, `ns.LI`, `ns.Recurrent`, and `ns.Spiking` with `ns.ALIF` and its like.
+    Calls by other threads, and of the function `ns.lif`, are not seen.
+
+    Args:
+        net: any module with such layers, or one itself. Of a compiled module record the one that
+            was compiled.
+        states: also keep the states at every step, which takes as much memory again for each.
+
+    Raises:
+        ValueError: the network has no such layer.
+        RuntimeError: in the block, where torch.compile compiles a layer.
+    """
+    places = spiking_layers(net)
+    if not places:
+        raise ValueError(
+            f"{type(net).__name__} has no layer to record: it needs one of ns.LIF, ns.LI, "
+            "ns.Recurrent, or ns.Spiking and its kinds"
+        )
+    seen = Recording()
+    handles = [net.register_forward_pre_hook(lambda *_: _begin(seen))]
+    try:
+        for layer, names in places.items():
+            watcher = _Watcher(seen, layer, names, states)
+            handles.append(layer.register_forward_pre_hook(watcher.before, with_kwargs=True))
+            handles.append(layer.register_forward_hook(watcher.after, with_kwargs=True))
+        handles.append(
+            net.register_forward_hook(
+                lambda _, given, options, out: _end(seen, net, given, options, out),
+                with_kwargs=True,
+            )
+        )
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record(net: nn.Module, *inputs: Any, **options: Any) -> Recording:
+    """Call `net(*inputs, **options)` and return what its spiking layers did.
+
+        seen = ns.record(net, x, num_steps=25)
+        seen.spikes["1"]                           # [T, B, *F] of the layer net[1]
+        seen.states["1"]["mem"]                    # [T, B, *F]
+        ns.spike_rates(seen)["1"]                  # [*F], spikes per step
+
+    Args:
+        net: any module with layers of this library; a compiled one runs without torch.compile.
+        *inputs: of the call, as states to go on from.
+        **options: of the call, as `num_steps=` and `lengths=`.
+
+    Returns:
+        A `Recording`. Inside `torch.no_grad()` it takes no more memory than what it holds.
+
+    Raises:
+        ValueError: the network has no such layer, or none that the call reached.
+        Exception: what the call raises.
+    """
+    net = getattr(net, "_orig_mod", net)  # of torch.compile, which sees no hooks that came later
+    with recording(net) as seen:
+        net(*inputs, **options)
+    if not seen._series:
+        raise ValueError(
+            f"this call of {type(net).__name__} reached none of its spiking layers: call them as "
+            "modules, layer(x), not by layer.forward(x)"
+        )
+    return seen
+
+
+def spiking_layers(net: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the layers to record, each with its names: several where it stands several times."""
+    found: dict[nn.Module, list[str]] = {}
+    parents: dict[str, nn.Module] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        parents[name] = module
+        above = parents.get(name.rpartition(".")[0])
+        if not isinstance(module, _KINDS) or (isinstance(above, Recurrent) and above is not module):
+            continue  # the neurons of a recurrent layer are not called on their own
+        names = found.setdefault(module, [])
+        if not names or isinstance(above, _IN_TURN):
+            names.append(name or type(module).__name__)
+    return found
+
+
+def _begin(seen: Recording) -> None:
+    seen._first, seen._steps = None, 0
+
+
+def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) -> None:
+    """Note what a call of the network was given, and what it returned."""
+    if seen._first is None:
+        return
+    lead = (seen._steps, seen._first.shape[0])
+    tensors = [one for one in (*given, *options.values()) if isinstance(one, Tensor)]
+    first = tensors[0] if tensors else None
+    if first is not None and options.get("num_steps") is not None:
+        first = first.expand(lead[0], *first.shape)
+    else:
+        first = _time_first(net, first)
+    seen._given.add(first, lead)
+    out = out[0] if isinstance(out, (tuple, list)) and out else out
+    seen._returned.add(_time_first(net, out), lead)
+
+
+def _time_first(module: nn.Module, given: Any) -> Any:
+    """Return a tensor of a layer whose first axis is the batch with time first."""
+    swap = getattr(module, "batch_first", False) and isinstance(given, Tensor) and given.dim() > 1
+    return given.transpose(0, 1) if swap else given
+
+
+class _Parts:
+    """What several calls of a network were given, or returned."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+        self._parts: list[Tensor] | None = []  # None as soon as one has no time
+
+    def add(self, one: Any, lead: tuple[int, int]) -> None:
+        self.last = one
+        has_time = isinstance(one, Tensor) and one.shape[:2] == lead
+        if self._parts is not None and has_time:
+            self._parts.append(one)
+        else:
+            self._parts = None
+
+    def over_time(self) -> Tensor | None:
+        """Return the calls joined over time; None if one has none."""
+        if not self._parts:
+            return None
+        self._parts[:] = [_joined(self._parts)]
+        return self._parts[0]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class _Series:
+    """The calls of a layer that follow one another in time."""
+
+    def __init__(self, shape: torch.Size, fires: bool, states: tuple[str, ...]) -> None:
+        self.shape, self.fires, self.states = shape, fires, states
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._lengths: list[Tensor] = []
+        self._has_lengths = False
+
+    def add(self, tensors: tuple[Tensor, ...], lengths: Any) -> None:
+        self._parts.append(tensors)
+        self._has_lengths |= lengths is not None
+        every = torch.full(self.shape[:1], len(tensors[0]), device=tensors[0].device)
+        own = every if lengths is None else torch.as_tensor(lengths).to(every)
+        self._lengths.append(own)
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """Return spikes, if the layer fires, and states, if they are kept, over all calls."""
+        if len(self._parts) > 1:
+            self._parts = [tuple(_joined(list(parts)) for parts in zip(*self._parts))]
+        return self._parts[0]
+
+    def lengths(self) -> Tensor | None:
+        return torch.stack(self._lengths).sum(0) if self._has_lengths else None
+
+
+class _Watcher:
+    """Asks a layer for its states at every step, and notes what it did."""
+
+    def __init__(self, seen: Recording, layer: nn.Module, names: list[str], states: bool) -> None:
+        self.seen, self.fires = seen, not isinstance(layer, LI)
+        self.states: tuple[str, ...] = ("mem",)
+        if self.fires:
+            self.states = _states_of(layer) if states else ()
+        self.asks = self.fires and bool(self.states)
+        self.asked = False  # by the caller, so that it gets what it asked for and no more
+        self.names, self.calls, self.continued = names, 0, 0
+        self.places: list[list[_Series]] = [[] for _ in names]
+        self.thread = threading.get_ident()
+
+    def before(self, _layer: nn.Module, given: Any, options: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a layer that is recorded cannot be compiled; record the network as it was before "
+                "torch.compile"
+            )
+        if threading.get_ident() != self.thread:
+            return None
+        self.asked = bool(options.get("return_trace"))
+        return (given, {**options, "return_trace": True}) if self.asks else None
+
+    def after(self, layer: nn.Module, given: Any, options: dict[str, Any], out: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return None
+        tensors = (out[0],)
+        if self.asks:
+            tensors += out[2] if isinstance(out[2], tuple) else (out[2],)
+        tensors = tuple(_time_first(layer, one) for one in tensors)
+        state = given[1] if len(given) > 1 else options.get("mem", options.get("state"))
+        series = self.series(state is not None, tensors[0].shape[1:])
+        series.add(tensors, options.get("lengths"))
+        seen = self.seen
+        if seen._first is None:
+            seen._first = series
+        if seen._first is series:
+            seen._steps += len(tensors[0])
+        return out[:2] if self.asks and not self.asked else None
+
+    def series(self, goes_on: bool, shape: torch.Size) -> _Series:
+        """Return what a call belongs to: one that it goes on with, or a new one."""
+        at = self.calls % len(self.names)
+        self.calls += 1
+        place = self.places[at]
+        alike = [one for one in place if one.shape == shape]
+        if goes_on and alike:
+            if len(self.names) > 1:
+                return alike[-1]
+            self.continued += 1
+            return alike[(self.continued - 1) % len(alike)]
+        found = _Series(shape, self.fires, self.states)
+        place.append(found)
+        name = self.names[at]
+        self.seen._series[name if len(place) == 1 else f"{name} ({len(place)})"] = found
+        return found
+
+
+def _states_of(layer: nn.Module) -> tuple[str, ...]:
+    neuron = layer.neuron if isinstance(layer, Recurrent) else layer
+    states: tuple[str, ...] = neuron.rule.states
+    return states
