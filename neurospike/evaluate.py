@@ -71,7 +71,7 @@ def evaluate(
             own = {"lengths": lengths[0]} if lengths else {}
             scores, activity = trained.model(images, return_activity=True, **own)
             loss = torch.nn.functional.cross_entropy(scores, labels)
-            evaluation.add(loss, scores, labels, activity, *lengths)
+            evaluation.add(loss, scores, labels, activity, own.get("lengths"))
         first = next(iter(Batches(data.test, size if recorded else COUNTED, device=device)))
         operations = count_operations(trained.model, *first[:-1])
     metrics = evaluation.read()

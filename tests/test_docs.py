@@ -26,6 +26,7 @@ MANY = (
     "events.md",
     "visualization.md",
     "training.md",
+    "own_training.md",
     "sequences.md",
 )
 

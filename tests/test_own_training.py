@@ -5,7 +5,10 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -679,6 +682,21 @@ def test_each_process_goes_on_with_its_own_order():
 
 def digits():
     return ns.data.Split(torch.zeros(8, 28, 28, dtype=torch.uint8), torch.zeros(8).long())
+
+
+@pytest.mark.thorough
+def test_two_processes_stop_together_and_end_as_if_they_had_not(tmp_path):
+    script = Path(__file__).with_name("own_two_processes.py")
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*started, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=script.parents[1],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_end(tmp_path / "again", tmp_path / "whole")
+    assert "again: 1 of 2 epochs are done, and 4 steps of the next" in done.stdout
 
 
 def test_a_sampler_is_told_the_epoch():

@@ -308,7 +308,11 @@ class SNNTrainer:
         Raises NeuroSpikeError for a folder with a run that is not to be resumed, CheckpointError
         for one of another network, TypeError or ValueError for batches that cannot be.
         """
-        options = {"check_every": check_every, "patience": patience, "on_record": on_record}
+        options: dict[str, Any] = {
+            "check_every": check_every,
+            "patience": patience,
+            "on_record": on_record,
+        }
         if run is None or isinstance(run, Run):
             Fit(self, train, validation, epochs, run, **options)()
         else:
