@@ -13,6 +13,7 @@ from .layers.sequential import Sequential
 from .layers.spike_layer import spike_layer
 from .layers.spike_linear import SpikeLinear, spike_linear
 from .layers.spiking import Spiking
+from .layers.states import detach, move, reset, truncate
 from .layers.zoo import ALIF, BRF, EIF, PLIF, QIF, Alpha, Izhikevich, OneToOne, SEAdLIF, Synaptic
 from .models import ConvSNN, ResidualSNN, SNNModel
 from .models.conv_encoder import ConvEncoder
@@ -55,15 +56,19 @@ __all__ = [
     "backends",
     "convert",
     "decoding",
+    "detach",
     "encoding",
     "graphed",
     "lif",
     "load_model",
+    "move",
     "record",
     "recording",
+    "reset",
     "spike_layer",
     "spike_linear",
     "spike_rates",
     "surrogate",
+    "truncate",
     "use_backend",
 ]

@@ -235,16 +235,19 @@ def test_an_infinite_threshold_without_subtraction_never_fires(reset, backend):
         assert torch.allclose(mine, wanted)
 
 
+def own_neuron(**options):
+    def leaky(current, mem, beta):
+        mem = beta * mem + current
+        return fire(mem - 1.0), mem  # noqa: F821
+
+    return ns.Spiking(leaky, beta=0.9, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 2.0}, r"no argument tau=; give beta= instead.* 1 - 1/tau"),
-        ({"beta": 0.9, "spike_grad": "atan"}, "no argument spike_grad=; give surrogate="),
-        ({"beta": 0.9, "surrogate_function": "atan"}, "give surrogate="),
-        ({"beta": 0.9, "reset_mechanism": "zero"}, "give reset= instead: 'subtract', 'zero' or"),
+        ({"tau": 2.0}, r"no argument tau=; give beta=1 - 1/tau = 0.5 instead, "),
         ({"beta": 0.9, "init_hidden": True}, r"leave it out: .* spikes, mem = layer\(current, mem"),
-        ({"beta": 0.9, "v_threshold": 1.0}, "give threshold="),
-        ({"beta": 0.9, "v_reset": None}, "give reset='zero'"),
         ({"beta": 0.9, "step_mode": "m"}, "a call takes all time steps"),
         ({"beta": 0.9, "device": "cpu"}, r"move the layer with .to\(device\)"),
     ],
@@ -256,8 +259,48 @@ def test_names_of_other_libraries_are_answered_with_ours(options, message):
     for make in (ns.ConvEncoder, ns.SNNModel):
         with pytest.raises(TypeError, match="LIF has no argument"):
             make(**options)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'betta'"):
+    with pytest.raises(TypeError, match=r"LIF has no argument betta=; did you mean beta=\?"):
         ns.LIF(0.9, betta=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (ns.LIF, {"spike_grad": "atan"}, "LIF has no argument spike_grad=; give surrogate= instea"),
+        (ns.LIF, {"surrogate_function": "atan"}, "give surrogate="),
+        (ns.LIF, {"reset_mechanism": "zero"}, "give reset='zero' instead"),
+        (ns.LIF, {"v_threshold": 1.0}, "give threshold="),
+        (ns.LIF, {"v_reset": 0.0}, "give reset='zero'"),
+        (ns.LIF, {"v_reset": None}, "give reset='subtract'"),
+        (ns.LIF, {"decay_input": True}, "multiply the current by 1/tau"),
+        (ns.LIF, {"graded_spikes_factor": 2.0}, "multiply the spikes by it"),
+        (ns.LIF, {"tau_mem_inv": 100.0}, r"give beta= instead, 1 - dt \* tau_mem_inv"),
+        (ns.LIF, {"tau_syn_inv": 200.0}, "ns.Synaptic has a synaptic current"),
+        (ns.LIF, {"learnable_threshold": True}, "did you mean learn_threshold="),
+        (ns.LIF, {"tau": "2"}, "give beta=1 - 1/tau instead"),
+        (ns.LI, {"v_threshold": 1.0}, "LI has no argument v_threshold=; it is not in this layer"),
+        (ns.LI, {"learn_threshold": True}, "it is not in this layer"),
+        (ns.LI, {"nothing": 1}, "it takes beta, learn_beta, backend, beta_gradient, batch_first"),
+        (ns.Synaptic, {"tau": 2.0}, "Synaptic has no argument tau=; give beta=1 - 1/tau = 0.5"),
+        (ns.Synaptic, {"learn_beta": True}, r"give learn=\('beta',\) instead"),
+        (ns.Synaptic, {"reset_mechanism": "zero"}, "give reset='zero' instead"),
+        (ns.Synaptic, {"spike_grad": None}, "give surrogate="),
+        (ns.ALIF, {"reset_mechanism": "zero"}, "ALIF has no argument .* it is not in this layer"),
+        (ns.PLIF, {"init_tau": 2.0}, "give beta=1 - 1/tau = 0.5 instead"),
+        (ns.PLIF, {"v_threshold": 1.0}, "give threshold="),
+        (ns.Recurrent, {"reset_mechanism": "zero"}, "to them, as in ns.Recurrent"),
+        (ns.Recurrent, {"linear_features": 5}, "connects all to all"),
+        (ns.Recurrent, {"learn_threshold": True}, "give what concerns its neurons to them"),
+        (ns.Delay, {"device": "cpu"}, r"move the layer with .to\(device\)"),
+        (ns.Sequential, {"init_hidden": True}, "the state is handed on"),
+        (ns.Sequential, {"batchfirst": True}, "did you mean batch_first="),
+        (own_neuron, {"tau": 2.0}, "leaky has no argument tau=; give beta=1 - 1/tau = 0.5"),
+        (own_neuron, {"reset_mechanism": 1}, "it is not in this layer"),
+    ],
+)
+def test_every_layer_answers_by_what_it_takes(make, options, message):
+    with pytest.raises(TypeError, match=message):
+        make(**options)
 
 
 def test_one_axis_of_values_is_never_taken_for_another():

@@ -252,7 +252,8 @@ class _Conversion:
                 getattr(child, "carries_state", False) for child in children.values()
             ):
                 return module
-            return Sequential(OrderedDict(children)).train(module.training)
+            first = getattr(module, "batch_first", False)
+            return Sequential(OrderedDict(children), batch_first=first).train(module.training)
         for name, inner in module.named_modules():
             if library_of(inner) == "snntorch":
                 where = ".".join(part for part in (path, name) if part) or "the module"

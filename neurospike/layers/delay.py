@@ -19,6 +19,8 @@ from neurospike.ops.delay import delay
 from neurospike.ops.scan import state_dtype
 
 from .lif import _Neuron, _show, _values
+from .other_names import explain_other_names
+from .time_axis import over_time
 
 KERNELS = ("linear", "gaussian")
 
@@ -61,6 +63,7 @@ class Delay(_Neuron):
         kernel: `"linear"` or `"gaussian"`; an attribute that may be changed.
         sigma: width of the Gaussian, in steps, above 0. A buffer in the state dict.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+        batch_first: take and give `[B, T, *F]`; the state stays `[max_delay, B, *F]`. See `LIF`.
 
     Raises:
         TypeError: a size, `max_delay`, delay or sigma that is no number.
@@ -71,6 +74,7 @@ class Delay(_Neuron):
     delay: Tensor
     sigma: Tensor
 
+    @explain_other_names
     def __init__(
         self,
         size: int | Sequence[int],
@@ -80,8 +84,10 @@ class Delay(_Neuron):
         kernel: str = "linear",
         sigma: float | None = None,
         backend: str = "auto",
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_first = bool(batch_first)
         self.size = _size_of(size)
         self.max_delay = _whole("max_delay", max_delay)
         self.kernel = kernel
@@ -95,6 +101,7 @@ class Delay(_Neuron):
         dispatch.check_name(backend)
         self.backend = backend
 
+    @over_time
     def forward(
         self,
         current: Tensor,
@@ -225,7 +232,7 @@ class Delay(_Neuron):
         return (
             f"size={self.size}, max_delay={self.max_delay}, delay={_show(self.delay)}, "
             f"learn={isinstance(self.delay, nn.Parameter)}, kernel={self.kernel!r}{width}, "
-            f"backend={self.backend!r}"
+            f"backend={self.backend!r}{self._axes()}"
         )
 
 

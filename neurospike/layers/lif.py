@@ -23,6 +23,7 @@ from neurospike.ops.wants import SPIKES, TRACES
 
 from .leaky import from_leaky
 from .other_names import explain_other_names
+from .time_axis import OverTime, over_time
 
 
 @explain_other_names
@@ -143,7 +144,7 @@ def _checked_rule(
 _known_rule = functools.lru_cache(maxsize=512)(_checked_rule)
 
 
-class _Neuron(nn.Module):
+class _Neuron(OverTime):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
 
     carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
@@ -179,6 +180,9 @@ class _Neuron(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
+
+    def _axes(self) -> str:
+        return ", batch_first=True" if self.batch_first else ""
 
     def _decay(self) -> Tensor:
         """Return beta within 0 and 1: one that learns is clamped, another was checked."""
@@ -236,6 +240,8 @@ class LIF(_Neuron):
     parameters. An `nn.Parameter` is kept, shared and learned, whatever these say. A learned beta
     may leave [0, 1]; it is clamped where it is used, and comes back where its gradient leads there
     (`beta_gradient`). `.half()` and `.bfloat16()` leave both in float32, like the membrane.
+    `batch_first=True` takes and gives `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. It is
+    transposed for the time loop and back, which copies the current once; see `Sequential`.
 
         lif = LIF(beta=0.95)
         spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
@@ -259,8 +265,10 @@ class LIF(_Neuron):
         neuron: Neuron | None = None,
         grad_window: float | None = None,
         beta_gradient: str = "inward",
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_first = bool(batch_first)
         self._keep("beta", beta, learn_beta)
         self._keep("threshold", threshold, learn_threshold)
         if not isinstance(beta, nn.Parameter):
@@ -318,6 +326,7 @@ class LIF(_Neuron):
         window = getattr(self, "grad_window", None)  # layers pickled before had none
         self.rule = _rule(self.surrogate, self.reset, delayed, detached, self.neuron, window)
 
+    @over_time
     def forward(
         self,
         current: Tensor,
@@ -351,7 +360,7 @@ class LIF(_Neuron):
         return (
             f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
             f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}{window}"
-            f"backend={self.backend!r}"
+            f"backend={self.backend!r}{self._axes()}"
         )
 
 
@@ -371,8 +380,10 @@ class LI(_Neuron):
         learn_beta: bool = False,
         backend: str = "auto",
         beta_gradient: str = "inward",
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_first = bool(batch_first)
         self._keep("beta", beta, learn_beta)
         if not isinstance(beta, nn.Parameter):
             check_beta(_values(self.beta))
@@ -385,6 +396,7 @@ class LI(_Neuron):
         super().__setstate__(state)
         self._clamp_constant()
 
+    @over_time
     def forward(
         self,
         current: Tensor,
@@ -409,7 +421,7 @@ class LI(_Neuron):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
-        return f"beta={_show(self.beta)}, backend={self.backend!r}"
+        return f"beta={_show(self.beta)}, backend={self.backend!r}{self._axes()}"
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .lif import LI, LIF
 from .recurrent import Recurrent
+from .sequential import Sequential
 from .spiking import Spiking
+from .time_axis import OverTime
 
 _KINDS = (LIF, LI, Spiking, Recurrent)
 _IN_TURN = (nn.Sequential, nn.ModuleList)  # call, or are called, each of their places in turn
@@ -225,7 +227,8 @@ def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) ->
 
 def _time_first(module: nn.Module, given: Any) -> Any:
     """Return a tensor of a layer whose first axis is the batch with time first."""
-    swap = getattr(module, "batch_first", False) and isinstance(given, Tensor) and given.dim() > 1
+    is_ours = isinstance(module, (OverTime, Sequential))  # torch's have a batch_first, too
+    swap = is_ours and module.batch_first and isinstance(given, Tensor) and given.dim() > 1
     return given.transpose(0, 1) if swap else given
 
 

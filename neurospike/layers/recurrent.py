@@ -11,10 +11,12 @@ from neurospike.ops.recurrent_loop import run_recurrent
 from neurospike.ops.wants import TRACES
 
 from .lif import LI, LIF
+from .other_names import explain_other_names
 from .spiking import Spiking
+from .time_axis import OverTime, over_time
 
 
-class Recurrent(nn.Module):
+class Recurrent(OverTime):
     """A layer of neurons with a weight from each one's spikes to every one's current.
 
         current_t = x_t + weight @ spikes_{t-1} (+ bias)
@@ -34,13 +36,15 @@ class Recurrent(nn.Module):
         mask: `[N, N]`, of 0 and 1 or true and false: which weights there are. The others are 0 and
             stay so.
         zero_diagonal: let no neuron act on itself.
+        batch_first: take and give `[B, T, N]`, traces too; states stay `[B, N]`. See `LIF`.
 
     Attributes: `neuron`; `weight` `[N, N]`, row i the weights to neuron i, uniform within
     `1 / sqrt(N)` at first, as torch's `nn.RNN`; `bias` `[N]` or None; `mask` or None.
 
     Raises:
         TypeError: neurons without spikes, or no layer of neurons.
-        ValueError: a size below 1, a mask of another shape or of other values.
+        ValueError: a size below 1, neurons with `batch_first=True`, a mask of another shape or of
+            other values.
     """
 
     carries_state = True
@@ -48,6 +52,7 @@ class Recurrent(nn.Module):
     bias: nn.Parameter | None
     mask: Tensor | None
 
+    @explain_other_names
     def __init__(
         self,
         neuron: LIF | Spiking,
@@ -55,13 +60,20 @@ class Recurrent(nn.Module):
         bias: bool = False,
         mask: Tensor | None = None,
         zero_diagonal: bool = False,
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_first = bool(batch_first)
         if not isinstance(neuron, (LIF, Spiking)):
             what = "an LI, whose neurons never spike" if isinstance(neuron, LI) else repr(neuron)
             raise TypeError(
                 "neuron must be a layer of neurons that spike, such as ns.LIF(0.9) or ns.ALIF(), "
                 f"got {what}"
+            )
+        if neuron.batch_first:
+            raise ValueError(
+                "the neurons of a recurrent layer have no axes of their own: give batch_first=True "
+                "to ns.Recurrent, not to them"
             )
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"size must be a whole number of neurons, got {size!r}")
@@ -85,6 +97,7 @@ class Recurrent(nn.Module):
         """Steps after which the gradient is cut off; that of the neurons."""
         return self.neuron.segment
 
+    @over_time
     def forward(
         self,
         current: Tensor,
@@ -135,7 +148,8 @@ class Recurrent(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
         masked = "" if self.mask is None else f", {int(self.mask.sum())} weights"
-        return f"size={self.size}, bias={self.bias is not None}{masked}"
+        axes = ", batch_first=True" if self.batch_first else ""
+        return f"size={self.size}, bias={self.bias is not None}{masked}{axes}"
 
     def _parameters_of_neuron(self) -> Sequence[Tensor]:
         if isinstance(self.neuron, Spiking):

@@ -6,6 +6,7 @@ matrix product or convolution instead of T small ones. Neurons run over `[T, B, 
 
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from .delay import Delay
 from .held import run_once
 from .libraries import library_of
 from .lif import LI, LIF
+from .other_names import explain_other_names
 from .recurrent import Recurrent
 from .spike_layer import spike_layer
 from .spike_linear import SpikeLinear
 from .spiking import Spiking
+from .time_axis import swapped, time_first
 
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
@@ -49,9 +52,23 @@ class Sequential(nn.Sequential):
     A module that stands in it twice is run at both places, as in `nn.Sequential`, with the same
     weights; neurons that do so have a state at each. In a float16 or bfloat16 network the membranes
     of an `LI` are float32 if it is the last layer, else in the format of its current.
+
+        net = ns.Sequential(nn.Linear(64, 32), ns.LIF(0.9), batch_first=True)
+        out, states = net(x)                       # [B, T, 64] -> [B, T, 32], (mem [B, 32],)
+
+    With `batch_first` it takes and gives `[B, T, *F]`. The layers in it have time first all the
+    same, so that what is given is transposed once, not at every layer; a network in a network
+    follows the outermost. Layers with `batch_first=True` of their own are refused in a network
+    without.
     """
 
     carries_state = True
+    batch_first: bool = False
+
+    @explain_other_names
+    def __init__(self, *layers: Any, batch_first: bool = False) -> None:
+        self.batch_first = bool(batch_first)  # before the layers, which are looked at by it
+        super().__init__(*layers)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a layer at the end; called for each by the constructor and `append`.
@@ -59,27 +76,50 @@ class Sequential(nn.Sequential):
         Raises:
             TypeError: the layer holds neurons that would lose track of time.
         """
-        _check_layer(name, module)
+        _check_layer(name, module, self.batch_first)
         super().add_module(name, module)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _check_layer(name, value)  # net[1] = layer comes here, too
+        _check_layer(name, value, self.batch_first)  # net[1] = layer comes here, too
         super().__setattr__(name, value)
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
         """Insert a layer at a place; raises as `add_module` does."""
-        _check_layer(str(index), module)
+        _check_layer(str(index), module, self.batch_first)
         super().insert(index, module)
         return self
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
-        return Sequential(*super().__add__(other))
+        return Sequential(*super().__add__(other), batch_first=self.batch_first)
 
     def __radd__(self, other: nn.Sequential) -> "Sequential":
-        return Sequential(*other, *self)
+        return Sequential(*other, *self, batch_first=self.batch_first)
 
     def __mul__(self, other: int) -> "Sequential":
-        return Sequential(*super().__mul__(other))
+        return Sequential(*super().__mul__(other), batch_first=self.batch_first)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and self.batch_first:
+            layers = OrderedDict(list(self._modules.items())[index])
+            return type(self)(layers, batch_first=True)
+        return super().__getitem__(index)
+
+    def step(
+        self, x: Tensor, states: Sequence[State] | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Run one frame `[B, *F]` and return `(output [B, *G], states)`.
+
+        Bit for bit what a call over a sequence of one step gives, without its time axis. Arguments
+        and errors are those of `forward`.
+        """
+        if isinstance(x, Tensor):
+            x = x.unsqueeze(1 if self.batch_first else 0)
+        out, after = self(x, states)
+        return out.squeeze(1 if self.batch_first else 0), after
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows beside the layers."""
+        return "batch_first=True" if self.batch_first else ""
 
     def forward(
         self,
@@ -92,10 +132,11 @@ class Sequential(nn.Sequential):
         """Return `(output [T, B, *G], states)`.
 
         Args:
-            x: `[T, B, *F]`; with `num_steps` `[B, *F]`, the same at every step. The layers before
-                the first neurons run once on it then, and their output is held, up to the first
-                that draws at random, such as dropout in training: from there on every step is run.
-                Batch normalisation sees the B samples once, so its running variance is theirs.
+            x: `[T, B, *F]`, with `batch_first` `[B, T, *F]`, and so is the output; with `num_steps`
+                `[B, *F]`, the same at every step. The layers before the first neurons run once on
+                it then, and their output is held, up to the first that draws at random, such as
+                dropout in training: from there on every step is run. Batch normalisation sees the
+                B samples once, so its running variance is theirs.
             states: what an earlier call returned, one for each layer that carries a state, to
                 carry on from there. Default: all at rest.
             num_steps: number of steps `T >= 0` of a constant input.
@@ -116,6 +157,9 @@ class Sequential(nn.Sequential):
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor [T, B, *F], got {type(x).__name__}")
         steps = None if num_steps is None else check_steps(num_steps)
+        shape, turn = x.shape, self.batch_first
+        if turn and steps is None:
+            x = time_first(x)
         if x.dim() < (2 if steps is None else 1):
             raise ValueError(
                 f"x must be [T, B, *F], got shape {tuple(x.shape)}, which has no time or no batch "
@@ -127,14 +171,14 @@ class Sequential(nn.Sequential):
         if lengths is not None:
             own = check_lengths(lengths, x, -1 if steps is None else steps)
             _check_all_take_lengths(layers)
-        call = _Caller(x.shape, steps, own)
+        call = _Caller(shape, steps, own, turn)
         after: list[State] = []
         without: list[tuple[str, nn.Module]] = []  # layers since the last neurons
         for place, (name, layer) in enumerate(layers):
             if not carries_state(layer):
                 without.append((name, layer))
                 continue
-            together = isinstance(layer, LIF) and _linear_last(without)
+            together = isinstance(layer, LIF) and not layer.batch_first and _linear_last(without)
             x, steps = _time_batched(call, without[:-1] if together else without, x, steps)
             if together and steps is not None:
                 x, steps = _time_batched(call, without[-1:], x, steps)
@@ -150,7 +194,7 @@ class Sequential(nn.Sequential):
         x, steps = _time_batched(call, without, x, steps)
         if steps is not None:
             x = x.expand(steps, *x.shape)
-        return x, tuple(after)
+        return (swapped(x) if turn else x), tuple(after)
 
 
 _OURS = (LIF, LI, Spiking, Recurrent, Delay, Sequential)  # take `num_steps` and `lengths`
@@ -177,8 +221,10 @@ def carries_state(module: nn.Module) -> bool:
 class _Caller:
     """Calls layers; what they raise names the layer and how the network's input was read."""
 
-    def __init__(self, shape: torch.Size, steps: int | None, lengths: Tensor | None) -> None:
-        self.shape, self.steps = shape, steps
+    def __init__(
+        self, shape: torch.Size, steps: int | None, lengths: Tensor | None, batch_first: bool
+    ) -> None:
+        self.shape, self.steps, self.batch_first = shape, steps, batch_first
         self.options = {} if lengths is None else {"lengths": lengths}  # of layers with memory
 
     def __call__(
@@ -208,9 +254,15 @@ class _Caller:
                 )
         if self.steps is None:
             rest = f", *F={shape[2:]}" if shape[2:] else ""
+            first, second = "BT" if self.batch_first else "TB"
+            other = (
+                "time first leave batch_first out"
+                if self.batch_first
+                else ("a batch [B, T, *F] make the network with batch_first=True")
+            )
             return (
-                f"; x {shape} was read as [T={shape[0]}, B={shape[1]}{rest}]: for a constant input "
-                "[B, *F] pass num_steps=, for a batch [B, T, *F] x.transpose(0, 1)"
+                f"; x {shape} was read as [{first}={shape[0]}, {second}={shape[1]}{rest}]: for a "
+                f"constant input [B, *F] pass num_steps=, for {other}"
             )
         return (
             f"; x {shape} was read as [B={shape[0]}, *F={shape[1:]}], the same at each of "
@@ -253,6 +305,9 @@ def _with_memory(
     steps: int | None,
 ) -> tuple[Any, State]:
     """Run neurons, with the linear layer before them if one is given; return output and state."""
+    turn = isinstance(layer, _OURS) and layer.batch_first
+    if turn and steps is None:
+        x = swapped(x)
     if linear is not None:
         found = call(name, layer, spike_layer, linear, layer, x, state, **call.options)
     elif steps is None:
@@ -266,7 +321,7 @@ def _with_memory(
             f"layer {name} ({type(layer).__name__}) returned a {type(found).__name__}, wanted "
             "(output, state): it has the attribute carries_state = True"
         )
-    return found[0], found[1]
+    return (swapped(found[0]) if turn else found[0]), found[1]
 
 
 def _narrowed(layer: nn.Module, x: Any, current: Tensor) -> Any:
@@ -323,9 +378,19 @@ def _same_batch(name: str, layer: nn.Module, y: Any, size: int) -> Tensor:
     return y
 
 
-def _check_layer(name: str, module: Any) -> None:
-    """Raise TypeError for a layer that holds neurons whose state it does not hand on."""
-    if not isinstance(module, nn.Module) or carries_state(module):
+def _check_layer(name: str, module: Any, batch_first: bool) -> None:
+    """Raise TypeError for a layer that holds neurons whose state it does not hand on.
+
+    ValueError for one with the batch first in a network with time first.
+    """
+    if not isinstance(module, nn.Module):
+        return
+    if isinstance(module, _OURS) and module.batch_first and not batch_first:
+        raise ValueError(
+            f"layer {name} ({type(module).__name__}) has batch_first=True and the network around "
+            "it has not; give it to the network, as in ns.Sequential(..., batch_first=True)"
+        )
+    if carries_state(module):
         return
     for inner in module.modules():
         if carries_state(inner):

@@ -95,7 +95,7 @@ def _row(
         and all(t.dtype == weight.dtype and t.device.type == "cpu" for t in tensors)
         and (mem is None or mem.shape == (spikes.shape[1], outputs))
     )
-    if not fits or _is_watched(linear) or _is_watched(neurons):
+    if not fits or neurons.batch_first or _is_watched(linear) or _is_watched(neurons):
         return None
     if torch.is_grad_enabled() and (spikes.requires_grad or neurons.segment is not None):
         return None

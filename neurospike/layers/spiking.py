@@ -22,6 +22,8 @@ from neurospike.ops.time_loop import run
 from neurospike.ops.wants import SPIKES, TRACES
 
 from .lif import _Neuron
+from .other_names import OF_SPIKING, OTHER_NAMES, instead
+from .time_axis import over_time
 
 Bounds = Mapping[str, tuple[float, float]]
 UNIT = (0.0, 1.0)
@@ -53,6 +55,7 @@ class Spiking(_Neuron):
         surrogate: derivative of the spike in the backward pass, see `neurospike.lif`.
         grad_window: see `neurospike.lif`.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+        batch_first: take and give `[B, T, *F]`, traces too; states stay `[B, *F]`. See `LIF`.
         parameters: each parameter of the function by its name: a number, or a tensor that
             broadcasts against `F`, one value per neuron.
 
@@ -75,9 +78,11 @@ class Spiking(_Neuron):
         surrogate: str | Surrogate | Callable[..., Any] = "atan",
         grad_window: float | None = None,
         backend: str = "auto",
+        batch_first: bool = False,
         **parameters: float | Tensor,
     ) -> None:
         super().__init__()
+        self.batch_first = bool(batch_first)
         chosen = resolve(surrogate)
         self.name = neuron.__name__
         self.surrogate, self.grad_window = chosen, grad_window
@@ -89,6 +94,7 @@ class Spiking(_Neuron):
         self.backend = backend
         self._keep_all(parameters, {learn} if isinstance(learn, str) else set(learn))
 
+    @over_time
     def forward(
         self,
         current: Tensor,
@@ -151,7 +157,8 @@ class Spiking(_Neuron):
         shown = [f"{name}={_show(getattr(self, name))}" for name in self._names()]
         window = [] if self.grad_window is None else [f"grad_window={self.grad_window}"]
         rule = f"surrogate={self.surrogate.name}{self.surrogate.parameters}"
-        return ", ".join([self.name, *shown, rule, *window, f"backend={self.backend!r}"])
+        end = f"backend={self.backend!r}{self._axes()}"
+        return ", ".join([self.name, *shown, rule, *window, end])
 
     def _names(self) -> tuple[str, ...]:
         """The parameters that the layer keeps; a subclass may compute those of its function."""
@@ -177,6 +184,12 @@ class Spiking(_Neuron):
         wanted = self._names()
         for what, found in (("parameters", set(values)), ("learn", learn)):
             unknown = sorted(found - set(wanted))
+            if unknown and what == "parameters" and unknown[0] in OTHER_NAMES:
+                given = values[unknown[0]]
+                raise TypeError(
+                    f"{self.name} has no argument {unknown[0]}=; "
+                    + instead(unknown[0], given, [*wanted, *OF_SPIKING])
+                )
             if unknown:
                 raise TypeError(
                     f"{what} names {', '.join(unknown)}, which {self.name} does not take; its "

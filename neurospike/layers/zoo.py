@@ -9,6 +9,7 @@ from torch import Tensor
 
 from neurospike.neurons import zoo
 
+from .other_names import explain_other_names
 from .spiking import UNIT, Spiking, shown_range
 
 
@@ -32,6 +33,7 @@ class Synaptic(Spiking):
         options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         alpha: float | Tensor,
@@ -55,6 +57,7 @@ class Alpha(Spiking):
     spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         alpha: float | Tensor,
@@ -89,6 +92,7 @@ class PLIF(Spiking):
     `learn=("logit",)`.
     """
 
+    @explain_other_names
     def __init__(
         self, beta: float | Tensor, threshold: float | Tensor = 1.0, **options: Any
     ) -> None:
@@ -119,6 +123,7 @@ class ALIF(Spiking):
     in [0, 1]; `rise`; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         beta: float | Tensor = 0.95,
@@ -140,6 +145,7 @@ class SEAdLIF(Spiking):
     least 0; `q`, their scale; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         d_u: float | Tensor = 0.9,
@@ -171,6 +177,7 @@ class Izhikevich(Spiking):
     those of the paper, about 10 to fire.
     """
 
+    @explain_other_names
     def __init__(
         self,
         a: float | Tensor = 0.02,
@@ -193,6 +200,7 @@ class QIF(Spiking):
     itself; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         rate: float | Tensor = 0.1,
@@ -218,6 +226,7 @@ class EIF(Spiking):
     `critical`, where the rise begins; `threshold`; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         rate: float | Tensor = 0.1,
@@ -244,6 +253,7 @@ class BRF(Spiking):
     refractoriness, in [0, 1]; `threshold`; `dt`, the step in seconds; options as of `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         omega: float | Tensor = 10.0,
@@ -274,6 +284,7 @@ class OneToOne(Spiking):
     `Spiking`.
     """
 
+    @explain_other_names
     def __init__(
         self,
         beta: float | Tensor,

@@ -13,8 +13,9 @@ from neurospike.coding.intensities import FAR, can_look, check_finite, is_whole
 from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
 from neurospike.config.schema import READING, reading_steps
 from neurospike.data.preprocessing import Preprocessing
-from neurospike.layers.lif import LI, LIF, _Neuron
+from neurospike.layers.lif import LI, LIF
 from neurospike.layers.spike_linear import format_for
+from neurospike.layers.states import truncate
 from neurospike.ops.arguments import check_lengths, refuse_ragged
 
 from .parts import (
@@ -173,11 +174,7 @@ class SpikingNetwork(nn.Module):
         is not. Nor is less memory needed: the loss is of the whole answer. Raises ValueError for a
         segment below 1.
         """
-        if segment is not None and segment < 1:
-            raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
-        for layer in self.modules():
-            if isinstance(layer, _Neuron):
-                layer.segment = segment
+        truncate(self, segment)
 
     def _run(self, images: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Recording:
         own: dict[str, Tensor] = {}

@@ -65,7 +65,8 @@ def count_operations(
     given: dict[str, Any] = options if lengths is None else {"lengths": lengths, **options}
     encoding = getattr(model, "encoding", None)
     is_ready = encoding is not None or not spiking_layers(model)
-    steps = options.get("num_steps", len(images))
+    own_axis = getattr(model, "batch_first", False) and "num_steps" not in options
+    steps = options.get("num_steps", images.shape[own_axis])
     own = None
     if lengths is not None:
         own = torch.arange(steps, device=images.device)[:, None] < lengths
@@ -127,7 +128,7 @@ class _Counter:
         self.found.append((spiking, used, products, samples))
 
     def look_back(self, layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
-        spikes = output[0][0] if isinstance(output[0], tuple) else output[0]
+        spikes = output[0].transpose(0, 1) if layer.batch_first else output[0]
         weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
         back = spikes[:-1].flatten(0, 1) if self.own is None else spikes[:-1][self.own[1:]]
         used = float((back.float().sum(0) * weights.sum(0)).sum())

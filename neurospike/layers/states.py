@@ -1,0 +1,167 @@
+"""States on their way from call to call: cut off from their past, put back to rest, moved.
+
+A state is a tensor, or tuples, lists and dicts of states, as layers and networks return them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .delay import Delay
+from .lif import _Neuron
+from .recurrent import Recurrent
+from .sequential import Sequential, carries_state
+from .spiking import Spiking
+
+S = TypeVar("S")
+
+
+def detach(states: S) -> S:
+    """Return states that carry on without their past: no gradient flows back through them.
+
+        for chunk in x.split(100):                 # truncated backpropagation through time
+            out, states = net(chunk, ns.detach(states))
+            loss(out).backward()
+
+    Memory is then needed for one chunk at a time. The numbers stay the same.
+
+    Args:
+        states: tensors, or tuples, lists and dicts of them at any depth; None stays None.
+
+    Raises:
+        TypeError: something else among them.
+    """
+    return _mapped(Tensor.detach, states)
+
+
+def move(states: S, *args: Any, **options: Any) -> S:
+    """Return states moved or converted, each by `torch.Tensor.to` with the other arguments.
+
+    states = ns.move(states, "cuda")
+    """
+    return _mapped(lambda one: one.to(*args, **options), states)
+
+
+def reset(layer: nn.Module, state: S, samples: Tensor | Sequence[int] | int) -> S:
+    """Return a state in which some samples of the batch are back at rest; the others go on.
+
+        states = ns.reset(net, states, ended)      # ended: bool [B], or which of them
+
+    At rest is what a call without a state starts from, which is not 0 for neurons such as
+    `ns.Izhikevich`. Gradients flow on through the other samples.
+
+    Args:
+        layer: that the state is of: a layer, or `ns.Sequential`. Of a module of your own with
+            `carries_state` the state is taken as tensors `[B, ...]` that rest at 0.
+        state: what a call of it returned; None, which is all at rest, stays None.
+        samples: their indexes, or a mask, bool `[B]`.
+
+    Raises:
+        TypeError: a layer without a state, samples that are neither.
+        IndexError: a sample that is not in the batch.
+        ValueError: a mask of another length, another number of states than the layer has.
+    """
+    if state is None:
+        return state
+    if not carries_state(layer):
+        raise TypeError(f"{type(layer).__name__} carries no state; give the layer that returned it")
+    if isinstance(layer, Sequential):
+        layers = [one for one in layer._modules.values() if one is not None and carries_state(one)]
+        return _each(layer, state, [lambda one, of=of: reset(of, one, samples) for of in layers])
+    if isinstance(layer, Recurrent):
+        rests = [0.0, *_rests(layer.neuron, len(layer.states) - 1)]
+    elif isinstance(layer, Spiking):
+        rests = _rests(layer, len(layer.states))
+    else:
+        axis = int(isinstance(layer, Delay))
+        return _mapped(lambda one: _at_rest(one, samples, 0.0, axis), state)
+    return _each(layer, state, [lambda one, to=to: _at_rest(one, samples, to) for to in rests])
+
+
+def truncate(net: nn.Module, segment: int | None) -> None:
+    """Let gradients flow back through `segment` steps at most; None, as at first: through all.
+
+        ns.truncate(net, 50)
+
+    Answers stay the same: membranes are carried from segment to segment, only their gradient is
+    not. Nor is less memory needed, as the loss is of the whole answer; for that, hand over the
+    sequence in chunks, see `detach`. What `ns.Delay` holds back is not cut off.
+
+    Args:
+        net: any module with layers of this library, or one itself.
+        segment: time steps, 1 or more.
+
+    Raises:
+        TypeError: a segment that is no whole number.
+        ValueError: one below 1.
+    """
+    if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int)):
+        raise TypeError(f"a segment must be a whole number of steps, or None, got {segment!r}")
+    if segment is not None and segment < 1:
+        raise ValueError(f"a segment must have at least 1 step, got {segment}; None: all steps")
+    for layer in net.modules():
+        if isinstance(layer, _Neuron):
+            layer.segment = segment
+
+
+def _mapped(function: Callable[[Tensor], Tensor], states: Any) -> Any:
+    """Return states with each tensor by a function of it."""
+    if states is None:
+        return None
+    if isinstance(states, Tensor):
+        return function(states)
+    if isinstance(states, Mapping):
+        return {name: _mapped(function, one) for name, one in states.items()}
+    if isinstance(states, tuple) and hasattr(states, "_fields"):
+        return type(states)(*(_mapped(function, one) for one in states))
+    if isinstance(states, (tuple, list)):
+        return type(states)(_mapped(function, one) for one in states)
+    raise TypeError(
+        "states must be tensors, or tuples, lists and dicts of them, or None, got "
+        f"{type(states).__name__}"
+    )
+
+
+def _each(layer: nn.Module, state: Any, functions: list[Callable[[Any], Any]]) -> Any:
+    """Return a tuple of states, each by its own function."""
+    if not isinstance(state, (tuple, list)) or len(state) != len(functions):
+        got = type(state).__name__
+        got += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+        raise ValueError(
+            f"the state of this {type(layer).__name__} is a tuple of {len(functions)}, got {got}"
+        )
+    return tuple(function(one) for function, one in zip(functions, state))
+
+
+def _rests(neuron: nn.Module, many: int) -> list[float]:
+    if not isinstance(neuron, Spiking):
+        return [0.0] * many
+    return [neuron.rest.get(name, 0.0) for name in neuron.states]
+
+
+def _at_rest(state: Tensor, samples: Any, rest: float, axis: int = 0) -> Tensor:
+    mask = _mask(samples, state.shape[axis], state.device)
+    return torch.where(mask.view(-1, *(1,) * (state.dim() - axis - 1)), rest, state)
+
+
+def _mask(samples: Any, batch: int, device: torch.device) -> Tensor:
+    """Return which samples are meant, bool `[B]`."""
+    try:
+        found = torch.as_tensor(samples, device=device)
+        if (found.is_floating_point() and found.numel()) or found.is_complex():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"samples must be indexes of the batch, or a mask, bool [B], got {samples!r}"
+        ) from None
+    if found.dtype == torch.bool:
+        if found.shape != (batch,):
+            raise ValueError(
+                f"a mask of samples must be [B] = [{batch}], got the shape {list(found.shape)}"
+            )
+        return found
+    mask = torch.zeros(batch, dtype=torch.bool, device=device)
+    mask[found.long().reshape(-1)] = True
+    return mask

@@ -1,0 +1,72 @@
+"""Where a layer's time axis is: first, second (`batch_first`), or nowhere, for one frame (`step`).
+
+Everything behind a layer has time first. What is given batch first is looked at the other way
+round, which copies nothing by itself: what runs over it may have to.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def over_time(forward: F) -> F:
+    """Let a layer's `forward` over `[T, B, *F]` take and give `[B, T, *F]` where it says so."""
+
+    @functools.wraps(forward)
+    def either(layer: Any, current: Tensor, *given: Any, **options: Any) -> Any:
+        if not layer.batch_first:
+            return forward(layer, current, *given, **options)
+        if options.get("num_steps") is None:
+            current = time_first(current)
+        return tuple(
+            one if place == 1 else swapped(one)  # the state has no time axis
+            for place, one in enumerate(forward(layer, current, *given, **options))
+        )
+
+    return either  # type: ignore[return-value]
+
+
+def time_first(current: Any) -> Any:
+    """Return `[B, T, *F]` as `[T, B, *F]`; what is no such tensor as it is, to be refused."""
+    if not isinstance(current, Tensor) or current.is_nested:
+        return current
+    if current.dim() < 2:
+        raise ValueError(
+            f"with batch_first=True the input must be [B, T, *F], got shape {tuple(current.shape)},"
+            " which has no batch or no time axis; for a constant input [B, *F] pass num_steps="
+        )
+    return current.transpose(0, 1)
+
+
+def swapped(traces: Any) -> Any:
+    """Return what a layer gives over time with its first two axes exchanged."""
+    if isinstance(traces, tuple):
+        return tuple(swapped(one) for one in traces)
+    return traces.transpose(0, 1)
+
+
+class OverTime(nn.Module):
+    """A layer that is called over time, `layer(current, state)`, or for one frame, by `step`."""
+
+    batch_first: bool = False
+
+    def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Run one frame `[B, *F]` and return `(output [B, *F], state)`.
+
+            state = None
+            for frame in camera:
+                spikes, state = layer.step(frame, state)
+
+        Bit for bit what a call over a sequence of one step gives, without its time axis, whether
+        the layer is `batch_first` or not. Many frames at hand are much faster in one call.
+
+        Args:
+            current: `[B, *F]`.
+            state: what the frame before returned; None: at rest.
+        """
+        out = self(current, state, num_steps=1)
+        return out[0].squeeze(1 if self.batch_first else 0), out[1]

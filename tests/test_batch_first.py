@@ -1,0 +1,194 @@
+"""`batch_first`: the same numbers with the first two axes exchanged, states as they are."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import neurospike as ns
+from neurospike.training.energy import count_operations
+
+LAYERS = {
+    "LIF": (lambda **o: ns.LIF(0.9, **o), True),
+    "LI": (lambda **o: ns.LI(0.9, **o), False),
+    "Synaptic": (lambda **o: ns.Synaptic(0.5, 0.9, **o), True),
+    "PLIF": (lambda **o: ns.PLIF(0.9, **o), True),
+    "Recurrent": (lambda **o: ns.Recurrent(ns.ALIF(), 6, zero_diagonal=True, **o), True),
+    "Delay": (lambda **o: ns.Delay(6, 3, **o), False),
+}
+
+
+def both(name):
+    """A layer with time first and its copy with the batch first."""
+    make, has_trace = LAYERS[name]
+    one, other = make(), make(batch_first=True)
+    other.load_state_dict(one.state_dict())
+    return one, other, {"return_trace": True} if has_trace else {}
+
+
+def network(batch_first=False):
+    return ns.Sequential(
+        nn.Linear(6, 6),
+        ns.LIF(0.9),
+        ns.Sequential(nn.Linear(6, 6), ns.ALIF(), batch_first=batch_first),
+        nn.Dropout(0.5),
+        ns.Delay(6, 2, delay=1.0),
+        nn.Linear(6, 4),
+        ns.LI(0.9),
+        batch_first=batch_first,
+    ).eval()
+
+
+def exchanged(out):
+    if isinstance(out, tuple):
+        return tuple(exchanged(one) for one in out)
+    return out.transpose(0, 1)
+
+
+def same(one, other):
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_take_and_give_the_batch_first(name):
+    one, other, options = both(name)
+    x = torch.rand(5, 3, 6) * 4
+    (out, state, *traces), found = one(x, **options), other(x.transpose(0, 1), **options)
+    assert same(exchanged(out), found[0])
+    assert same(state, found[1])
+    assert same(exchanged(tuple(traces)), found[2:])
+    more = other(x.transpose(0, 1), found[1])
+    assert same(exchanged(one(x, state)[0]), more[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_lengths_and_a_constant_current_mean_what_they_do(name):
+    one, other, _ = both(name)
+    x, lengths = torch.rand(5, 3, 6) * 4, torch.tensor([5, 0, 2])
+    out, state = one(x, lengths=lengths)
+    found, end = other(x.transpose(0, 1), lengths=lengths)
+    assert same(exchanged(out), found)
+    assert same(state, end)
+    out, state = one(x[0], num_steps=4, lengths=[4, 1, 0])
+    found, end = other(x[0], num_steps=4, lengths=[4, 1, 0])
+    assert found.shape[:2] == (3, 4)
+    assert same(exchanged(out), found)
+    assert same(state, end)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_the_same(name):
+    one, other, _ = both(name)
+    x = torch.rand(5, 3, 6) * 4
+    given = x.clone().requires_grad_(), x.transpose(0, 1).clone().requires_grad_()
+    one(given[0])[0].square().sum().backward()
+    other(given[1])[0].square().sum().backward()
+    assert torch.allclose(given[0].grad.transpose(0, 1), given[1].grad, rtol=1e-6)
+    for wanted, found in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(wanted.grad, found.grad, rtol=1e-6)
+
+
+def test_a_network_exchanges_the_axes_at_its_ends_and_nowhere_else():
+    one, other = network(), network(batch_first=True)
+    other.load_state_dict(one.state_dict())
+    x, lengths = torch.rand(5, 3, 6) * 4, [5, 0, 2]
+    shapes = []
+    other[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    other[1].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    for options in ({}, {"lengths": lengths}):
+        out, states = one(x, **options)
+        found, ends = other(x.transpose(0, 1), **options)
+        assert same(exchanged(out), found)
+        assert same(states, ends)
+    assert shapes[:2] == [(15, 6), (5, 3, 6)]
+    assert same(exchanged(one(x, states)[0]), other(x.transpose(0, 1), ends)[0])
+    assert same(exchanged(one(x[0], num_steps=4)[0]), other(x[0], num_steps=4)[0])
+
+
+def test_what_is_without_neurons_is_exchanged_too():
+    net = ns.Sequential(nn.Linear(6, 4), batch_first=True)
+    x = torch.rand(3, 5, 6)
+    assert torch.allclose(net(x)[0], net[0](x))
+    assert net(x[:, 0], num_steps=5)[0].shape == (3, 5, 4)
+
+
+def test_a_recording_has_time_first():
+    net, x = network(batch_first=True), torch.rand(3, 5, 6) * 4
+    seen = ns.record(net, x)
+    assert {one.shape[:2] for one in seen.spikes.values()} == {(5, 3)}
+    assert torch.equal(seen.current, x.transpose(0, 1))
+    assert torch.equal(seen.output, net(x)[0].transpose(0, 1))
+    layer = ns.LIF(0.9, batch_first=True)
+    assert torch.equal(ns.record(layer, x).spikes["LIF"], layer(x)[0].transpose(0, 1))
+
+
+def test_operations_are_those_of_time_first():
+    one, other = network(), network(batch_first=True)
+    other.load_state_dict(one.state_dict())
+    x, lengths = torch.rand(5, 3, 6) * 4, torch.tensor([5, 0, 2])
+    batch = x.transpose(0, 1)
+    assert count_operations(one, x) == count_operations(other, batch)
+    assert count_operations(one, x, lengths) == count_operations(other, batch, lengths)
+
+
+def test_it_is_kept_by_copies_slices_and_what_is_shown():
+    net = network(batch_first=True)
+    assert "batch_first=True" in repr(net)
+    assert "batch_first" not in repr(network())
+    for other in (
+        copy.deepcopy(net),
+        pickle.loads(pickle.dumps(net)),
+        net[1:],
+        net + nn.Sequential(ns.LIF(0.9)),
+    ):
+        assert other.batch_first
+    assert isinstance(net[1], ns.LIF)
+    assert ns.convert(net).batch_first
+    for make, _ in LAYERS.values():
+        layer = make(batch_first=True)
+        assert repr(layer).count("batch_first=True") == 1
+        assert pickle.loads(pickle.dumps(layer)).batch_first
+        assert "batch_first" not in repr(make())
+
+
+def test_torch_compile_runs_it():
+    for layer in (ns.LIF(0.9, batch_first=True), network(batch_first=True)):
+        x = torch.rand(3, 5, 6) * 4
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        assert same(compiled(x)[0], layer(x)[0])
+
+
+def test_a_linear_layer_with_its_neurons_is_not_run_with_time_first():
+    from neurospike.layers.break_even import Policy, use_policy
+    from neurospike.layers.spike_layer import spike_layer
+
+    linear, lif = ns.SpikeLinear(64, 512), ns.LIF(0.9, batch_first=True)
+    x = (torch.rand(4, 6, 64) < 0.05).float()
+    with use_policy(Policy(least_products=1)):
+        spikes, _ = spike_layer(linear, lif, x)
+    assert torch.equal(spikes, lif(linear(x))[0])
+    net = ns.Sequential(linear, lif, batch_first=True)
+    with use_policy(Policy(least_products=1)):
+        assert torch.equal(net(x)[0], spikes)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"batch_first=True the input must be \[B, T, \*F\], g"):
+        ns.LIF(0.9, batch_first=True)(torch.rand(3))
+    with pytest.raises(ValueError, match=r"give batch_first=True to ns.Recurrent, not to them"):
+        ns.Recurrent(ns.LIF(0.9, batch_first=True), 3)
+    inner = ns.LIF(0.9, batch_first=True)
+    told = r"layer 1 \(LIF\) has batch_first=True and the network around it has not"
+    with pytest.raises(ValueError, match=told):
+        ns.Sequential(nn.Linear(3, 3), inner)
+    with pytest.raises(ValueError, match=told):
+        ns.Sequential(nn.Linear(3, 3)).append(inner)
+    with pytest.raises(ValueError, match=told):
+        ns.Sequential(nn.Linear(3, 3), ns.LIF(0.9))[1] = inner
+    told = r"read as \[B=2, T=7, \*F=\[5\]\].* for time first leave batch_first out"
+    with pytest.raises(RuntimeError, match=told):
+        ns.Sequential(nn.Linear(3, 3), ns.LIF(0.9), batch_first=True)(torch.rand(2, 7, 5))
