@@ -87,6 +87,20 @@ class Shown(nn.Module):
         return self.net(x, num_steps=STEPS)
 
 
+class Sequences(nn.Module):
+    """Makes sequences, for a Sequential that is wanted with the batch first."""
+
+    batch_first = True
+
+    def __init__(self):
+        super().__init__()
+        layers = nn.Linear(INPUTS, 12), ns.LIF(0.8, threshold=0.5), nn.Linear(12, CLASSES)
+        self.net = ns.Sequential(*layers, batch_first=True)
+
+    def forward(self, x):
+        return self.net(x[:, None].expand(-1, STEPS, -1))
+
+
 def ready():
     return ns.SNNModel(INPUTS, 12, CLASSES, num_steps=STEPS)
 
@@ -132,9 +146,10 @@ def by_hand(make, loss_of, loader, epochs=2):
         (WithState, lambda found: found[0].mean(0)),
         (BatchFirst, lambda found: found.mean(1)),
         (Shown, lambda found: found[0].mean(0)),
+        (Sequences, lambda found: found[0].mean(1)),
         (ready, lambda found: found),
     ],
-    ids=["logits", "over time", "state", "batch first", "sequential", "ready"],
+    ids=["logits", "over time", "state", "batch first", "sequential", "sequences", "ready"],
 )
 def test_every_kind_of_network_trains_as_in_a_loop_of_ones_own(make, scores, capsys):
     loader = batches()
@@ -927,6 +942,28 @@ def test_misuse_is_told_at_the_first_batch(options, make, data, kind, message):
         trainer.fit(data, None, 1)
     assert message in str(caught.value)
     assert trainer.step == 0
+
+
+def test_a_batch_as_long_as_time_is_not_guessed_at():
+    trainer = trainer_of(lambda: Wrapped())
+    x, y = torch.rand(STEPS, STEPS, INPUTS), torch.zeros(STEPS).long()
+    with pytest.raises(ValueError, match="a layer of it has batch_first=True: set batch_first = T"):
+        trainer.evaluate([(x, y)])
+    trainer.model.batch_first = True
+    made = ns.SNNTrainer(trainer.model, trainer.optimizer, trainer.criterion)
+    with torch.no_grad():
+        scores = made.model(x)[0].mean(1)
+        wanted = nn.functional.cross_entropy(scores, y)
+    assert made.evaluate([(x, y)]).loss == pytest.approx(wanted.item())
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = ns.Sequential(nn.Linear(INPUTS, CLASSES), ns.LI(0.9), batch_first=True)
+
+    def forward(self, x):
+        return self.net(x)
 
 
 def test_targets_like_the_output_want_a_word():

@@ -120,6 +120,10 @@ class Asker:
     ) -> None:
         self.name = type(model).__name__
         self.batch_first = bool(getattr(model, "batch_first", False))
+        # Of a network that does not say, while a layer in it does.
+        self._may_be_either = not hasattr(model, "batch_first") and any(
+            getattr(layer, "batch_first", False) for layer in model.modules()
+        )
         self.on_output = on_output
         self.readout = _readout_of(readout)
         self._is_named = readout is not None
@@ -223,6 +227,12 @@ class Asker:
         return Answer(scores, output, activity)
 
     def _check_batch(self, output: Tensor, batch: int, axis: int) -> None:
+        if axis and self._may_be_either and output.ndim > 2 and output.shape[0] == batch:
+            raise ValueError(
+                f"{self.name} returned {_described(output)} for a batch of {batch}, and a layer of "
+                "it has batch_first=True: set batch_first = True on the network too if its output "
+                "is [B, T, C], or batch_first = False if it is [T, B, C]"
+            )
         if output.ndim > axis and output.shape[axis] == batch:
             return
         message = f"{self.name} returned {_described(output)} for a batch of {batch}; "
