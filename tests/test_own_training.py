@@ -851,7 +851,13 @@ FIRST_BATCH = [
         ValueError,
         "readout made a tensor of",
     ),
-    ({}, OverTime, [(X, STEPWISE)], ValueError, "for a batch of 5; over time it is to be [T, B, C"),
+    (
+        {},
+        OverTime,
+        [(X, STEPWISE)],
+        ValueError,
+        "and the targets have that shape too: pass readout",
+    ),
     (
         {"readout": "every_step"},
         OverTime,
@@ -907,7 +913,7 @@ FIRST_BATCH = [
         Logits,
         [(X.numpy(), Y)],
         TypeError,
-        "the inputs of a batch must be a tensor, got a ndarr",
+        "the inputs of a batch must be a tensor, got ndarra",
     ),
     ({}, Logits, [(X, Y, Y, Y)], ValueError, "or (sequences, lengths, targets), got 4 parts"),
     (
@@ -969,7 +975,7 @@ class Wrapped(nn.Module):
 def test_targets_like_the_output_want_a_word():
     trainer = trainer_of(OverTime, nn.MSELoss())
     x = torch.rand(STEPS, INPUTS)  # so that the batch has as many samples as there are steps
-    with pytest.raises(ValueError, match="so many are the targets: pass readout='every_step' to"):
+    with pytest.raises(ValueError, match="targets have that shape too: pass readout='every_step'"):
         trainer.evaluate([(x, torch.zeros(STEPS, STEPS, CLASSES))])
 
 

@@ -202,6 +202,12 @@ class Asker:
                 )
             self._check_batch(output, batch, 0)
             return Answer(output, output, activity)
+        if targets.shape == output.shape:
+            raise ValueError(
+                f"{self.name} returned {_described(output)}, and the targets have that shape too: "
+                "pass readout='every_step' to compare them step by step, or readout='none' if the "
+                "first axis is the batch"
+            )
         if output.ndim != 3 and not self._is_named:
             raise ValueError(
                 f"{self.name} returned {_described(output)}; expected {WANTED}: pass a function "
@@ -211,12 +217,6 @@ class Asker:
         if self.batch_first:
             output = output.transpose(0, 1)
         self._check_batch(output, batch, 1)
-        if targets.shape == output.shape:
-            raise ValueError(
-                f"{self.name} returned {_described(output)}, and so many are the targets: pass "
-                "readout='every_step' to compare them step by step, or readout='none' if the first "
-                "axis is the batch"
-            )
         options = own if takes(self.readout, "lengths") else {}
         scores = self.readout(output, **options)
         if not isinstance(scores, Tensor) or scores.ndim == 0 or len(scores) != batch:

@@ -40,4 +40,4 @@ def parts_of(batch: Any, device: torch.device | str, batch_first: bool = False) 
 def _described(part: Any) -> str:
     if isinstance(part, dict):
         return f"a dict of {', '.join(map(repr, list(part)[:3]))}"
-    return f"a {type(part).__name__}"
+    return type(part).__name__
