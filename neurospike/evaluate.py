@@ -20,7 +20,6 @@ from neurospike.training import Metrics, draw_network
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.loading import MODEL, Trained, load_trained
-from neurospike.training.progress import summary
 from neurospike.training.trainer import BatchSource
 
 BATCH = 500  # pictures; the result does not depend on it
@@ -72,7 +71,7 @@ def evaluate(
             own = {"lengths": lengths[0]} if lengths else {}
             scores, activity = trained.model(images, return_activity=True, **own)
             loss = torch.nn.functional.cross_entropy(scores, labels)
-            evaluation.add(loss, scores, labels, activity, *lengths)
+            evaluation.add(loss, scores, labels, activity, own.get("lengths"))
         first = next(iter(Batches(data.test, size if recorded else COUNTED, device=device)))
         operations = count_operations(trained.model, *first[:-1])
     metrics = evaluation.read()
@@ -82,7 +81,7 @@ def evaluate(
         "nanojoules": operations.nanojoules,
         "dense_nanojoules": operations.dense_nanojoules,
     }
-    result = {"model": model_path, "data": data.note, **summary(metrics), "a_picture": energy}
+    result = {"model": model_path, "data": data.note, **metrics, "a_picture": energy}
     if pictures is not None:
         result["pictures"] = _draw(pictures, trained.model, [first], metrics)
     return result, metrics

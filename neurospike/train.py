@@ -14,7 +14,7 @@ import torch
 from neurospike.backend import buffers
 from neurospike.backend.dispatch import choose, use_backend
 from neurospike.config import Config, load_config
-from neurospike.config.cli import guarded, parse, stopping_whole
+from neurospike.config.cli import guarded, parse
 from neurospike.config.devices import choose_device
 from neurospike.config.schema import RECORDED
 from neurospike.data import (
@@ -26,16 +26,15 @@ from neurospike.data import (
     load,
     load_recordings,
 )
-from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
+from neurospike.errors import MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
-from neurospike.training import Metrics, Run, SNNTrainer, draw_curves, draw_network, load_checkpoint
+from neurospike.training import Metrics, Run, draw_curves, draw_network, load_checkpoint
 from neurospike.training.checks import check_data, check_run
+from neurospike.training.fitting import Stopped, go_on
 from neurospike.training.loading import build_model
-from neurospike.training.progress import summary
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
 from neurospike.training.scale import launch, leave, make_fabric
 from neurospike.training.setup import check_batch, make_trainer
-from neurospike.training.trainer import Stopped
 
 ABOUT = (
     "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
@@ -185,7 +184,9 @@ def _train_and_test(
     # What is drawn from here on, spikes of a random encoding, is each process's own.
     torch.manual_seed(config.seed + fabric.global_rank)
     if state is not None:
-        _go_on(trainer, state, train_batches)
+        beside = Path(state["path"]).parents[1] / "config.yaml"
+        why_not = f"its weights are not those of the configuration beside it, {beside}: was that"
+        go_on(trainer, state, train_batches, f"{why_not} changed?")
     if run is not None and run.resumed:
         tell(trainer, state, config, epochs, run.folder)
         run.go_on(trainer.history, trainer.step)
@@ -196,25 +197,22 @@ def _train_and_test(
 
         first = Batches(data.test.select(torch.tensor([0])), 1, device=fabric.device)
         board = Board(run.folder, model, next(iter(first))[0], trainer.step)
-    with stopping_whole(trainer.interrupt):
-        try:
-            trainer.fit(
-                train_batches,
-                None if held_out is None else batches(held_out),
-                epochs,
-                run,
-                check_every=training.check_every,
-                patience=training.patience,
-                on_record=None if board is None else board.add,
-            )
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, Stopped):
-                leave(fabric)
-            kept = "" if run is None else _kept(run)
-            raise KeyboardInterrupt(*filter(None, [kept])) from None
-        finally:
-            if board is not None:
-                board.close()
+    try:
+        trainer.fit(
+            train_batches,
+            None if held_out is None else batches(held_out),
+            epochs,
+            run,
+            check_every=training.check_every,
+            patience=training.patience,
+            on_record=None if board is None else board.add,
+        )
+    except Stopped:
+        leave(fabric)
+        raise
+    finally:
+        if board is not None:
+            board.close()
     fabric.barrier()
     path = fabric.broadcast(run.best if run is not None else None)
     best = load_checkpoint(path, fabric.device)
@@ -222,7 +220,7 @@ def _train_and_test(
     tested = trainer.evaluate(batches(data.test), "test")
     if run is None:
         return None
-    run.log("test", **summary(tested))
+    run.log("test", **tested)
     for layer, rate in tested.spike_rates.items():
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     if run.published is not None and best.get("guessing"):
@@ -233,27 +231,6 @@ def _train_and_test(
     except (MissingDependencyError, OSError) as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested
-
-
-def _go_on(trainer: SNNTrainer, state: dict[str, Any], batches: Batches) -> None:
-    try:
-        trainer.load_state_dict(state, batches)
-    except CheckpointError:
-        raise
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{state['path']}: its weights are not those of the configuration beside it, "
-            f"{Path(state['path']).parents[1]}/config.yaml: was that changed? {first}"
-        ) from None
-
-
-def _kept(run: Run) -> str:
-    whole = f"the last whole epoch in {run.last.name}" if run.last.exists() else ""
-    if not run.interrupted.exists():
-        return whole and f"{whole} of {run.last.parent}"
-    kept = f"the state so far is in {run.interrupted}"
-    return kept + (f", {whole}" if whole else "")
 
 
 if __name__ == "__main__":

@@ -376,7 +376,10 @@ def ctrl_c_during_the_test(patch):
     return NEW
 
 
-LR = "Try a smaller learning rate or training.clip. Checkpoints saved before are good."
+LR = (
+    "Try a smaller learning rate or gradient clipping (training.clip, in Python clip). "
+    "Checkpoints saved before are good."
+)
 TABLE = [
     (config_is_missing, 2, "none.yaml: cannot read the config file: No such file"),
     (config_is_a_folder, 2, "data: cannot read the config file: Is a directory"),
@@ -423,7 +426,7 @@ TABLE = [
     (metrics_vanished, 0, ""),
     (loss_is_no_number, 2, "epoch 1: the loss became nan at step 2; not finite first: the "),
     (gradient_explodes, 2, "epoch 1: the "),
-    (pictures_are_no_numbers, 2, "at step 1; not finite first: the pictures of that batch. " + LR),
+    (pictures_are_no_numbers, 2, "at step 1; not finite first: the inputs of that batch. " + LR),
     (ctrl_c, 130, "interrupted; the state so far is in new/checkpoints/interrupted.pth, the last"),
     (ctrl_c_twice, 130, "interrupted; the last whole epoch in last.pth of new/checkpoints"),
     (terminated, 130, "interrupted; the state so far is in new/checkpoints/interrupted.pth"),

@@ -262,7 +262,7 @@ def test_nan_in_a_replay_is_told_and_the_weights_stay(encoding):
         if trainer.epoch_step == 2:
             kept.update({name: v.clone() for name, v in trainer.model.named_parameters()})
 
-    with pytest.raises(NeuroSpikeError, match=r"nan at step 3; .* the pictures of that batch"):
+    with pytest.raises(NeuroSpikeError, match=r"nan at step 3; .* the inputs of that batch"):
         trainer.train_epoch(some_batches(Poisoned), after_step=keep)
     assert trainer.replayed == 3
     assert all(torch.equal(kept[name], value) for name, value in trainer.model.named_parameters())

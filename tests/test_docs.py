@@ -28,6 +28,7 @@ MANY = (
     "nir.md",
     "visualization.md",
     "training.md",
+    "own_training.md",
     "sequences.md",
     pytest.param("export.md", marks=pytest.mark.thorough),  # each export takes seconds
     "coming_from_snntorch.md",

@@ -22,6 +22,7 @@ TESTED = {
     "own_network",
     "own_neuron",
     "own_surrogate",
+    "own_training",
     "snntorch_after",
     "snntorch_before",
     "snntorch_class_after",
@@ -63,6 +64,17 @@ def test_own_network_learns(example):
     losses, accuracy = example("own_network").main(epochs=1)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert accuracy > 0.7
+
+
+def test_own_training_learns_and_goes_on(example, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    script = example("own_training")
+    script.main(tmp_path / "run", epochs=7)
+    found = script.main(tmp_path / "run")
+    assert found["accuracy"] > 0.96
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{tmp_path}/run: 7 of 10 epochs are done; the run goes on" in lines
+    assert sum(line.startswith("epoch") for line in lines) == 10
 
 
 def test_own_surrogate_is_the_gradient_of_every_backend(example):

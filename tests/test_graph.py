@@ -301,7 +301,7 @@ def test_nan_is_told_with_its_step_and_the_weights_stay(step, monkeypatch, read_
     (plain, said), (replayed, told), device = both(monkeypatch, run)
     assert device.replays == 1 + 4
     assert f"epoch 2: the loss became nan at step {step}" in told
-    assert "the pictures of that batch" in told
+    assert "the inputs of that batch" in told
     assert told == said
     same(weights(plain), weights(replayed))
     assert all(value.isfinite().all() for value in replayed.model.state_dict().values())
@@ -325,7 +325,7 @@ def test_pictures_that_no_encoder_looks_at_are_told_of_all_the_same(monkeypatch,
         trainer.train_epoch(
             Poisoned(digits(64), 16), after_step=lambda: found.append(weights(trainer))
         )
-    assert "the gradient's norm became nan at step 3; not finite first: the pict" in str(
+    assert "the gradient's norm became nan at step 3; not finite first: the inpu" in str(
         caught.value
     )
     same(found[1], found[3])

@@ -347,7 +347,11 @@ def test_a_run_of_sequences_goes_on_where_it_stopped(capsys):
 @pytest.mark.parametrize(
     ("batch", "kind", "message"),
     [
-        ((torch.zeros(5, 2, INPUTS),), ValueError, r"must be \(images, labels\) or .* got 1 parts"),
+        (
+            (torch.zeros(5, 2, INPUTS),),
+            ValueError,
+            r"be \(inputs, targets\) or .* got 1 parts",
+        ),
         (
             (torch.zeros(5, 2, INPUTS), torch.tensor([5, 9]), torch.tensor([0, 1])),
             ValueError,
@@ -383,5 +387,5 @@ def test_lengths_are_looked_at_before_they_go_to_another_device():
 def test_a_number_that_is_none_is_told_of(capsys):
     data = samples(12)
     data[7] = (data[7][0] * float("nan"), data[7][1])
-    with pytest.raises(ns.errors.NeuroSpikeError, match="bad pictures at step 2"):
+    with pytest.raises(ns.errors.NeuroSpikeError, match="bad inputs at step 2"):
         make(model_of()).fit(loader(data), None, 1)

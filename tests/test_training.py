@@ -365,7 +365,7 @@ def test_nan_in_validation_stops_before_anything_is_saved(run):
 
 
 def test_no_pictures_is_an_error():
-    with pytest.raises(NeuroSpikeError, match="evaluation: no pictures"):
+    with pytest.raises(NeuroSpikeError, match="evaluation: no samples"):
         make_trainer().evaluate([])
 
 

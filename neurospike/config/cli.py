@@ -4,13 +4,10 @@ import argparse
 import io
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from neurospike.errors import ConfigError, NeuroSpikeError
@@ -83,27 +80,6 @@ def check_target(flag: str, path: str) -> None:
         raise ConfigError(f"{flag}: {path}: cannot write the file: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{flag}: {path}: cannot write the file: {folder} is read-only")
-
-
-@contextmanager
-def stopping_whole(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at Ctrl-C or SIGTERM, and raise KeyboardInterrupt at the second Ctrl-C only."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    # Only the main thread may; a run in another one is stopped as its program sees fit.
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):

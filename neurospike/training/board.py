@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: curves, and pictures of what one picture does in the network.
+"""What TensorBoard shows of a run: curves, and pictures of what one sample does in the network.
 
 A training step knows nothing of it. When a record is written, this looks at the network once and
 leaves drawing and writing to a thread of its own. Where records come so fast that pictures would
@@ -22,8 +22,8 @@ from neurospike.errors import MissingDependencyError
 from neurospike.layers.lif import LI, LIF
 from neurospike.layers.recurrent import Recurrent
 from neurospike.layers.spiking import Spiking
-from neurospike.models import SpikingNetwork
 
+from .answering import Asker
 from .tiles import draw_membranes, draw_raster, draw_weights
 
 TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
@@ -43,13 +43,14 @@ NAMES = {
 class Board:
     """The folder `tensorboard` of a run: `tensorboard --logdir runs`.
 
-    model, picture `[1, 1, H, W]`: what to look at. step: of a run gone on with; what was recorded
-    beyond it is hidden. Raises MissingDependencyError without tensorboard. A file that cannot be
-    written is told of in a line on stderr, and ends the recording but not the run.
+    model: any network; picture: the inputs of a batch of one sample, such as `[1, 1, H, W]`, to
+    look at it with. step: of a run gone on with; what was recorded beyond it is hidden. Raises
+    MissingDependencyError without tensorboard. A file that cannot be written is told of in a line
+    on stderr, and ends the recording but not the run.
     """
 
     def __init__(
-        self, folder: str | Path, model: SpikingNetwork, picture: Tensor, step: int = 0
+        self, folder: str | Path, model: nn.Module, picture: Tensor, step: int = 0
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -102,13 +103,14 @@ class Board:
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     found = {tag: record[key] for key, tag in NAMES.items() if record.get(key) is not None}
+    found.update({f"metrics/{name}": x for name, x in record.get("metrics", {}).items()})
     for group in GROUPS:
         found.update({f"{group}/{name}": x for name, x in record.get(group, {}).items()})
     return found
 
 
 @torch.no_grad()
-def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
+def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
     """Spikes and membranes of each layer, and the first weights; leaves model and random state.
 
     Membranes have the name of the layer whose spikes they make, else that of their module.
@@ -128,7 +130,7 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
     model.eval()
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
         try:
-            spikes = model.record(picture).spikes
+            _, spikes = Asker(model).run(model, picture, {}, True)
         finally:
             for handle in handles:
                 handle.remove()
@@ -137,23 +139,27 @@ def _look(model: SpikingNetwork, picture: Tensor) -> dict[str, Any]:
     membranes = {}
     for name, (layer, given, options, found) in calls.items():
         if isinstance(layer, LI):
-            trace, _ = layer(*given, **options)
-            fired, threshold = torch.zeros_like(trace), None
+            trace, threshold = found, None
+            fired = torch.zeros_like(trace)
         else:
-            fired, _, trace = layer(*given, **options, return_trace=True)
+            fired, _, trace = layer(*given, **{**options, "return_trace": True})
             neuron: Any = layer.neuron if isinstance(layer, Recurrent) else layer
             if isinstance(trace, tuple):
                 states = neuron.rule.states
                 trace = trace[states.index("mem") if "mem" in states else 0]
             threshold = float(neuron.threshold.mean()) if hasattr(neuron, "threshold") else None
+        if getattr(layer, "batch_first", False):
+            fired, trace = fired.transpose(0, 1), trace.transpose(0, 1)
         fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
         rate = fired.float().mean(0)
         chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
         drawn = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold, chosen.tolist())
         membranes[names.get(found.data_ptr(), name)] = drawn
-    first = next(one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     rasters = {name: _host(layer[:, 0].flatten(1)) for name, layer in spikes.items()}
-    return {"spikes": rasters, "membranes": membranes, "weights": _host(first.weight, copy=True)}
+    weighted = (one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
+    first = next(weighted, None)
+    weights = {} if first is None else {"weights": _host(first.weight, copy=True)}
+    return {"spikes": rasters, "membranes": membranes, **weights}
 
 
 def _host(tensor: Tensor, *, copy: bool = False) -> np.ndarray:
@@ -165,5 +171,6 @@ def _images(seen: Mapping[str, Any]) -> dict[str, np.ndarray]:
     images = {f"spikes/{name}": draw_raster(layer) for name, layer in seen["spikes"].items()}
     for name, drawn in seen["membranes"].items():
         images[f"membranes/{name}"] = draw_membranes(*drawn)
-    images["weights/first"] = draw_weights(seen["weights"])
+    if "weights" in seen:
+        images["weights/first"] = draw_weights(seen["weights"])
     return images

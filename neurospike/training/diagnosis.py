@@ -18,15 +18,15 @@ from .metrics import Activity
 def find_not_finite(
     model: nn.Module,
     compute_loss: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
 ) -> str:
-    """Say what is first not finite: pictures, a parameter, a layer's output, the loss, a gradient.
+    """Say what is first not finite: inputs, a parameter, a layer's output, the loss, a gradient.
 
     compute_loss: the batch's loss, with its graph, as in training. Leaves no gradients behind.
     """
-    if not bool(images.isfinite().all()):
-        return "the pictures of that batch"
+    if not bool(inputs.isfinite().all()):
+        return "the inputs of that batch"
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the parameter {name}"
@@ -48,7 +48,7 @@ def find_not_finite(
         if name
     ]
     try:
-        loss = compute_loss(images, labels)
+        loss = compute_loss(inputs, targets)
     finally:
         for handle in handles:
             handle.remove()

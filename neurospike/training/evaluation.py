@@ -3,23 +3,35 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurospike.errors import NeuroSpikeError
 
+from .answering import is_of_classes
+from .judging import Measures
 from .metrics import Activity, Metrics
+
+MOST_CLASSES = 2000  # of which there is a confusion matrix, whose size is their square
 
 
 class Evaluation:
     """Sums over the batches of one evaluation; `read` gives the averages."""
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        """name: what is evaluated, for the error message."""
+    def __init__(
+        self,
+        name: str,
+        device: torch.device | str = "cpu",
+        measures: Mapping[str, Any] | None = None,
+    ) -> None:
+        """name: what is evaluated, for the error message. measures: of one's own; `Measures`."""
         self.name, self.device = name, device
         self._start = time.perf_counter()
-        self._loss = self._zeros(1)  # the sum over pictures
+        # Over samples: the loss, how many there are, and right answers, NaN without classes.
+        self._sums = self._zeros(3)
+        self._measures = Measures(measures or {}, device)
         self._confusion: Tensor | None = None  # int64 [C, C], by label, then by answer
         # Of each layer: its neurons' spikes, and at the end how many there could have been.
         self._spikes: dict[str, Tensor] = {}
@@ -28,28 +40,40 @@ class Evaluation:
         self,
         loss: Tensor,
         scores: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         activity: Mapping[str, Tensor] | None = None,
         lengths: Tensor | None = None,
+        count: int | None = None,
     ) -> None:
         """Add one batch; waits for nothing.
 
-        loss: scalar, the batch's mean; scores `[B, C]`; labels int64 `[B]`, below C; activity:
-        spikes `[T, B, *F]` by layer; lengths: how many of the steps belong to each sample, `[B]`.
+        loss: scalar, the batch's mean; scores `[B, C]`; targets: labels int64 `[B]`, below C, or
+        anything else that belongs to the scores; activity: spikes `[T, B, *F]` by layer; lengths:
+        how many of the steps belong to each sample, `[B]`; count: samples, if not one per target.
         """
         activity = activity or {}
-        classes = scores.shape[1]
+        count = len(targets) if count is None else count
+        judged = is_of_classes(scores, targets)
+        classes = scores.shape[1] if judged and scores.shape[1] <= MOST_CLASSES else 0
         if self._confusion is None:
             self._confusion = self._zeros((classes, classes), torch.int64)
         for name, spikes in activity.items():
             if name not in self._spikes:
                 self._spikes[name] = self._zeros(spikes.shape[2:].numel() + 1)
-        if not len(labels):
+        if not count:
             return  # this process's part of a last batch that is smaller than the processes
-        self._loss += loss * len(labels)
-        # Not `bincount`, which looks at the numbers, and a GPU's program would wait for that.
-        pairs = labels * classes + scores.argmax(1)
-        self._confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+        self._sums[0] += loss * count
+        self._sums[1] += count
+        if judged:
+            answers = scores.argmax(1)
+            self._sums[2] += (answers == targets).sum()
+            if classes:
+                # Not `bincount`, which looks at the numbers: a GPU's program would wait for that.
+                pairs = targets * classes + answers
+                self._confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+        else:
+            self._sums[2] += math.nan
+        self._measures.add(scores, targets, count)
         for name, spikes in activity.items():
             sums = self._spikes[name]
             sums[:-1] += spikes.sum((0, 1), dtype=torch.float32).flatten()
@@ -57,32 +81,38 @@ class Evaluation:
             sums[-1] += lengths.sum() if lengths is not None else spikes.shape[0] * spikes.shape[1]
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no pictures.
+        """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no samples.
 
         together: adds a tensor up over processes that train together, which all call this and get
         the same.
         """
         confusion = self._zeros((0, 0)) if self._confusion is None else self._confusion.clone()
-        sums = torch.cat([self._loss, *self._spikes.values()])
+        parts = [self._sums, self._measures.sums, *self._spikes.values()]
+        sums = torch.cat(parts)
         if together is not None:
             confusion, sums = together(confusion), together(sums)
-        samples = int(confusion.sum())
+        first, own, *layers = sums.split([len(part) for part in parts])
+        total, samples, correct = first.tolist()
         if not samples:
-            raise NeuroSpikeError(f"{self.name}: no pictures to run; the data set is empty")
-        total, *layers = sums.split([1, *map(len, self._spikes.values())])
-        loss = float(total) / samples
+            raise NeuroSpikeError(f"{self.name}: no samples to run; the data set is empty")
+        loss = total / samples
         if not math.isfinite(loss):
             raise NeuroSpikeError(
                 f"{self.name}: the loss became {loss}; try a smaller learning rate. Checkpoints "
                 "saved before are good."
             )
+        measured = self._measures.read(own, int(samples))
+        accuracy = None if math.isnan(correct) else correct / samples
+        if isinstance(measured.get("accuracy"), float):
+            accuracy = measured.pop("accuracy")
         return Metrics(
             loss=loss,
-            accuracy=int(confusion.trace()) / samples,
-            samples=samples,
+            accuracy=accuracy,
+            samples=int(samples),
             seconds=time.perf_counter() - self._start,
             activity=dict(zip(self._spikes, map(_activity, layers), strict=True)),
             confusion=confusion.tolist(),
+            own=measured,
         )
 
     def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:

@@ -59,6 +59,11 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
             f"{path}: holds weights but no config, so the network they belong to is not known; "
             "use a file that python -m neurospike.train wrote"
         )
+    if "own_network" in checkpoint["config"]:
+        raise CheckpointError(
+            f"{path}: its network is {checkpoint['config']['own_network']}, one of your own, which "
+            "a checkpoint does not hold: make it, then SNNTrainer(...).init_from(path)"
+        )
     _check_kind(path, checkpoint["config"])
     try:
         config = check_config(checkpoint["config"], f"{path}: its config")

@@ -7,7 +7,7 @@ measures is in `evaluation.py`.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from neurospike.errors import NeuroSpikeError
+
+from .answering import is_of_classes
 
 SATURATED = 0.95  # spikes a step above which a neuron tells little but that it is on
 
@@ -38,22 +40,51 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Averages over the pictures of an epoch, or of the part of it that was run so far.
+class Metrics(Mapping[str, Any]):
+    """Averages over the samples of an epoch, or of the part of it that was run so far.
 
-    The lists and mappings are filled by an evaluation only.
+    The lists and mappings are filled by an evaluation only. It is also a mapping: `metrics["loss"]`
+    and, of a network that tells classes apart, `metrics["accuracy"]`, measures of one's own by
+    their names, `spike_rates`, `dead_neurons` and `saturated_neurons` by layer, `seconds` and
+    `samples_per_second`; `dict(metrics)` is all of it, as plain numbers.
     """
 
     loss: float
-    accuracy: float  # share of right answers, 0 to 1
+    accuracy: float | None  # share of right answers, 0 to 1; None where targets are no classes
     samples: int
     seconds: float
     activity: dict[str, Activity] = field(default_factory=dict)
-    confusion: list[list[int]] = field(default_factory=list)  # pictures by label, then by answer
+    confusion: list[list[int]] = field(default_factory=list)  # samples by label, then by answer
+    own: dict[str, Any] = field(default_factory=dict)  # measures of one's own by name
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"loss": self.loss}
+        if self.accuracy is not None:
+            values["accuracy"] = self.accuracy
+        if self.confusion:
+            values |= {"class_accuracy": self.class_accuracy, "confusion": self.confusion}
+        return {
+            **values,
+            **self.own,
+            "spike_rates": self.spike_rates,
+            "dead_neurons": {name: layer.dead for name, layer in self.activity.items()},
+            "saturated_neurons": {name: layer.saturated for name, layer in self.activity.items()},
+            "seconds": self.seconds,
+            "samples_per_second": self.samples_per_second,
+        }
 
     @property
     def samples_per_second(self) -> float:
-        """Pictures a second, all work of the loop counted."""
+        """Samples a second, all work of the loop counted."""
         return self.samples / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -63,6 +94,8 @@ class Metrics:
         False where it is not known which labels there were.
         """
         most = max(map(sum, self.confusion), default=0)
+        if self.accuracy is None:
+            return False
         return self.accuracy < 1 and self.accuracy * self.samples <= most and most > 0
 
     @property
@@ -98,7 +131,8 @@ class Meter:
         self.gradient_norm: float | None = None  # of the last step collected; None: not finite
         self._start: float | None = time.perf_counter()
         self._notes: list[tuple[int, Tensor]] = []  # pictures of a batch, and its `figures`
-        self._loss, self._correct, self._samples = 0.0, 0, 0
+        # The right answers are NaN where targets are no classes.
+        self._loss, self._correct, self._samples = 0.0, 0.0, 0
         self._seconds = 0.0  # up to the last `stop`
 
     def start(self) -> None:
@@ -129,7 +163,7 @@ class Meter:
             if not math.isfinite(length) and not self.scaled:
                 raise NotFiniteError("the gradient's norm", length, step)
             self._loss += loss * size
-            self._correct += int(correct)
+            self._correct += correct
             self._samples += size
         self.gradient_norm = length if math.isfinite(length) else None
 
@@ -144,8 +178,9 @@ class Meter:
             every = torch.tensor([loss, correct, samples], dtype=torch.float64)
             loss, correct, samples = together(every).tolist()
         if not samples:
-            raise NeuroSpikeError(f"{self.name}: no pictures to run; the data set is empty")
-        return Metrics(loss / samples, correct / samples, int(samples), self.seconds)
+            raise NeuroSpikeError(f"{self.name}: no samples to run; the data set is empty")
+        accuracy = None if math.isnan(correct) else correct / samples
+        return Metrics(loss / samples, accuracy, int(samples), self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -171,10 +206,14 @@ class Meter:
         self._start = None
 
 
-def figures(loss: Tensor, scores: Tensor, labels: Tensor, norm: Tensor) -> Tensor:
+def figures(loss: Tensor, scores: Tensor, targets: Tensor, norm: Tensor) -> Tensor:
     """What is noted of one batch, float64 `[3]`: loss, right answers and the gradient's norm.
 
-    loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar.
+    loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar. Where targets
+    are no classes, right answers are NaN.
     """
-    correct = (scores.detach().argmax(dim=1) == labels).sum(dtype=torch.float64)
+    if is_of_classes(scores, targets):
+        correct = (scores.detach().argmax(dim=1) == targets).sum(dtype=torch.float64)
+    else:
+        correct = torch.full((), math.nan, dtype=torch.float64, device=loss.device)
     return torch.stack([loss.detach().double(), correct, norm.detach().double()])

@@ -13,19 +13,21 @@ OnStep = Callable[[int, Metrics], None]
 
 
 @contextmanager
-def progress_bar(title: str, steps: int) -> Iterator[OnStep | None]:
-    """A bar on stderr if that is a terminal; gives what to call with steps done and metrics."""
+def progress_bar(title: str, steps: int | None) -> Iterator[OnStep | None]:
+    """A bar on stderr if that is a terminal; gives what to call with steps done and metrics.
+
+    steps: None where it is not known how many there will be.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     with tqdm(total=steps, desc=title, unit="step", leave=False) as bar:
 
         def show(step: int, metrics: Metrics) -> None:
-            bar.set_postfix_str(
-                f"loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}, "
-                f"{metrics.samples_per_second:,.0f} samples/s",
-                refresh=False,
-            )
+            parts = [f"loss {metrics.loss:.4f}", f"{metrics.samples_per_second:,.0f} samples/s"]
+            if metrics.accuracy is not None:
+                parts.insert(1, f"accuracy {metrics.accuracy:.2%}")
+            bar.set_postfix_str(", ".join(parts), refresh=False)
             bar.update(step - bar.n)
 
         yield show
@@ -34,6 +36,7 @@ def progress_bar(title: str, steps: int) -> Iterator[OnStep | None]:
 def measured(trained: Metrics, checked: Metrics | None) -> dict[str, Any]:
     """What a record of `metrics.jsonl` says of the training and of the validation after it."""
     layers = checked.activity if checked is not None else {}
+    own = {"metrics": checked.own} if checked is not None and checked.own else {}
     return {
         "train_loss": trained.loss,
         "train_accuracy": trained.accuracy,
@@ -44,22 +47,7 @@ def measured(trained: Metrics, checked: Metrics | None) -> dict[str, Any]:
         "spike_rates": {name: layer.rate for name, layer in layers.items()},
         "dead_neurons": {name: layer.dead for name, layer in layers.items()},
         "saturated_neurons": {name: layer.saturated for name, layer in layers.items()},
-    }
-
-
-def summary(tested: Metrics) -> dict[str, Any]:
-    """What the record of a test says."""
-    layers = tested.activity
-    return {
-        "loss": tested.loss,
-        "accuracy": tested.accuracy,
-        "class_accuracy": tested.class_accuracy,
-        "confusion": tested.confusion,
-        "spike_rates": tested.spike_rates,
-        "dead_neurons": {name: layer.dead for name, layer in layers.items()},
-        "saturated_neurons": {name: layer.saturated for name, layer in layers.items()},
-        "seconds": tested.seconds,
-        "samples_per_second": tested.samples_per_second,
+        **own,
     }
 
 
@@ -67,16 +55,21 @@ def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
     """The line of a record of `metrics.jsonl`."""
     parts = [
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}",
-        f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:.2%}",
+        _told("train", record),
     ]
     if record["kind"] == "step":
         parts[0] += f" step {record['step']}"
     if record["validation_loss"] is not None:
-        parts.append(
-            f"validation loss {record['validation_loss']:.4f} "
-            f"accuracy {record['validation_accuracy']:.2%}"
-        )
+        parts.append(_told("validation", record))
+        for name, value in record.get("metrics", {}).items():
+            parts[-1] += f" {name} {value:.4g}" if isinstance(value, float) else f" {name} {value}"
     parts.append(f"{record['seconds']:.1f} s, {record['samples_per_second']:,.0f} samples/s")
     if is_best and record["validation_loss"] is not None:
         parts.append("best so far")
     return " | ".join(parts)
+
+
+def _told(part: str, record: dict[str, Any]) -> str:
+    accuracy = record[f"{part}_accuracy"]
+    told = f"{part} loss {record[f'{part}_loss']:.4f}"
+    return told if accuracy is None else f"{told} accuracy {accuracy:.2%}"

@@ -115,6 +115,25 @@ class Run:
         """The state at Ctrl-C, in the middle of an epoch; `last` stays a whole epoch's."""
         return self.folder / "checkpoints" / "interrupted.pth"
 
+    def kept(self) -> str:
+        """Where an interrupted run is kept, in words; empty if nothing is."""
+        whole = f"the last whole epoch in {self.last.name}" if self.last.exists() else ""
+        if not self.interrupted.exists():
+            return whole and f"{whole} of {self.last.parent}"
+        kept = f"the state so far is in {self.interrupted}"
+        return kept + (f", {whole}" if whole else "")
+
+    def hold(self) -> None:
+        """Let no other process write to the folder. Raises NeuroSpikeError if one does."""
+        if self._lock is None:
+            self._lock = _lock(self.folder)
+
+    def release(self) -> None:
+        """Let others go on with the run; `hold` before more is written."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def log(self, kind: str, **values: Any) -> None:
         """Append a line to `metrics.jsonl`: `{"kind": kind, ...}`."""
         self.write({"kind": kind, **values})

@@ -11,11 +11,12 @@ from neurospike.errors import CheckpointError, ConfigError
 
 from .checkpoint import load_checkpoint, replace_file
 from .loading import load_trained
-from .trainer import SNNTrainer
 
 if TYPE_CHECKING:
     from neurospike.config import Config
     from neurospike.models import SpikingNetwork
+
+    from .trainer import SNNTrainer
 
 NAMES = ("last.pth", "interrupted.pth", "best_model.pth")  # the first of equals is taken
 # Keys that another machine may need, and how long the run is to be.
@@ -88,7 +89,7 @@ def check_epochs(config: "Config", state: Mapping[str, Any] | None) -> None:
 
 
 def tell(
-    trainer: SNNTrainer,
+    trainer: "SNNTrainer",
     state: Mapping[str, Any] | None,
     config: "Config",
     epochs: int,

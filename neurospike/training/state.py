@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from neurospike.errors import CheckpointError
 from neurospike.layers.spike_linear import SpikeLinear
 
+from .randomness import random_state, set_random_state
 from .scale import gather
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
         "epoch_sums": trainer.meter.state_dict(),
         "unpromising": unpromising_of(trainer.model),
     }
-    every = gather(trainer.fabric, own)
+    order = trainer.order.state(batches, trainer.epoch_step)
+    every = gather(trainer.fabric, {**own, "order": order})
     scheduler = trainer.scheduler
     return {
         "model": trainer.model.state_dict(),
@@ -40,7 +41,8 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
         "waited": trainer.waited,
         "guessing": trainer.guessing,
         "history": trainer.history,
-        "order": order_of(batches, trainer.epoch_step),
+        # Of batches that keep account themselves it is the same in all.
+        "order": {"processes": [one["order"] for one in every]} if _is_plain(order) else order,
         "epoch_step": trainer.epoch_step,
         "epoch_learning_rate": trainer.learning_rate,
         **{key: [one[key] for one in every] for key in OWN},
@@ -49,7 +51,9 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
 
 def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> None:
     """Set what `state_of` gave; see `SNNTrainer.load_state_dict`."""
-    set_order(batches, state["order"], state["epoch_step"])
+    order = state["order"]
+    states = order["processes"] if order is not None and "processes" in order else [order]
+    trainer.order.restore(batches, states, state["epoch_step"])
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     if trainer.scheduler is not None:
@@ -71,34 +75,8 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
     set_random_state(own["random"], trainer.device)
 
 
-def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The states of this process's generators: torch's on the CPU, and that of a CUDA device."""
-    cuda = torch.device(device).type == "cuda"
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if cuda else None,
-    }
-
-
-def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Set what `random_state` or `part_of` gave, on whatever devices there are here.
-
-    The state of a GPU is that of the GPU in use, of whatever number. A run that goes on on the
-    other kind of device keeps the stream of its seed there. Raises CheckpointError.
-    """
-    try:
-        if state.get("seed") is not None:
-            torch.manual_seed(state["seed"])
-            return
-        torch.set_rng_state(state["cpu"].cpu())
-        if state["cuda"] is not None and torch.device(device).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    except (RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            f"the state of the random numbers in the checkpoint does not fit torch "
-            f"{torch.__version__}: {str(error).splitlines()[0]}; resume with the version of torch "
-            "that the run was started with"
-        ) from None
+def _is_plain(order: Mapping[str, Any] | None) -> bool:
+    return order is not None and "generators" in order
 
 
 def unpromising_of(model: nn.Module) -> dict[str, int]:
@@ -134,32 +112,3 @@ def part_of(saved: Sequence[Mapping[str, Any]], rank: int, world: int) -> Mappin
         "epoch_sums": sums,
         "unpromising": saved[0]["unpromising"],
     }
-
-
-def order_of(batches: Any, done: int) -> dict[str, Any] | None:
-    """The order of the training batches when `done` batches of the epoch were trained on.
-
-    A source that keeps no account of its own, but draws its order from a `generator`, can be gone
-    on with between two epochs only; None for one that has neither.
-    """
-    if hasattr(batches, "state_dict"):
-        state: dict[str, Any] = batches.state_dict(done)
-        return state
-    generator = getattr(batches, "generator", None)
-    return None if generator is None or done else {"generator": generator.get_state()}
-
-
-def set_order(batches: Any, state: dict[str, Any] | None, done: int = 0) -> None:
-    """Set what `order_of` gave. Raises ValueError for an epoch under way without its order."""
-    if state is None and done:
-        raise ValueError(
-            f"this state was saved after {done} batches of an epoch, and their order is not in it; "
-            "go on from one that was saved after a whole epoch, or train on "
-            "neurospike.data.Batches, which keep account"
-        )
-    if state is None or batches is None:
-        return
-    if hasattr(batches, "load_state_dict"):
-        batches.load_state_dict(state)
-    else:
-        batches.generator.set_state(state["generator"])

@@ -7,57 +7,80 @@ of processes are the business of its `fabric` (`scale.py`).
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sized
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neurospike.coding.intensities import can_look
-from neurospike.errors import NeuroSpikeError
+from neurospike.errors import CheckpointError, NeuroSpikeError
 
+from .answering import Asker, Readout
+from .arguments import check_measures, check_parts
 from .batch import Parts, parts_of
+from .checkpoint import load_checkpoint
 from .diagnosis import find_not_finite
 from .evaluation import Evaluation
+from .fitting import Fit, Stopped, open_run
+from .judging import loss_of, penalty_of
 from .metrics import Meter, Metrics, NotFiniteError, figures
-from .progress import OnStep, epoch_line, measured, progress_bar
+from .order import Order
+from .progress import OnStep
 from .records import Run
-from .scale import make_fabric
-from .state import order_of, restore, set_order, state_of
+from .scale import Precision, make_fabric
+from .state import restore, state_of
 from .stepping import Mode, Stepper
 
 READ_INTERVAL = 0.1  # seconds between two looks at the metrics, each of which makes a GPU wait
 KEPT_BATCHES = 128  # at most before such a look, for want of which they would fill the memory
 AGREE_STEPS = 8  # after so many steps several processes agree whether to stop, which makes one wait
 
-
-class Stopped(KeyboardInterrupt):
-    """`fit` was interrupted after a whole step: all processes together, if there are several."""
-
-
-class BatchSource(Iterable[tuple[Tensor, ...]], Sized, Protocol):
-    """What the trainer iterates once an epoch: `(images [B, *F], labels [B])`, and a length.
-
-    Batches of sequences are `(sequences [T, B, *F], lengths [B], labels [B])`, as of a `DataLoader`
-    with `neurospike.data.collate`.
-    To be resumed it has what `Batches` has: a `generator`, or `state_dict(done)` and
-    `load_state_dict`. One of several processes' parts of the same batches has a `share`.
-    """
+BatchSource = Iterable[Any]  # see SNNTrainer
 
 
 class SNNTrainer:
     """Trains a network and keeps count of what it learns.
 
-    model: `scores = model(images)`, and `scores, activity = model(images, return_activity=True)`
-    as `SNNModel` does. criterion: `criterion(scores [B, C], labels [B])`, the mean loss; with
-    `on_output` it is given the output neurons' `[T, B, C]` instead, which the model gives for
-    `return_output=True` (`neurospike.losses`). penalty: of the spikes by layer, added to the loss.
-    Of sequences the model is called with `lengths=`, and so are a criterion with `on_output` and
-    the penalty.
-    device: ignored if a `fabric` is given (`make_fabric`), which also says number format and
-    processes. scheduler: anything with `step()`, called after every *step* (batch), not every
-    epoch; if it has `report(loss)`, told every validation loss. clip: largest norm of all
-    gradients together, which are scaled down to it.
+        net = ns.Sequential(nn.Linear(64, 128), ns.LIF(0.9), nn.Linear(128, 10), ns.LI(0.9))
+        optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+        trainer = ns.SNNTrainer(net, optimizer, nn.CrossEntropyLoss())
+        trainer.fit(train, validation, epochs=10, run="runs/mine")
+        trainer.evaluate(test)["accuracy"]
+
+    The network is any `nn.Module`, called with the inputs of a batch. It returns scores `[B, C]`;
+    scores over time `[T, B, C]` (`[B, T, C]` if it has an attribute `batch_first` that is True); or
+    a tuple that begins with one of them, such as `(output, state)` of `ns.Sequential`. Spikes are
+    read by hooks. A network whose forward takes `return_activity`, as `SNNModel`'s does, hands them
+    over itself: `scores, activity = model(inputs, return_activity=True)`.
+
+    Batches are `(inputs, targets)`, tensors, from a `DataLoader` or anything else that can be
+    iterated again every epoch. Those of sequences are `(sequences [T, B, *F], lengths [B],
+    targets)`, as of a `DataLoader` with `neurospike.data.collate`; the network, and a readout,
+    criterion or penalty that can take it, are called with `lengths=` then. An epoch that was
+    interrupted is gone on with in the same order: if the batches have `state_dict(done)` and
+    `load_state_dict` by these, else by drawing the epoch's order anew. One of several processes'
+    parts of the same batches has a `share`; a `DataLoader` needs a `DistributedSampler` there.
+
+    criterion: `criterion(scores, targets)`, the mean loss. With `on_output` it is given the output
+    over time, `[T, B, C]`, instead, as the losses of `neurospike.losses` want it; of a network that
+    takes `return_output`, that of its own readout.
+    readout: makes scores of an output over time: the name of a function of `neurospike.decoding`,
+    `"membrane"` (the mean over time, the default), `"counts"` or `"first_spike"`; a function of
+    `[T, B, C]`; `"every_step"`, for targets `[T, B, ...]` that the output is compared with step by
+    step; or `"none"`, for an output `[B, ...]` of several axes that is compared with its targets as
+    it is.
+    metrics: measures by name that an evaluation also takes: functions `(scores, targets)` of the
+    mean of a batch, or objects of torchmetrics. Accuracy is measured anyway where targets are
+    integers `[B]` and scores `[B, C]`.
+    penalty: of the spikes by layer, `{name: [T, B, *F]}`, added to the loss.
+
+    device: where to train; ignored, like precision, if a `fabric` is given (`make_fabric`), which
+    also says how many processes. precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
+    scheduler: anything with `step()`, called after every *step* (batch), not every epoch; if it has
+    `report(loss)`, told every validation loss. clip: largest norm of all gradients together, which
+    are scaled down to it.
 
     cuda_graph: `"auto"` records the whole step as a CUDA graph after 3 steps and replays it, where
     device, precision, model and optimiser allow, and else says in a line why not; `"on"` makes
@@ -67,7 +90,9 @@ class SNNTrainer:
     model with hooks, or one that counts or draws in Python, is not recorded. The
     optimiser has to be made with `fused=True` or `capturable=True`.
 
-    Raises ValueError for another `cuda_graph`, GraphError for `"on"` where it cannot be.
+    Raises TypeError or ValueError, in a sentence, for arguments that do not fit together, and
+    GraphError for `cuda_graph="on"` where it cannot be. What the network returns is looked at when
+    the first batch has been through it.
     """
 
     def __init__(
@@ -83,23 +108,33 @@ class SNNTrainer:
         penalty: Callable[..., Tensor] | None = None,
         clip: float | None = None,
         cuda_graph: Mode = "auto",
+        readout: str | Readout | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        precision: Precision = "32-true",
     ) -> None:
-        self.fabric = make_fabric(device) if fabric is None else fabric
+        check_parts(model, optimizer, criterion, scheduler)
+        self.asker = Asker(model, readout, on_output)
+        self.measures = check_measures(metrics)
+        self.fabric = make_fabric(device, precision) if fabric is None else fabric
         self.device = self.fabric.device
         self._forward = self.fabric.setup_module(model.to(self.device))
         self._optimizer = self.fabric.setup_optimizers(optimizer)
         self.model, self.optimizer = model, optimizer
         self.criterion, self.on_output, self.penalty = criterion, on_output, penalty
+        if isinstance(criterion, nn.Module):
+            criterion.to(self.device)
         self.scheduler, self.clip = scheduler, clip
+        self.order = Order(self.device, self.fabric.global_rank, self.fabric.world_size)
+        self.run: Run | None = None  # that `fit` made in a folder
         self.epoch = 0  # epochs finished
         self.step = 0  # steps taken in all of them, and in the one under way
         self.epoch_step = 0  # steps taken in the epoch under way
-        self.best: tuple[float, float] | None = None  # accuracy and negative loss
+        self.best: tuple[float, float] | None = None  # accuracy, 0 without, and negative loss
         self.waited = 0  # evaluations since the best
         self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
         self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
-        self._whole = True  # False within a step or a check: half of it would be saved
+        self.is_whole = True  # False within a step or a check: half of it would be saved
         self._stop = False
         self._batches: list[Parts] = []  # since the last look at the metrics
         # Set to 1 for good by the first gradient that is not finite: a fused optimiser then leaves
@@ -135,18 +170,18 @@ class SNNTrainer:
         self.meter.start()
         self._stepper.start()
         next_read = time.perf_counter() + READ_INTERVAL
-        for batch in batches:
-            images, labels, lengths = parts_of(batch, self.device)
-            self._whole = False
+        for batch in self.order.begin(batches, self.epoch):
+            inputs, targets, lengths = parts_of(batch, self.device, self.asker.batch_first)
+            self.is_whole = False
             share = getattr(batches, "share", 1.0)
-            found = self._train_step(images, labels, share, lengths)
+            found = self._train_step(inputs, targets, share, lengths)
             self.step += 1
             self.epoch_step += 1
-            self.meter.add(len(labels), found)
-            self._batches.append((images, labels, lengths))
-            self._whole = True
+            self.meter.add(self.asker.count(targets), found)
+            self._batches.append((inputs, targets, lengths))
+            self.is_whole = True
             if time.perf_counter() >= next_read:
-                metrics = self._read()
+                metrics = self._read_alone()
                 if on_step is not None:
                     on_step(self.epoch_step, metrics)
                 next_read = time.perf_counter() + READ_INTERVAL
@@ -154,38 +189,43 @@ class SNNTrainer:
                 self.collect()
             if after_step is not None:
                 after_step()
-            if self._is_stopping(within_epoch=True):
+            if self.is_stopping(within_epoch=True):
                 raise Stopped
-        metrics = self._read(self._together)
+        metrics = self.read()
         self.meter.stop()
         self.epoch += 1
         self.epoch_step = 0
         return metrics
 
     def _train_step(
-        self, images: Tensor, labels: Tensor, share: float, lengths: Tensor | None
+        self, inputs: Tensor, targets: Tensor, share: float, lengths: Tensor | None
     ) -> Tensor:
         """Take a step, replayed or not, and move the schedule on."""
-        found = self._stepper.step(images, labels, share, lengths)
+        found = self._stepper.step(inputs, targets, share, lengths)
         if self.scheduler is not None:
             self.scheduler.step()
         return found
 
     def compute_step(
-        self, images: Tensor, labels: Tensor, share: float, lengths: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, share: float, lengths: Tensor | None = None
     ) -> Tensor:
         """Move the weights once; returns the `figures` of the batch, the norm before clipping.
 
         All of it is the device's work, and nothing waits for it, so that it can be recorded.
         """
         try:
-            loss, scores = self._loss(self._forward, images, labels, lengths)
+            loss, scores = self._loss(self._forward, inputs, targets, lengths)
         except ValueError:
-            if bool(images.isfinite().all()):
+            if bool(inputs.isfinite().all()):
                 raise
             # An encoder has refused them.
-            where = "the pictures of that batch"
-            raise self._not_finite("bad pictures", self.epoch_step + 1, where) from None
+            where = "the inputs of that batch"
+            raise self._not_finite("bad inputs", self.epoch_step + 1, where) from None
+        if not loss.requires_grad:
+            raise ValueError(
+                f"the loss of {self.asker.name} has no gradient: what it returns must be computed "
+                "from its parameters, without detach(), argmax or torch.no_grad()"
+            )
         self.fabric.backward(loss if share == 1 else loss * share)
         if self._scaler is not None:
             # Before the norm is taken. Lightning's `unscale_gradients` refuses fused optimisers.
@@ -193,63 +233,52 @@ class SNNTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if images.is_cuda or not can_look(images):
-            # No encoder looks at what a graph replays, and neurons would hide NaN.
-            norm = torch.where(images.isnan().any(), math.nan, norm)
+        if inputs.is_cuda or not can_look(inputs) or not self.asker.has_encoder:
+            # No encoder looks at them, and neurons would hide NaN.
+            norm = torch.where(inputs.isnan().any(), math.nan, norm)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         torch.maximum(self._failed, (~norm.isfinite()).float(), out=self._failed)
         self._optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return figures(loss, scores, labels, norm)
+        return figures(loss, scores, targets, norm)
 
     def _loss(
         self,
         forward: Callable[..., Any],
-        images: Tensor,
-        labels: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and scores, with their graph."""
-        own = {} if lengths is None else {"lengths": lengths}
-        if self.penalty is None and not self.on_output:
-            scores = forward(images, **own)
-        else:
-            scores, activity, output = forward(
-                images, return_activity=True, return_output=True, **own
-            )
-        if not len(labels):
+        spikes = self.penalty is not None
+        answer = self.asker(forward, inputs, targets, lengths, spikes=spikes)
+        if not self.asker.count(targets):
             # This process's part of a last batch smaller than the processes: all gradients are 0.
-            return scores.sum(), scores
-        loss = (
-            self.criterion(output, labels, **own)
-            if self.on_output
-            else self.criterion(scores, labels)
-        )
+            return answer.scores.sum(), answer.scores
+        given = answer.output if self.on_output else answer.scores
+        loss = loss_of(self.criterion, given, targets, lengths)
         if self.penalty is not None:
-            loss = loss + self.penalty(activity, **own)
-        return loss, scores
+            loss = loss + penalty_of(self.penalty, answer.activity, lengths, self.asker.name)
+        return loss, answer.scores
 
     @torch.no_grad()
     def evaluate(self, batches: BatchSource, name: str = "evaluation") -> Metrics:
-        """Loss, accuracy, confusion matrix and activity of each layer, weights untouched.
+        """Loss, accuracy, measures of one's own, and activity of each layer, weights untouched.
 
-        name: for the error message. Raises NeuroSpikeError when the loss is NaN or infinite.
+        name: for the error message. Returns `Metrics`, which is also a mapping: `["loss"]`,
+        `["accuracy"]`, names of `metrics`, `["spike_rates"]`. Raises NeuroSpikeError when the loss
+        is NaN or infinite.
         """
         self.model.eval()
-        evaluation = Evaluation(name, self.device)
+        evaluation = Evaluation(name, self.device, self.measures)
         for batch in batches:
-            images, labels, lengths = parts_of(batch, self.device)
-            own = {} if lengths is None else {"lengths": lengths}
-            if self.on_output:
-                scores, activity, output = self._forward(
-                    images, return_activity=True, return_output=True, **own
-                )
-                loss = self.criterion(output, labels, **own)
-            else:
-                scores, activity = self._forward(images, return_activity=True, **own)
-                loss = self.criterion(scores, labels)
-            evaluation.add(loss, scores, labels, activity, lengths)
+            inputs, targets, lengths = parts_of(batch, self.device, self.asker.batch_first)
+            answer = self.asker(self._forward, inputs, targets, lengths, spikes=True)
+            given = answer.output if self.on_output else answer.scores
+            loss = loss_of(self.criterion, given, targets, lengths)
+            count = self.asker.count(targets)
+            evaluation.add(loss, answer.scores, targets, answer.activity, lengths, count)
         return evaluation.read(self._together)
 
     def fit(
@@ -257,8 +286,9 @@ class SNNTrainer:
         train: BatchSource,
         validation: BatchSource | None,
         epochs: int,
-        run: Run | None = None,
+        run: Run | str | Path | None = None,
         *,
+        resume: bool = False,
         check_every: int | None = None,
         patience: int | None = None,
         on_record: Callable[[dict[str, Any]], None] | None = None,
@@ -266,38 +296,62 @@ class SNNTrainer:
         """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one per epoch.
 
         validation: chooses the best model by accuracy, then loss; None makes the last the best.
-        run: where records and checkpoints go; at Ctrl-C the state is saved there first.
+        run: where records and checkpoints go, a folder or a `Run`; at Ctrl-C the step under way is
+        finished and the state saved there, then KeyboardInterrupt is raised; a second Ctrl-C raises
+        it at once. resume: goes on with the run that is in the folder, if there is one, as if it
+        had never stopped; of a finished one up to so many `epochs` in all.
         check_every: also validate and save after so many steps. patience: stop after so many
         validations without a better one. on_record: given each record by the first process.
         Prints a line per epoch, and shows a progress bar if stderr is a terminal. After a
         KeyboardInterrupt another call goes on where it stopped.
+
+        Raises NeuroSpikeError for a folder with a run that is not to be resumed, CheckpointError
+        for one of another network, TypeError or ValueError for batches that cannot be.
         """
-
-        def check(trained: Metrics, *, within_epoch: bool = False) -> None:
-            self._whole = False
-            record = self._check(trained, train, validation, epochs, run, within_epoch)
-            self._whole = True
-            if on_record is not None and self.fabric.is_global_zero:
-                on_record(record)
-
-        def after_step() -> None:
-            if check_every is not None and self.step % check_every == 0:
-                check(self._read(self._together), within_epoch=True)
-                self.model.train()
-
-        try:
-            while self.epoch < epochs and (patience is None or self.waited < patience):
-                if not self.epoch_step:
-                    self.learning_rate = self.optimizer.param_groups[0]["lr"]
-                with progress_bar(f"epoch {self.epoch + 1}/{epochs}", len(train)) as show:
-                    trained = self.train_epoch(train, show, after_step)
-                check(trained)
-                if self._is_stopping():
-                    raise Stopped
-        except KeyboardInterrupt as interrupt:
-            self._keep_interrupted(train, run, isinstance(interrupt, Stopped))
-            raise
+        options: dict[str, Any] = {
+            "check_every": check_every,
+            "patience": patience,
+            "on_record": on_record,
+        }
+        if run is None or isinstance(run, Run):
+            Fit(self, train, validation, epochs, run, **options)()
+        else:
+            self._fit_in(Path(run), train, validation, epochs, resume, options)
         return [row for row in self.history if row["kind"] == "epoch"]
+
+    def _fit_in(
+        self,
+        folder: Path,
+        train: BatchSource,
+        validation: BatchSource | None,
+        epochs: int,
+        resume: bool,
+        options: dict[str, Any],
+    ) -> None:
+        if self.run is None or self.run.folder != folder:
+            self.run = open_run(self, folder, train, epochs, resume=resume)
+        elif self.run is not None:
+            self.run.hold()
+        try:
+            Fit(self, train, validation, epochs, self.run, **options)()
+        finally:
+            if self.run is not None:
+                self.run.release()
+
+    def init_from(self, path: str | Path) -> None:
+        """Give the network the weights of a checkpoint; all else stays as it is.
+
+        path: such as `runs/mine/checkpoints/best_model.pth`. Raises CheckpointError, in a sentence,
+        for a file that is missing or damaged, or weights of another network.
+        """
+        state = load_checkpoint(path, self.device)
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{path}: its weights are not those of this {self.asker.name}: {first}"
+            ) from None
 
     def interrupt(self) -> None:
         """Make `fit` end with KeyboardInterrupt once the step under way is whole.
@@ -306,7 +360,7 @@ class SNNTrainer:
         """
         self._stop = True
 
-    def _is_stopping(self, *, within_epoch: bool = False) -> bool:
+    def is_stopping(self, *, within_epoch: bool = False) -> bool:
         """True once a process was interrupted. All call it after the same steps, and agree."""
         if self.fabric.world_size == 1:
             return self._stop
@@ -314,63 +368,10 @@ class SNNTrainer:
             return False
         return float(self._together(torch.tensor(float(self._stop)))) > 0
 
-    def _keep_interrupted(self, train: BatchSource, run: Run | None, together: bool) -> None:
-        """Save the state at Ctrl-C, and let another `fit` go on from it.
-
-        together: all processes are here. One alone cannot save what belongs to all.
-        """
+    def was_interrupted(self) -> None:
+        """Forget that it is to stop, and let no more time count until it goes on."""
         self._stop = False
         self.meter.stop()
-        if not self._whole:  # the weights are neither the old ones nor the new
-            return
-        if together or self.fabric.world_size == 1:
-            state = self.state_dict(train)
-            if run is not None:
-                run.save(state, run.interrupted)
-        if hasattr(train, "load_state_dict"):
-            set_order(train, order_of(train, self.epoch_step))
-
-    def _check(
-        self,
-        trained: Metrics,
-        train: BatchSource,
-        validation: BatchSource | None,
-        epochs: int,
-        run: Run | None,
-        within_epoch: bool,
-    ) -> dict[str, Any]:
-        """Validate, record and save, after an epoch or within it."""
-        after = f"step {self.step}" if within_epoch else f"epoch {self.epoch}"
-        checked = (
-            self.evaluate(validation, f"validation after {after}")
-            if validation is not None
-            else None
-        )
-        score = (checked.accuracy, -checked.loss) if checked is not None else None
-        is_best = score is None or self.best is None or score > self.best
-        self.best = score if is_best else self.best
-        self.waited = 0 if is_best else self.waited + 1
-        self.guessing = checked is not None and checked.guessing
-        if checked is not None and hasattr(self.scheduler, "report"):
-            self.scheduler.report(checked.loss)
-        record = {
-            "kind": "step" if within_epoch else "epoch",
-            "epoch": self.epoch + within_epoch,
-            "step": self.step,
-            **measured(trained, checked),
-            "learning_rate": self.learning_rate,
-            "gradient_norm": self.meter.gradient_norm,
-        }
-        self.history.append(record)
-        if run is not None or self.fabric.world_size > 1:
-            state = self.state_dict(train)
-            if run is not None and self.fabric.is_global_zero:
-                run.save_epoch(state, is_best=is_best)
-                run.write(record)
-        if self.fabric.is_global_zero:
-            # Last, so that an epoch told of is an epoch kept.
-            print(epoch_line(record, epochs, is_best), flush=True)  # noqa: T201 (its progress)
-        return record
 
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
         """All that a continued run needs, as tensors and plain values.
@@ -410,27 +411,33 @@ class SNNTrainer:
         except NotFiniteError as error:
             raise self._explain(error, self.epoch_step - len(batches), batches) from None
 
-    def _read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """Averages over the epoch so far, of all processes by `together`."""
+    def read(self) -> Metrics:
+        """Averages over the epoch so far, of all processes, which all call it."""
         self.collect()
-        return self.meter.read(together)
+        return self.meter.read(self._together)
+
+    def _read_alone(self) -> Metrics:
+        """Averages over the epoch so far, of this process."""
+        self.collect()
+        return self.meter.read()
 
     def _explain(self, error: NotFiniteError, before: int, batches: list[Parts]) -> NeuroSpikeError:
         """Build the error for a NaN or infinite number: at which step, and where in the network.
 
         before: steps of the epoch before those of `batches`.
         """
-        images, labels, lengths = batches[error.step]
+        inputs, targets, lengths = batches[error.step]
 
-        def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        def compute_loss(inputs: Tensor, targets: Tensor) -> Tensor:
             with self.fabric.autocast():
-                return self._loss(self.model, images, labels, lengths)[0]
+                return self._loss(self.model, inputs, targets, lengths)[0]
 
-        where = find_not_finite(self.model, loss_of, images, labels)
+        where = find_not_finite(self.model, compute_loss, inputs, targets)
         return self._not_finite(error, before + error.step + 1, where)
 
     def _not_finite(self, what: object, step: int, where: str) -> NeuroSpikeError:
         return NeuroSpikeError(
             f"epoch {self.epoch + 1}: {what} at step {step}; not finite first: {where}. "
-            "Try a smaller learning rate or training.clip. Checkpoints saved before are good."
+            "Try a smaller learning rate or gradient clipping (training.clip, in Python clip). "
+            "Checkpoints saved before are good."
         )

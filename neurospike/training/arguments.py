@@ -1,0 +1,85 @@
+"""What `SNNTrainer` is given: whether it can do with it. Each refusal is one sentence."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, DistributedSampler
+
+from .judging import is_object, name_of
+from .order import owners_of
+
+RESERVED = ("loss", "seconds", "samples_per_second", "confusion", "class_accuracy")
+
+
+def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> None:
+    """Raise TypeError or ValueError for parts of a training that do not fit together."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {name_of(model)}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be one of torch.optim, such as torch.optim.Adam(model.parameters()), "
+            f"got {name_of(optimizer)}"
+        )
+    if isinstance(criterion, type) or not callable(criterion):
+        made = f"{criterion.__name__}()" if isinstance(criterion, type) else "CrossEntropyLoss()"
+        raise TypeError(
+            f"criterion must be a function (scores, targets) that returns the loss, such as "
+            f"torch.nn.{made}, got {name_of(criterion)}"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(one) in own for group in optimizer.param_groups for one in group["params"]):
+        raise ValueError(
+            f"the optimizer holds none of the parameters of {type(model).__name__}: make it with "
+            "model.parameters()"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "scheduler is stepped after every batch, and ReduceLROnPlateau wants a loss: use "
+            "neurospike.training.schedule.Schedule(optimizer, 'plateau')"
+        )
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+        raise TypeError(f"scheduler must have a method step(), got {name_of(scheduler)}")
+
+
+def check_measures(measures: Any) -> dict[str, Any]:
+    """Return the measures, once they can be. Raises TypeError, or ValueError for a taken name."""
+    if measures is None:
+        return {}
+    if not isinstance(measures, Mapping):
+        raise TypeError(
+            f"metrics must be a dict of names to functions or torchmetrics objects, got "
+            f"{type(measures).__name__}"
+        )
+    for name, one in measures.items():
+        if name in RESERVED:
+            raise ValueError(f"the metric {name!r} has a name that is taken; choose another")
+        if isinstance(one, type) or not (is_object(one) or callable(one)):
+            raise TypeError(
+                f"the metric {name!r} must be a function (scores, targets) that returns a number, "
+                f"or an object with update, compute and reset, got {name_of(one)}"
+            )
+    return dict(measures)
+
+
+def check_source(name: str, batches: Any, world: int) -> None:
+    """Raise TypeError or ValueError for what no epoch after epoch can be drawn from."""
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise TypeError(
+            f"{name} must be batches (inputs, targets), such as a DataLoader, got "
+            f"{type(batches).__name__}"
+        )
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            f"{name} is a {type(batches).__name__}, which is used up after one epoch: give a "
+            "DataLoader, a list, or an object whose __iter__ begins anew"
+        )
+    is_shared = any(isinstance(one, DistributedSampler) for one in owners_of(batches))
+    if world > 1 and isinstance(batches, DataLoader) and not is_shared:
+        raise ValueError(
+            f"{name} is a DataLoader that gives each of the {world} processes all samples: "
+            "make it with sampler=torch.utils.data.DistributedSampler(data, "
+            "num_replicas=fabric.world_size, rank=fabric.global_rank)"
+        )

@@ -1,0 +1,121 @@
+"""How an answer is judged: the criterion, and measures of one's own.
+
+A criterion or a measure is somebody's function, and fails in its own words; what it was given is
+said beside them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .answering import Activity, is_of_classes, takes
+
+_RETOLD = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+def loss_of(
+    criterion: Callable[..., Tensor], given: Tensor, targets: Tensor, lengths: Tensor | None
+) -> Tensor:
+    """Return `criterion(given, targets)`, a scalar; with `lengths=` if there are any and it can.
+
+    Raises TypeError or ValueError if that is no scalar; the criterion's own error with the shapes
+    that it was given.
+    """
+    options = {"lengths": lengths} if lengths is not None and takes(criterion, "lengths") else {}
+    try:
+        loss = criterion(given, targets, **options)
+    except _RETOLD as error:
+        if type(error) not in _RETOLD:  # of torch: out of memory
+            raise
+        told = f"{name_of(criterion)} was given {_kind(given)} and targets {_kind(targets)}"
+        raise type(error)(f"{told}{_hint(given, targets)}: {error}") from error
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"{name_of(criterion)} returned a {type(loss).__name__}; a criterion must return a "
+            "tensor of one number, the mean loss of the batch"
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{name_of(criterion)} returned a tensor of shape {list(loss.shape)}; a criterion must "
+            "return one number, the mean loss of the batch: use reduction='mean', or .mean()"
+        )
+    return loss.reshape(())
+
+
+def penalty_of(
+    penalty: Callable[..., Tensor], activity: Activity, lengths: Tensor | None, name: str
+) -> Tensor:
+    """Return `penalty(activity)`. Raises ValueError if the network `name` has no spikes."""
+    if not activity:
+        raise ValueError(
+            f"penalty is given the spikes of each layer, and {name} has no spiking layer of "
+            "neurospike, such as ns.LIF: leave penalty out, or let its forward take "
+            "return_activity and return (scores, {layer: spikes [T, B, *F]})"
+        )
+    options = {"lengths": lengths} if lengths is not None and takes(penalty, "lengths") else {}
+    return penalty(activity, **options)
+
+
+class Measures:
+    """Measures of one's own by name, over the batches of one evaluation.
+
+    measures: each is a function `(scores, targets)` that returns one number, the mean of the
+    batch; or an object with `update(scores, targets)`, `compute()` and `reset()`, as those of
+    torchmetrics, which adds up over several processes by itself.
+    """
+
+    def __init__(self, measures: Mapping[str, Any], device: torch.device | str) -> None:
+        self._objects = {name: one for name, one in measures.items() if is_object(one)}
+        self._functions = {name: one for name, one in measures.items() if not is_object(one)}
+        self.sums = torch.zeros(len(self._functions), dtype=torch.float64, device=device)
+        for one in self._objects.values():
+            one.reset()
+            if hasattr(one, "to"):
+                one.to(device)
+
+    def add(self, scores: Tensor, targets: Tensor, count: int) -> None:
+        """Add a batch of `count` samples. Raises ValueError if a measure gives no number."""
+        for one in self._objects.values():
+            one.update(scores, targets)
+        for place, (name, one) in enumerate(self._functions.items()):
+            value = torch.as_tensor(one(scores, targets))
+            if value.numel() != 1:
+                raise ValueError(
+                    f"the metric {name!r} returned a tensor of shape {list(value.shape)}; it must "
+                    "return one number, the mean of the batch"
+                )
+            self.sums[place] += value.reshape(()) * count
+
+    def read(self, sums: Tensor, samples: int) -> dict[str, Any]:
+        """Return the values by name. sums: those of all processes."""
+        found = dict(zip(self._functions, (sums / samples).tolist(), strict=True))
+        for name, one in self._objects.items():
+            value = one.compute()
+            found[name] = value.tolist() if isinstance(value, Tensor) else value
+        return found
+
+
+def is_object(one: Any) -> bool:
+    """True for a measure that adds up by itself, as those of torchmetrics."""
+    return all(callable(getattr(one, name, None)) for name in ("update", "compute", "reset"))
+
+
+def _hint(given: Tensor, targets: Tensor) -> str:
+    if not is_of_classes(given, targets) or not len(targets) or targets.device.type != "cpu":
+        return ""
+    low, high, classes = int(targets.min()), int(targets.max()), given.shape[1]
+    if low >= 0 and high < classes:
+        return ""
+    return f", which are from {low} to {high}, but must be 0 to {classes - 1}"
+
+
+def _kind(given: Tensor) -> str:
+    return f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+
+
+def name_of(one: Any) -> str:
+    """What to call a function, a class or an object in an error."""
+    kind = one if isinstance(one, type) or hasattr(one, "__name__") else type(one)
+    return getattr(kind, "__name__", str(kind))
