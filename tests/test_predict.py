@@ -66,6 +66,7 @@ def draw_seven(size=(120, 160), ink=0, paper=255, mode="L"):
 
 def test_pictures_of_the_data_set_get_the_models_own_scores(tmp_path, capsys, model_path, digits):
     model = ns.load_model(model_path)
+    temperature = load_checkpoint(model_path)["temperature"]
     for k in range(20):
         Image.fromarray(digits.images[k].numpy()).save(tmp_path / f"{k:02}.png")
     code, out, err = run(capsys, model_path, "--image-path", tmp_path, "--json")
@@ -74,8 +75,9 @@ def test_pictures_of_the_data_set_get_the_models_own_scores(tmp_path, capsys, mo
         images = digits.images[k][None].float() / 255
         scores, activity = model(images, return_activity=True)
         assert row["scores"] == scores[0].tolist()
-        assert row["digit"] == int(scores.argmax())
-        assert row["confidence"] == pytest.approx(scores[0].softmax(0).tolist())
+        assert row["digit"] == int(scores.argmax()) and row["label"] == str(row["digit"])
+        assert row["temperature"] == temperature
+        assert row["confidence"] == pytest.approx((scores[0] / temperature).softmax(0).tolist())
         fired = activity["hidden1"][:, 0]
         assert row["spikes"]["hidden1"] == {
             "count": int(fired.sum()),

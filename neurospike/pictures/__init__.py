@@ -16,8 +16,22 @@ from neurospike.errors import PictureError
 from .files import frames, suffixes
 from .finding import Ink, find_digit
 from .framing import SIZE, as_it_is, framed
+from .whole import read_whole
 
-__all__ = ["SIZE", "Ink", "read_picture", "suffixes"]
+__all__ = ["SIZE", "Ink", "read_picture", "read_whole", "suffixes", "thing_of"]
+
+# What a picture of a data set shows, in words; of the others a digit.
+THINGS = {
+    "fashion_mnist": "garment",
+    "kmnist": "character",
+    "cifar10": "picture",
+    "folder": "picture",
+}
+
+
+def thing_of(dataset: str) -> str:
+    """Return what a picture of a data set shows, as one would call it: a digit, a garment."""
+    return THINGS.get(dataset, "digit")
 
 
 def read_picture(
@@ -54,15 +68,16 @@ def read_picture(
             larger than 50 million pixels, or nothing on it that can be read, and why.
         MissingDependencyError: without pillow.
     """
-    unread = None
+    unread, thing = None, thing_of(dataset)
     for number, count, grey in frames(Path(path), content):
         try:
             picture, notes = _read(grey, ink, dataset)
         except PictureError as error:
-            unread = unread or error
+            unread = unread or str(error).replace("digit", thing)
             continue
+        notes = [note.replace("digit", thing) for note in notes]
         if number > 1:
-            notes = [f"frame {number} of {count}, the first on which there is a digit", *notes]
+            notes = [f"frame {number} of {count}, the first on which there is a {thing}", *notes]
         elif count > 1:
             notes = [f"the first of {count} frames", *notes]
         return torch.from_numpy(picture), "; ".join(notes) or None
