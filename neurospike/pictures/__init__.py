@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neurospike.errors import PictureError
 
+from .doubts import SEVERAL, doubts, side_by_side
 from .files import frames, suffixes
 from .finding import Ink, find_digit
 from .framing import SIZE, as_it_is, framed
@@ -61,7 +62,7 @@ def read_picture(
       else the longer side 28 pixels.
 
     Returns the intensities, and what a reader of the answer should know of the picture (frames and
-    ink left out, ink at the edge, few pixels), or None.
+    ink left out, ink at the edge, few pixels, several digits), or None.
 
     Raises:
         PictureError: in one line, that names the file: not to be read, no picture, damaged,
@@ -86,9 +87,13 @@ def read_picture(
 
 
 def _read(grey: np.ndarray, ink: Ink, dataset: str) -> tuple[np.ndarray, list[str]]:
+    digits = thing_of(dataset) == "digit"  # others may well be of several pieces
     if grey.shape == (SIZE, SIZE):
         ready = as_it_is(grey, ink, dataset)
         if ready is not None:
-            return ready, []
+            return ready, doubts(ready) if digits else []
     found = find_digit(grey, ink, writing=dataset != "fashion_mnist")
-    return framed(found.strength, dataset), found.notes
+    picture = framed(found.strength, dataset)
+    # Of the others, what was left out of the picture or lies at its edge is known already.
+    several = [SEVERAL] if digits and not found.notes and side_by_side(picture) else []
+    return picture, found.notes + several

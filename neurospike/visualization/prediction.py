@@ -65,8 +65,8 @@ def draw_predictions(
         colors = [CHOSEN if k == prediction.digit else OTHER for k in places]
         bars.bar(places, prediction.confidence, color=colors)
         bars.set(ylim=(0, 1), xlabel="answer", ylabel="confidence")
-        long = max(map(len, classes)) > 2
-        bars.set_xticks(places, classes, rotation=45 if long else 0, ha="right" if long else None)
+        words = {"rotation": 45, "ha": "right"} if max(map(len, classes)) > 2 else {}
+        bars.set_xticks(places, classes, **words)
         bars.set_title(prediction.label, fontsize=9, color=CHOSEN)
         name, layer = next(iter(spikes.items()))
         step, neuron = layer.cpu().numpy().nonzero()
