@@ -27,6 +27,7 @@ MANY = (
     "visualization.md",
     "training.md",
     "sequences.md",
+    "own_data.md",
 )
 
 
