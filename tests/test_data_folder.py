@@ -1,5 +1,6 @@
 """A folder of one's own pictures, from the files to the answer; CIFAR-10 from its files."""
 
+import gc
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import neurospike as ns
-from neurospike import evaluate, predict, train
+from neurospike import evaluate, export, predict, train
 from neurospike.config import load_config
 from neurospike.data import folder as folders
 from neurospike.data import load, load_folder
@@ -235,6 +236,7 @@ def test_trained_resumed_evaluated_and_predicted(
     softmax = (torch.tensor(row["scores"]) / checkpoint["temperature"]).softmax(0)
     assert row["confidence"] == pytest.approx(softmax.tolist(), abs=1e-6)
 
+    gc.collect()  # the lock of a run ends with its process, which this one still is
     assert train.main(["--resume=out", "--epochs=31"]) == 0
     assert "epoch 31/31" in capsys.readouterr().out
     other = tmp_path / "other"
@@ -245,6 +247,16 @@ def test_trained_resumed_evaluated_and_predicted(
     assert "the pictures of digits are 28 x 28, and the network learnt from 8 x 8 with 3 chan" in (
         capsys.readouterr().err
     )
+
+
+def test_a_network_of_coloured_pictures_is_exported(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder[0])
+    assert export.main(["--out=net.pt2", "--backend=reference"]) == 0
+    assert "the same class for 360 of 360 pictures" in capsys.readouterr().out
+    net = torch.export.load("net.pt2").module()
+    pictures = torch.rand(3, 3, 8, 8)
+    expected = ns.load_model("checkpoints/best_model.pth")(pictures)
+    torch.testing.assert_close(net(pictures), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_that_is_too_small_is_told_of_the_classes(shapes, tmp_path, monkeypatch, capsys):

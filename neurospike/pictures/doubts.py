@@ -34,8 +34,8 @@ def side_by_side(picture: np.ndarray) -> bool:
     if count < 2:
         return False
     masses = ndimage.sum_labels(picture, labels, range(1, count + 1))
-    boxes = zip(ndimage.find_objects(labels), masses, strict=True)
-    boxes = [box for box, mass in boxes if mass > FULL[0] * max(masses)]
+    found = zip(ndimage.find_objects(labels), masses, strict=True)
+    boxes = [box for box, mass in found if mass > FULL[0] * max(masses)]
     heights = [rows.stop - rows.start for rows, _ in boxes]
     tall = [
         columns
