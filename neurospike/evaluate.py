@@ -12,17 +12,18 @@ from neurospike.backend.dispatch import use_backend
 from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.config.schema import RECORDED
-from neurospike.data import NAMES, Batches, DigitData, EventData, load, load_recordings
+from neurospike.data import NAMES, Batches, DigitData, EventData, load, load_folder, load_recordings
 from neurospike.data.datasets import check_name
 from neurospike.errors import ConfigError, MissingDependencyError
-from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, draw_network
+from neurospike.training.calibration import BINS, calibration
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.loading import MODEL, Trained, load_trained
 from neurospike.training.trainer import BatchSource
 
 BATCH = 500  # pictures; the result does not depend on it
+COLUMN = 8  # letters of a class's name above a column
 COUNTED = 500  # pictures on which operations are counted
 
 
@@ -65,13 +66,15 @@ def evaluate(
     recorded = isinstance(data, EventData)  # whose frames take much more memory than pictures
     size = trained.config.training.batch_size if recorded else BATCH
     torch.manual_seed(trained.config.seed)
-    evaluation = Evaluation("test", device)
+    evaluation, answers, truth = Evaluation("test", device), [], []
     with torch.inference_mode():
         for images, *lengths, labels in Batches(data.test, size, device=device):
             own = {"lengths": lengths[0]} if lengths else {}
             scores, activity = trained.model(images, return_activity=True, **own)
             loss = torch.nn.functional.cross_entropy(scores, labels)
             evaluation.add(loss, scores, labels, activity, own.get("lengths"))
+            answers.append(scores)
+            truth.append(labels)
         first = next(iter(Batches(data.test, size if recorded else COUNTED, device=device)))
         operations = count_operations(trained.model, *first[:-1])
     metrics = evaluation.read()
@@ -81,9 +84,16 @@ def evaluate(
         "nanojoules": operations.nanojoules,
         "dense_nanojoules": operations.dense_nanojoules,
     }
-    result = {"model": model_path, "data": data.note, **metrics, "a_picture": energy}
+    result = {
+        "model": model_path,
+        "data": data.note,
+        "classes": list(trained.classes),
+        **metrics,
+        "calibration": calibration(torch.cat(answers), torch.cat(truth), trained.temperature),
+        "a_picture": energy,
+    }
     if pictures is not None:
-        result["pictures"] = _draw(pictures, trained.model, [first], metrics)
+        result["pictures"] = _draw(pictures, trained, [first], metrics)
     return result, metrics
 
 
@@ -98,14 +108,35 @@ def _load(trained: Trained, name: str, data_path: str) -> DigitData | EventData:
         )
     if recorded:
         return load_recordings(name, data_path, **trained.config.events.model_dump())
-    return load(name, data_path)
+    own = name == "folder"
+    options = trained.config.folder_options()
+    data = load_folder(data_path, **options) if own else load(name, data_path)
+    seen, wanted = data.test.shape, trained.config.picture
+    if seen != wanted:
+        raise ConfigError(
+            f"--dataset: the pictures of {name} are {_by(seen)}, and the network learnt from "
+            f"{_by(wanted)} ({trained.dataset})"
+        )
+    if own and trained.dataset == "folder" and data.classes != trained.classes:
+        raise ConfigError(
+            f"--data_path: the classes in {data_path} are {', '.join(data.classes)}, and those of "
+            f"the network {', '.join(trained.classes)}: give a folder with these"
+        )
+    return data
 
 
-def _draw(folder: Path, model: SpikingNetwork, batches: BatchSource, metrics: Metrics) -> list[str]:
+def _by(shape: tuple[int, int, int]) -> str:
+    """Channels, height and width in words."""
+    channels, height, width = shape
+    return f"{height} x {width} with {channels} channels" if channels > 1 else f"{height} x {width}"
+
+
+def _draw(folder: Path, trained: Trained, batches: BatchSource, metrics: Metrics) -> list[str]:
     """Draw the pictures; their paths. What was measured is worth more than they: none, if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [str(path) for path in draw_network(folder, model, batches, metrics.confusion)]
+        drawn = draw_network(folder, trained.model, batches, metrics.confusion, trained.classes)
+        return [str(path) for path in drawn]
     except (MissingDependencyError, OSError) as error:
         print(f"no pictures: {error}", file=sys.stderr)
         return []
@@ -124,13 +155,14 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="mnist, fashion_mnist, kmnist or digits, of a network of recordings shd, nmnist or "
-        "dvs_gesture (default: the one it was trained on)",
+        help="mnist, fashion_mnist, kmnist, digits, cifar10 or folder, of a network of recordings "
+        "shd, nmnist or dvs_gesture (default: the one it was trained on)",
     )
     parser.add_argument(
         "--data_path",
         metavar="DIR",
-        help="folder of the data sets (default: the one it was trained from)",
+        help="folder of the data sets, or of the pictures of dataset folder (default: the one it "
+        "was trained from)",
     )
     parser.add_argument(
         "--pictures",
@@ -155,18 +187,21 @@ def _parser(prog: str) -> Parser:
 
 
 def _text(result: dict[str, Any], metrics: Metrics) -> str:
-    counts = range(len(metrics.confusion))
-    width = max(len(str(n)) for row in (counts, *metrics.confusion) for n in row)
-    answers = " ".join(f"{answer:{width}}" for answer in counts)
+    classes = result["classes"]
+    wide = max(len("label"), *map(len, classes))
+    # Above a column there is room for few letters.
+    short = [name if len(name) <= COLUMN else f"{name[: COLUMN - 1]}." for name in classes]
+    numbers = [n for row in metrics.confusion for n in row]
+    width = max(len(str(n)) for n in (*short, *numbers))
+    answers = " ".join(f"{answer:>{width}}" for answer in short)
     # A note begins with the name of the data set.
     kind = "recording" if result["data"].startswith(RECORDED) else "picture"
     lines = [result["data"], f"{kind}s that show a label (row), by what was answered (column):"]
-    lines.append(f"label  accuracy  {answers}")
-    for label, (row, share) in enumerate(
-        zip(metrics.confusion, metrics.class_accuracy, strict=True)
-    ):
+    lines.append(f"{'label':{wide}}  accuracy  {answers}")
+    rows = zip(classes, metrics.confusion, metrics.class_accuracy, strict=True)
+    for label, row, share in rows:
         shown = "      -" if share is None else f"{share:7.2%}"
-        lines.append(f"{label:5}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
+        lines.append(f"{label:>{wide}}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
     for name, layer in metrics.activity.items():
         lines.append(
             f"{name}: {layer.rate:.4f} spikes per neuron and time step, {layer.dead:.1%} of the "
@@ -177,6 +212,12 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         f"per {kind} {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "
         f"estimated at {energy['nanojoules']:,.0f} nJ on a chip of 45 nm; a network of the same "
         f"layers without spikes, run once: {energy['dense_nanojoules']:,.0f} nJ"
+    )
+    found = result["calibration"]
+    lines.append(
+        f"confidence and share of right answers differ by {found['ece']:.2%} on average (ECE, "
+        f"{BINS} bins), with the temperature {found['temperature']:.3g} of the validation; by "
+        f"{found['uncalibrated_ece']:.2%} without"
     )
     if result.get("pictures"):
         lines.append(f"pictures in {Path(result['pictures'][0]).parent}")

@@ -2,9 +2,9 @@
 
 Two formats. `.pt2` is what `torch.export` makes: with a fused backend it holds that backend's
 operators, and loads where `neurospike` is imported; with `reference` nothing but torch's own.
-`.onnx` runs wherever ONNX does. Either takes pictures `[B, 1, 28, 28]` in [0, 1], any number of
-them, and gives scores `[B, C]`; each is run before it is written, and has to answer as the network
-does. Networks of one's own have `ns.to_onnx` and `ns.to_pt2`.
+`.onnx` runs wherever ONNX does. Either takes pictures in [0, 1], of digits `[B, 1, 28, 28]`, any
+number of them, and gives scores `[B, C]`; each is run before it is written, and has to answer as
+the network does. Networks of one's own have `ns.to_onnx` and `ns.to_pt2`.
 """
 
 import json
@@ -34,6 +34,7 @@ from neurospike.training.checkpoint import replace_file
 from neurospike.training.loading import MODEL, check_sees_pictures, load_trained
 
 FORMATS = ("pt2", "onnx")
+DIGIT = (1, SIZE, SIZE)  # channels, height and width
 CHECKED = 360  # pictures that the exported network answers before it is called done
 
 
@@ -71,7 +72,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
             check_sees_pictures(trained, flags.model_path)
-            checked = export_model(trained.model, flags.out, form, device=device)
+            shape = trained.config.picture
+            # Of another shape than the digits that are always at hand, drawn at random.
+            drawn = torch.Generator().manual_seed(0)
+            pictures = torch.rand(CHECKED, *shape, generator=drawn) if shape != DIGIT else None
+            checked = export_model(trained.model, flags.out, form, pictures=pictures, device=device)
         print(json.dumps(asdict(checked)) if flags.json else _text(checked))
         return 0
 
@@ -164,8 +169,8 @@ def _parser(prog: str) -> Parser:
         prog,
         usage=f"{prog} [--model_path FILE] --out FILE [--KEY VALUE ...]",
         description="Write a trained network as a file that other programs run, and check that it "
-        f"answers alike. It takes pictures [B, 1, {SIZE}, {SIZE}] in [0, 1] and gives scores "
-        "[B, C].",
+        f"answers alike. It takes pictures in [0, 1], of digits [B, 1, {SIZE}, {SIZE}], and gives "
+        "scores [B, C].",
     )
     parser.add_argument(
         "--model_path", metavar="FILE", default=MODEL, help="trained model (default: %(default)s)"

@@ -19,7 +19,7 @@ from neurospike.backend.dispatch import use_backend
 from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, PictureError
-from neurospike.pictures import Ink, read_picture, suffixes
+from neurospike.pictures import Ink, suffixes
 from neurospike.training.loading import MODEL, Trained, check_sees_pictures, load_trained
 
 SOME_FAILED = 1  # the exit code when an entry could not be read and the others were predicted
@@ -38,8 +38,10 @@ class LayerSpikes:
 class Prediction:
     """What the network says of one picture.
 
-    confidence: softmax of the scores, one number per class, 1 in all. It is not calibrated: 0.9
-    does not mean that nine of ten such answers are right, and a picture of no digit can get 1.0.
+    label: what the answer `digit`, a class's number, is called. confidence: softmax of the scores
+    divided by `temperature`, one number per class, 1 in all. The temperature was fitted to pictures
+    like those of the training, and is 1 where there were none: there 0.9 does not mean that nine of
+    ten such answers are right, and anywhere a picture of none of the classes can get 1.0.
     output_counts and output_first_steps: spikes per class and the step of the first (None:
     silent), if the output neurons fire, else empty. note: what was left out of the picture, or
     makes the answer doubtful.
@@ -47,7 +49,9 @@ class Prediction:
 
     path: str
     digit: int
+    label: str
     confidence: list[float]
+    temperature: float
     scores: list[float]
     spikes: dict[str, LayerSpikes]
     output_counts: list[int]
@@ -94,11 +98,12 @@ def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
         usage=f"{prog} [--model_path FILE] PICTURE [PICTURE ...] [--KEY VALUE ...]",
-        description="Recognise the digit in each picture, photographs and scans included. The "
-        "confidence is the softmax of the scores and not calibrated: it can be near 100% for a "
-        "wrong answer, and for a picture of no digit. What makes an answer doubtful is noted "
-        "beside it. Exit code 0: all were predicted; 1: some could not be read, the others were "
-        "predicted; 2: nothing could be done.",
+        description="Recognise the digit in each picture, photographs and scans included, or what "
+        "else the network has learnt. The confidence is the softmax of the scores, with the "
+        "temperature that the training fitted to its validation pictures: it can still be near "
+        "100% for a wrong answer, and for a picture of none of the classes. What makes an answer "
+        "doubtful is noted beside it. Exit code 0: all were predicted; 1: some could not be read, "
+        "the others were predicted; 2: nothing could be done.",
     )
     parser.add_argument(
         "pictures", metavar="PICTURE", nargs="*", help="the same as --image_path PICTURE"
@@ -154,18 +159,19 @@ def _predict_all(
         try:
             if isinstance(path, PictureError):
                 raise path
-            picture, note = read_picture(path, ink, trained.dataset)
+            picture, note = trained.read(path, ink)
         except PictureError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
         prediction, activity = predict(trained, picture.to(device), str(path), note)
-        print(json.dumps(asdict(prediction)) if as_json else _text(prediction), flush=True)
+        said = json.dumps(asdict(prediction)) if as_json else _text(prediction, trained.classes)
+        print(said, flush=True)
         if plot is not None and len(shown) < MOST_ROWS:
             shown.append((prediction, picture, activity))
         done += 1
     if shown and plot is not None:
-        draw_predictions(shown, plot)
+        draw_predictions(shown, plot, trained.classes)
         if done > len(shown):
             print(f"{plot}: shows the first {len(shown)} of {done} pictures", file=sys.stderr)
     if failed and done:
@@ -178,20 +184,26 @@ def _predict_all(
 def predict(
     trained: Trained, picture: Tensor, path: str = "", note: str | None = None
 ) -> tuple[Prediction, dict[str, Tensor]]:
-    """Run the network on one picture `[28, 28]` in [0, 1]; also the spikes `[T, N]` by layer.
+    """Run the network on one picture `[C, H, W]` in [0, 1]; also the spikes `[T, N]` by layer.
+
+    A picture of one channel may be `[H, W]`.
 
     A network with random encoding draws the same spikes for the same picture every time.
     """
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
         torch.manual_seed(trained.config.seed)
-        scores, activity = trained.model(picture[None, None], return_activity=True)
+        images = picture[None, None] if picture.ndim == 2 else picture[None]
+        scores, activity = trained.model(images, return_activity=True)
     scores = scores[0].float()
     spikes = {name: layer[:, 0].flatten(1) for name, layer in activity.items()}
     output = spikes.get("output")
+    answer = int(scores.argmax())
     prediction = Prediction(
         path=path,
-        digit=int(scores.argmax()),
-        confidence=scores.softmax(0).tolist(),
+        digit=answer,
+        label=trained.classes[answer],
+        confidence=(scores / trained.temperature).softmax(0).tolist(),
+        temperature=trained.temperature,
         scores=scores.tolist(),
         spikes={name: _layer_spikes(layer) for name, layer in spikes.items()},
         output_counts=[] if output is None else output.sum(0).int().tolist(),
@@ -254,12 +266,13 @@ def _pictures(folder: Path, inside: list[Path]) -> Iterator[Path | PictureError]
     yield from pictures
 
 
-def _text(prediction: Prediction) -> str:
+def _text(prediction: Prediction, classes: Sequence[str]) -> str:
     confidence = prediction.confidence
     note = f" ({prediction.note})" if prediction.note else ""
+    shares = zip(classes, confidence, strict=True)
     lines = [
-        f"{prediction.path}: {prediction.digit}, confidence {max(confidence):.1%}{note}",
-        "  confidence " + "  ".join(f"{k} {share:.1%}" for k, share in enumerate(confidence)),
+        f"{prediction.path}: {prediction.label}, confidence {max(confidence):.1%}{note}",
+        "  confidence " + "  ".join(f"{name} {share:.1%}" for name, share in shares),
     ]
     for name, layer in prediction.spikes.items():
         first = "silent" if layer.first_step is None else f"first at step {layer.first_step}"
@@ -267,10 +280,10 @@ def _text(prediction: Prediction) -> str:
             f"  {name} {layer.count} spikes, {layer.rate:.4f} per neuron and time step, {first}"
         )
     if prediction.output_counts:
-        counts = "  ".join(f"{k} {count}" for k, count in enumerate(prediction.output_counts))
+        counts = "  ".join(map("{} {}".format, classes, prediction.output_counts))
         firsts = "  ".join(
-            f"{k} {'-' if step is None else step}"
-            for k, step in enumerate(prediction.output_first_steps)
+            f"{name} {'-' if step is None else step}"
+            for name, step in zip(classes, prediction.output_first_steps, strict=True)
         )
         lines += [f"  output spikes {counts}", f"  first spike at step {firsts}"]
     return "\n".join(lines)

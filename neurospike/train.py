@@ -24,12 +24,15 @@ from neurospike.data import (
     Recordings,
     Split,
     load,
+    load_folder,
     load_recordings,
 )
+from neurospike.data.classes import names_of
 from neurospike.errors import MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, Run, draw_curves, draw_network, load_checkpoint
-from neurospike.training.checks import check_data, check_run
+from neurospike.training.calibration import temperature_of
+from neurospike.training.checks import check_data, check_run, with_classes
 from neurospike.training.fitting import Stopped, go_on
 from neurospike.training.loading import build_model
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
@@ -95,6 +98,7 @@ def train(
         # cuBLAS asks for it, and reads it when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    config = with_classes(config)
     with use_backend(config.backend):
         device = choose_device(config.device, config.backend)
         backend = choose("auto", device).name  # also: can it run on this device?
@@ -115,6 +119,7 @@ def train(
             print(data.note, flush=True)
             record = {
                 "dataset": data.name,
+                "classes": list(data.classes),
                 "note": data.note,
                 "backend": backend,
                 "device": str(device),
@@ -134,6 +139,8 @@ def train(
 def _load(config: Config) -> DigitData | EventData:
     if config.dataset in RECORDED:
         return load_recordings(config.dataset, config.data_path, **config.events.model_dump())
+    if config.dataset == "folder":
+        return load_folder(config.data_path, **config.folder_options())
     return load(config.dataset, config.data_path)
 
 
@@ -220,14 +227,21 @@ def _train_and_test(
     tested = trainer.evaluate(batches(data.test), "test")
     if run is None:
         return None
-    run.log("test", **tested)
+    temperature = 1.0
+    if held_out is not None:
+        one = Batches(held_out, training.batch_size, device=fabric.device)  # of all processes
+        temperature = temperature_of(model, one, config.seed)
+        run.calibrate(temperature)
+        print(f"confidences have the temperature {temperature:.3g}, fitted to the validation")
+    run.log("test", **tested, temperature=temperature)
     for layer, rate in tested.spike_rates.items():
         print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
     if run.published is not None and best.get("guessing"):
         print(f"{PUBLISHED} stays as it was: this run's best model is no better than guessing")
     try:
         draw_curves(run.folder)
-        draw_network(run.folder, model, batches(data.test), tested.confusion)
+        names = names_of(data.name, config.model.output_size, data.classes)
+        draw_network(run.folder, model, batches(data.test), tested.confusion, names)
     except (MissingDependencyError, OSError) as error:
         print(error)  # a picture less is no reason to fail a finished run
     return tested

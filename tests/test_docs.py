@@ -30,6 +30,7 @@ MANY = (
     "training.md",
     "own_training.md",
     "sequences.md",
+    "own_data.md",
     pytest.param("export.md", marks=pytest.mark.thorough),  # each export takes seconds
     "coming_from_snntorch.md",
     "coming_from_spikingjelly.md",

@@ -147,7 +147,7 @@ def test_a_network_presented_otherwise_shares_its_weights(answerer):
 def test_test_pictures_go_round(tmp_path):
     pictures = TestPictures("digits", tmp_path)
     number, picture, label = pictures.picture(-1)
-    assert (number, picture.shape, picture.dtype) == (359, (28, 28), torch.float32)
+    assert (number, picture.shape, picture.dtype) == (359, (1, 28, 28), torch.float32)
     assert 0 <= label <= 9 and picture.min() >= 0 and picture.max() <= 1
     assert torch.equal(pictures.picture(number + 360)[1], picture)
     with pytest.raises(DataError, match="downloading was not allowed"):

@@ -175,9 +175,9 @@ def test_the_rasters_drawn_are_the_spikes(visit, address, network):
     page.locator("button[aria-label='Next test picture']").click()
     answered(page, 0)
     page.locator("input[aria-label='Time step']").fill("10")
-    label = re.search(r"test picture 0, a (\d)", page.locator(".which").inner_text())[1]
+    label = re.search(r"test picture 0: (\d)", page.locator(".which").inner_text())[1]
     truth = page.locator(".truth").inner_text()
-    assert truth == ("✓ right" if shown(page) == int(label) else f"✗ it is a {label}")
+    assert truth == ("✓ right" if shown(page) == int(label) else f"✗ it is {label}")
     trained = load_trained(network)
     picture = TestPictures(trained.dataset, trained.config.data_path).picture(0)[1]
     film = Answerer(trained).answer(picture, Choice("constant", 10))

@@ -366,7 +366,9 @@ def test_pictures_need_no_channel_axis(kind):
 
 @pytest.mark.parametrize("kind", ["conv", "resnet"])
 def test_pictures_of_another_shape_are_refused(kind):
-    with pytest.raises(ValueError, match=r"must be \[B, 1, 8, 8\], as input_size says, got"):
+    with pytest.raises(
+        ValueError, match=r"must be \[B, 1, 8, 8\], as input_size and in_channels say, got"
+    ):
         make(kind)(torch.rand(6, 1, 8, 9))
 
 

@@ -18,7 +18,7 @@ ORDER = (
     "coding",
     "config",
 )
-ORDER += ("data", "models", "visualization", "training", "pictures", "live")
+ORDER += ("pictures", "data", "models", "visualization", "training", "live")
 
 
 def imports(file: Path) -> set[str]:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from .steps import NAMES as STEP_NAMES
-from .steps import Step, float32, parse_steps, range_after
+from .steps import Step, float32, parse_steps, range_after, size_after
 
 
 def _refuse_bool(value: object) -> object:
@@ -95,8 +95,8 @@ Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
 # The networks of `neurospike.models`, and the keys that only some of them take.
 KINDS: dict[str, tuple[str, ...]] = {
     "mlp": ("hidden_size", "neuron", "tau", "tau_adaptation", "recurrent"),
-    "conv": ("hidden_size", "channels", "kernel_size", "pooling"),
-    "resnet": ("channels", "blocks", "shortcut"),
+    "conv": ("in_channels", "hidden_size", "channels", "kernel_size", "pooling"),
+    "resnet": ("in_channels", "channels", "blocks", "shortcut"),
 }
 
 
@@ -126,7 +126,14 @@ class ModelConfig(Section):
         json_schema_extra=lambda schema: schema.update(allowed=", ".join(KINDS)),
     )
     input_size: Size = Field(
-        default=784, description="inputs of the network; 28x28 pictures have 784"
+        default=784,
+        description="inputs of the network; 28x28 pictures have 784; of cifar10 and folder 784 "
+        "stands for those that its pictures have",
+    )
+    in_channels: Size = Field(
+        default=1,
+        description="conv, resnet: channels of a picture, 3 of a coloured one; of cifar10 and "
+        "folder 1 stands for those that its pictures have",
     )
     hidden_size: Annotated[Size | Sizes, BeforeValidator(_split_sizes)] = Field(
         default=256,
@@ -237,15 +244,17 @@ class ModelConfig(Section):
             )
         if self.kind == "conv" and self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
-        if self.kind in ("conv", "resnet") and isqrt(self.input_size) ** 2 != self.input_size:
+        if self.kind in ("conv", "resnet") and self.in_channels * self.side**2 != self.input_size:
+            colour = f" with in_channels {self.in_channels}" if self.in_channels > 1 else ""
             raise ValueError(
                 f"kind {self.kind} needs square pictures, got an input_size of {self.input_size}"
+                f"{colour}"
             )
         return self
 
     @model_validator(mode="after")
     def _picture_can_be_halved(self) -> "ModelConfig":
-        side = isqrt(self.input_size)
+        side = self.side
         if self.kind == "conv" and side >> len(self.channels) < 1:
             raise ValueError(
                 f"each of the {len(self.channels)} stages of channels {self.channels} halves the "
@@ -253,6 +262,11 @@ class ModelConfig(Section):
                 "kind"
             )
         return self
+
+    @property
+    def side(self) -> int:
+        """Side of a square picture of `input_size` values."""
+        return isqrt(self.input_size // self.in_channels)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the kind's class, by name."""
@@ -342,6 +356,24 @@ class EventsConfig(Section):
     )
 
 
+class PicturesConfig(Section):
+    """What the pictures of a folder of one's own become: arguments of `data.load_folder`."""
+
+    size: Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)] = Field(
+        default=28, description="folder: pixels of each side to which all pictures are scaled"
+    )
+    colour: Switch = Field(
+        default=False, description="folder: three channels instead of one of grey"
+    )
+    test: Number = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="folder: share of each class's pictures held out for the test, where there are "
+        "no folders train and test",
+    )
+
+
 class TrainingConfig(Section):
     """How the network is trained (Adam on cross-entropy)."""
 
@@ -427,13 +459,17 @@ class Config(Section):
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
     events: EventsConfig = EventsConfig()
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits", Recorded] = Field(
+    pictures: PicturesConfig = PicturesConfig()
+    dataset: Literal[
+        "auto", "mnist", "fashion_mnist", "kmnist", "digits", "cifar10", "folder", Recorded
+    ] = Field(
         default="auto",
-        description="pictures to learn; auto: mnist if it can be had, else digits; recordings of "
-        "events: shd, nmnist, dvs_gesture",
+        description="pictures to learn; auto: mnist if it can be had, else digits; folder: those "
+        "in data_path, a sub-folder per class; recordings of events: shd, nmnist, dvs_gesture",
     )
     data_path: Text = Field(
-        default="data/", description="folder of the data sets; downloads go there"
+        default="data/",
+        description="folder of the data sets; downloads go there; of dataset folder: the pictures",
     )
     backend: Literal["auto", "reference", "numba", "triton"] = Field(
         default="auto", description="what computes the neurons; auto: the fastest that can run"
@@ -517,6 +553,49 @@ class Config(Section):
                 f"dataset {self.dataset} has recordings, and preprocessing is for pictures: leave "
                 "it out"
             )
+        return self
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture of the data set, before preprocessing."""
+        if self.dataset == "cifar10":
+            return 3, 32, 32
+        if self.dataset == "folder":
+            return 3 if self.pictures.colour else 1, self.pictures.size, self.pictures.size
+        return 1, 28, 28
+
+    def folder_options(self) -> dict[str, Any]:
+        """The arguments of `data.load_folder`, but for the folder."""
+        return {**self.pictures.model_dump(), "seed": self.seed}
+
+    @model_validator(mode="after")
+    def _inputs_follow_from_the_picture(self) -> "Config":
+        if self.dataset not in ("cifar10", "folder"):
+            return self
+        channels, height, width = self.picture
+        try:
+            height, width = size_after(self.preprocessing, height, width)
+        except ValueError as error:
+            raise ValueError(f"preprocessing: {error}") from None
+        if channels > 1 and self.encoding.kind in READING:
+            raise ValueError(
+                f"encoding.kind {self.encoding.kind} reads pictures of one channel, and those of "
+                f"{self.dataset} have {channels}: use constant, or a dataset of grey ones"
+            )
+        wanted = {"input_size": channels * height * width, "in_channels": channels}
+        if self.model.kind not in ("conv", "resnet"):
+            del wanted["in_channels"]
+        for key, value in wanted.items():
+            given = getattr(self.model, key)
+            if given not in (value, getattr(ModelConfig(), key)):
+                raise ValueError(
+                    f"model.{key}: got {given}, but the pictures of {self.dataset} have {value}"
+                    + (" after preprocessing" if self.preprocessing else "")
+                    + ": leave it out"
+                )
+        # Checked again, because stages must fit the side.
+        model = ModelConfig.model_validate({**self.model.model_dump(), **wanted})
+        object.__setattr__(self, "model", model)  # frozen for all others
         return self
 
     @model_validator(mode="after")

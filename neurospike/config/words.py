@@ -29,6 +29,8 @@ SYNONYMS = {
     "encoding.kind": ("encoder", "coding", "code"),
     "preprocessing": ("transform", "transforms", "augment", "augmentation", "augmentations"),
     "degrees": ("angle", "rotate", "rotation"),
+    "pictures.size": ("image_size", "img_size", "imgsz"),
+    "pictures.colour": ("color", "rgb"),
     "dataset": ("data",),
     "data_path": ("data_dir", "root", "datadir"),
     "run_dir": ("out", "output", "out_dir", "output_dir", "log_dir", "logdir", "save_dir"),

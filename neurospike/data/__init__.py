@@ -1,13 +1,15 @@
-"""Digit data sets as plain tensors, recordings of events, and batches that stay on the device.
+"""Data sets of pictures as plain tensors, recordings of events, and batches kept on the device.
 
-Importing this package loads none of torchvision, scikit-learn and tonic; `load` imports torchvision
-to download, `Preprocessing` for the steps that need it, `load_recordings` tonic.
+Importing this package loads none of torchvision, scikit-learn, pillow and tonic; `load` imports
+torchvision to download, `Preprocessing` for the steps that need it, `load_folder` pillow,
+`load_recordings` tonic.
 """
 
-from .batches import Batches, Split
+from .batches import Batches, DigitData, Split
 from .binning import Binning
-from .datasets import NAMES, DigitData, load
+from .datasets import NAMES, load
 from .events import EventData, load_recordings, open_recordings
+from .folder import load_folder
 from .preprocessing import Preprocessing
 from .recordings import Recordings
 from .sequences import collate
@@ -23,6 +25,7 @@ __all__ = [
     "Split",
     "collate",
     "load",
+    "load_folder",
     "load_recordings",
     "open_recordings",
 ]

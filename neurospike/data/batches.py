@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures of digits with their labels.
+    """Square pictures with their labels.
 
-    Shapes: `images` uint8 `[N, 28, 28]`, 0 (background) to 255; `labels` int64 `[N]`, 0 to 9.
+    Shapes: `images` uint8 `[N, S, S]` of one channel, or `[N, C, S, S]`, 0 (of a digit: the
+    background) to 255; `labels` int64 `[N]`, from 0.
     Errors: `ValueError` for tensors of another shape, dtype, length or range.
     """
 
@@ -31,17 +32,19 @@ class Split:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
+        square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
+        if images.dtype != torch.uint8 or not square:
             raise ValueError(
-                f"images must be uint8 [N, 28, 28], got {images.dtype} {list(images.shape)}"
+                "images must be uint8 [N, S, S] or [N, C, S, S], square pictures, got "
+                f"{images.dtype} {list(images.shape)}"
             )
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
         if len(images) != len(labels):
             raise ValueError(f"there are {len(images)} images but {len(labels)} labels")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+        if len(labels) and int(labels.min()) < 0:
             raise ValueError(
-                f"labels must be 0 to 9, got {int(labels.min())} to {int(labels.max())}"
+                f"labels must be 0 or more, got {int(labels.min())} to {int(labels.max())}"
             )
 
     def __len__(self) -> int:
@@ -62,6 +65,12 @@ class Split:
         return Split(self.images[chosen], self.labels[chosen])
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture."""
+        channels = 1 if self.images.ndim == 3 else self.images.shape[1]
+        return channels, self.images.shape[-2], self.images.shape[-1]
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What a device holds of them for `gather`."""
         return self.images, self.labels
@@ -73,11 +82,26 @@ class Split:
         return tuple(tensor.index_select(0, chosen) for tensor in tensors)
 
     def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return a batch: pictures float32 `[B, 1, 28, 28]` in [0, 1], and labels `[B]`."""
+        """Return a batch: pictures float32 `[B, C, S, S]` in [0, 1], and labels `[B]`."""
         images, labels = gathered
         # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
         white = constant((255.0,), torch.float32, images.device)
-        return images.unsqueeze(1).div(white), labels
+        return (images.unsqueeze(1) if images.ndim == 3 else images).div(white), labels
+
+
+@dataclass(frozen=True, eq=False)
+class DigitData:
+    """A data set of pictures: the name of what was really taken, its two splits, and why it was.
+
+    `note` is one line for the run's record. `name` is never `"auto"`. `classes` are the names of
+    the labels, from 0; none where they are no more than numbers.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    note: str
+    classes: tuple[str, ...] = ()
 
 
 def held_out_of(count: int, fraction: float, seed: int) -> Tensor:
@@ -95,7 +119,7 @@ def held_out_of(count: int, fraction: float, seed: int) -> Tensor:
 class Batches:
     """Iterate a split as batches on a device, once an epoch.
 
-    Of a `Split`, yields `images` float32 `[B, 1, 28, 28]` in [0, 1] (0 and 255 map to exactly 0
+    Of a `Split`, yields `images` float32 `[B, C, S, S]` in [0, 1] (0 and 255 map to exactly 0
     and 1) and `labels` int64 `[B]`; of `Recordings`, `sequences` float32 `[T, B, *F]`, their
     `lengths` int64 `[B]` and `labels`. All are fresh tensors. B is `batch_size`, and what is left
     over in the last batch unless `drop_last`. `len()` is the number of batches; an empty split has

@@ -1,4 +1,4 @@
-"""Find, fetch and read the digit data sets, or say in one line why that did not work.
+"""Find, fetch and read the data sets of pictures, or say in one line why that did not work.
 
 torchvision downloads, and is loaded for nothing else, because it takes seconds to import. What it
 lacks is here: an attempt without a network that ends in seconds and leaves nothing behind, one
@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -24,13 +24,16 @@ import torch
 
 from neurospike.errors import DataError, MissingDependencyError
 
-from .batches import Split
+from .batches import DigitData, Split
+from .cifar import load_cifar10
+from .classes import CLASSES
 from .digits import read_digits
 from .fetching import bounded, last_line, reach
+from .folder import load_folder
 from .idx import read_idx
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-NAMES = (*TORCHVISION_CLASSES, "digits", "auto")
+NAMES = (*TORCHVISION_CLASSES, "cifar10", "digits", "folder", "auto")
 PARTS = ("train", "t10k")
 ENDINGS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FILES = [f"{part}-{ending}" for part in PARTS for ending in ENDINGS]
@@ -44,19 +47,6 @@ class _NotObtainedError(DataError):
     """The files are not there at all and could not be fetched: `auto` may take other data."""
 
 
-@dataclass(frozen=True, eq=False)
-class DigitData:
-    """A data set: the name of what was really taken, its two splits, and why it was taken.
-
-    `note` is one line for the run's record. `name` is never `"auto"`.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    note: str
-
-
 def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True) -> DigitData:
     """Load a data set by name.
 
@@ -64,6 +54,9 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
       layout under `data_path` (`<data_path>/MNIST/raw/train-images-idx3-ubyte`, or with a dot,
       `train-images.idx3-ubyte`, or either with `.gz`); fetched from the network if absent and
       `download`. An explicit name never falls back to another data set.
+    - `"cifar10"`: 50,000 and 10,000 colour pictures of 32 x 32 (Krizhevsky, 2009), of the files of
+      its python version in `<data_path>/cifar-10-batches-py`; never fetched.
+    - `"folder"`: pictures of one's own, as `load_folder` reads them by default.
     - `"digits"`: scikit-learn's 1,797 digits of 8 x 8 (0..16; Alpaydin & Kaynak, UCI, 1998), scaled
       to 0..255 and enlarged to 28 x 28 bilinearly; always the same stratified 80/20 split.
     - `"auto"`: MNIST if it is there or can be fetched, else digits, and `note` says so.
@@ -80,6 +73,10 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
     root = Path(data_path).expanduser()
     if name == "digits":
         return _load_digits()
+    if name == "cifar10":
+        return load_cifar10(root)
+    if name == "folder":
+        return load_folder(root)
     if name == "auto":
         return _load_auto(root, download)
     try:
@@ -110,7 +107,8 @@ def _load_auto(root: Path, download: bool) -> DigitData:
 
 def _load_digits() -> DigitData:
     train, test = read_digits()
-    return DigitData("digits", train, test, _note("digits", "scikit-learn", train, test))
+    note = _note("digits", "scikit-learn", train, test)
+    return DigitData("digits", train, test, note, CLASSES["digits"])
 
 
 def _load_idx(name: str, root: Path, download: bool) -> DigitData:
@@ -122,7 +120,7 @@ def _load_idx(name: str, root: Path, download: bool) -> DigitData:
     if _missing(raw):
         _fetch(folder, root, raw, download)
     train, test = (_read(raw, part) for part in PARTS)
-    return DigitData(name, train, test, _note(name, str(raw), train, test))
+    return DigitData(name, train, test, _note(name, str(raw), train, test), CLASSES[name])
 
 
 def _note(name: str, origin: str, train: Split, test: Split) -> str:
@@ -225,7 +223,7 @@ def _read(raw: Path, part: str) -> Split:
     names = [f"{part}-{ending}" for ending in ENDINGS]
     images, labels = (_file(raw, name) or raw / name for name in names)
     try:
-        return Split(read_idx(images, 3), read_idx(labels, 1).to(torch.int64))
+        return _checked(Split(read_idx(images, 3), read_idx(labels, 1).to(torch.int64)))
     except OSError as error:
         raise DataError(
             f"cannot read the {part} files in {raw} ({last_line(error)}): check their permissions."
@@ -235,6 +233,15 @@ def _read(raw: Path, part: str) -> Split:
             f"the {part} files in {raw} are damaged ({last_line(error)}).\n"
             "Replace them, or delete the folder and they are downloaded anew."
         ) from error
+
+
+def _checked(split: Split) -> Split:
+    """Raise ValueError for pictures or labels that none of these data sets has."""
+    if split.images.shape[1:] != (28, 28):
+        raise ValueError(f"pictures of 28 x 28 are expected, got {list(split.images.shape)}")
+    if len(split) and int(split.labels.max()) > 9:
+        raise ValueError(f"labels must be 0 to 9, got up to {int(split.labels.max())}")
+    return split
 
 
 def _require(module: str, package: str) -> ModuleType:

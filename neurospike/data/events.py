@@ -21,6 +21,7 @@ import torch
 from neurospike.errors import DataError, MissingDependencyError
 
 from .binning import Binning
+from .classes import CLASSES
 from .datasets import check_name
 from .fetching import bounded, last_line, reach
 from .recordings import Recordings
@@ -64,6 +65,11 @@ class EventData:
     train: Recordings
     test: Recordings
     note: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels, from 0; none where they are no more than numbers."""
+        return CLASSES.get(self.name, ())
 
 
 def load_recordings(

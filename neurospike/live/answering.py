@@ -3,6 +3,7 @@
 import base64
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from neurospike.backend.dispatch import choose, use_backend
 from neurospike.coding.encoding import pixel_order
 from neurospike.config.schema import READING
-from neurospike.data import DigitData, load
+from neurospike.data import DigitData, load, load_folder
 from neurospike.layers.recurrent import Recurrent
 from neurospike.models import Recording, SpikingNetwork
 from neurospike.models.network import ENCODINGS
@@ -23,8 +24,8 @@ from neurospike.training.loading import Trained
 from neurospike.visualization.arrays import evenly
 
 MOST_STEPS = 100  # time steps a visitor can ask for, or as many as the network learnt with
+COLOURS = 3  # channels of a coloured picture
 MOST_ROWS = 256  # neurons of a layer in its raster; a screen shows no more
-PICTURE = 28  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -87,33 +88,32 @@ class Answerer:
     @cached_property
     def layers(self) -> list[str]:
         """Names of the layers that fire."""
-        film = self.answer(torch.zeros(PICTURE, PICTURE), self.default)
+        film = self.answer(torch.zeros(self.trained.config.picture), self.default)
         return [layer["name"] for layer in film["layers"]]
 
-    @property
-    def classes(self) -> int:
-        """Output neurons."""
-        return self.trained.config.model.output_size
-
     def answer(self, picture: Tensor, choice: Choice) -> dict[str, Any]:
-        """Answer a picture `[28, 28]` in [0, 1]: what the page shows of it, as JSON takes it.
+        """Answer a picture `[C, H, W]` in [0, 1]: what the page shows of it, as JSON takes it.
 
-        The same picture and choice give the same answer every time, and with the network's own
-        coding and steps that of `python -m neurospike.predict`. Raises BackendError for a backend
-        that cannot run here, ValueError for a choice that `check` refuses.
+        A picture of one channel may be `[H, W]`. The same picture and choice give the same answer
+        every time, and with the network's own coding and steps that of `python -m
+        neurospike.predict`. Raises BackendError for a backend that cannot run here, ValueError for
+        a choice that `check` refuses.
         """
         self.check(choice)
         view = self._view(choice)
         with use_backend(choice.backend):
             backend = choose("auto", self.device).name
-            images = picture.to(self.device)[None, None]
+            images = picture.to(self.device).reshape(1, *self.trained.config.picture)
             start = time.perf_counter()
             recording = view.record(images)
             scores = recording.scores[0].float().cpu()  # also waits for a GPU
             milliseconds = 1000 * (time.perf_counter() - start)
-        confidence = scores.softmax(0)
+        channels, *sides = self.trained.config.picture
+        temperature = self.trained.temperature
+        confidence = (scores / temperature).softmax(0)
         return {
             "digit": int(scores.argmax()),
+            "classes": list(self.trained.classes),
             "confidence": _rounded(confidence),
             "milliseconds": round(milliseconds, 2),
             "backend": backend,
@@ -121,7 +121,7 @@ class Answerer:
             "learnt": choice.coding == self.default.coding,
             "picture": framed(picture),
             "reading": self._reading(images),
-            **_packed(recording),
+            **_packed(recording, temperature, (channels, *view.preprocessing.size(*sides))),
         }
 
     def check(self, choice: Choice) -> None:
@@ -178,47 +178,68 @@ class TestPictures:
 
     __test__ = False  # pytest, this is no test
 
-    def __init__(self, dataset: str, data_path: str | Path) -> None:
-        self.dataset, self.data_path = dataset, data_path
+    def __init__(
+        self, dataset: str, data_path: str | Path, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """options: of `load_folder`, for a folder of one's own pictures."""
+        self.dataset, self.data_path, self.options = dataset, data_path, dict(options or {})
         self._data: DigitData | None = None
         self._lock = threading.Lock()
 
     def picture(self, number: int) -> tuple[int, Tensor, int]:
-        """Its number (beyond the last it goes on with the first), picture `[28, 28]`, label.
+        """Its number (beyond the last it goes on with the first), picture `[C, H, W]`, label.
 
         Raises DataError if the data are not there.
         """
         with self._lock:
             if self._data is None:
-                self._data = load(self.dataset, self.data_path, download=False)
+                if self.dataset == "folder":
+                    self._data = load_folder(self.data_path, **self.options)
+                else:
+                    self._data = load(self.dataset, self.data_path, download=False)
         test = self._data.test
         number %= len(test)
-        return number, test.images[number].float().div(255), int(test.labels[number])
+        picture = test.images[number].float().div(255).view(test.shape)
+        return number, picture, int(test.labels[number])
 
 
 def framed(picture: Tensor) -> dict[str, Any]:
-    """A picture `[H, W]` as the browser takes it."""
-    return _frames(picture[None])
+    """A picture `[H, W]` or `[C, H, W]` as the browser takes it."""
+    frames = picture if picture.ndim == 3 else picture[None]
+    packed = _frames(frames)
+    # Channels of a colour are no frames that follow one another.
+    return {**packed, "count": 1, "coloured": packed["count"] == COLOURS}
 
 
-def _packed(recording: Recording) -> dict[str, Any]:
+def _packed(
+    recording: Recording, temperature: float, shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """What happened, as the browser takes it; shape: of the picture that was encoded."""
     output, votes = recording.output[:, 0].float().cpu(), recording.votes[:, 0].float().cpu()
     return {
         "steps": len(output),
-        "input": _input(recording.current[:, 0].float().cpu()),
+        "input": _input(recording.current[:, 0].float().cpu(), shape),
         "layers": [_layer(name, spikes[:, 0].cpu()) for name, spikes in recording.spikes.items()],
         "output": _rounded(output),
         "readout": recording.readout,
-        "votes": _rounded(votes.softmax(1)),  # the confidence, were it stopped after each step
+        # The confidence, were it stopped after each step.
+        "votes": _rounded((votes / temperature).softmax(1)),
     }
 
 
-def _input(current: Tensor) -> dict[str, Any]:
-    """The encoded input `[T, *F]` as pictures; one only, where it never changes."""
-    if current.ndim == 2:
+def _input(current: Tensor, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The encoded input `[T, *F]` as pictures; one only, where it never changes.
+
+    Of a picture with channels a pixel is the spike of any of them, or their mean.
+    """
+    if shape[0] > 1:
+        current = current.reshape(len(current), *shape)
+        spikes = bool(((current == 0) | (current == 1)).all())
+        current = current.amax(1) if spikes else current.mean(1)
+    elif current.ndim == 2:
         side = round(current.shape[1] ** 0.5)
-        shape = (side, side) if side * side == current.shape[1] else (1, current.shape[1])
-        current = current.unflatten(1, shape)
+        square = side * side == current.shape[1]
+        current = current.unflatten(1, (side, side) if square else (1, current.shape[1]))
     frames = current.reshape(len(current), -1, current.shape[-1])
     constant = bool((frames == frames[:1]).all())
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from neurospike.backend.dispatch import backends
 from neurospike.errors import NeuroSpikeError, PictureError
 from neurospike.models.network import ENCODINGS
-from neurospike.pictures import Ink, read_picture
+from neurospike.pictures import Ink, read_picture, thing_of
 
 from .answering import Answerer, Choice, TestPictures, framed
 from .curves import Curves
@@ -43,7 +43,9 @@ class Live:
             trained = self.run.trained
         if trained is None:
             raise NeuroSpikeError("the data set is known once the first epoch is done")
-        return TestPictures(trained.dataset, self.data_path or trained.config.data_path)
+        config = trained.config
+        path = self.data_path or config.data_path
+        return TestPictures(trained.dataset, path, config.folder_options())
 
 
 def add_page(live: Live) -> None:
@@ -93,7 +95,10 @@ class Visitor:
 
     def _drawing(self) -> None:
         with ui.element("section").classes("card side"):
-            self.pad = Pad().on("drawn", self._drawn, ["png", "lifted"])
+            dataset = self.answerer.trained.dataset if self.answerer else "mnist"
+            self.pad = Pad(f"Draw a {thing_of(dataset)}").on(
+                "drawn", self._drawn, ["png", "lifted"]
+            )
             upload = ui.upload(
                 auto_upload=True,
                 max_file_size=MOST_BYTES,
@@ -187,13 +192,11 @@ class Visitor:
         self, name: str, content: bytes, lifted: float | None, ink: Ink = "auto"
     ) -> bool:
         """Take a picture file for the picture, and answer it; False if it cannot be read."""
-        dataset = self.answerer.trained.dataset if self.answerer else "mnist"
+        read = self.answerer.trained.read if self.answerer else read_picture
         self.asked += 1  # an answer under way is to another picture
         asked = self.asked
         try:
-            picture, note = await asyncio.to_thread(
-                read_picture, name, ink, dataset, content=content
-            )
+            picture, note = await asyncio.to_thread(read, name, ink, content=content)
         except PictureError as error:
             if asked == self.asked:
                 self.picture = None
@@ -222,7 +225,9 @@ class Visitor:
         if asked != self.asked:
             return
         self.place, self.picture, self.label = found
-        self.which.text = f"test picture {self.place}, a {self.label}"
+        known = self.answerer.trained.classes if self.answerer else ()
+        name = known[self.label] if self.label < len(known) else self.label
+        self.which.text = f"test picture {self.place}: {name}"
         self._show_on_pad()
         await self._answer(None)
 
@@ -264,7 +269,7 @@ class Visitor:
         """Take a first picture for each new network of a run to answer."""
         await self._test_picture(1)
         if self.picture is None:
-            self._say("no test pictures are at hand: draw a digit, each new network answers it")
+            self._say("no test pictures are at hand: draw one, each new network answers it")
 
     async def _watch(self) -> None:
         """Show what the run has written since the last look."""
@@ -300,6 +305,7 @@ def _button(icon: str, text: str, on_click: Callable[[], Any] | None = None) -> 
 def _stage(answerer: Answerer | None) -> Stage:
     """The stage before there is an answer."""
     if answerer is None:
-        return Stage(["hidden layers"], 10, "The network answers once its first epoch is done.")
-    hint = "Draw a digit, upload a picture, or take a test picture."
-    return Stage(answerer.layers, answerer.classes, hint)
+        return Stage(["hidden layers"], [], "The network answers once its first epoch is done.")
+    trained = answerer.trained
+    hint = f"Draw a {thing_of(trained.dataset)}, upload a picture, or take a test picture."
+    return Stage(answerer.layers, trained.classes, hint)

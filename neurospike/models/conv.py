@@ -19,10 +19,11 @@ class ConvSNN(SpikingNetwork):
     """A convolutional spiking network: stages of convolution, neurons and pooling, then two layers.
 
         model = ConvSNN(input_size=784, channels=[16, 32], hidden_size=128, num_steps=4)
-        scores = model(images)                     # [B, 1, H, W] in [0, 1] -> [B, output_size]
+        scores = model(images)                     # [B, C, H, W] in [0, 1] -> [B, output_size]
 
     Args:
-        input_size: pixels of a picture, after preprocessing; pictures are square.
+        input_size: values of a picture, after preprocessing; pictures are square.
+        in_channels: channels of a picture, 3 of a coloured one; `input_size` counts them all.
         channels: of each stage, a number for one stage; each halves the picture's sides.
         kernel_size: side of the kernels, odd.
         pooling: `"max"`, which of spikes is a spike wherever one of four fired, or `"average"`.
@@ -48,6 +49,7 @@ class ConvSNN(SpikingNetwork):
         hidden_size: int | Sequence[int] = 128,
         output_size: int = 10,
         *,
+        in_channels: int = 1,
         num_steps: int = 4,
         preprocessing: Any = (),
         encoding: str = "constant",
@@ -69,7 +71,7 @@ class ConvSNN(SpikingNetwork):
                 "there must be at least one stage and one hidden layer, and sizes of at least 1, "
                 f"got channels {list(channels)}, hidden_size {hidden}, output_size {output_size}"
             )
-        self.side = side_of(input_size)
+        self.in_channels, self.side = in_channels, side_of(input_size, in_channels)
         rest = self.side >> len(channels)
         if rest < 1 or kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
@@ -87,7 +89,7 @@ class ConvSNN(SpikingNetwork):
             layer = self._initialized(layer, first=index == 0)
             return nn.Sequential(layer, parts.normalization(normalization, outputs, 2, threshold))
 
-        sizes = [1, *channels]
+        sizes = [in_channels, *channels]
         self.stages = nn.ModuleList(
             stage(index, *pair) for index, pair in enumerate(zip(sizes, sizes[1:]))
         )
@@ -106,7 +108,7 @@ class ConvSNN(SpikingNetwork):
         self.output = self._output_neurons()
 
     def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        check_square(images, self.side)
+        check_square(images, self.in_channels, self.side)
         activity: dict[str, Tensor] = {}
         encoded, first = self._enter(images, self.stages[0])
         spikes, _ = self.neurons[0](**first)
@@ -123,10 +125,10 @@ class ConvSNN(SpikingNetwork):
         return encoded, activity, self.last(self.dropout(spikes))
 
 
-def check_square(images: Tensor, side: int) -> None:
-    """Raise ValueError unless `images` are `[B, 1, side, side]`."""
-    if images.ndim != 4 or tuple(images.shape[1:]) != (1, side, side):
+def check_square(images: Tensor, channels: int, side: int) -> None:
+    """Raise ValueError unless `images` are `[B, channels, side, side]`."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != (channels, side, side):
         raise ValueError(
-            f"pictures must be [B, 1, {side}, {side}], as input_size says, got "
-            f"{tuple(images.shape)} after preprocessing"
+            f"pictures must be [B, {channels}, {side}, {side}], as input_size and in_channels say, "
+            f"got {tuple(images.shape)} after preprocessing"
         )

@@ -138,11 +138,18 @@ def sizes_of(name: str, value: int | Sequence[int]) -> list[int]:
     return [int(size) for size in found]
 
 
-def side_of(input_size: int) -> int:
-    """Return the side of a square picture of `input_size` pixels. Raises ValueError."""
-    side = math.isqrt(max(0, input_size))
-    if side < 1 or side * side != input_size:
+def side_of(input_size: int, channels: int = 1) -> int:
+    """Return the side of a square picture of `input_size` values. Raises ValueError."""
+    if channels < 1:
+        raise ValueError(f"in_channels must be at least 1, got {channels}: 1 of grey, 3 of colour")
+    side = math.isqrt(max(0, input_size) // channels)
+    if side < 1 or channels * side * side != input_size:
+        of = f" times in_channels={channels}" if channels > 1 else ""
+        hint = ""
+        if channels == 1 and math.isqrt(max(0, input_size) // 3) ** 2 * 3 == input_size > 0:
+            hint = "; of coloured pictures give in_channels=3 where the network takes them"
         raise ValueError(
-            f"input_size must be the pixels of a square picture, such as 784, got {input_size}"
+            f"input_size must be the pixels of a square picture{of}, such as {784 * channels}, got "
+            f"{input_size}{hint}"
         )
     return side

@@ -26,7 +26,7 @@ class ResidualSNN(SpikingNetwork):
     """A deep residual spiking network.
 
         model = ResidualSNN(input_size=784, channels=[16, 32], blocks=[3, 3], num_steps=4)
-        scores = model(images)                     # [B, 1, H, W] in [0, 1] -> [B, output_size]
+        scores = model(images)                     # [B, C, H, W] in [0, 1] -> [B, output_size]
 
     A first convolution, then stages of blocks of two convolutions each, mean over space, readout.
 
@@ -37,7 +37,8 @@ class ResidualSNN(SpikingNetwork):
     blocks that begin with their neurons, so that only spikes, 0 or 1, enter convolutions.
 
     Args:
-        input_size: pixels of a picture, after preprocessing; pictures are square.
+        input_size: values of a picture, after preprocessing; pictures are square.
+        in_channels: channels of a picture, 3 of a coloured one; `input_size` counts them all.
         channels: of each stage, a number for one stage; each but the first halves the sides of the
             pictures.
         blocks: number of them in each stage.
@@ -62,6 +63,7 @@ class ResidualSNN(SpikingNetwork):
         shortcut: str = "add",
         output_size: int = 10,
         *,
+        in_channels: int = 1,
         num_steps: int = 4,
         preprocessing: Any = (),
         encoding: str = "constant",
@@ -86,7 +88,7 @@ class ResidualSNN(SpikingNetwork):
                 "channels and blocks must have one number of at least 1 for each stage, got "
                 f"channels {list(channels)} and blocks {list(blocks)}, output_size {output_size}"
             )
-        self.side = side_of(input_size)
+        self.in_channels, self.side = in_channels, side_of(input_size, in_channels)
         self.shortcut = shortcut
         threshold = self._neuron.get("threshold", 1.0)
 
@@ -100,7 +102,7 @@ class ResidualSNN(SpikingNetwork):
             )
 
         block = _MembraneBlock if shortcut == "membrane" else _SpikeBlock
-        first = nn.Conv2d(1, channels[0], 3, padding=1, bias=normalization == "none")
+        first = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=normalization == "none")
         self.stem = nn.Sequential(
             self._initialized(first, first=True),
             parts.normalization(normalization, channels[0], 2, threshold),
@@ -118,7 +120,7 @@ class ResidualSNN(SpikingNetwork):
         self.output = self._output_neurons()
 
     def _answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        check_square(images, self.side)
+        check_square(images, self.in_channels, self.side)
         activity: dict[str, Tensor] = {}
         encoded, first = self._enter(images, self.stem)
         flow: Tensor

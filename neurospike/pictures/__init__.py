@@ -13,11 +13,26 @@ from torch import Tensor
 
 from neurospike.errors import PictureError
 
+from .doubts import SEVERAL, doubts, side_by_side
 from .files import frames, suffixes
 from .finding import Ink, find_digit
 from .framing import SIZE, as_it_is, framed
+from .whole import read_whole
 
-__all__ = ["SIZE", "Ink", "read_picture", "suffixes"]
+__all__ = ["SIZE", "Ink", "read_picture", "read_whole", "suffixes", "thing_of"]
+
+# What a picture of a data set shows, in words; of the others a digit.
+THINGS = {
+    "fashion_mnist": "garment",
+    "kmnist": "character",
+    "cifar10": "picture",
+    "folder": "picture",
+}
+
+
+def thing_of(dataset: str) -> str:
+    """Return what a picture of a data set shows, as one would call it: a digit, a garment."""
+    return THINGS.get(dataset, "digit")
 
 
 def read_picture(
@@ -47,22 +62,23 @@ def read_picture(
       else the longer side 28 pixels.
 
     Returns the intensities, and what a reader of the answer should know of the picture (frames and
-    ink left out, ink at the edge, few pixels), or None.
+    ink left out, ink at the edge, few pixels, several digits), or None.
 
     Raises:
         PictureError: in one line, that names the file: not to be read, no picture, damaged,
             larger than 50 million pixels, or nothing on it that can be read, and why.
         MissingDependencyError: without pillow.
     """
-    unread = None
+    unread, thing = None, thing_of(dataset)
     for number, count, grey in frames(Path(path), content):
         try:
             picture, notes = _read(grey, ink, dataset)
         except PictureError as error:
-            unread = unread or error
+            unread = unread or str(error).replace("digit", thing)
             continue
+        notes = [note.replace("digit", thing) for note in notes]
         if number > 1:
-            notes = [f"frame {number} of {count}, the first on which there is a digit", *notes]
+            notes = [f"frame {number} of {count}, the first on which there is a {thing}", *notes]
         elif count > 1:
             notes = [f"the first of {count} frames", *notes]
         return torch.from_numpy(picture), "; ".join(notes) or None
@@ -71,9 +87,13 @@ def read_picture(
 
 
 def _read(grey: np.ndarray, ink: Ink, dataset: str) -> tuple[np.ndarray, list[str]]:
+    digits = thing_of(dataset) == "digit"  # others may well be of several pieces
     if grey.shape == (SIZE, SIZE):
         ready = as_it_is(grey, ink, dataset)
         if ready is not None:
-            return ready, []
+            return ready, doubts(ready) if digits else []
     found = find_digit(grey, ink, writing=dataset != "fashion_mnist")
-    return framed(found.strength, dataset), found.notes
+    picture = framed(found.strength, dataset)
+    # Of the others, what was left out of the picture or lies at its edge is known already.
+    several = [SEVERAL] if digits and not found.notes and side_by_side(picture) else []
+    return picture, found.notes + several

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,10 +36,13 @@ def suffixes() -> frozenset[str]:
     return frozenset({*known, *_HEIF_SUFFIXES})
 
 
-def frames(path: Path, content: bytes | None) -> Iterator[tuple[int, int, np.ndarray]]:
+def frames(
+    path: Path, content: bytes | None, seen: Callable[[Any], np.ndarray] | None = None
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Number (from 1), count and brightness float32 `[H, W]` (1 is white) of each frame in turn.
 
-    No more than 50 million pixels in all. Raises PictureError for what cannot be read.
+    seen: what is made of pillow's picture instead of that. No more than 50 million pixels in all.
+    Raises PictureError for what cannot be read.
     """
     if content is None and path.exists() and not path.is_file():
         raise PictureError(f"{path}: not a file that holds a picture")
@@ -53,7 +56,7 @@ def frames(path: Path, content: bytes | None) -> Iterator[tuple[int, int, np.nda
                 raise PictureError(f"{path}: {image.width} x {image.height} {_TOO_LARGE}")
             if left < 0:
                 return
-            yield number, count, _frame(image, number)
+            yield number, count, _frame(image, number, seen or _grey)
 
 
 def _file(path: Path, content: bytes | None) -> BinaryIO:
@@ -85,13 +88,13 @@ def _opened(file: BinaryIO) -> Any:
         return module.open(file, formats=[name for name in module.OPEN if name not in _NOT_READ])
 
 
-def _frame(image: Any, number: int) -> np.ndarray:
+def _frame(image: Any, number: int, seen: Callable[[Any], np.ndarray]) -> np.ndarray:
     from PIL import ImageOps
 
     with _quiet():
         image.seek(number - 1)
         image.load()
-        return _grey(ImageOps.exif_transpose(image))
+        return seen(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -132,7 +135,7 @@ def _pillow() -> Any:
 
 def _grey(image: Any) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled(np.asarray(image))
+        return scaled(np.asarray(image))
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     if not has_alpha:
         # Not / np.float32(255), to give the bits that training gets from its uint8 pictures.
@@ -143,7 +146,7 @@ def _grey(image: Any) -> np.ndarray:
     return _on_ground(grey, alpha)
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
+def scaled(values: np.ndarray) -> np.ndarray:
     """Brightness of pixels that have more than 8 bits, by the full scale that they use."""
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):

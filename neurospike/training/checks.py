@@ -15,13 +15,14 @@ from neurospike.config.schema import RECORDED
 from neurospike.config.steps import size_after
 from neurospike.data import DigitData, EventData
 from neurospike.data.events import SOURCES, frame_size
+from neurospike.data.folder import class_names
 from neurospike.errors import ConfigError, MissingDependencyError
 from neurospike.models import MODELS
 
 from .loading import build_on_meta
 from .records import check_folder, check_writable
 
-SIDE, CLASSES = 28, 10  # of every data set of pictures
+CLASSES = 10  # of every data set of pictures but a folder of one's own
 TRAINED = 4  # numbers kept of each weight while it is trained: itself, gradient, two of Adam's
 SMALLER = "Train with a smaller --batch_size, --num_steps or --hidden_size"
 
@@ -48,6 +49,19 @@ def check_run(config: Config, device: torch.device, *, resumed: bool = False) ->
             check_folder(Path(config.run_dir))
 
 
+def with_classes(config: Config) -> Config:
+    """Return the configuration with an output for each class of a folder of one's own pictures.
+
+    An `output_size` of 10, the default, stands for as many as there are; any other stays. Raises
+    DataError for a folder without classes.
+    """
+    if config.dataset != "folder" or config.model.output_size != type(config.model)().output_size:
+        return config
+    count = len(class_names(config.data_path))
+    model = config.model.model_copy(update={"output_size": count})
+    return config.model_copy(update={"model": model})
+
+
 def check_data(config: Config, data: DigitData | EventData) -> None:
     """Raise ConfigError if no picture or recording would be held out of the data."""
     share, count = config.training.validation, len(data.train)
@@ -63,13 +77,14 @@ def _check_pictures(config: Config) -> None:
     """Refuse a network that does not fit the pictures or has too few classes."""
     model = config.model
     try:
-        height, width = size_after(config.preprocessing, SIDE, SIDE)
+        height, width = size_after(config.preprocessing, *config.picture[1:])
     except ValueError as error:
         raise ConfigError(f"preprocessing: {error}") from None
-    if model.input_size != height * width:
+    values = config.picture[0] * height * width
+    if model.input_size != values:
         raise ConfigError(
             f"model.input_size: got {model.input_size}, but the pictures of {config.dataset} have "
-            f"{height * width} pixels" + (" after preprocessing" if config.preprocessing else "")
+            f"{values} pixels" + (" after preprocessing" if config.preprocessing else "")
         )
     coding, taken = config.encoding.kind, MODELS[model.kind].encodings
     if coding not in taken:
@@ -83,7 +98,8 @@ def _check_pictures(config: Config) -> None:
             f"preprocessing: leaves pictures of {height} x {width} pixels, and {asks} takes square "
             "ones"
         )
-    _check_classes(config, CLASSES)
+    folder = config.dataset == "folder"
+    _check_classes(config, len(class_names(config.data_path)) if folder else CLASSES)
 
 
 def _check_recordings(config: Config) -> None:

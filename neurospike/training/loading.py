@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from neurospike.config.devices import choose_device
+from neurospike.data.classes import names_of
 from neurospike.errors import CheckpointError, ConfigError
 from neurospike.models import MODELS, SpikingNetwork
 
@@ -14,8 +16,10 @@ from .checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from neurospike.config import Config
+    from neurospike.pictures import Ink
 
 MODEL = "checkpoints/best_model.pth"  # where training leaves a copy of its best model
+WHOLE = ("cifar10", "folder")  # data sets whose pictures are taken as they are, with no ink to find
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,41 @@ class Trained:
     config: "Config"
     dataset: str
     checkpoint: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the outputs stand for, one name each: a class that has none has its number."""
+        record = self.checkpoint.get("record")
+        own = record.get("classes") if isinstance(record, dict) else None
+        return names_of(self.dataset, self.config.model.output_size, own or ())
+
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by before their softmax is a confidence.
+
+        1, which leaves them as they are, of a checkpoint without one.
+        """
+        return float(self.checkpoint.get("temperature", 1.0))
+
+    def read(
+        self, path: str | Path, ink: "Ink" = "auto", *, content: bytes | None = None
+    ) -> tuple[Tensor, str | None]:
+        """Read a picture file as the network has learnt to see pictures: `[C, H, W]` in [0, 1].
+
+        Of digits, what `neurospike.pictures.read_picture` finds; of a data set of whole pictures
+        (cifar10, a folder of one's own) what `read_whole` makes of it, whatever the `ink`. content:
+        the file's bytes; `path` then only names it. Also a note on the picture, or None. Raises
+        PictureError for a file that cannot be read, MissingDependencyError without pillow.
+        """
+        # Here, because a network can be trained without what pictures are read with.
+        from neurospike.pictures import read_picture, read_whole
+
+        if self.dataset not in WHOLE:
+            picture, note = read_picture(path, ink, self.dataset, content=content)
+            return picture[None], note
+        channels, side, _ = self.config.picture
+        whole, note = read_whole(path, side, channels == 3, content=content)
+        return torch.from_numpy(whole).float().div_(255), note
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> SpikingNetwork:

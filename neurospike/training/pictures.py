@@ -19,13 +19,14 @@ def draw_network(
     model: SpikingNetwork,
     batches: BatchSource,
     confusion: Sequence[Sequence[int]] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw what a network makes of some batches into a folder; the paths.
 
     `confusion_matrix.png` of all of them, or of the counts in `confusion`, if these are known
     already; `firing_rates.png` of every layer, over the first batch; `input_encoding.png` of its
     first picture; `weights.png`, the first layer's receptive fields. Of sequences neither of the
-    last two, which are of pictures. Without batches, nothing.
+    last two, which are of pictures. Without batches, nothing. classes: their names, by label.
     Raises MissingDependencyError without matplotlib, OSError for a file that cannot be written.
     """
     model.eval()
@@ -43,7 +44,7 @@ def draw_network(
     visualizer = SpikeVisualizer()
     recorded = model.record(*first)
     figures = {
-        "confusion_matrix": visualizer.plot_confusion_matrix(*matrix),
+        "confusion_matrix": visualizer.plot_confusion_matrix(*matrix, classes=classes),
         "firing_rates": visualizer.plot_firing_rates(recorded.spikes),
     }
     if model.encoding != "none":
@@ -53,7 +54,10 @@ def draw_network(
         if model.encoding in READING:  # a step's inputs are a part of the picture
             shape = (1, recorded.current.shape[-1])
         figures["input_encoding"] = visualizer.plot_input_encoding(prepared, recorded.current)
-        figures["weights"] = visualizer.plot_weights(layer, shape=shape)
+        weights, channels = layer.weight, prepared.shape[1]
+        if weights.ndim == 2 and channels > 1:  # a field for the pixels, without their colour
+            weights = weights.unflatten(1, (channels, -1)).mean(1)
+        figures["weights"] = visualizer.plot_weights(weights, shape=shape)
     paths = []
     for name, (figure, _) in figures.items():
         paths.append(Path(folder) / f"{name}.png")

@@ -157,17 +157,28 @@ class Run:
         if is_best:
             self._keep_best(state)
 
+    def calibrate(self, temperature: float) -> None:
+        """Keep in the best model, and in its copy, what its scores are divided by."""
+        save_checkpoint({**load_checkpoint(self.best), "temperature": temperature}, self.best)
+        if self.published is not None and self.has_published:
+            self._publish(self.published)
+
     def _keep_best(self, state: Mapping[str, Any]) -> None:
         copy_checkpoint(self.last, self.best)
         if self.published is None or state.get("guessing"):
             return
-        if self.published.resolve() != self.best.resolve():
-            copy_checkpoint(self.best, self.published)
-            if not self.has_published:
-                print(  # noqa: T201 (whose model was there is replaced)
-                    f"{self.published} is this run's best model from now on", flush=True
-                )
+        if self._publish(self.published) and not self.has_published:
+            print(  # noqa: T201 (whose model was there is replaced)
+                f"{self.published} is this run's best model from now on", flush=True
+            )
         self.has_published = True
+
+    def _publish(self, path: Path) -> bool:
+        """Copy the best model; False if that is the file itself."""
+        if path.resolve() == self.best.resolve():
+            return False
+        copy_checkpoint(self.best, path)
+        return True
 
 
 def _line(row: Mapping[str, Any]) -> str:

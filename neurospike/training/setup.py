@@ -77,7 +77,7 @@ def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
+            copy.deepcopy(model).train()(torch.zeros(1, *config.picture))
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 raise ConfigError(

@@ -79,12 +79,15 @@ def draw_membranes(
 def draw_weights(weights: np.ndarray) -> np.ndarray:
     """Draw the weights `[N, inputs]` or `[N, channels, k, k]` of up to 64 neurons as squares.
 
-    Of inputs that are no square's a row. Blue below zero, white at zero, vermilion above.
+    Of the pixels of coloured pictures the mean over the channels, of inputs that are no square's a
+    row. Blue below zero, white at zero, vermilion above.
     """
     count, weights = len(weights), weights[:FIELDS]
     if weights.ndim == 4:
         fields = weights.mean(1)
     else:
+        if math.isqrt(weights.shape[1] // 3) ** 2 * 3 == weights.shape[1]:
+            weights = weights.reshape(len(weights), 3, -1).mean(1)
         side = math.isqrt(weights.shape[1])
         shape = (side, side) if side * side == weights.shape[1] else (1, weights.shape[1])
         fields = weights.reshape(len(weights), *shape)

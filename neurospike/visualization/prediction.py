@@ -43,27 +43,31 @@ def _matplotlib() -> tuple[Any, Any]:
 
 
 def draw_predictions(
-    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]", path: str | Path
+    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]",
+    path: str | Path,
+    classes: Sequence[str],
 ) -> None:
-    """Draw a row per picture: the 28 x 28 that the network saw, confidences, first layer's spikes.
+    """Draw a row per picture: the pixels that the network saw, confidences, first layer's spikes.
 
-    rows: predictions with pictures `[28, 28]` and spikes `[T, N]` by layer. Raises
-    MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
+    rows: predictions with pictures `[C, H, W]` and spikes `[T, N]` by layer; classes: their names.
+    Raises MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
     """
     figure_type, canvas_type = _matplotlib()
     figure = figure_type(figsize=(10, 2.6 * len(rows)), layout="constrained")
     canvas_type(figure)
     grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=[1, 1.6, 2.4])
     for (prediction, picture, spikes), (seen, bars, raster) in zip(rows, grid, strict=True):
-        seen.imshow(picture.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+        seen.imshow(picture.movedim(0, -1).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         seen.set_xticks([])
         seen.set_yticks([])
         seen.set_title(Path(prediction.path).name, fontsize=9)
-        classes = range(len(prediction.confidence))
-        colors = [CHOSEN if k == prediction.digit else OTHER for k in classes]
-        bars.bar(classes, prediction.confidence, color=colors)
-        bars.set(xticks=list(classes), ylim=(0, 1), xlabel="digit", ylabel="confidence")
-        bars.set_title(f"{prediction.digit}", fontsize=9, color=CHOSEN)
+        places = list(range(len(classes)))
+        colors = [CHOSEN if k == prediction.digit else OTHER for k in places]
+        bars.bar(places, prediction.confidence, color=colors)
+        bars.set(ylim=(0, 1), xlabel="answer", ylabel="confidence")
+        words = {"rotation": 45, "ha": "right"} if max(map(len, classes)) > 2 else {}
+        bars.set_xticks(places, classes, **words)
+        bars.set_title(prediction.label, fontsize=9, color=CHOSEN)
         name, layer = next(iter(spikes.items()))
         step, neuron = layer.cpu().numpy().nonzero()
         raster.scatter(step, neuron, s=2, marker="|", color="black", linewidths=0.6)

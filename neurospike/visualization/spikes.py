@@ -169,8 +169,9 @@ class SpikePlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw a picture, what the encoder makes of it over time, and the sum the network gets.
 
-        image: `[H, W]`, or a batch `[B, H, W]` or `[B, 1, H, W]`. encoded: `[T, H*W]` or
-        `[T, B, *F]`; spikes are drawn as a raster, other currents as a heat map, pixels in rows.
+        image: `[H, W]`, or a batch `[B, H, W]`, `[B, 1, H, W]` or, of coloured pictures in
+        [0, 1], `[B, 3, H, W]`. encoded: `[T, H*W]` or `[T, B, *F]`; spikes are drawn as a raster,
+        other currents as a heat map, pixels in rows; their sum without colour.
         Of a picture that is read part by part, `[T, N]` with `T * N` pixels (`ns.encoding.rows` and
         `pixels`), the third is what was read, in the order of reading. sample: which of the batch.
         ax: three Axes.
@@ -183,13 +184,15 @@ class SpikePlots(Canvas):
             picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
         train = over_time("encoded", encoded, sample)
         read = picture.ndim == 2 and train.shape[1] < picture.size == train.size
-        if picture.ndim != 2 or (picture.size != train.shape[1] and not read):
+        coloured = picture.ndim == 3 and len(picture) == 3
+        if (picture.ndim != 2 and not coloured) or (picture.size != train.shape[1] and not read):
             raise ValueError(
                 f"image must be [H, W] with the {train.shape[1]} values the code has per step, got "
                 f"{picture.shape}"
             )
         figure, axes = self._axes(ax, (9, 3), columns=3, width_ratios=[1, 2, 1])
-        axes[0].imshow(picture, cmap="gray", interpolation="nearest")
+        drawn = picture.transpose(1, 2, 0).clip(0, 1) if coloured else picture
+        axes[0].imshow(drawn, cmap="gray", interpolation="nearest")
         bare(axes[0], title or "picture")
         if are_spikes(train) and not read:
             self._raster(axes[1], train)
@@ -198,6 +201,7 @@ class SpikePlots(Canvas):
             self._heat_map(axes[1], train, "pixel")
         axes[1].set_title("input over time", fontsize=9)
         shown = (train if read else train.sum(0)).reshape(picture.shape)
+        shown = shown.mean(0) if coloured else shown
         total = axes[2].imshow(shown, cmap="gray", interpolation="nearest")
         bare(axes[2], "as it is read" if read else "sum over time")
         figure.colorbar(total, ax=axes[2], shrink=0.8).ax.tick_params(labelsize=8)

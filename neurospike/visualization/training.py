@@ -116,7 +116,9 @@ class TrainingPlots(Canvas):
                 fontsize=7 if matrix.max() > 999 else 8,
                 color="white" if dark else "black",
             )
-        axes.set_xticks(range(count), labelled)
+        # Names that would run into each other stand aslant.
+        words = {"rotation": 45, "ha": "right"} if max(map(len, labelled)) > 6 else {}
+        axes.set_xticks(range(count), labelled, **words)
         axes.set_yticks(range(count), labelled)
         right = matrix.trace() / max(1, matrix.sum())
         tidy(axes, title or f"accuracy {right:.2%}", "answered", "true class")

@@ -18,12 +18,18 @@ function sheet(canvas) {
 }
 
 // Draws one of the pictures that the server packed: levels of K x height x width bytes.
-export function framesOf({ count, height, width, levels }) {
+// Coloured ones are levels of red, then of green, then of blue.
+export function framesOf({ count, height, width, levels, coloured }) {
   const bytes = bytesOf(levels);
   const paint = painter(height, width);
+  const size = width * height;
   return (canvas, frame, spiking) => {
-    const from = Math.max(0, Math.min(frame, count - 1)) * width * height;
-    paint(canvas, (k) => bytes[from + k], spiking ? [230, 159, 0] : [255, 255, 255]);
+    if (coloured) {
+      paint(canvas, (k) => [bytes[k], bytes[size + k], bytes[2 * size + k]]);
+      return;
+    }
+    const from = Math.max(0, Math.min(frame, count - 1)) * size;
+    paint(canvas, (k) => glow(bytes[from + k], spiking ? [230, 159, 0] : WHITE));
   };
 }
 
@@ -40,7 +46,7 @@ export function readOf({ picture, part, places }) {
         read.set(bytes.subarray(from, from + part[1]), from);
       }
     });
-    paint(canvas, (k) => read[k], [255, 255, 255]);
+    paint(canvas, (k) => glow(read[k], WHITE));
   };
 }
 
@@ -63,15 +69,20 @@ function bytesOf(levels) {
   return Uint8Array.from(atob(levels), (c) => c.charCodeAt(0));
 }
 
-// A function that fills a canvas with height x width levels of 0 to 255, dark to bright.
+const WHITE = [255, 255, 255];
+
+// The colour of a level of 0 to 255, dark to bright.
+function glow(level, [r, g, b]) {
+  const share = level / 255;
+  return [11 + (r - 11) * share, 16 + (g - 16) * share, 32 + (b - 32) * share];
+}
+
+// A function that fills a canvas with height x width pixels, each of the colour it is asked for.
 function painter(height, width) {
   const small = Object.assign(document.createElement("canvas"), { width, height });
   const image = new ImageData(width, height);
-  return (canvas, level, [r, g, b]) => {
-    for (let k = 0; k < width * height; k += 1) {
-      const share = level(k) / 255;
-      image.data.set([11 + (r - 11) * share, 16 + (g - 16) * share, 32 + (b - 32) * share, 255], 4 * k);
-    }
+  return (canvas, colourOf) => {
+    for (let k = 0; k < width * height; k += 1) image.data.set([...colourOf(k), 255], 4 * k);
     small.getContext("2d").putImageData(image, 0, 0);
     const { pen, width: w, height: h } = sheet(canvas);
     pen.imageSmoothingEnabled = false;
@@ -110,12 +121,14 @@ export function drawRate(canvas, layer, step, steps, ink) {
 }
 
 // A curve for each output neuron, the leader's on top, with the classes at their ends.
-export function drawTraces(canvas, rows, step, leader, ink) {
+export function drawTraces(canvas, rows, step, leader, ink, classes) {
   const { pen, width, height } = sheet(canvas);
   const all = rows.flat();
   const low = Math.min(0, ...all);
   const high = Math.max(...all, low + 1e-6);
-  const right = width - 26;
+  pen.font = NAME;
+  const room = Math.max(...classes.map((name) => pen.measureText(short(name)).width));
+  const right = width - Math.max(26, room + 18);
   const x = (t) => 4 + (rows.length > 1 ? (t / (rows.length - 1)) * (right - 8) : right / 2);
   const y = (value) => 8 + (1 - (value - low) / (high - low)) * (height - 16);
   pen.strokeStyle = ink.line;
@@ -136,20 +149,26 @@ export function drawTraces(canvas, rows, step, leader, ink) {
       pen.arc(endX, endY, leads ? 4 : 2, 0, 7);
       pen.fill();
     }
-    free.push({ k, leads, x: endX + 9, y: endY });
+    free.push({ name: short(classes[k]), leads, x: endX + 9, y: endY });
   });
   named(pen, free, ink);
+}
+
+const NAME = "700 15px system-ui, sans-serif"; // of the class in the lead
+
+function short(name) {
+  return name.length > 12 ? name.slice(0, 11) + "…" : name;
 }
 
 function named(pen, labels, ink) {
   pen.textBaseline = "middle";
   const taken = [];
-  [...labels].reverse().forEach(({ k, leads, x, y }) => {
+  [...labels].reverse().forEach(({ name, leads, x, y }) => {
     if (!leads && taken.some((other) => Math.abs(other - y) < 11)) return;
     taken.push(y);
-    pen.font = `${leads ? "700 15px" : "12px"} system-ui, sans-serif`;
+    pen.font = leads ? NAME : "12px system-ui, sans-serif";
     pen.fillStyle = leads ? ink.lead : ink.quiet;
-    pen.fillText(k, x, y);
+    pen.fillText(name, x, y);
   });
 }
 

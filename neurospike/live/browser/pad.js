@@ -7,12 +7,14 @@ export default {
   template: `
     <div class="pad" :class="{used}">
       <canvas ref="canvas" width="${SIDE}" height="${SIDE}" role="img"
-        aria-label="Pad: draw a digit with mouse or finger"
+        :aria-label="'Pad: ' + hint.toLowerCase() + ', with mouse or finger'"
         @pointerdown.prevent="down" @pointermove.prevent="move"
         @pointerup.prevent="up" @pointercancel.prevent="up"
         @dragover.prevent @drop.prevent="$emit('dropped', $event)"></canvas>
-      <div class="hint"><i class="material-icons">gesture</i>Draw a digit</div>
+      <div class="hint"><i class="material-icons">gesture</i>{{ hint }}</div>
     </div>`,
+
+  props: { hint: { type: String, default: "Draw a digit" } },
 
   data: () => ({ used: false }),
 
@@ -34,13 +36,15 @@ export default {
     show(picture) {
       this.clear();
       this.used = true;
-      const { width, height } = picture;
+      const { width, height, coloured } = picture;
+      const size = width * height;
       const bytes = Uint8Array.from(atob(picture.levels), (c) => c.charCodeAt(0));
       const image = new ImageData(width, height);
-      bytes.forEach((level, k) => {
-        const share = level / 255;
-        image.data.set([11 + 244 * share, 16 + 239 * share, 32 + 223 * share, 255], 4 * k);
-      });
+      for (let k = 0; k < size; k += 1) {
+        const share = bytes[k] / 255;
+        image.data.set(coloured ? [bytes[k], bytes[size + k], bytes[2 * size + k], 255]
+          : [11 + 244 * share, 16 + 239 * share, 32 + 223 * share, 255], 4 * k);
+      }
       const small = Object.assign(document.createElement("canvas"), { width, height });
       small.getContext("2d").putImageData(image, 0, 0);
       this.pen.imageSmoothingEnabled = false;

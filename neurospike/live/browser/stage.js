@@ -12,11 +12,11 @@ export default {
        :data-playing="playing">
     <section class="card answer" aria-live="polite">
       <template v-if="film">
-        <div class="digit" :data-digit="film.digit">{{ film.digit }}</div>
+        <div class="digit" :class="{word: nameOf(film.digit).length > 2}" :data-digit="film.digit">{{ nameOf(film.digit) }}</div>
         <div>
           <div class="sure">{{ percent(film.confidence[film.digit]) }} sure</div>
           <div class="truth" v-if="film.label !== null" :class="{wrong: film.label !== film.digit}">
-            {{ film.label === film.digit ? "✓ right" : "✗ it is a " + film.label }}
+            {{ film.label === film.digit ? "✓ right" : "✗ it is " + nameOf(film.label) }}
           </div>
           <dl>
             <dt>network</dt><dd class="network">{{ film.milliseconds.toFixed(1) }} ms</dd>
@@ -32,11 +32,11 @@ export default {
 
     <section class="card race">
       <h2>Confidence, were it stopped now</h2>
-      <div class="bars">
-        <div v-for="k in classes" :key="k" class="bar" :class="{leads: k - 1 === leader}">
-          <span class="share">{{ film && votes[k - 1] >= 0.005 ? Math.round(100 * votes[k - 1]) + "%" : "" }}</span>
-          <div class="track"><div :style="{height: 100 * (votes[k - 1] || 0) + '%'}"></div></div>
-          <b>{{ k - 1 }}</b>
+      <div class="bars" :class="{words: known.some((name) => name.length > 2)}">
+        <div v-for="(name, k) in known" :key="k" class="bar" :class="{leads: k === leader}">
+          <span class="share">{{ film && votes[k] >= 0.005 ? Math.round(100 * votes[k]) + "%" : "" }}</span>
+          <div class="track"><div :style="{height: 100 * (votes[k] || 0) + '%'}"></div></div>
+          <b :title="name">{{ name }}</b>
         </div>
       </div>
     </section>
@@ -68,8 +68,8 @@ export default {
 
     <section class="card output">
       <h2>Output {{ spiking ? "spikes, counted" : "membranes" }}
-        <small v-if="film">in the lead: <b>{{ leader }}</b></small>
-        <small v-else>a curve a digit</small></h2>
+        <small v-if="film">in the lead: <b>{{ nameOf(leader) }}</b></small>
+        <small v-else>a curve per class</small></h2>
       <div class="room"><canvas ref="output"></canvas></div>
     </section>
 
@@ -85,7 +85,7 @@ export default {
     </section>
   </div>`,
 
-  props: { names: { type: Array, default: () => ["hidden"] }, outputs: { type: Number, default: 10 },
+  props: { names: { type: Array, default: () => ["hidden"] }, classes: { type: Array, default: () => [] },
     hint: String },
 
   data: () => ({
@@ -93,7 +93,7 @@ export default {
   }),
 
   computed: {
-    classes() { return this.outputs; },
+    known() { return this.film ? this.film.classes : this.classes; },
     steps() { return this.film ? this.film.steps : 0; },
     atEnd() { return this.step >= this.steps; },
     votes() { return this.film ? this.film.votes[Math.max(0, this.step - 1)] : []; },
@@ -128,6 +128,10 @@ export default {
   },
 
   methods: {
+    nameOf(k) {
+      return this.known[k];
+    },
+
     percent(share) {
       return share > 0.9995 ? "> 99.9%" : (100 * share).toFixed(1) + "%";
     },
@@ -210,7 +214,7 @@ export default {
       } else {
         this.pictures.encoded(encoded, Math.min(this.step, film.input.count) - 1, film.input.spiking);
       }
-      drawTraces(output, this.counted, this.step, this.leader, ink);
+      drawTraces(output, this.counted, this.step, this.leader, ink, this.known);
       film.layers.forEach((layer, k) => {
         drawRaster(rasters[k], layer, this.step, this.steps, ink);
         drawRate(rates[k], layer, this.step, this.steps, ink);
