@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from .metrics import Metrics
 
 OnStep = Callable[[int, Metrics], None]
@@ -14,8 +12,16 @@ OnStep = Callable[[int, Metrics], None]
 
 @contextmanager
 def progress_bar(title: str, steps: int) -> Iterator[OnStep | None]:
-    """A bar on stderr if that is a terminal; gives what to call with steps done and metrics."""
+    """A bar on stderr if that is a terminal; gives what to call with steps done and metrics.
+
+    Without tqdm there is none: training needs no bar.
+    """
     if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
         yield None
         return
     with tqdm(total=steps, desc=title, unit="step", leave=False) as bar:
