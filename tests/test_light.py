@@ -45,6 +45,9 @@ spikes = ns.encoding.rate(torch.rand(2, 4), num_steps=5)
 assert net(spikes)[0].shape == (5, 2, 3)
 for network in (ns.SNNModel(64, 5, 3, num_steps=4), ns.ConvSNN(64, channels=[2], hidden_size=4)):
     network(torch.rand(2, 1, 8, 8)).sum().backward()
+optimizer = torch.optim.SGD(network.parameters(), 0.1)
+trainer = ns.SNNTrainer(network, optimizer, torch.nn.CrossEntropyLoss())
+trainer.fit([(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))], None, epochs=1)
 """
 
 # Modules of the recogniser that are loaded when it runs, by the commands' own words for it.
