@@ -62,10 +62,19 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    keywords=["spiking neural networks", "surrogate gradients", "PyTorch", "Numba", "Triton"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["neurospike", "neurospike.*"]),
     package_dir={"": "."},  # said, so that an editable install is this path and nothing else
     cmdclass={"build_py": BuildWithKernels},
+    entry_points={"console_scripts": ["neurospike = neurospike.__main__:main"]},
     package_data={"neurospike": ["py.typed"], "neurospike.live": ["browser/*"]},
     install_requires=[
         "torch>=2.9",

@@ -27,7 +27,7 @@ from .training.graph import graphed
 from .training.loading import load_model
 from .visualization import SpikeVisualizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 old_paths.keep()
 

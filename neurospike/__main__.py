@@ -1,6 +1,10 @@
-"""`python -m neurospike --mode train|inference|...`: every command under one name."""
+"""`python -m neurospike train|predict|evaluate|export|live`: every command under one name.
+
+An installation calls the same `neurospike`. `--mode train` and its like mean the same as the word.
+"""
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -10,41 +14,50 @@ from neurospike.errors import ConfigError
 
 MODULES = {
     "train": "neurospike.train",
-    "inference": "neurospike.predict",
+    "predict": "neurospike.predict",
     "evaluate": "neurospike.evaluate",
     "export": "neurospike.export",
     "live": "neurospike.live.__main__",
 }
-WORDS = {**{mode: mode for mode in MODULES}, "predict": "inference", "test": "evaluate"}
-USAGE = """usage: python -m neurospike --mode train|inference|evaluate|export|live [flags]
+OTHER_WORDS = {"inference": "predict", "test": "evaluate"}
+USAGE = """usage: python -m neurospike COMMAND [flags]
 
-  --mode train      train a network          (the same as python -m neurospike.train)
-  --mode inference  recognise pictures       (the same as python -m neurospike.predict)
-  --mode evaluate   test a trained network   (the same as python -m neurospike.evaluate)
-  --mode export     write it for elsewhere   (the same as python -m neurospike.export)
-  --mode live       see its neurons answer   (the same as python -m neurospike.live)
+  train     train a network          (the same as python -m neurospike.train)
+  predict   recognise pictures       (the same as python -m neurospike.predict)
+  evaluate  test a trained network   (the same as python -m neurospike.evaluate)
+  export    write it for elsewhere   (the same as python -m neurospike.export)
+  live      see its neurons answer   (the same as python -m neurospike.live)
 
-The flags are those of the mode: python -m neurospike --mode train --help"""
+The flags are those of the command: python -m neurospike train --help
+--mode COMMAND is another way to name it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the mode's command with the flags that remain; its exit code."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--mode", nargs="?")
-    known, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if known.mode not in MODULES and {"-h", "--help"} & set(rest):
+    """Run the command that is named with the flags that remain; its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        name, said, flags = words[0], words[0], words[1:]
+    else:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--mode", nargs="?")
+        known, flags = parser.parse_known_args(words)
+        name, said = known.mode, f"--mode {known.mode}"
+    name = OTHER_WORDS.get(name, name)
+    if name not in MODULES and {"-h", "--help"} & set(flags):
         print(USAGE)
         return 0
-    return guarded(lambda: _run(known.mode, rest))
+    return guarded(lambda: _run(name, said, flags))
 
 
-def _run(mode: str | None, flags: list[str]) -> int:
-    if mode not in MODULES:
-        meant = WORDS.get(mode or (flags[0] if flags else ""))
-        hint = f"; did you mean --mode {meant}?" if meant else "; see --help"
-        raise ConfigError(f"--mode: got {mode or 'nothing'}, allowed: {', '.join(MODULES)}{hint}")
-    prog = f"python -m neurospike --mode {mode}"
-    return int(importlib.import_module(MODULES[mode]).main(flags, prog=prog))
+def _run(name: str | None, said: str, flags: list[str]) -> int:
+    if name is None:
+        raise ConfigError(f"no command was named; there are {', '.join(MODULES)}")
+    if name not in MODULES:
+        near = difflib.get_close_matches(name, [*MODULES, *OTHER_WORDS], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{said}: no such command, there are {', '.join(MODULES)}{hint}")
+    command = importlib.import_module(MODULES[name])
+    return int(command.main(flags, prog=f"python -m neurospike {said}"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ the message and exits with code 2; a library caller can catch `NeuroSpikeError`.
 a call (wrong shape, dtype, argument) stays a plain `ValueError` or `TypeError`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NeuroSpikeError(Exception):
     """Base of the errors below."""
@@ -44,3 +47,18 @@ class GraphError(NeuroSpikeError, RuntimeError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@contextmanager
+def needed_by(what: str, *packages: str) -> Iterator[None]:
+    """Say what to install, if an import inside fails.
+
+    what: what the packages are needed for, `"a configuration"`; packages: as pip calls them.
+    Raises MissingDependencyError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{what} needs {' and '.join(packages)} ({error}): pip install {' '.join(packages)}"
+        ) from error

@@ -11,7 +11,7 @@ import torch
 from neurospike.backend.dispatch import use_backend
 from neurospike.config.cli import Parser, guarded
 from neurospike.config.devices import choose_device
-from neurospike.config.schema import RECORDED
+from neurospike.config.kinds import RECORDED
 from neurospike.data import NAMES, Batches, DigitData, EventData, load, load_folder, load_recordings
 from neurospike.data.datasets import check_name
 from neurospike.errors import ConfigError, MissingDependencyError

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
         flags = _parser(prog).read(argv)
         paths = [*flags.pictures, *(flags.image_path or [])]
         if not paths:
-            raise ConfigError("--image_path is missing: name picture files, or folders of them")
+            raise ConfigError("no picture was named: give picture files, or folders of them")
         if flags.plot is not None:
             from neurospike.visualization.prediction import check_plot
 

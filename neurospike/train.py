@@ -4,19 +4,20 @@ Reads from top to bottom: what was asked for, the data, the network, the trainin
 This is also the one place that chooses a backend; model and trainer know none.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from neurospike.backend import buffers
 from neurospike.backend.dispatch import choose, use_backend
-from neurospike.config import Config, load_config
 from neurospike.config.cli import guarded, parse
 from neurospike.config.devices import choose_device
-from neurospike.config.schema import RECORDED
+from neurospike.config.kinds import RECORDED
 from neurospike.data import (
     Batches,
     DigitData,
@@ -39,6 +40,9 @@ from neurospike.training.resume import check_epochs, newest_state, resumable, st
 from neurospike.training.scale import launch, leave, make_fabric
 from neurospike.training.setup import check_batch, make_trainer
 
+if TYPE_CHECKING:
+    from neurospike.config import Config
+
 ABOUT = (
     "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
     "Exit code 0: done; 2: an error, told in a line; 130: interrupted, go on with --resume."
@@ -50,6 +54,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.tr
     """Run the command with these arguments (default: the process's own); its exit code."""
 
     def job() -> int:
+        # Here, where a lack of what reads it is told in a line.
+        from neurospike.config import load_config
+
         path, overrides = parse(argv, prog, ABOUT)
         resumed, start = overrides.pop("resume", None), overrides.pop("init_from", None)
         if resumed is not None:

@@ -179,24 +179,54 @@ def test_a_read_only_folder_is_told_before_the_work(folder, monkeypatch):
         check_folder(Path("x"))
 
 
-def test_modes(capsys, folder):
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "no command was named; there are train, predict, evaluate, export, live"),
+        (["--epochs", "3"], "no command was named"),
+        (["--mode"], "no command was named"),
+        (
+            ["trian"],
+            "trian: no such command, there are train, predict, evaluate, export, live; did",
+        ),
+        (["trian"], "did you mean train?"),
+        (["--mode", "fly"], "--mode fly: no such command, there are train, predict"),
+        (["--mode=infer"], "--mode infer: no such command"),
+        (["--mode=infer"], "did you mean inference?"),
+        (["train", "--lr", "0.1"], "no such flag --lr; did you mean --learning_rate?"),
+        (["--mode=train", "--training.lr", "0.1"], "did you mean --learning_rate?"),
+        (["predict"], "no picture was named: give picture files"),
+        (["--mode", "inference"], "no picture was named: give picture files"),
+        (["inference", "no.png", "--plot", "x.xyz"], "--plot x.xyz: got the ending '.xyz'"),
+        (["predict", "no.png", "--model_path", "no.pth"], "no.pth: cannot read the checkpoint"),
+        (["evaluate", "--model_path", "no.pth"], "no.pth: cannot read the checkpoint"),
+        (["test", "--model_path", "no.pth"], "no.pth: cannot read the checkpoint"),
+        (["export", "--out", "x.abc"], "x.abc ends with neither .pt2 nor .onnx"),
+        (["live", "--port", "x"], "--port: got 'x'"),
+    ],
+)
+def test_a_command_is_a_word_or_a_mode(capsys, folder, argv, expected):
+    assert modes.main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert expected in shown.err
+    assert shown.out == ""
+
+
+def test_help_of_all_commands_and_of_each(capsys):
     assert modes.main(["--help"]) == 0
-    assert "--mode train|inference|evaluate|export|live" in capsys.readouterr().out
-    assert modes.main([]) == 2
-    assert (
-        "--mode: got nothing, allowed: train, inference, evaluate, export, live"
-        in capsys.readouterr().err
-    )
-    assert modes.main(["--mode", "fly"]) == 2
-    assert "--mode: got fly" in capsys.readouterr().err
-    for word, mode in (("train", "train"), ("predict", "inference"), ("evaluate", "evaluate")):
-        assert modes.main([word, "--epochs", "3"]) == 2
-        assert capsys.readouterr().err.endswith(f"; did you mean --mode {mode}?\n")
-        assert modes.main(["--mode", word, "--help-me"]) == 2
-        assert word == mode or f"did you mean --mode {mode}?" in capsys.readouterr().err
-    assert modes.main(["--mode=train", "--epoch", "3"]) == 2
-    assert "no such flag --epoch" in capsys.readouterr().err
-    assert modes.main(["--mode", "train", *SMALL]) == 0
+    shown = capsys.readouterr().out
+    for name in modes.MODULES:
+        assert f"\n  {name} " in shown
+        with pytest.raises(SystemExit) as ended:
+            modes.main([name, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: python -m neurospike {name} [")
+
+
+@pytest.mark.parametrize("words", [["train"], ["--mode", "train"]])
+def test_a_command_runs_with_its_flags(capsys, folder, words):
+    assert modes.main([*words, *SMALL]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy: ")
 
 

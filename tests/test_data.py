@@ -440,7 +440,6 @@ def test_unknown_name_like_no_other(tmp_path):
     ("name", "module", "package"),
     [
         ("mnist", "torchvision.datasets", "torchvision"),
-        ("auto", "torchvision.datasets", "torchvision"),
         ("digits", "sklearn", "scikit-learn"),
     ],
 )
@@ -448,6 +447,14 @@ def test_missing_packages(tmp_path, monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
         data.load(name, tmp_path)
+
+
+def test_auto_without_torchvision_takes_digits_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    loaded = data.load("auto", tmp_path)
+    assert loaded.name == "digits"
+    assert "not MNIST, because torchvision is needed" in loaded.note
+    assert loaded.note.endswith("pip install torchvision")
 
 
 def test_scikit_learn_without_its_digits(tmp_path, monkeypatch):

@@ -4,11 +4,14 @@ Installed for real, into virtual environments of their own.
 """
 
 import importlib.metadata
+import json
 import zipfile
 from pathlib import Path
 
 import fresh
 import pytest
+
+import neurospike
 
 pytestmark = pytest.mark.thorough
 
@@ -69,6 +72,19 @@ def kept(folder: Path) -> bool:
     return any((folder / "__pycache__").glob("scan.*.nbc"))
 
 
+def recognises(place: Place) -> None:
+    """Train and read a picture with what is installed, in a folder with nothing else in it."""
+    few = ["--dataset=digits", "--hidden_size=64", "--num_steps=8", "--learning_rate=5e-3"]
+    trained = place.python(place.elsewhere, "-m", "neurospike.train", *few, "--epochs=6")
+    assert trained.splitlines()[-1].startswith("test accuracy: ")
+    picture = str(place.checkout / "examples" / "digit.png")
+    for command in (["python", "-m", "neurospike.predict"], ["neurospike", "predict"]):
+        answer = fresh.run([*command, picture, "--json"], place.elsewhere, place.env)
+        assert json.loads(answer)["digit"] == 5
+    with pytest.raises(AssertionError, match="trian: no such command"):
+        fresh.run(["neurospike", "trian"], place.elsewhere, place.env)
+
+
 def test_the_checkout_itself_needs_no_installation(place):
     own = place.checkout / "neurospike" / "__init__.py"
     kernel = place.checkout / "kernels" / "cpu" / "scan.py"
@@ -85,8 +101,9 @@ def test_an_editable_install_is_found_from_everywhere_and_leaves_nothing(place):
         assert set(place.found().values()) == {str(own)}
         assert place.python(place.code, "-c", USE).split()[0] == str(own)
         listed = place.pip("show", "-f", "neurospike").split("Files:")[1].split()
-        assert [name for name in listed if ".dist-info/" not in name] == [
-            "__editable__.neurospike-0.1.0.pth"
+        assert sorted(name for name in listed if ".dist-info/" not in name) == [
+            "../../../bin/neurospike",
+            f"__editable__.neurospike-{neurospike.__version__}.pth",
         ]
         # Hugging Face's package of that name, if it is installed.
         (place.site / "kernels").mkdir()
@@ -123,6 +140,7 @@ def test_a_wheel_of_a_source_distribution_holds_every_file_and_is_found(place):
         printed = place.python(place.code, "-c", USE).split()
         assert printed[1] == str(installed / "kernels" / "cpu" / "scan.py")
         assert kept(installed / "kernels" / "cpu")
+        recognises(place)
     finally:
         place.pip("uninstall", "-y", "neurospike")
     assert not list(installed.rglob("*.py"))

@@ -446,7 +446,7 @@ def test_the_help_says_what_a_confidence_is_not(capsys):
 def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, model_path)[2] == [
-        "error: --image_path is missing: name picture files, or folders of them"
+        "error: no picture was named: give picture files, or folders of them"
     ]
     assert "did you mean --image_path?" in run(capsys, model_path, "--imge_path=x")[2][0]
     assert "--ink" in run(capsys, model_path, "--image_path=x", "--ink=red")[2][0]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from neurospike.errors import ConfigError, NeuroSpikeError
 
-from . import fields, nearest_key
+from .words import nearest_key
 
 # Keys of a section that are also flags by their last name alone.
 SHORT = (
@@ -119,6 +119,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _training_parser(prog: str, description: str) -> Parser:
+    from . import fields
+
     parser = Parser(
         prog,
         description,

@@ -1,7 +1,7 @@
 """Every key of the configuration: its meaning, its default and its limits."""
 
 from math import isqrt
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from .kinds import KINDS, READING, RECORDED, Recorded, reading_steps
 from .steps import NAMES as STEP_NAMES
 from .steps import Step, float32, parse_steps, range_after, size_after
 
@@ -82,27 +83,9 @@ TimeConstants = Annotated[
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
-READING = ("rows", "pixels")  # encodings that read a picture part by part, one part per step
-
-
-Recorded = Literal["shd", "nmnist", "dvs_gesture"]  # data sets of recordings of events
-RECORDED = get_args(Recorded)
 
 # Dumped as what each step is, not as what all steps have in common.
 Steps = Annotated[list[SerializeAsAny[Step]], BeforeValidator(parse_steps)]
-
-
-# The networks of `neurospike.models`, and the keys that only some of them take.
-KINDS: dict[str, tuple[str, ...]] = {
-    "mlp": ("hidden_size", "neuron", "tau", "tau_adaptation", "recurrent"),
-    "conv": ("in_channels", "hidden_size", "channels", "kernel_size", "pooling"),
-    "resnet": ("in_channels", "channels", "blocks", "shortcut"),
-}
-
-
-def reading_steps(encoding: str, input_size: int) -> int:
-    """The steps in which an encoding of `READING` reads a square picture of so many pixels."""
-    return isqrt(input_size) if encoding == "rows" else input_size
 
 
 def _known_kind(value: str) -> str:

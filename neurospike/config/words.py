@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic_core import ErrorDetails
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 LEAST, GREATEST = 1.2e-38, 3.4e38  # what float32, in which all is computed, can hold
 FLOAT32 = f"{LEAST} to {GREATEST}, as float32 holds"
@@ -71,7 +72,7 @@ def about_device(name: object) -> str:
     return ""
 
 
-def beyond_format(detail: ErrorDetails) -> str:
+def beyond_format(detail: "ErrorDetails") -> str:
     """What else was wanted of a number that is within a key's bounds and too small or large."""
     context = detail.get("ctx", {})
     if str(context.get("error")) == FLOAT32:

@@ -66,8 +66,8 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
 
     Errors: `DataError` for an unknown name, files that are missing and cannot be fetched,
     damaged files (for `"auto"` too), a `data_path` that is a file or cannot be written;
-    `MissingDependencyError` when torchvision is needed and does not import, or scikit-learn is
-    not installed.
+    `MissingDependencyError` when scikit-learn is not installed or, for another name than `"auto"`,
+    torchvision is needed and does not import.
     """
     check_name(name)
     root = Path(data_path).expanduser()
@@ -99,7 +99,7 @@ def check_name(name: str, names: Sequence[str] = NAMES) -> None:
 def _load_auto(root: Path, download: bool) -> DigitData:
     try:
         data = _load_idx("mnist", root, download)
-    except _NotObtainedError as error:
+    except (_NotObtainedError, MissingDependencyError) as error:
         data = _load_digits()
         return replace(data, note=f"auto took {data.note}, not MNIST, because {error}")
     return replace(data, note=f"auto took {data.note}")

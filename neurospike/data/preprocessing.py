@@ -13,14 +13,14 @@ applied to visual document analysis", ICDAR 2003 (elastic distortions).
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurospike.config.steps import Crop, parse_steps, size_after
-from neurospike.errors import MissingDependencyError
+from neurospike.errors import MissingDependencyError, needed_by
 from neurospike.ops.constants import constant
 
 
@@ -43,10 +43,9 @@ class Preprocessing(nn.Module):
 
     def __init__(self, steps: Any = ()) -> None:
         super().__init__()
-        self.steps = parse_steps(steps)
+        self.steps = [] if steps in ((), []) else _described().parse_steps(steps)
         self.modules_in_order = nn.ModuleList(
-            _MAKERS[step.kind](**step.model_dump(exclude={"kind"}))  # type: ignore[attr-defined]
-            for step in self.steps
+            _MAKERS[step.kind](**step.model_dump(exclude={"kind"})) for step in self.steps
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,7 +70,10 @@ class Preprocessing(nn.Module):
 
         Raises ValueError for a crop that does not fit.
         """
-        return size_after(self.steps, height, width)
+        if not self.steps:
+            return height, width
+        sides: tuple[int, int] = _described().size_after(self.steps, height, width)
+        return sides
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
@@ -81,7 +83,7 @@ class Preprocessing(nn.Module):
 class _Crop(nn.Module):
     def __init__(self, size: int | tuple[int, int], padding: int) -> None:
         super().__init__()
-        self.step = Crop(size=size, padding=padding)
+        self.step = _described().Crop(size=size, padding=padding)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.step.size_after(images.shape[2], images.shape[3])
@@ -204,6 +206,13 @@ def _at(images: Tensor, grid: Tensor) -> Tensor:
 def _within(moved: Tensor, images: Tensor) -> Tensor:
     """Keep the rounding of an interpolation from leaving the pictures' range, often 0 to 1."""
     return moved.clamp(images.amin().clamp_max(0), images.amax())
+
+
+def _described() -> ModuleType:
+    """The steps' options and limits, whose checks take pydantic."""
+    with needed_by("preprocessing", "pydantic", "pyyaml"):
+        from neurospike.config import steps
+    return steps
 
 
 def _v2() -> Any:

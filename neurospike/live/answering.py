@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neurospike.backend.dispatch import choose, use_backend
 from neurospike.coding.encoding import pixel_order
-from neurospike.config.schema import READING
+from neurospike.config.kinds import READING
 from neurospike.data import DigitData, load, load_folder
 from neurospike.layers.recurrent import Recurrent
 from neurospike.models import Recording, SpikingNetwork

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.training.loading import Trained, check_sees_pictures, load_trained
 
@@ -141,6 +139,8 @@ class WatchedRun:
 
     def _wanted(self) -> int | None:
         """The number of epochs asked for, if the run's config tells it."""
+        import yaml
+
         try:
             config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
             return config["training"]["epochs"]

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from neurospike.coding import encoding as codes
 from neurospike.coding.intensities import FAR, can_look, check_finite, is_whole
 from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
-from neurospike.config.schema import READING, reading_steps
+from neurospike.config.kinds import READING, reading_steps
 from neurospike.data.preprocessing import Preprocessing
 from neurospike.layers.lif import LI, LIF
 from neurospike.layers.spike_linear import format_for

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike.errors import PictureError
+from neurospike.errors import PictureError, needed_by
 
 from .doubts import SEVERAL, doubts, side_by_side
 from .files import frames, suffixes
-from .finding import Ink, find_digit
-from .framing import SIZE, as_it_is, framed
+from .framing import SIZE, Ink, as_it_is, framed
 from .whole import read_whole
 
 __all__ = ["SIZE", "Ink", "read_picture", "read_whole", "suffixes", "thing_of"]
@@ -67,8 +66,10 @@ def read_picture(
     Raises:
         PictureError: in one line, that names the file: not to be read, no picture, damaged,
             larger than 50 million pixels, or nothing on it that can be read, and why.
-        MissingDependencyError: without pillow.
+        MissingDependencyError: without pillow or scipy.
     """
+    with needed_by("reading a picture", "scipy", "pillow"):
+        import scipy.ndimage  # noqa: F401 (else its lack would be told of as a damaged file)
     unread, thing = None, thing_of(dataset)
     for number, count, grey in frames(Path(path), content):
         try:
@@ -87,6 +88,8 @@ def read_picture(
 
 
 def _read(grey: np.ndarray, ink: Ink, dataset: str) -> tuple[np.ndarray, list[str]]:
+    from .finding import find_digit
+
     digits = thing_of(dataset) == "digit"  # others may well be of several pieces
     if grey.shape == (SIZE, SIZE):
         ready = as_it_is(grey, ink, dataset)

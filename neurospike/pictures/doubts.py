@@ -5,7 +5,6 @@ next to nothing is said here, by measures that none of MNIST's 10,000 test pictu
 """
 
 import numpy as np
-from scipy import ndimage
 
 INK = 0.3  # of full scale, above which a pixel is ink
 FULL = 0.25, 0.6  # of the largest piece: mass and height of another digit, and not a part of one
@@ -30,6 +29,8 @@ def doubts(picture: np.ndarray) -> list[str]:
 
 def side_by_side(picture: np.ndarray) -> bool:
     """True for pieces of ink beside each other that are each as large as a digit."""
+    from scipy import ndimage
+
     labels, count = ndimage.label(picture > INK, np.ones((3, 3)))
     if count < 2:
         return False

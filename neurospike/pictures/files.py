@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from neurospike.errors import MissingDependencyError, PictureError
 
@@ -165,6 +164,8 @@ def _on_ground(grey: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     What is opaque either has paper and ink of its own, as a screenshot with rounded corners; its
     paper then goes on over the rest, shadows included. Or it is ink alone, on nothing.
     """
+    from scipy import ndimage
+
     solid = alpha >= OPAQUE
     inner = ndimage.binary_erosion(solid)
     rim = inner & ~ndimage.binary_erosion(inner, border_value=1)

@@ -6,14 +6,13 @@ edge. What only borders the picture, frames it, or is a speck beside the digit i
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from neurospike.errors import PictureError
 
-Ink = Literal["auto", "light", "dark"]
+from .framing import Ink
 
 LEAST_CONTRAST = 0.04  # of full scale; below it there is noise but no digit
 SIDE = 400  # pixels of the longer side that are looked at; a digit of 8% of it still has 32

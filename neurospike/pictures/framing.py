@@ -1,9 +1,11 @@
 """Place a digit in 28 x 28 as the pictures of a data set are."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 
-from .finding import Ink
+Ink = Literal["auto", "light", "dark"]
 
 SIZE = 28  # pixels of a training picture's side
 PURE = 0.04  # of full scale: as near to black or white as a JPEG leaves it

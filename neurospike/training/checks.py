@@ -4,15 +4,16 @@ The configuration was checked key by key when it was read (`neurospike.config`);
 this machine, these data and torch can say of it.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from neurospike.config import Config
-from neurospike.config.schema import RECORDED
-from neurospike.config.steps import size_after
+from neurospike.config.kinds import RECORDED
 from neurospike.data import DigitData, EventData
 from neurospike.data.events import SOURCES, frame_size
 from neurospike.data.folder import class_names
@@ -21,6 +22,9 @@ from neurospike.models import MODELS
 
 from .loading import build_on_meta
 from .records import check_folder, check_writable
+
+if TYPE_CHECKING:
+    from neurospike.config import Config
 
 CLASSES = 10  # of every data set of pictures but a folder of one's own
 TRAINED = 4  # numbers kept of each weight while it is trained: itself, gradient, two of Adam's
@@ -75,6 +79,8 @@ def check_data(config: Config, data: DigitData | EventData) -> None:
 
 def _check_pictures(config: Config) -> None:
     """Refuse a network that does not fit the pictures or has too few classes."""
+    from neurospike.config.steps import size_after  # with the configuration: it takes pydantic
+
     model = config.model
     try:
         height, width = size_after(config.preprocessing, *config.picture[1:])

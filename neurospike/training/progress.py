@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from .metrics import Metrics
 
 OnStep = Callable[[int, Metrics], None]
@@ -16,9 +14,15 @@ OnStep = Callable[[int, Metrics], None]
 def progress_bar(title: str, steps: int | None) -> Iterator[OnStep | None]:
     """A bar on stderr if that is a terminal; gives what to call with steps done and metrics.
 
-    steps: None where it is not known how many there will be.
+    Without tqdm there is none: training needs no bar. steps: None where it is not known how many
+    there will be.
     """
     if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
         yield None
         return
     with tqdm(total=steps, desc=title, unit="step", leave=False) as bar:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from neurospike.errors import CheckpointError, NeuroSpikeError
+from neurospike.errors import CheckpointError, NeuroSpikeError, needed_by
 
 from .checkpoint import copy_checkpoint, load_checkpoint, replace_file, save_checkpoint
 
@@ -52,6 +51,8 @@ class Run:
         published: str | Path | None = None,
         resumed: bool = False,
     ) -> None:
+        with needed_by("a run folder", "pyyaml"):
+            import yaml
         self.config = dict(config)
         self.record = dict(record or {})
         self.published = None if published is None else Path(published)

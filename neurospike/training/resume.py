@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from neurospike.errors import CheckpointError, ConfigError
 
 from .checkpoint import load_checkpoint, replace_file
@@ -99,6 +97,8 @@ def tell(
 
     epochs: the number that the configuration comes to.
     """
+    import yaml
+
     wanted, path = config.training.epochs, folder / "config.yaml"
     written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     kept = written["training"] = dict(written.get("training") or {})

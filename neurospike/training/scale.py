@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from neurospike.errors import ConfigError
+from neurospike.errors import ConfigError, needed_by
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 UNSCALED: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}
@@ -154,7 +154,8 @@ def make_fabric(
 
 def _lightning(**options: Any) -> Any:
     """Make a Fabric that keeps quiet."""
-    from lightning_fabric import Fabric
+    with needed_by("a run of several processes or in 16-mixed", "lightning-fabric"):
+        from lightning_fabric import Fabric
 
     # Fabric sets it for programs that fork after asking for GPUs. Without a GPU it makes every step
     # of an optimiser look for NVIDIA's library anew, which takes a tenth of a millisecond.
