@@ -118,7 +118,7 @@ def export_model(
             "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
             "export it as .pt2, or train with another encoding"
         )
-    given = ((_example(pictures),), {}, _AXES)
+    given: tuple[tuple[Any, ...], dict[str, Any], Any] = ((_example(pictures),), {}, _AXES)
     if form == "onnx":
         names = {"input_names": ["pictures"], "output_names": ["scores"]}
         content, run = as_onnx(model, *given, **names)

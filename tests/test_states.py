@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import neurospike as ns
+from neurospike import formulas
 
 Pair = namedtuple("Pair", "one other")
 
@@ -151,3 +152,24 @@ def test_gradients_are_truncated_in_any_network():
     assert not torch.allclose(found[0], whole[0], rtol=1e-4)
     ns.truncate(net, None)
     assert torch.allclose(gradients(net(given)[0])[0], whole[0])
+
+
+def test_detach_of_the_package_is_the_formula_in_a_neurons_function():
+    detach, cut = ns.detach, formulas.detach
+
+    def own(current, mem, beta):
+        v = beta * mem + current
+        spike = fire(v - 1.0)  # noqa: F821
+        return spike, v * (1.0 - detach(spike))
+
+    def other(current, mem, beta):
+        v = beta * mem + current
+        spike = fire(v - 1.0)  # noqa: F821
+        return spike, v * (1.0 - cut(spike))
+
+    current = torch.randn(9, 2, 3, requires_grad=True)
+    grads = []
+    for function in (own, other):
+        spikes, mem = ns.Spiking(function, beta=0.9)(current)
+        grads.append(torch.autograd.grad(spikes.sum() + mem[0].sum(), current)[0])
+    assert torch.equal(*grads) and grads[0].any()

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from neurospike import formulas
+
 from .delay import Delay
 from .lif import _Neuron
 from .recurrent import Recurrent
@@ -35,6 +37,10 @@ def detach(states: S) -> S:
         TypeError: something else among them.
     """
     return _mapped(Tensor.detach, states)
+
+
+# In a neuron's function the name means the formula, whichever of the two was imported.
+vars(detach)["formula"] = formulas.detach
 
 
 def move(states: S, *args: Any, **options: Any) -> S:

@@ -248,6 +248,8 @@ class _Recorder:
 
     def _outside(self, name: str, value: Any) -> Any:
         """Return what stands for a value that the function reads from outside."""
+        if isinstance(value, FunctionType):  # `ns.detach` has the name of a formula
+            value = vars(value).get("formula", value)
         for free, stand_in in self.names.items():
             if free != "sigmoid" and value is getattr(formulas, free, None):  # there a surrogate
                 return stand_in
