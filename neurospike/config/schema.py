@@ -159,8 +159,9 @@ class ModelConfig(Section):
         json_schema_extra={"allowed": "a list of whole numbers >= 1"},
     )
     kernel_size: Size = Field(default=5, description="conv: side of the kernels, odd")
-    pooling: Literal["max", "average"] = Field(
-        default="max", description="conv: what halves the picture"
+    pooling: Literal["max", "average", "max_current"] = Field(
+        default="max",
+        description="conv: what halves the picture: of spikes, or of currents before the neurons",
     )
     blocks: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
         default=[2, 2],

@@ -12,7 +12,7 @@ from . import parts
 from .network import SpikingNetwork
 from .parts import NeuronOptions, SpikeDropout, over_steps, side_of
 
-POOLINGS = ("max", "average")
+POOLINGS = ("max", "average", "max_current")
 
 
 class ConvSNN(SpikingNetwork):
@@ -25,7 +25,9 @@ class ConvSNN(SpikingNetwork):
         input_size: pixels of a picture, after preprocessing; pictures are square.
         channels: of each stage, a number for one stage; each halves the picture's sides.
         kernel_size: side of the kernels, odd.
-        pooling: `"max"`, which of spikes is a spike wherever one of four fired, or `"average"`.
+        pooling: `"max"`, which of spikes is a spike wherever one of four fired; `"average"`; or
+            `"max_current"`, the largest of four currents, before the neurons: a quarter of the
+            neurons then, and the gradient reaches the pixel that made the neuron fire.
         hidden_size: neurons of the fully connected layer behind the stages, or of each of them.
         output_size: classes.
         normalization: of every hidden current, see `parts.normalization`.
@@ -91,7 +93,10 @@ class ConvSNN(SpikingNetwork):
         self.stages = nn.ModuleList(
             stage(index, *pair) for index, pair in enumerate(zip(sizes, sizes[1:]))
         )
-        self.pool = nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
+        self.pool = nn.AvgPool2d(2) if pooling == "average" else nn.MaxPool2d(2)
+        if pooling == "max_current":
+            self.stages = nn.ModuleList(nn.Sequential(*stage, self.pool) for stage in self.stages)
+            self.pool = nn.Identity()
         flat = [channels[-1] * rest * rest, *hidden]
         self.hidden = nn.ModuleList(
             nn.Sequential(
