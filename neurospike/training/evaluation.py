@@ -23,6 +23,7 @@ class Evaluation:
         self._confusion: Tensor | None = None  # int64 [C, C], by label, then by answer
         # Of each layer: its neurons' spikes, and at the end how many there could have been.
         self._spikes: dict[str, Tensor] = {}
+        self._channels: dict[str, int] = {}
 
     def add(
         self,
@@ -44,6 +45,7 @@ class Evaluation:
         for name, spikes in activity.items():
             if name not in self._spikes:
                 self._spikes[name] = self._zeros(spikes.shape[2:].numel() + 1)
+                self._channels[name] = spikes.shape[2:3].numel()
         if not len(labels):
             return  # this process's part of a last batch that is smaller than the processes
         self._loss += loss * len(labels)
@@ -81,7 +83,10 @@ class Evaluation:
             accuracy=int(confusion.trace()) / samples,
             samples=samples,
             seconds=time.perf_counter() - self._start,
-            activity=dict(zip(self._spikes, map(_activity, layers), strict=True)),
+            activity={
+                name: _activity(layer, count)
+                for (name, count), layer in zip(self._channels.items(), layers, strict=True)
+            },
             confusion=confusion.tolist(),
         )
 
@@ -89,8 +94,9 @@ class Evaluation:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
-def _activity(sums: Tensor) -> Activity:
-    """Rate, dead and saturated share, of a layer's spikes by neuron and, last, their most."""
+def _activity(sums: Tensor, channels: int) -> Activity:
+    """Rate and shares, of a layer's spikes by neuron and, last, their most."""
     rates = sums[:-1] / sums[-1]
     shares = torch.stack([rates, rates == 0, rates > SATURATED]).mean(1)
-    return Activity(*shares.tolist())
+    silent = rates.view(channels, -1).sum(1) == 0
+    return Activity(*shares.tolist(), channels, float(silent.double().mean()))

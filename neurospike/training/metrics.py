@@ -24,11 +24,15 @@ class Activity:
     """How a layer's neurons fired. rate: spikes a neuron and time step.
 
     dead, saturated: share of its neurons that never fired, and at over `SATURATED` of the steps.
+    channels: what has weights of its own: each neuron, or of feature maps each map. dead_channels:
+    share of those of which no neuron ever fired.
     """
 
     rate: float
     dead: float
     saturated: float
+    channels: int
+    dead_channels: float
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from neurospike.coding.intensities import can_look
 from neurospike.errors import NeuroSpikeError
 
 from .batch import Parts, parts_of
-from .diagnosis import find_not_finite
+from .diagnosis import dead_in_training, find_not_finite
 from .evaluation import Evaluation
 from .metrics import Meter, Metrics, NotFiniteError, figures
 from .progress import OnStep, epoch_line, measured, progress_bar
@@ -97,6 +97,7 @@ class SNNTrainer:
         self.best: tuple[float, float] | None = None  # accuracy and negative loss
         self.waited = 0  # evaluations since the best
         self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
+        self.told_of_dead = False  # neurons, which is told once
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
         self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
         self._whole = True  # False within a step or a check: half of it would be saved
@@ -370,6 +371,11 @@ class SNNTrainer:
         if self.fabric.is_global_zero:
             # Last, so that an epoch told of is an epoch kept.
             print(epoch_line(record, epochs, is_best), flush=True)  # noqa: T201 (its progress)
+        if checked is not None and not (within_epoch or self.told_of_dead):
+            dead = dead_in_training(self, checked.activity, train)
+            self.told_of_dead = dead is not None
+            if dead is not None and self.fabric.is_global_zero:
+                print(dead, flush=True)  # noqa: T201
         return record
 
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
