@@ -80,23 +80,27 @@ class ConvSNN(SpikingNetwork):
                 "stages or an odd kernel"
             )
         threshold = self._neuron.get("threshold", 1.0)
+        pools: dict[str, nn.Module] = {
+            "max": nn.MaxPool2d(2),
+            "average": nn.AvgPool2d(2),
+            "max_current": nn.Identity(),  # each stage pools its currents
+        }
 
-        def stage(index: int, inputs: int, outputs: int) -> nn.Module:
+        def stage(index: int, inputs: int, outputs: int) -> nn.Sequential:
             # A normalisation has a bias of its own.
             layer = nn.Conv2d(
                 inputs, outputs, kernel_size, padding="same", bias=normalization == "none"
             )
             layer = self._initialized(layer, first=index == 0)
-            return nn.Sequential(layer, parts.normalization(normalization, outputs, 2, threshold))
+            norm = parts.normalization(normalization, outputs, 2, threshold)
+            before = [nn.MaxPool2d(2)] if pooling == "max_current" else []
+            return nn.Sequential(layer, norm, *before)
 
         sizes = [1, *channels]
         self.stages = nn.ModuleList(
             stage(index, *pair) for index, pair in enumerate(zip(sizes, sizes[1:]))
         )
-        self.pool = nn.AvgPool2d(2) if pooling == "average" else nn.MaxPool2d(2)
-        if pooling == "max_current":
-            self.stages = nn.ModuleList(nn.Sequential(*stage, self.pool) for stage in self.stages)
-            self.pool = nn.Identity()
+        self.pool = pools[pooling]
         flat = [channels[-1] * rest * rest, *hidden]
         self.hidden = nn.ModuleList(
             nn.Sequential(

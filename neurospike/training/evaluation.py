@@ -99,4 +99,5 @@ def _activity(sums: Tensor, channels: int) -> Activity:
     rates = sums[:-1] / sums[-1]
     shares = torch.stack([rates, rates == 0, rates > SATURATED]).mean(1)
     silent = rates.view(channels, -1).sum(1) == 0
-    return Activity(*shares.tolist(), channels, float(silent.double().mean()))
+    rate, dead, saturated = shares.tolist()
+    return Activity(rate, dead, saturated, channels, float(silent.double().mean()))
