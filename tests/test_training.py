@@ -16,6 +16,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 import neurospike as ns
+from neurospike import train
 from neurospike.config import Config
 from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
@@ -28,9 +29,11 @@ from neurospike.training import (
     draw_curves,
     load_checkpoint,
     save_checkpoint,
+    setup,
 )
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.metrics import Meter, figures
+from neurospike.training.scale import make_fabric
 
 CONFIG = {"seed": 0, "training": {"epochs": 2}}
 
@@ -651,3 +654,23 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="Is a directory"):
         load_checkpoint(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(None, [3, 100]), (0, [0, 0]), (7, [7, 7])])
+def test_the_rate_rises_over_a_tenth_of_the_run_but_at_most_100_steps(warmup, expected):
+    config = Config(training={"warmup": warmup})
+    trainers = [
+        setup.make_trainer(config, Network(), make_fabric("cpu"), steps, 3) for steps in (10, 1000)
+    ]
+    assert [trainer.scheduler.warmup for trainer in trainers] == expected
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", [0, 1])
+def test_few_neurons_of_the_default_run_on_digits_are_dead(seed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--dataset=digits", f"--seed={seed}", "--run_dir=out"]) == 0
+    lines = Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tested = json.loads(lines[-1])
+    assert tested["dead_neurons"]["hidden1"] < 0.1
+    assert tested["accuracy"] > 0.97
