@@ -17,6 +17,7 @@ from neurospike.data.datasets import check_name
 from neurospike.errors import ConfigError, MissingDependencyError
 from neurospike.training import Metrics, draw_network
 from neurospike.training.calibration import BINS, calibration
+from neurospike.training.diagnosis import many_dead
 from neurospike.training.energy import count_operations
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.loading import MODEL, Trained, load_trained
@@ -207,6 +208,9 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
             f"{name}: {layer.rate:.4f} spikes per neuron and time step, {layer.dead:.1%} of the "
             f"neurons dead, {layer.saturated:.1%} saturated"
         )
+    dead = many_dead(metrics.activity, f"any test {kind}")
+    if dead is not None:
+        lines.append(dead)
     energy = result["a_picture"]
     lines.append(
         f"per {kind} {energy['macs']:,.0f} multiplications and {energy['acs']:,.0f} additions, "

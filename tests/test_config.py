@@ -136,7 +136,7 @@ def test_overrides_win_over_the_file(config_file):
         ("encoding: {gain: 1e300}", "encoding.gain: got '1e300', allowed: a number >= 0, 1.2e-38"),
         ("training: {rate_low: 2}", "rate_low: got 2, allowed: a number >= 0 and <= 1"),
         (f"model: {{hidden_size: {2**63}}}", "allowed: a whole number >= 1, or a list of them and"),
-        (f"training: {{warmup: {2**63}}}", f"a whole number >= 0 and <= {2**63 - 1}"),
+        (f"training: {{warmup: {2**63}}}", f"a whole number >= 0 or null and <= {2**63 - 1}"),
         (
             "encoding: {kind: columns}",
             "allowed: constant, rate, latency, delta, phase, burst, rows",

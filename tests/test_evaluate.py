@@ -91,6 +91,24 @@ def test_a_wrong_flag_is_told_before_the_model_is_loaded(argv, expected, tmp_pat
     assert "none.pth" not in said.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("--model.normalization=batch", 0), ("--model.threshold=50", 1)]
+)
+def test_evaluation_tells_of_many_dead_neurons_as_training_does(
+    flag, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--dataset=digits", "--epochs=1", "--hidden_size=9", flag, "--run_dir=out"]
+    assert train.main(argv) == 0
+    trained = capsys.readouterr().out
+    assert evaluate.main(["--model_path=out/checkpoints/best_model.pth"]) == 0
+    tested = capsys.readouterr().out
+    told = "100% of the 9 channels or neurons of hidden1 never fired for any"
+    assert trained.count(f"{told} training sample after epoch 1; ") == expected
+    assert tested.count(f"{told} test picture; ") == expected
+    assert (trained + tested).count("never fired") == 2 * expected
+
+
 def test_a_layer_of_one_neuron_is_evaluated():
     evaluation = Evaluation("test")
     spikes = {"hidden1": torch.tensor([1.0, 0.0, 0.0, 1.0]).view(2, 2, 1)}

@@ -17,6 +17,7 @@ from neurospike.config import load_config
 from neurospike.data import load
 from neurospike.errors import ConfigError
 from neurospike.models import MODELS
+from neurospike.models.conv import POOLINGS
 from neurospike.models.parts import SpikeDropout, initialize, normalization
 from neurospike.training import draw_network
 
@@ -30,6 +31,7 @@ KINDS = [
     ("mlp", {}),
     ("conv", {}),
     ("conv", {"pooling": "average"}),
+    ("conv", {"pooling": "max_current"}),
     *(("resnet", {"shortcut": shortcut}) for shortcut in ("add", "and", "iand", "membrane")),
 ]
 
@@ -61,6 +63,27 @@ def test_every_network_answers_and_every_weight_learns(kind, options, readout, e
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_currents_can_be_pooled_before_the_neurons():
+    model = make("conv", pooling="max_current", normalization="none").eval()
+    images = pictures()
+    seen = model.record(images).spikes
+    assert {name: spikes.shape[3:] for name, spikes in seen.items() if name.startswith("conv")} == {
+        "conv1": (4, 4),
+        "conv2": (2, 2),
+    }
+    flow = images.expand(5, *images.shape)
+    for k, stage in enumerate(model.stages):
+        pooled = torch.stack([nn.functional.max_pool2d(stage[0](step), 2) for step in flow])
+        flow, _ = model.neurons[k](pooled)
+        assert flow.any()
+        assert torch.equal(flow, seen[f"conv{k + 1}"])
+
+
+def test_what_halves_the_pictures_has_no_weights():
+    names = [set(make("conv", pooling=pooling).state_dict()) for pooling in POOLINGS]
+    assert names[0] == names[1] == names[2]
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 import neurospike as ns
+from neurospike import train
+from neurospike.config import Config
 from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, MissingDependencyError, NeuroSpikeError
 from neurospike.layers import break_even
@@ -26,9 +29,11 @@ from neurospike.training import (
     draw_curves,
     load_checkpoint,
     save_checkpoint,
+    setup,
 )
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.metrics import Meter, figures
+from neurospike.training.scale import make_fabric
 
 CONFIG = {"seed": 0, "training": {"epochs": 2}}
 
@@ -39,6 +44,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.hidden = nn.Linear(4, 8)
+        nn.init.ones_(self.hidden.bias)  # so that all fire
         self.output = nn.Linear(8, 2)
 
     def forward(self, images, return_activity=False):
@@ -134,6 +140,15 @@ def test_dead_and_saturated_neurons_are_counted():
     layer = evaluation.read().activity["hidden1"]
     assert (layer.dead, layer.saturated) == (0.25, 0.25)
     assert layer.rate == pytest.approx((40 + 10 + 38) / 160)
+
+
+def test_a_feature_map_is_dead_if_none_of_its_neurons_fired():
+    spikes = torch.zeros(2, 2, 4, 3, 3)
+    spikes[1, 0, 0, 2, 2] = spikes[0, 1, 3, 0, 1] = 1
+    evaluation = Evaluation("test")
+    evaluation.add(torch.tensor(0.0), torch.eye(2), torch.tensor([0, 1]), {"conv1": spikes})
+    layer = evaluation.read().activity["conv1"]
+    assert (layer.dead, layer.channels, layer.dead_channels) == (34 / 36, 4, 0.5)
 
 
 def read_together(parts):
@@ -236,6 +251,52 @@ def test_it_learns_and_says_so(capsys, run):
     assert len(lines) == 20
     assert lines[0].startswith("epoch  1/20 | train loss ")
     assert "samples/s" in lines[0]
+
+
+@pytest.mark.parametrize(("dead", "is_told"), [(2, False), (3, True)])
+def test_many_dead_neurons_are_told_of_once_with_keys_that_change_it(capsys, dead, is_told):
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.model.hidden.bias[:dead] = -100
+    trainer.fit(Data(), Data(), 3)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "never fired" in line]
+    assert len(told) == is_told
+    if is_told:
+        assert lines.index(told[0]) == 1  # behind the first epoch's
+        assert told[0].startswith(
+            "38% of the 8 channels or neurons of hidden1 never fired for any training sample "
+            "after epoch 1; "
+        )
+        keys = re.findall(r"(model|training)\.(\w+)", told[0])
+        assert len(keys) >= 3
+        for section, key in keys:
+            assert key in dict(getattr(Config(), section)), key
+
+
+def test_neurons_that_only_the_validation_leaves_silent_are_not_told_of(capsys):
+    class Noisy(Data):
+        def __iter__(self):
+            for images, labels in super().__iter__():
+                yield images + 1e-3 * torch.rand_like(images), labels
+
+    class Dark(Data):
+        def __iter__(self):
+            for images, labels in super().__iter__():
+                yield images * 0, labels
+
+    def weights(validation):
+        trainer = make_trainer()
+        with torch.no_grad():
+            trainer.model.hidden.weight[:4] = 1.0
+            trainer.model.hidden.bias[:4] = -0.5
+        trainer.fit(Noisy(torch.Generator().manual_seed(2)), validation, 3)
+        return trainer.model.state_dict()
+
+    looked, plain = weights(Dark()), weights(None)
+    assert "never fired" not in capsys.readouterr().out
+    # The look at the training data left their order and the random numbers alone.
+    assert all(torch.equal(looked[name], plain[name]) for name in plain)
 
 
 def test_scheduler_is_advanced_every_step(run):
@@ -593,3 +654,23 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="Is a directory"):
         load_checkpoint(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(None, [3, 100]), (0, [0, 0]), (7, [7, 7])])
+def test_the_rate_rises_over_a_tenth_of_the_run_but_at_most_100_steps(warmup, expected):
+    config = Config(training={"warmup": warmup})
+    trainers = [
+        setup.make_trainer(config, Network(), make_fabric("cpu"), steps, 3) for steps in (10, 1000)
+    ]
+    assert [trainer.scheduler.warmup for trainer in trainers] == expected
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", [0, 1])
+def test_few_neurons_of_the_default_run_on_digits_are_dead(seed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--dataset=digits", f"--seed={seed}", "--run_dir=out"]) == 0
+    lines = Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tested = json.loads(lines[-1])
+    assert tested["dead_neurons"]["hidden1"] < 0.1
+    assert tested["accuracy"] > 0.97

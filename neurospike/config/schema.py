@@ -72,6 +72,7 @@ PositiveNumber = Annotated[
     AfterValidator(float32),
 ]
 Size = Annotated[int, Field(ge=1, le=2**63 - 1), BeforeValidator(_refuse_bool)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_refuse_bool)]
 # Threads that the system does not grant end the process without a word.
 Threads = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_bool)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_refuse_bool)]
@@ -149,8 +150,9 @@ class ModelConfig(Section):
         json_schema_extra={"allowed": "a list of whole numbers >= 1"},
     )
     kernel_size: Size = Field(default=5, description="conv: side of the kernels, odd")
-    pooling: Literal["max", "average"] = Field(
-        default="max", description="conv: what halves the picture"
+    pooling: Literal["max", "average", "max_current"] = Field(
+        default="max",
+        description="conv: what halves the picture: of spikes, or of currents before the neurons",
     )
     blocks: Annotated[Sizes, BeforeValidator(_as_sizes)] = Field(
         default=[2, 2],
@@ -390,7 +392,10 @@ class TrainingConfig(Section):
         "spikes (readout spikes, first_spike) as neurospike.losses says",
     )
     rate_penalty: Number = Field(
-        default=0.0, ge=0, description="weight of the penalty on firing rates beyond the bounds"
+        default=100.0,
+        ge=0,
+        description="weight of the penalty on firing rates beyond the bounds, which keeps neurons "
+        "from falling silent for good",
     )
     rate_low: Number = Field(default=0.01, ge=0, le=1, description="spikes a step, lower bound")
     rate_high: Number = Field(default=0.3, ge=0, le=1, description="spikes a step, upper bound")
@@ -406,8 +411,10 @@ class TrainingConfig(Section):
         description="learning rate: kept, falling to zero over the run, times gamma after every "
         "step_epochs, or times gamma on a plateau of the validation loss",
     )
-    warmup: Integer = Field(
-        default=0, ge=0, le=2**63 - 1, description="steps over which the learning rate rises first"
+    warmup: Annotated[Count | None, BeforeValidator(_none_word)] = Field(
+        default=None,
+        description="steps over which the learning rate rises first; null: a tenth of the run, at "
+        "most 100",
     )
     gamma: Number = Field(default=0.1, gt=0, lt=1, description="schedule step, plateau: factor")
     step_epochs: Size = Field(default=3, description="schedule step: epochs between two drops")
@@ -433,6 +440,10 @@ class TrainingConfig(Section):
     def epochs_of(self, steps: int) -> int:
         """The epochs to train for when one has so many steps: 1000 steps in all on few pictures."""
         return max(10, -(-1000 // steps)) if self.epochs is None else self.epochs
+
+    def warmup_of(self, steps: int) -> int:
+        """The steps of warm-up of a run of so many steps, see `warmup`."""
+        return min(100, steps // 10) if self.warmup is None else self.warmup
 
 
 class Config(Section):

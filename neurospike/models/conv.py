@@ -12,7 +12,7 @@ from . import parts
 from .network import SpikingNetwork
 from .parts import NeuronOptions, SpikeDropout, over_steps, side_of
 
-POOLINGS = ("max", "average")
+POOLINGS = ("max", "average", "max_current")
 
 
 class ConvSNN(SpikingNetwork):
@@ -26,7 +26,9 @@ class ConvSNN(SpikingNetwork):
         in_channels: channels of a picture, 3 of a coloured one; `input_size` counts them all.
         channels: of each stage, a number for one stage; each halves the picture's sides.
         kernel_size: side of the kernels, odd.
-        pooling: `"max"`, which of spikes is a spike wherever one of four fired, or `"average"`.
+        pooling: `"max"`, which of spikes is a spike wherever one of four fired; `"average"`; or
+            `"max_current"`, the largest of four currents, before the neurons: a quarter of the
+            neurons then, and the gradient reaches the pixel that made the neuron fire.
         hidden_size: neurons of the fully connected layer behind the stages, or of each of them.
         output_size: classes.
         normalization: of every hidden current, see `parts.normalization`.
@@ -80,20 +82,27 @@ class ConvSNN(SpikingNetwork):
                 "stages or an odd kernel"
             )
         threshold = self._neuron.get("threshold", 1.0)
+        pools: dict[str, nn.Module] = {
+            "max": nn.MaxPool2d(2),
+            "average": nn.AvgPool2d(2),
+            "max_current": nn.Identity(),  # each stage pools its currents
+        }
 
-        def stage(index: int, inputs: int, outputs: int) -> nn.Module:
+        def stage(index: int, inputs: int, outputs: int) -> nn.Sequential:
             # A normalisation has a bias of its own.
             layer = nn.Conv2d(
                 inputs, outputs, kernel_size, padding="same", bias=normalization == "none"
             )
             layer = self._initialized(layer, first=index == 0)
-            return nn.Sequential(layer, parts.normalization(normalization, outputs, 2, threshold))
+            norm = parts.normalization(normalization, outputs, 2, threshold)
+            before = [nn.MaxPool2d(2)] if pooling == "max_current" else []
+            return nn.Sequential(layer, norm, *before)
 
         sizes = [in_channels, *channels]
         self.stages = nn.ModuleList(
             stage(index, *pair) for index, pair in enumerate(zip(sizes, sizes[1:]))
         )
-        self.pool = nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
+        self.pool = pools[pooling]
         flat = [channels[-1] * rest * rest, *hidden]
         self.hidden = nn.ModuleList(
             nn.Sequential(

@@ -1,11 +1,12 @@
 """What is wrong inside a network: where a number stopped being one, which neurons never fire.
 
 When a loss is NaN or infinite, the failing batch is run once more with a look at what each layer
-gives out; that costs nothing as long as all goes well.
+gives out; when a validation finds many neurons that never fire, the training data are. Both cost
+nothing as long as all goes well.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,51 @@ from torch import Tensor, nn
 from neurospike.coding.rates import spike_rates
 
 from .metrics import Activity
+from .randomness import random_state, set_random_state
+
+if TYPE_CHECKING:
+    from .trainer import SNNTrainer
+
+MANY = 1 / 3  # share of a layer's channels from which on the dead ones are told of
+ADVICE = (
+    "such neurons hardly learn: a smaller training.learning_rate or more training.warmup keeps "
+    "neurons from dying, a training.rate_penalty of 100 wakes them, a lower model.threshold or "
+    "model.normalization batch lets them fire from the start"
+)
+
+
+def many_dead(activity: Mapping[str, Activity], data: str) -> str | None:
+    """Say of which layers a third or more never fires, and what to change; None if of none.
+
+    data: what they were shown, for the line. Feature maps count, not their neurons: at a picture's
+    empty corners there is nothing to fire for.
+    """
+    found = [
+        f"{layer.dead_channels:.0%} of the {layer.channels} channels or neurons of {name}"
+        for name, layer in activity.items()
+        if layer.dead_channels >= MANY
+    ]
+    return f"{', '.join(found)} never fired for {data}; {ADVICE}" if found else None
+
+
+def dead_in_training(
+    trainer: "SNNTrainer", validated: Mapping[str, Activity], batches: Any
+) -> str | None:
+    """Say so if a third or more of a layer never fires for any training sample, else None.
+
+    validated: what a validation after an epoch found, which never misses a dead neuron; only if it
+    finds as many are the training batches run, and their order and all random numbers then stay as
+    they were. Of several processes all call it.
+    """
+    if many_dead(validated, "validation") is None:
+        return None
+    order, random = trainer.order.state(batches, 0), random_state(trainer.device)
+    try:
+        seen = trainer.evaluate(batches, f"training data after epoch {trainer.epoch}")
+    finally:
+        trainer.order.restore(batches, [order], 0)
+        set_random_state(random, trainer.device)
+    return many_dead(seen.activity, f"any training sample after epoch {trainer.epoch}")
 
 
 def find_not_finite(

@@ -35,6 +35,7 @@ class Evaluation:
         self._confusion: Tensor | None = None  # int64 [C, C], by label, then by answer
         # Of each layer: its neurons' spikes, and at the end how many there could have been.
         self._spikes: dict[str, Tensor] = {}
+        self._shapes: dict[str, torch.Size] = {}  # of its neurons
 
     def add(
         self,
@@ -60,6 +61,7 @@ class Evaluation:
         for name, spikes in activity.items():
             if name not in self._spikes:
                 self._spikes[name] = self._zeros(spikes.shape[2:].numel() + 1)
+                self._shapes[name] = spikes.shape[2:]
         if not count:
             return  # this process's part of a last batch that is smaller than the processes
         self._sums[0] += loss * count
@@ -110,7 +112,10 @@ class Evaluation:
             accuracy=accuracy,
             samples=int(samples),
             seconds=time.perf_counter() - self._start,
-            activity=dict(zip(self._spikes, map(_activity, layers), strict=True)),
+            activity={
+                name: _activity(layer, shape)
+                for (name, shape), layer in zip(self._shapes.items(), layers, strict=True)
+            },
             confusion=confusion.tolist(),
             own=measured,
         )
@@ -119,6 +124,6 @@ class Evaluation:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
-def _activity(sums: Tensor) -> Activity:
-    """Rate, dead and saturated share, of a layer's spikes by neuron and, last, their most."""
-    return Activity.of(sums[:-1] / sums[-1])
+def _activity(sums: Tensor, shape: torch.Size) -> Activity:
+    """How a layer fired, of its neurons' spikes and, last, their most."""
+    return Activity.of((sums[:-1] / sums[-1]).view(shape))

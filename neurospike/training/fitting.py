@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from neurospike.errors import CheckpointError, NeuroSpikeError
 
 from .arguments import check_source
+from .diagnosis import dead_in_training
 from .metrics import Metrics
 from .progress import epoch_line, measured, progress_bar
 from .records import Run
@@ -100,6 +101,11 @@ class Fit:
         if first:
             # Last, so that an epoch told of is an epoch kept.
             print(epoch_line(record, self.epochs, is_best), flush=True)  # noqa: T201 (its progress)
+        if checked is not None and not (within_epoch or trainer.told_of_dead):
+            dead = dead_in_training(trainer, checked.activity, self.train)
+            trainer.told_of_dead = dead is not None
+            if dead is not None and first:
+                print(dead, flush=True)  # noqa: T201
         trainer.is_whole = True
         if self.on_record is not None and first:
             self.on_record(record)

@@ -26,17 +26,25 @@ class Activity:
     """How a layer's neurons fired. rate: spikes a neuron and time step.
 
     dead, saturated: share of its neurons that never fired, and at over `SATURATED` of the steps.
+    channels: what has weights of its own: each neuron, or of feature maps each map. dead_channels:
+    share of those of which no neuron ever fired.
     """
 
     rate: float
     dead: float
     saturated: float
+    channels: int
+    dead_channels: float
 
     @classmethod
     def of(cls, rates: Tensor) -> "Activity":
-        """Of how often each neuron fired per step; reads them from where they are."""
-        shares = torch.stack([rates, rates == 0, rates > SATURATED]).flatten(1).mean(1)
-        return cls(*shares.tolist())
+        """Of how often each neuron fired per step, `[*F]`; reads them from where they are."""
+        silent = rates == 0
+        shares = torch.stack([rates, silent, rates > SATURATED]).flatten(1).mean(1)
+        # Of feature maps [C, H, W] a map is a channel.
+        channels = silent.flatten(1).all(1) if silent.dim() > 1 else silent
+        rate, dead, saturated = shares.tolist()
+        return cls(rate, dead, saturated, channels.numel(), float(channels.double().mean()))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def make_trainer(
             optimizer,
             training.schedule,
             total_steps=epochs * steps,
-            warmup=training.warmup,
+            warmup=training.warmup_of(epochs * steps),
             every=training.step_epochs * steps,
             gamma=training.gamma,
             patience=training.plateau_patience,

@@ -132,6 +132,7 @@ class SNNTrainer:
         self.best: tuple[float, float] | None = None  # accuracy, 0 without, and negative loss
         self.waited = 0  # evaluations since the best
         self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
+        self.told_of_dead = False  # neurons, which is told once
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
         self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
         self.is_whole = True  # False within a step or a check: half of it would be saved
