@@ -17,7 +17,7 @@ from neurospike import train
 from neurospike.config import Config, cli, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
-from neurospike.training import load_checkpoint
+from neurospike.training import SNNTrainer, load_checkpoint
 from neurospike.training.records import check_folder
 from neurospike.training.setup import make_optimizer
 
@@ -308,7 +308,7 @@ def test_first_step_is_bit_equal_on_both_cpu_backends(folder):
 
 
 def test_test_uses_the_best_model_not_the_last(folder, monkeypatch, capsys):
-    fit = train.SNNTrainer.fit
+    fit = SNNTrainer.fit
 
     def forgetful(trainer, *arguments, **options):
         fit(trainer, *arguments, **options)
@@ -316,7 +316,7 @@ def test_test_uses_the_best_model_not_the_last(folder, monkeypatch, capsys):
             for parameter in trainer.model.parameters():
                 parameter.zero_()
 
-    monkeypatch.setattr(train.SNNTrainer, "fit", forgetful)
+    monkeypatch.setattr(SNNTrainer, "fit", forgetful)
     assert train.main([*SMALL, "--learning_rate=0.01"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "test accuracy: 100.00%"
 

@@ -343,13 +343,13 @@ def test_after_an_interrupt_the_same_trainer_goes_on():
         assert torch.equal(one, other)
 
 
-def test_batches_that_keep_no_account_cannot_go_on_within_an_epoch():
+def test_a_state_without_the_order_of_its_batches_cannot_go_on_within_an_epoch():
     trainer, *_ = begin()
     batches = list(Batches(DIGITS, 10))
     interrupt_in(trainer, 2)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(batches, None, 1)
-    state = trainer.state_dict(batches)
+    state = trainer.state_dict()
     with pytest.raises(ValueError, match="saved after 2 batches of an epoch, and their order is"):
         begin()[0].load_state_dict(state, batches)
 
