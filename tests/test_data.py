@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from mnist import mnist_root
+from mnist import idx, mnist_root
 
 from neurospike import data
 from neurospike.data import Split, datasets, fetching
@@ -46,12 +46,6 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     return opened
-
-
-def idx(array: torch.Tensor) -> bytes:
-    """The idx format: two zero bytes, uint8, the number of dimensions, big-endian sizes."""
-    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    return header + array.to(torch.uint8).numpy().tobytes()
 
 
 def digits(count: int, seed: int = 0) -> Split:

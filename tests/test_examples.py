@@ -7,20 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 from equivalence import check
+from mnist import idx
 
 import neurospike as ns
 from neurospike import config, models
 from neurospike.backend import dispatch
+from neurospike.data import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # With tests of their own: here, or in test_conversion.py.
 TESTED = {
     "codings",
+    "columns",
     "delays",
     "own_backend",
+    "own_convolution",
     "own_model",
     "own_network",
     "own_neuron",
+    "own_recurrent",
     "own_surrogate",
     "own_training",
     "snntorch_after",
@@ -28,6 +33,7 @@ TESTED = {
     "snntorch_class_after",
     "snntorch_class_before",
     "snntorch_training",
+    "streaming",
 }
 RULES = [
     *({"reset": reset} for reset in ("subtract", "zero", "none")),
@@ -75,6 +81,37 @@ def test_own_training_learns_and_goes_on(example, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"{tmp_path}/run: 7 of 10 epochs are done; the run goes on" in lines
     assert sum(line.startswith("epoch") for line in lines) == 10
+
+
+def test_own_convolution_learns_with_decays_of_its_own(example):
+    pytest.importorskip("sklearn")
+    accuracy, decays = example("own_convolution").main(epochs=4)
+    assert accuracy > 0.9
+    assert len(set(decays)) == 16 and min(decays) < 0.79
+
+
+def test_own_recurrent_network_remembers_who_came_first(example):
+    assert example("own_recurrent").main() > 0.95
+
+
+def test_a_stream_says_what_the_whole_says(example, tmp_path):
+    at_once, streamed = example("streaming").main(tmp_path / "state.pt")
+    torch.testing.assert_close(streamed, at_once, rtol=1e-5, atol=1e-5)
+    assert at_once[200:].any()
+
+
+def test_columns_learns_from_files_of_fashion_mnist(example, tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    digits = load("digits", "")
+    for name, split, count in (("train", digits.train, 1024), ("t10k", digits.test, 256)):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(split.images[:count]))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(split.labels[:count]))
+    script, run = example("columns"), tmp_path / "run"
+    before = script.main(str(tmp_path), 1, run)
+    after = script.main(str(tmp_path), 20, run)  # goes on
+    assert after["loss"] < before["loss"] < 0.2
+    assert set(after["spike_rates"]) == {"layers.2", "layers.4"}
 
 
 def test_own_surrogate_is_the_gradient_of_every_backend(example):

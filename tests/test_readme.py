@@ -10,12 +10,12 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 from pathlib import Path
 
 import fresh
 import pytest
+from mnist import idx
 
 from neurospike.data import load
 
@@ -50,13 +50,6 @@ def commands(block):
     return [command for line in lines if (command := line.partition("  #")[0].strip())]
 
 
-def write_idx(path, numbers):
-    """Write whole numbers of 0 to 255 as MNIST's files hold them."""
-    shape = numbers.shape
-    head = struct.pack(f">{len(shape) + 1}I", 0x0800 + len(shape), *shape)
-    path.write_bytes(head + numbers.numpy().tobytes())
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """The folder and the environment that the blocks share, as a reader's do."""
@@ -66,8 +59,8 @@ def clone(tmp_path_factory):
     raw.mkdir(parents=True)
     digits = load("digits", "")
     for name, split, count in (("train", digits.train, 320), ("t10k", digits.test, 64)):
-        write_idx(raw / f"{name}-images-idx3-ubyte", split.images[:count])
-        write_idx(raw / f"{name}-labels-idx1-ubyte", split.labels[:count].byte())
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(split.images[:count]))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(split.labels[:count]))
     # No browser is opened, and NiceGUI behaves otherwise where it finds pytest's variable.
     env = fresh.environment(home / "venv") | {"BROWSER": "true"}
     env.pop("PYTEST_CURRENT_TEST", None)
