@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from neurospike import train
-from neurospike.training import Run, load_checkpoint, records, save_checkpoint
+from neurospike.training import Run, SNNTrainer, load_checkpoint, records, save_checkpoint
 
 SMALL = ["--hidden_size=16", "--num_steps=4", "--batch_size=16", "--threads=1"]
 NEW = [*SMALL, "--epochs=3", "--run_dir=new"]
@@ -148,7 +148,7 @@ def folders_config_was_changed(patch):
 
 
 def folder_vanishes_during_the_run(patch):
-    spoil(patch, train.SNNTrainer, "evaluate", after(2, lambda: shutil.rmtree("new")))
+    spoil(patch, SNNTrainer, "evaluate", after(2, lambda: shutil.rmtree("new")))
     return NEW
 
 
@@ -161,7 +161,7 @@ def disk_full_in_the_middle_of_a_checkpoint(patch):
     limit = (4096, before[1])
     patch.callbacks.append(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before))
     full = after(2, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-    spoil(patch, train.SNNTrainer, "train_epoch", full)
+    spoil(patch, SNNTrainer, "train_epoch", full)
     return NEW
 
 
@@ -213,13 +213,13 @@ def best_is_a_folder(patch):
 
 def disk_becomes_read_only(patch):
     of = fails(errno.EROFS, of=lambda path: ".last.pth" in path)
-    spoil(patch, train.SNNTrainer, "train_epoch", after(2, lambda: spoil(patch, Path, "open", of)))
+    spoil(patch, SNNTrainer, "train_epoch", after(2, lambda: spoil(patch, Path, "open", of)))
     return NEW
 
 
 def metrics_cannot_be_written(patch):
     of = fails(errno.ENOSPC, of=lambda path: path.endswith("metrics.jsonl"))
-    spoil(patch, train.SNNTrainer, "train_epoch", after(2, lambda: spoil(patch, Path, "open", of)))
+    spoil(patch, SNNTrainer, "train_epoch", after(2, lambda: spoil(patch, Path, "open", of)))
     return NEW
 
 
@@ -227,7 +227,7 @@ def pictures_cannot_be_written(patch):
     def take(*_):
         Path("new/training_curves.png").mkdir()
 
-    spoil(patch, train.SNNTrainer, "evaluate", after(4, take))
+    spoil(patch, SNNTrainer, "evaluate", after(4, take))
     return NEW
 
 
@@ -345,7 +345,7 @@ def press(number):
 
 
 def ctrl_c(patch):
-    spoil(patch, train.SNNTrainer, "_train_step", after(15, press(signal.SIGINT)))
+    spoil(patch, SNNTrainer, "_train_step", after(15, press(signal.SIGINT)))
     return NEW
 
 
@@ -354,17 +354,17 @@ def ctrl_c_twice(patch):
         press(signal.SIGINT)()
         press(signal.SIGINT)()
 
-    spoil(patch, train.SNNTrainer, "_train_step", after(15, twice))
+    spoil(patch, SNNTrainer, "_train_step", after(15, twice))
     return NEW
 
 
 def terminated(patch):
-    spoil(patch, train.SNNTrainer, "_train_step", after(15, press(signal.SIGTERM)))
+    spoil(patch, SNNTrainer, "_train_step", after(15, press(signal.SIGTERM)))
     return NEW
 
 
 def ctrl_c_before_the_first_save(patch):
-    spoil(patch, train.SNNTrainer, "_train_step", after(2, press(signal.SIGINT)))
+    spoil(patch, SNNTrainer, "_train_step", after(2, press(signal.SIGINT)))
     return NEW
 
 
@@ -372,7 +372,7 @@ def ctrl_c_during_the_test(patch):
     def interrupt():
         raise KeyboardInterrupt
 
-    spoil(patch, train.SNNTrainer, "evaluate", after(4, interrupt))
+    spoil(patch, SNNTrainer, "evaluate", after(4, interrupt))
     return NEW
 
 

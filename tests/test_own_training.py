@@ -469,10 +469,11 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(source, step, tmp_p
     assert f"again: {(step - 1) // 4} of 3 epochs are done, and " in capsys.readouterr().out
 
 
-def test_the_same_trainer_goes_on_after_ctrl_c(tmp_path):
-    trainer, loader = begin("shuffled")
+@pytest.mark.parametrize("source", ["shuffled", "sampler"])
+def test_the_same_trainer_goes_on_after_ctrl_c(source, tmp_path):
+    trainer, loader = begin(source)
     trainer.fit(loader, None, 3, tmp_path / "whole")
-    trainer, loader = begin("shuffled")
+    trainer, loader = begin(source)
     for step in (2, 7):
         hook = interrupt_in(trainer, step)
         with pytest.raises(KeyboardInterrupt):
