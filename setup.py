@@ -20,8 +20,10 @@ LIVE = ["nicegui>=3"]
 NIR = ["nir>=1.0"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TENSORBOARD = ["tensorboard>=2.18"]
+LIBRARIES = ["norse>=1.1", "spikingjelly>=2.0"]  # whose networks and files are proven equal
 DEV = [
     *EVENTS,
+    *LIBRARIES,
     *LIVE,
     *NIR,
     *ONNX,
@@ -107,8 +109,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=4",
             "pytest-xdist>=3.6",
-            "spikingjelly>=2.0",
-            "norse>=1.1",
+            *LIBRARIES,
             "spyx>=1.0; python_version >= '3.11'",
         ],
     },

@@ -36,7 +36,7 @@ MANY = (
     "coming_from_spikingjelly.md",
     "coming_from_norse.md",
 )
-# Pages that import another library, which the extra `dev` does not have.
+# Pages that import another library.
 NEEDED = {"coming_from_spikingjelly.md": "spikingjelly", "coming_from_norse.md": "norse"}
 
 
