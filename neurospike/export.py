@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,12 +118,12 @@ def export_model(
             "encoding.kind: rate draws its spikes at random, which ONNX does in another way; "
             "export it as .pt2, or train with another encoding"
         )
-    given: tuple[tuple[Any, ...], dict[str, Any], Any] = ((_example(pictures),), {}, _AXES)
+    example = (_example(pictures),)
     if form == "onnx":
         names = {"input_names": ["pictures"], "output_names": ["scores"]}
-        content, run = as_onnx(model, *given, **names)
+        content, run = as_onnx(model, example, {}, _AXES, **names)
     else:
-        content, run = as_pt2(model, *given)
+        content, run = as_pt2(model, example, {}, _AXES)
     torch.manual_seed(0)
     with torch.no_grad():
         expected = model(pictures)

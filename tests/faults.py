@@ -18,6 +18,7 @@ from neurospike import train
 from neurospike.training import Run, SNNTrainer, load_checkpoint, records, save_checkpoint
 
 SMALL = ["--hidden_size=16", "--num_steps=4", "--batch_size=16", "--threads=1"]
+SMALL += ["--training.warmup=0", "--training.rate_penalty=0"]  # it learns in a few steps
 NEW = [*SMALL, "--epochs=3", "--run_dir=new"]
 RESUME = ["--resume=good"]
 LAST, BEST = "good/checkpoints/last.pth", "good/checkpoints/best_model.pth"

@@ -345,6 +345,8 @@ def test_converted_from_snntorch(monkeypatch, kernel, channels):
     snntorch = pytest.importorskip("snntorch")
     theirs = getattr(snntorch, "SynapticDelay", SynapticDelay)
     monkeypatch.setattr(snntorch, "SynapticDelay", theirs, raising=False)
+    if theirs is SynapticDelay:
+        monkeypatch.setattr(theirs, "__module__", "snntorch")
     torch.manual_seed(1)
     delay = theirs(5, delay=1.7, channels=channels, learn_delay=True, kernel=kernel)
     net = nn.Sequential(nn.Linear(4, 6), delay, nn.Linear(6, 3))

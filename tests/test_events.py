@@ -301,6 +301,7 @@ def flags(tmp_path, *more):
         "--training.validation=0.1",
         "--learning_rate=0.02",
         "--training.schedule=constant",
+        "--training.warmup=0",
         *more,
     ]
 

@@ -289,7 +289,7 @@ def test_names_of_other_libraries_are_answered_with_ours(options, message):
         (ns.PLIF, {"init_tau": 2.0}, "give beta=1 - 1/tau = 0.5 instead"),
         (ns.PLIF, {"v_threshold": 1.0}, "give threshold="),
         (ns.Recurrent, {"reset_mechanism": "zero"}, "to them, as in ns.Recurrent"),
-        (ns.Recurrent, {"linear_features": 5}, "connects all to all"),
+        (ns.Recurrent, {"linear_features": 5}, "connects all neurons to all"),
         (ns.Recurrent, {"learn_threshold": True}, "give what concerns its neurons to them"),
         (ns.Delay, {"device": "cpu"}, r"move the layer with .to\(device\)"),
         (ns.Sequential, {"init_hidden": True}, "the state is handed on"),
@@ -715,7 +715,7 @@ def test_state_dtype_is_float64_only_for_float64():
 
 def test_a_loop_over_time_is_told_that_the_batch_was_taken_for_time():
     layer, current = ns.LIF(0.9), torch.rand(3, 5)
-    with pytest.raises(ValueError, match=r"\(3, 5\) was read as \[T, B, \*F\].*current\[None\]"):
+    with pytest.raises(ValueError, match=r"\(3, 5\) was read as \[T, B, \*F\].*one step by"):
         layer(current, torch.zeros(3, 5))
     spikes, mem = layer(current[None], torch.zeros(3, 5))
     assert spikes.shape == (1, 3, 5) and mem.shape == (3, 5)

@@ -210,7 +210,9 @@ def add_one_in(folder: Path):
         "def loop(job_at):\n    array_at(job_at, 1, 0)[0] += 1\n"
     )
     (folder / "loops.py").write_text(text, encoding="utf-8")
-    names: dict = {}
+    # With a module's name: of a function without one all that it could see is kept, builtins too,
+    # among which other libraries may have put what cannot be pickled.
+    names: dict = {"__name__": "loops"}
     exec(compile(text, str(folder / "loops.py"), "exec"), names)
     return names["loop"]
 
