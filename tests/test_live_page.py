@@ -222,7 +222,7 @@ def test_a_network_that_reads_is_shown_reading(visit, tmp_path):
     torch.manual_seed(0)
     state = {"model": build_model(config).state_dict(), "config": config.model_dump(mode="json")}
     save_checkpoint({**state, "record": {"dataset": "digits"}}, tmp_path / "reader.pth")
-    picture = TestPictures("digits", tmp_path).picture(0)[1]
+    picture = TestPictures("digits", tmp_path).picture(0)[1][0]
     with serving("--model_path", tmp_path / "reader.pth") as url:
         page = visit(url)
         assert "recurrent mlp network" in page.locator(".about").inner_text()

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import fresh
@@ -95,6 +96,8 @@ def serve(command, folder, env):
     for line in process.stdout:
         said.append(line)
         if wanted in line:
+            # Not before it answers: until then Ctrl-C finds mkdocs with half a server.
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120).close()
             break
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)

@@ -32,6 +32,8 @@ SMALL = [
     "--model.hidden_size=32",
     "--model.num_steps=4",
     "--threads=1",
+    "--training.warmup=0",  # whose length follows from that of the run
+    "--training.rate_penalty=0",  # which each of several processes takes of its own samples
 ]
 
 
