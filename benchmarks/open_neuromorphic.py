@@ -159,7 +159,10 @@ def compare(options: argparse.Namespace, neurons: int) -> dict[str, Found]:
     for _ in range(options.rounds):
         for name in order:
             if not any("failed" in one for one in found[name]):
-                found[name].append(apart(options, name, neurons))
+                one = apart(options, name, neurons)
+                found[name].append(one)
+                told = one.get("failed") or f"{_total(one):.1f} ms forward and backward"
+                print(f"{neurons} neurons, {one.get('title', name)}: {told}", file=sys.stderr)
         order = order[1:] + order[:1]
     return {name: together(rounds) for name, rounds in found.items()}
 
