@@ -4,7 +4,7 @@
 everyone on `Linear(n, n)` and LIF neurons, 500 steps, with two things added: its clock waits for
 the device, and the share of neurons that fire is told. `neurospike` below is what one would add to
 its list. Each contender has a process of its own for each size, and they take turns. Writes
-`DIR/open_neuromorphic.json`.
+`DIR/open_neuromorphic.json`, or on a GPU `DIR/gpu_open_neuromorphic.json`.
 """
 
 import argparse
@@ -219,7 +219,8 @@ def main(argv: list[str] | None = None) -> int:
     cases = {str(neurons): compare(options, neurons) for neurons in options.neurons}
     results = {"machine": machine(options.device), "batch": options.batch, "cases": cases}
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "open_neuromorphic.json"
+    on_gpu = "gpu_" if options.device.startswith("cuda") else ""
+    path = options.out / f"{on_gpu}open_neuromorphic.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{table(cases)}\nwritten to {path}")
     return 0

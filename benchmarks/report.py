@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 BEGIN, END = "<!-- {}: written by `python -m benchmarks.report --write` -->", "<!-- end of {} -->"
-NAMES = ("cpu", "cpu-kept", "gpu", "step", "events", "open_neuromorphic")
+OPEN = ("open_neuromorphic", "gpu_open_neuromorphic")  # on the CPU and on the GPU
+NAMES = ("cpu", "cpu-kept", "gpu", "step", "events", *OPEN)
 Results = Mapping[str, Any]
 
 
@@ -162,12 +163,17 @@ def step_table(stored: Mapping[str, Results]) -> str:
 
 
 def open_table(stored: Mapping[str, Results]) -> str:
-    """Return what Open Neuromorphic's own script found."""
-    found = stored.get("open_neuromorphic")
-    if found is None:
-        return NOT_MEASURED.format("open_neuromorphic --checkout DIR")
-    told = f"Batch {found['batch']}. Measured on {machine_line(found['machine'])}"
-    return f"{open_neuromorphic.table(found['cases'])}\n\n{told}"
+    """Return what Open Neuromorphic's own script found, on each device."""
+    tables = []
+    for name, device in zip(OPEN, ("cpu", "cuda")):
+        found = stored.get(name)
+        if found is None:
+            command = f"open_neuromorphic --checkout DIR --device {device}"
+            tables.append(NOT_MEASURED.format(command))
+            continue
+        told = f"Batch {found['batch']}. Measured on {machine_line(found['machine'])}"
+        tables.append(f"{open_neuromorphic.table(found['cases'])}\n\n{told}")
+    return "\n\n".join(tables)
 
 
 Section = Callable[[Mapping[str, Results]], str]

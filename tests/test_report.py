@@ -119,7 +119,13 @@ def test_open_neuromorphic_as_its_script_found_it():
     assert (
         "| 512 | Other | 5.0 ms | 3.0 ms | 2.00 | 5.0% |" in text and "Batch 16. Measured" in text
     )
-    assert report.open_table({}).startswith("Not measured: `python -m benchmarks.open_neuromorphic")
+    none = report.open_table({})
+    assert none.startswith("Not measured: `python -m benchmarks.open_neuromorphic")
+    assert "--device cpu`" in none and "--device cuda`" in none
+    on_gpu = {**found, "machine": {**found["machine"], "device": "a GPU"}}
+    text = text.split("\n\nNot measured")[0]
+    both = report.open_table({"open_neuromorphic": found, "gpu_open_neuromorphic": on_gpu})
+    assert both.count("| 512 | Other |") == 2 and both.index(text) < both.index("on a GPU")
 
 
 def gpu():
