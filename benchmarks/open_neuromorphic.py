@@ -133,7 +133,10 @@ def apart(options: argparse.Namespace, name: str, neurons: int) -> Found:
     command += ["--checkout", str(options.checkout), "--neurons", str(neurons)]
     command += ["--batch", str(options.batch), "--device", options.device]
     command += ["--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done within {options.limit:g} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1]}
     found: Found = json.loads(done.stdout.splitlines()[-1])
@@ -216,12 +219,14 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(measure(options.checkout, options.one, *sizes)))
         return 0
     load(options.checkout)
-    cases = {str(neurons): compare(options, neurons) for neurons in options.neurons}
+    cases: dict[str, dict[str, Found]] = {}
     results = {"machine": machine(options.device), "batch": options.batch, "cases": cases}
     options.out.mkdir(parents=True, exist_ok=True)
     on_gpu = "gpu_" if options.device.startswith("cuda") else ""
     path = options.out / f"{on_gpu}open_neuromorphic.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    for neurons in options.neurons:
+        cases[str(neurons)] = compare(options, neurons)
+        path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{table(cases)}\nwritten to {path}")
     return 0
 

@@ -5,11 +5,12 @@ Fashion-MNIST read column by column by integrate-and-fire neurons whose spikes c
 """
 
 import argparse
+import math
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import datasets, transforms
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import datasets
 
 import neurospike as ns
 
@@ -29,6 +30,9 @@ class Net(nn.Module):
             nn.Linear(32, 10),
             ns.LIF(1.0, **OPTIONS),
         )
+        with torch.no_grad():  # to the first weights of one layer of 64 inputs, current and spikes
+            for weight in (self.layers[1].weight, *self.layers[2].parameters()):
+                weight.mul_(math.sqrt(32 / 64))
 
     def forward(self, pictures):
         """Read a column per step."""
@@ -43,14 +47,14 @@ def squared(scores, labels):
 def main(data, epochs, folder="runs/columns"):
     """Train in a folder, or go on there; what the best network makes of the test pictures."""
     torch.manual_seed(0)
-    train, test = (
-        datasets.FashionMNIST(data, train, transforms.ToTensor(), download=True)
-        for train in (True, False)
-    )
+    sets = (datasets.FashionMNIST(data, train, download=True) for train in (True, False))
+    train, test = (TensorDataset(one.data[:, None] / 255, one.targets) for one in sets)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    steps = epochs * (len(train) // 256)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    per_epoch = len(train) // 256
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * (step // per_epoch) / epochs)) / 2
+    )
     trainer = ns.SNNTrainer(net, optimizer, squared, scheduler=schedule)
     loader = DataLoader(train, 256, shuffle=True, drop_last=True)
     trainer.fit(loader, DataLoader(test, 256), epochs, run=folder, resume=True)

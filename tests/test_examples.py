@@ -114,6 +114,40 @@ def test_columns_learns_from_files_of_fashion_mnist(example, tmp_path):
     assert set(after["spike_rates"]) == {"layers.2", "layers.4"}
 
 
+def test_columns_is_the_network_of_spikingjellys_example(example):
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+    torch.manual_seed(0)
+    inner = neuron.IFNode(surrogate_function=surrogate.ATan(), detach_reset=True)
+    theirs = torch.nn.Sequential(
+        layer.Linear(28, 32),
+        layer.LinearRecurrentContainer(inner, in_features=32, out_features=32, bias=True),
+        layer.Linear(32, 10),
+        neuron.IFNode(surrogate_function=surrogate.ATan()),
+    ).double()
+    functional.set_step_mode(theirs, step_mode="m")
+    ours = example("columns").Net().double()
+    first, before, feedback, last, _ = ours.layers
+    both = theirs[1].rc.weight.detach()
+    assert before.weight.abs().max() < 64**-0.5 and feedback.weight.abs().max() < 64**-0.5
+    with torch.no_grad():
+        for mine, other in ((first, theirs[0]), (last, theirs[2])):
+            mine.load_state_dict(other.state_dict())
+        before.weight.copy_(both[:, :32])
+        feedback.weight.copy_(both[:, 32:])
+        feedback.bias.copy_(theirs[1].rc.bias)
+    pictures = torch.rand(6, 1, 28, 28).double()
+    answer, wanted = ours(pictures), theirs(pictures.squeeze(1).permute(2, 0, 1)).mean(0)
+    assert wanted.any() and torch.equal(answer, wanted)
+    for scores in (answer, wanted):
+        (scores - torch.eye(10)[:6].double()).square().mean().backward()
+    gradient = theirs[1].rc.weight.grad
+    torch.testing.assert_close(before.weight.grad, gradient[:, :32], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(feedback.weight.grad, gradient[:, 32:], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(first.weight.grad, theirs[0].weight.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_own_surrogate_is_the_gradient_of_every_backend(example):
     script = example("own_surrogate")
     membrane, derivative = script.one_step()

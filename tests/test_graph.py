@@ -112,12 +112,13 @@ def both(monkeypatch, run, device=None):
     return plain, run("auto"), device
 
 
-@pytest.mark.parametrize("options", [{}, {"penalty": penalty, "check_every": 3}])
+@pytest.mark.parametrize("options", [{}, {"penalty": penalty, "check_every": 3}, {"ema": 0.9}])
 def test_replayed_steps_train_as_the_steps_do(options, monkeypatch):
     """Three epochs of random spikes and dropout, a last smaller batch, evaluation between."""
 
     def run(cuda_graph):
-        trainer = make(cuda_graph, penalty=options.get("penalty"))
+        given = {name: one for name, one in options.items() if name != "check_every"}
+        trainer = make(cuda_graph, **given)
         trainer.fit(batches(), batches(32, 3), 3, check_every=options.get("check_every"))
         return trainer
 

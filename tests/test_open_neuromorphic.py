@@ -116,6 +116,14 @@ def test_the_command_times_each_in_a_process_and_writes_what_it_found(clone, tmp
     assert "| 8 | NeuroSpike v" in capsys.readouterr().out
 
 
+def test_a_process_that_takes_too_long_is_told(clone, tmp_path):
+    arguments = ["--checkout", str(clone), "--neurons", "8", "--rounds", "1", "--device", "cpu"]
+    arguments += ["--out", str(tmp_path), "--others", "still", "--limit", "0.1"]
+    assert benchmark.main(arguments) == 0
+    rows = json.loads((tmp_path / "open_neuromorphic.json").read_text())["cases"]["8"]
+    assert all(row == {"failed": "not done within 0.1 s"} for row in rows.values())
+
+
 def test_its_clock_waits_for_the_device(clone, monkeypatch):
     waited = []
     monkeypatch.setattr(benchmark, "synchronize", lambda: waited.append(1))

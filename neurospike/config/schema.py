@@ -402,6 +402,13 @@ class TrainingConfig(Section):
     clip: Annotated[PositiveNumber | None, BeforeValidator(_none_word)] = Field(
         default=None, description="largest norm of the gradient; null: not clipped"
     )
+    ema: Number = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of an exponential moving average of the weights, which is "
+        "validated, tested and saved in place of the last ones; 0: none",
+    )
     segment: Annotated[Size | None, BeforeValidator(_none_word)] = Field(
         default=None,
         description="steps through which a gradient flows back, truncated there; null: all",

@@ -44,6 +44,16 @@ def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> N
         raise TypeError(f"scheduler must have a method step(), got {name_of(scheduler)}")
 
 
+def check_ema(ema: Any) -> None:
+    """Raise TypeError or ValueError unless it is a decay from 0 to below 1."""
+    if isinstance(ema, bool) or not isinstance(ema, (int, float)):
+        raise TypeError(f"ema must be a number, got {name_of(ema)}")
+    if not 0 <= ema < 1:
+        raise ValueError(
+            f"ema must be at least 0 (no average) and below 1, such as 0.998, got {ema}"
+        )
+
+
 def check_measures(measures: Any) -> dict[str, Any]:
     """Return the measures, once they can be. Raises TypeError, or ValueError for a taken name."""
     if measures is None:

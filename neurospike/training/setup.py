@@ -50,6 +50,7 @@ def make_trainer(
         penalty=penalty,
         clip=training.clip,
         cuda_graph=config.cuda_graph,
+        ema=training.ema,
     )
 
 

@@ -29,9 +29,13 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
     }
     order = trainer.order.state(batches, trainer.epoch_step)
     every = gather(trainer.fabric, {**own, "order": order})
-    scheduler = trainer.scheduler
+    scheduler, average = trainer.scheduler, trainer.average
+    model, trained = (
+        (trainer.model.state_dict(), None) if average is None else average.state_dicts()
+    )
     return {
-        "model": trainer.model.state_dict(),
+        "model": model,
+        "average": trained,
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "precision": trainer.fabric.strategy.precision.state_dict(),
@@ -55,6 +59,8 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
     states = order["processes"] if order is not None and "processes" in order else [order]
     trainer.order.restore(batches, states, state["epoch_step"])
     trainer.model.load_state_dict(state["model"])
+    if trainer.average is not None:
+        trainer.average.load(state.get("average"))
     trainer.optimizer.load_state_dict(state["optimizer"])
     if trainer.scheduler is not None:
         trainer.scheduler.load_state_dict(state["scheduler"])

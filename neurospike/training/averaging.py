@@ -1,0 +1,118 @@
+"""The exponential moving average of the weights, which takes their place between steps."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """A running mean of a network's parameters and floating-point buffers.
+
+    At rest the network holds the mean, and while it is trained the weights as the optimiser moves
+    them; what it does not hold is here. All of it happens in place, on the network's device.
+
+    After step n (from 0) the mean moves to the weights by `1 - decay`, or by `9 / (10 + n)` where
+    that is more, so that the first weights are soon forgotten (as in TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        saved = model.state_dict(keep_vars=True).values()
+        tensors = (one for one in saved if isinstance(one, Tensor) and one.is_floating_point())
+        held = {id(tensor): tensor for tensor in tensors}  # once, however many names it has
+        parameters = [tensor for tensor in held.values() if isinstance(tensor, nn.Parameter)]
+        self._parameters = parameters
+        self._held = [tensor.detach() for tensor in held.values()]
+        self._other = [tensor.clone() for tensor in self._held]
+        self._others = dict(zip(held, self._other))
+        device = self._held[0].device if self._held else None
+        self._steps = torch.zeros((), device=device)  # where a CUDA graph counts them
+        self._is_training = False
+        self._versions = self._versions_now()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step. It is the device's work alone."""
+        share = (9 / (10 + self._steps)).clamp_min(1 - self._decay)
+        moved = torch._foreach_sub(self._held, self._other)
+        torch._foreach_mul_(moved, share)
+        torch._foreach_add_(self._other, moved)
+        self._steps += 1
+
+    def train(self) -> None:
+        """Let the network hold the weights as they are trained.
+
+        Weights that were set while it was at rest, by `load_state_dict` say, are trained on, and
+        the mean begins anew with them.
+        """
+        if self._is_training:
+            return
+        if self._versions_now() != self._versions:
+            self.restart()
+        self._swap()
+        self._is_training = True
+
+    def rest(self) -> None:
+        """Let the network hold the mean."""
+        if self._is_training:
+            self._swap()
+            self._is_training = False
+            self._versions = self._versions_now()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Let the network hold the mean for as long as this lasts."""
+        was_training = self._is_training
+        self.rest()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.train()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the weights that the network holds."""
+        torch._foreach_copy_(self._other, self._held)
+        self._steps.zero_()
+        self._versions = self._versions_now()
+
+    def state_dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the network's state with the mean, and what training goes on with."""
+        held = dict(self._model.state_dict())
+        named = self._model.state_dict(keep_vars=True).items()
+        other = {name: self._others.get(id(tensor), held[name]) for name, tensor in named}
+        mean, trained = (other, held) if self._is_training else (held, other)
+        return mean, {"weights": trained, "steps": self._steps}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with what `state_dicts` gave, once the network has the mean.
+
+        state: None of a run that had no mean, which begins with the weights of the network.
+        """
+        weights: dict[str, Tensor] = {}
+        if state is not None:  # copied first, for it may be what is written over
+            saved = state["weights"].items()
+            weights = {name: one.clone() for name, one in saved if isinstance(one, Tensor)}
+        steps = state["steps"].clone() if state is not None else torch.zeros(())
+        self._is_training = False
+        self.restart()
+        with torch.no_grad():
+            for name, tensor in self._model.state_dict(keep_vars=True).items():
+                if name in weights and id(tensor) in self._others:
+                    self._others[id(tensor)].copy_(weights[name])
+            self._steps.copy_(steps)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        kept = [tensor.clone() for tensor in self._held]
+        torch._foreach_copy_(self._held, self._other)
+        torch._foreach_copy_(self._other, kept)
+
+    def _versions_now(self) -> list[int]:
+        # Buffers change by running the network, parameters only if somebody sets them.
+        return [parameter._version for parameter in self._parameters]
