@@ -403,7 +403,7 @@ class TrainingConfig(Section):
         default=None, description="largest norm of the gradient; null: not clipped"
     )
     ema: Number = Field(
-        default=0.0,
+        default=0.998,
         ge=0,
         lt=1,
         description="decay per step of an exponential moving average of the weights, which is "
