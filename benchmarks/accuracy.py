@@ -23,6 +23,8 @@ from typing import Any
 
 from neurospike.config import load_config
 
+from .timing import machine
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mnist_accuracy.json"
 
@@ -76,7 +78,7 @@ def timed_run(flags: list[str]) -> tuple[str, dict[str, Any]]:
             raise SystemExit(done.returncode)
         name, row = row_of(run)
     print(f"the whole run took {seconds:.1f} s")
-    return name, {**row, "whole_run_seconds": round(seconds, 1)}
+    return name, {**row, "whole_run_seconds": round(seconds, 1), "commit": machine()["commit"]}
 
 
 def main(arguments: list[str]) -> None:

@@ -290,6 +290,13 @@ def test_event_driven_layers_with_what_there_is_of_them():
     assert "| 64 | 1.00 | 0.50 |" in text and "| 128 | 2.00 | 3.00 |" in text
 
 
+def test_every_stored_result_is_of_a_commit():
+    paths = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert len(paths) > 10
+    for path in paths:
+        assert "-dirty" not in path.read_text(encoding="utf-8"), path.name
+
+
 def test_sections_are_written_between_their_marks_and_pictures_are_the_same_again(tmp_path):
     for file in {file for file, _, _ in report.SECTIONS}:
         (tmp_path / file).parent.mkdir(exist_ok=True)
