@@ -42,6 +42,7 @@ class TrainingPlots(Canvas):
         history: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
         *,
         test: Mapping[str, float] | None = None,
+        loss: str = "loss",
         title: str = "",
         ax: Any = None,
     ) -> tuple["Figure", Any]:
@@ -51,13 +52,14 @@ class TrainingPlots(Canvas):
         `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy` and, if the epochs
         are not 1, 2, ..., `epoch`; any may be missing, and values may be None. Accuracies are
         shares, 0 to 1, drawn in percent. test: `{"accuracy": ..., "loss": ...}` of the test,
-        drawn as lines. ax: two Axes; or one where there is only loss or only accuracy.
+        drawn as lines. loss: what the loss is, such as "cross_entropy", on its axis. ax: two Axes;
+        or one where there is only loss or only accuracy.
 
         Returns `(figure, axes)` with axes `[loss, accuracy]`, or with the one of which there are
         values: no panel stays empty.
         """
         rows = _rows(history)
-        both = [("loss", "cross-entropy", 1), ("accuracy", "accuracy (%)", 100)]
+        both = [("loss", loss, 1), ("accuracy", "accuracy (%)", 100)]
         found = [one for one in both if _recorded(one[0], rows, test)] or both
         if ax is not None and np.size(np.asarray(ax, dtype=object)) == 2:
             found = both
