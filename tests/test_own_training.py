@@ -984,7 +984,9 @@ def test_misuse_is_told_at_the_first_batch(options, make, data, kind, message):
 
 
 def test_epochs_in_the_place_of_the_validation_are_told():
-    with pytest.raises(TypeError, match="validation must be .*, got int; for 3 epochs write epoch"):
+    with pytest.raises(
+        TypeError, match=r"validation must be .*, got int; for 3 epochs write epochs=3"
+    ):
         trainer_of(Logits).fit(batches(), 3)
 
 

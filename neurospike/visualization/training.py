@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from neurospike.neurons.surrogate import BUILT_IN, Surrogate, resolve
+from neurospike.neurons.surrogate import BUILT_IN, resolve
 
 from .arrays import spread, to_numpy
 from .canvas import (
@@ -187,7 +187,7 @@ class TrainingPlots(Canvas):
             surrogate = resolve(one)
             # A constant function of the user's need not return a tensor.
             values = torch.as_tensor(surrogate(u), dtype=u.dtype).expand(u.shape)
-            axes.plot(u, values, linewidth=1.8, label=_described(surrogate), **style(order))
+            axes.plot(u, values, linewidth=1.8, label=str(surrogate), **style(order))
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
         axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5], minor=False)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -260,8 +260,3 @@ def _fields(weights: Any, shape: tuple[int, int] | None) -> "Array":
             "give their shape=(H, W)"
         )
     return values.reshape(-1, height, width)
-
-
-def _described(surrogate: Surrogate) -> str:
-    values = ", ".join(f"{value:g}" for value in surrogate.parameters)
-    return f"{surrogate.name}({values})" if values else surrogate.name
