@@ -132,6 +132,7 @@ def train(
                 "device": str(device),
                 "processes": fabric.world_size,
                 "seed": config.seed,
+                "criterion": config.training.loss,
                 "init_from": None if init_from is None else str(init_from),
             }
             run = _run_of(config, record, resumed)
@@ -242,7 +243,7 @@ def _train_and_test(
         print(f"confidences have the temperature {temperature:.3g}, fitted to the validation")
     run.log("test", **tested, temperature=temperature)
     for layer, rate in tested.spike_rates.items():
-        print(f"spike rate of {layer}: {rate:.4f} a neuron and time step")
+        print(f"spike rate of {layer}: {rate:.4f} per neuron and time step")
     if run.published is not None and best.get("guessing"):
         print(f"{PUBLISHED} stays as it was: this run's best model is no better than guessing")
     try:

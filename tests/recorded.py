@@ -8,7 +8,7 @@ import pytest
 
 needs_tonic = pytest.mark.skipif(
     importlib.util.find_spec("tonic") is None,
-    reason='tonic is not installed: pip install "neurospike[events]"',
+    reason="tonic is not installed: pip install -U tonic",
 )
 US = 1_000_000  # microseconds of a second
 SHD_CLASSES = 20

@@ -77,6 +77,12 @@ def test_a_file_of_a_version_that_wrote_no_sum_gives_its_own_weights_or_none(pat
     assert refused > 100
 
 
+def of_an_export():
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.rand(1, 2),)), file)
+    return file.getvalue()
+
+
 def test_what_is_wrong_with_a_file_is_said_in_words(path):
     content = path.read_bytes()
     before, _, _ = content.rpartition(b"neurospike crc32 ")
@@ -89,6 +95,7 @@ def test_what_is_wrong_with_a_file_is_said_in_words(path):
         (content + b"\0", "its checksum does not fit"),
         (b"\x89PNG\r\n", "torch.save did not write it"),
         (b"hello", "torch.save did not write it"),
+        (of_an_export(), "it is a zip archive that torch.save did not write, such as an exported"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError) as caught:

@@ -240,10 +240,11 @@ def test_a_run_learns_and_leaves_its_folder(folder, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "auto: tiny pictures"
     assert out[-1] == "test accuracy: 100.00%"
-    assert any(line.startswith("spike rate of hidden1: 0.") for line in out)
+    (rate,) = [line for line in out if line.startswith("spike rate of hidden1: 0.")]
+    assert rate.endswith(" per neuron and time step")
     first, *epochs, last = run_lines(folder / "out")
     assert (first["note"], first["seed"], first["device"]) == ("auto: tiny pictures", 0, "cpu")
-    assert first["threads"] == 1
+    assert (first["threads"], first["criterion"]) == (1, "cross_entropy")
     assert [row["epoch"] for row in epochs] == [1, 2]
     assert (last["kind"], last["accuracy"]) == ("test", 1.0)
     assert 0 < last["spike_rates"]["hidden1"] < 1

@@ -417,7 +417,7 @@ def test_a_surrogate_is_its_derivative_and_shows_its_name():
     half = ns.surrogate.atan(alpha=4.0)
     assert torch.allclose(half(u), 2 / (1 + (2 * math.pi * u) ** 2))
     assert repr(ns.LIF(0.9, surrogate=half)) == (
-        "LIF(beta=0.9, threshold=1, surrogate=atan(4.0,), reset='subtract', reset_delay=True, "
+        "LIF(beta=0.9, threshold=1, surrogate=atan(4), reset='subtract', reset_delay=True, "
         "backend='auto')"
     )
     assert repr(ns.LI(torch.rand(3), backend="reference")) == (

@@ -239,7 +239,7 @@ def test_a_run_from_before_its_start_to_after_its_end(tmp_path, hasty):
     assert watched.records == seen + 1
     curves = watched.curves()
     assert curves["accuracy"]["validation"] == [[1.0, 0.9], [1.5, 0.95]]
-    assert curves["spikes a neuron and step"] == {"hidden1": [[1.0, 0.2], [1.5, 0.2]]}
+    assert curves["spikes per neuron and step"] == {"hidden1": [[1.0, 0.2], [1.5, 0.2]]}
     assert list(curves["loss"]) == ["train", "validation"]
 
     run.last.write_bytes(b"half a checkpoint")

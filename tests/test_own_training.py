@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import neurospike as ns
 from neurospike.coding import losses
 from neurospike.errors import CheckpointError, NeuroSpikeError
-from neurospike.training import load_checkpoint, scale
+from neurospike.training import draw_curves, load_checkpoint, scale
 from neurospike.training.order import Order
 from neurospike.training.schedule import Schedule
 
@@ -284,6 +284,34 @@ class Sums:
 
     def compute(self):
         return torch.tensor(self.zeros / self.seen)
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path):
+    trainer = trainer_of(Logits)
+    (record,) = trainer.fit(batches())
+    assert (record["epoch"], record["validation_loss"]) == (1, None)
+    assert trainer.fit(batches(), epochs=3, run=tmp_path / "run") == trainer.history
+    best = load_checkpoint(tmp_path / "run/checkpoints/best_model.pth")
+    assert best["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("criterion", "name"),
+    [
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss"),
+        (nn.functional.cross_entropy, "cross_entropy"),
+        (lambda scores, targets: scores.square().mean(), "loss"),
+    ],
+)
+def test_curves_call_the_loss_by_its_name(criterion, name, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda own, path: drawn.append(own) or save(own, path))
+    trainer_of(Logits, criterion).fit(batches(), batches(), 1, tmp_path / "run")
+    draw_curves(tmp_path / "run")
+    assert drawn[0].axes[0].get_ylabel() == name
 
 
 def test_measures_of_ones_own_are_means_over_samples(tmp_path, capsys):
@@ -941,7 +969,7 @@ FIRST_BATCH = [
         Logits,
         3,
         TypeError,
-        "train must be batches (inputs, targets), such as a DataLoader, got",
+        "train must be batches (inputs, targets), such as a DataLoader, got int",
     ),
 ]
 
@@ -953,6 +981,13 @@ def test_misuse_is_told_at_the_first_batch(options, make, data, kind, message):
         trainer.fit(data, None, 1)
     assert message in str(caught.value)
     assert trainer.step == 0
+
+
+def test_epochs_in_the_place_of_the_validation_are_told():
+    with pytest.raises(
+        TypeError, match=r"validation must be .*, got int; for 3 epochs write epochs=3"
+    ):
+        trainer_of(Logits).fit(batches(), 3)
 
 
 def test_a_batch_as_long_as_time_is_not_guessed_at():

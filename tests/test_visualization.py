@@ -259,8 +259,9 @@ def test_history_by_epoch(visualizer, as_records):
             for k in range(3)
         ]
     _, (loss, accuracy) = visualizer.plot_training_history(
-        history, test={"accuracy": 0.8, "loss": 0.3}
+        history, test={"accuracy": 0.8, "loss": 0.3}, loss="mse"
     )
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("mse", "accuracy (%)")
     training, validation, test = loss.lines
     assert points(training) == {(1, 1.0), (2, 0.5), (3, 0.2)}
     assert points(validation) == {(1, 1.1), (3, 0.4)}
@@ -292,6 +293,7 @@ def test_history_of_losses_alone_draws_into_one_axes_or_two_of_the_callers(visua
     losses = {"train_loss": [1.0, 0.4]}
     one, pair = Figure().subplots(), Figure().subplots(1, 2)
     assert visualizer.plot_training_history(losses, ax=one)[1] is one
+    assert one.get_ylabel() == "loss"
     _, drawn = visualizer.plot_training_history(losses, ax=pair)
     assert drawn.tolist() == pair.tolist()
     with pytest.raises(ValueError, match="ax must be a sequence of 2 Axes"):

@@ -1,7 +1,7 @@
 """Recordings of spikes and of event cameras: N-MNIST, SHD and DVS Gesture, read by `tonic`.
 
 tonic (https://tonic.readthedocs.io) knows each set's files and where to fetch them. It is an
-optional extra, `pip install "neurospike[events]"`, and is loaded where a set is read. What is added
+optional extra, `pip install -e '.[events]'`, and is loaded where a set is read. What is added
 here: files of a set without the archive that they came in, an attempt without a network that ends
 in seconds, one error type for every kind of damage, and a whole set as `Recordings`.
 """
@@ -175,7 +175,7 @@ def _tonic(name: str) -> Any:
     except (ImportError, RuntimeError, AttributeError) as error:  # of one for another NumPy
         raise MissingDependencyError(
             f"recordings of events need tonic, which does not import ({last_line(error)}): "
-            'pip install "neurospike[events]"'
+            "pip install -U tonic"
         ) from error
     return getattr(datasets, name)
 

@@ -31,8 +31,7 @@ def package() -> Any:
         import nir
     except ImportError as error:
         raise MissingDependencyError(
-            f"NIR files need nir, which does not import ({error}): pip install nir, or "
-            "'neurospike[nir]' with this library"
+            f"NIR files need nir, which does not import ({error}): pip install nir"
         ) from error
     return nir
 

@@ -359,7 +359,7 @@ class LIF(_Neuron):
         window += "beta_gradient='clamp', " if self.beta_gradient == "clamp" else ""
         return (
             f"beta={_show(self.beta)}, threshold={_show(self.threshold)}, "
-            f"surrogate={self.surrogate.name}{self.surrogate.parameters}, {own or reset}{window}"
+            f"surrogate={self.surrogate}, {own or reset}{window}"
             f"backend={self.backend!r}{self._axes()}"
         )
 

@@ -156,7 +156,7 @@ class Spiking(_Neuron):
         """Return what `print` shows of the layer."""
         shown = [f"{name}={_show(getattr(self, name))}" for name in self._names()]
         window = [] if self.grad_window is None else [f"grad_window={self.grad_window}"]
-        rule = f"surrogate={self.surrogate.name}{self.surrogate.parameters}"
+        rule = f"surrogate={self.surrogate}"
         end = f"backend={self.backend!r}{self._axes()}"
         return ", ".join([self.name, *shown, rule, *window, end])
 

@@ -124,7 +124,7 @@ class WatchedRun:
         charts: dict[str, dict[str, list[list[float]]]] = {
             "loss": {},
             "accuracy": {},
-            "spikes a neuron and step": {},
+            "spikes per neuron and step": {},
             "learning rate": {},
         }
         for row in self.epochs:
@@ -133,7 +133,7 @@ class WatchedRun:
                 for name in ("loss", "accuracy"):
                     _add(charts[name], part, at, row.get(f"{part}_{name}"))
             for layer, rate in (row.get("spike_rates") or {}).items():
-                _add(charts["spikes a neuron and step"], layer, at, rate)
+                _add(charts["spikes per neuron and step"], layer, at, rate)
             _add(charts["learning rate"], "learning rate", at, row.get("learning_rate"))
         return charts
 

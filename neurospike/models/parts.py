@@ -17,7 +17,7 @@ from neurospike.neurons.surrogate import Surrogate
 
 NORMALIZATIONS = ("none", "batch", "threshold_batch", "layer")
 INITIALIZATIONS = ("torch", "kaiming", "fluctuation")
-RATE = 0.1  # spikes a neuron and step that "fluctuation" reckons with; MNIST's mean square too
+RATE = 0.1  # spikes per neuron and step that "fluctuation" reckons with; MNIST's mean square too
 
 
 class NeuronOptions(TypedDict, total=False):

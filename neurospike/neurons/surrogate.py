@@ -56,6 +56,10 @@ class Surrogate:
         """Return h(u), elementwise."""
         return self.function(u, *self.parameters)
 
+    def __str__(self) -> str:
+        values = ", ".join(f"{value:g}" for value in self.parameters)
+        return f"{self.name}({values})" if values else self.name
+
     def __reduce__(self) -> tuple[Any, ...]:
         text = getattr(self.function, "text", None)
         if text is None:

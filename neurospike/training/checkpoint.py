@@ -133,6 +133,8 @@ def _reason(path: Path, error: Exception) -> str:
         return "its checksum does not fit what it holds"
     if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
         return "it holds other things than weights, numbers and text, which are never loaded"
+    if zipfile.is_zipfile(path):
+        return "it is a zip archive that torch.save did not write, such as an exported network"
     with path.open("rb") as file:
         begins_well = file.read(4) == b"PK\3\4"
     return "it is cut off" if begins_well else "torch.save did not write it"

@@ -113,7 +113,7 @@ def _check_recordings(config: Config) -> None:
     if importlib.util.find_spec("tonic") is None:
         raise MissingDependencyError(
             f"dataset {config.dataset} is read by tonic, which is not installed: "
-            'pip install "neurospike[events]"'
+            "pip install -U tonic"
         )
     try:
         size = frame_size(config.dataset, config.events.pool)

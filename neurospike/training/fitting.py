@@ -8,6 +8,7 @@ from neurospike.errors import CheckpointError, NeuroSpikeError
 
 from .arguments import check_source
 from .diagnosis import dead_in_training
+from .judging import name_of
 from .metrics import Metrics
 from .progress import epoch_line, measured, progress_bar
 from .records import Run
@@ -166,7 +167,11 @@ def open_run(
     if fabric.is_global_zero:
         network = type(trainer.model)
         config = {"own_network": f"{network.__module__}.{network.__qualname__}", "epochs": epochs}
-        record = {"device": str(trainer.device), "processes": fabric.world_size}
+        record = {
+            "device": str(trainer.device),
+            "processes": fabric.world_size,
+            "criterion": name_of(trainer.criterion),
+        }
         run = Run(folder, config=config, record=record, resumed=is_there)
         if is_there:
             run.go_on(trainer.history, trainer.step)

@@ -23,7 +23,7 @@ SATURATED = 0.95  # spikes a step above which a neuron tells little but that it 
 
 @dataclass(frozen=True)
 class Activity:
-    """How a layer's neurons fired. rate: spikes a neuron and time step.
+    """How a layer's neurons fired. rate: spikes per neuron and time step.
 
     dead, saturated: share of its neurons that never fired, and at over `SATURATED` of the steps.
     channels: what has weights of its own: each neuron, or of feature maps each map. dead_channels:
@@ -114,7 +114,7 @@ class Metrics(Mapping[str, Any]):
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Spikes a neuron and time step, by layer."""
+        """Spikes per neuron and time step, by layer."""
         return {name: layer.rate for name, layer in self.activity.items()}
 
 

@@ -313,8 +313,8 @@ class SNNTrainer:
     def fit(
         self,
         train: BatchSource,
-        validation: BatchSource | None,
-        epochs: int,
+        validation: BatchSource | None = None,
+        epochs: int = 1,
         run: Run | str | Path | None = None,
         *,
         resume: bool = False,
@@ -324,7 +324,7 @@ class SNNTrainer:
     ) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one per epoch.
 
-        validation: chooses the best model by accuracy, then loss; None makes the last the best.
+        validation: chooses the best model by accuracy, then loss; without, the last is the best.
         run: where records and checkpoints go, a folder or a `Run`; at Ctrl-C the step under way is
         finished and the state saved there, then KeyboardInterrupt is raised; a second Ctrl-C raises
         it at once. resume: goes on with the run that is in the folder, if there is one, as if it

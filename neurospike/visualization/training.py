@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from neurospike.neurons.surrogate import BUILT_IN, Surrogate, resolve
+from neurospike.neurons.surrogate import BUILT_IN, resolve
 
 from .arrays import spread, to_numpy
 from .canvas import (
@@ -42,6 +42,7 @@ class TrainingPlots(Canvas):
         history: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
         *,
         test: Mapping[str, float] | None = None,
+        loss: str = "loss",
         title: str = "",
         ax: Any = None,
     ) -> tuple["Figure", Any]:
@@ -51,13 +52,14 @@ class TrainingPlots(Canvas):
         `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy` and, if the epochs
         are not 1, 2, ..., `epoch`; any may be missing, and values may be None. Accuracies are
         shares, 0 to 1, drawn in percent. test: `{"accuracy": ..., "loss": ...}` of the test,
-        drawn as lines. ax: two Axes; or one where there is only loss or only accuracy.
+        drawn as lines. loss: what the loss is, such as "cross_entropy", on its axis. ax: two Axes;
+        or one where there is only loss or only accuracy.
 
         Returns `(figure, axes)` with axes `[loss, accuracy]`, or with the one of which there are
         values: no panel stays empty.
         """
         rows = _rows(history)
-        both = [("loss", "cross-entropy", 1), ("accuracy", "accuracy (%)", 100)]
+        both = [("loss", loss, 1), ("accuracy", "accuracy (%)", 100)]
         found = [one for one in both if _recorded(one[0], rows, test)] or both
         if ax is not None and np.size(np.asarray(ax, dtype=object)) == 2:
             found = both
@@ -185,7 +187,7 @@ class TrainingPlots(Canvas):
             surrogate = resolve(one)
             # A constant function of the user's need not return a tensor.
             values = torch.as_tensor(surrogate(u), dtype=u.dtype).expand(u.shape)
-            axes.plot(u, values, linewidth=1.8, label=_described(surrogate), **style(order))
+            axes.plot(u, values, linewidth=1.8, label=str(surrogate), **style(order))
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
         axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5], minor=False)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -258,8 +260,3 @@ def _fields(weights: Any, shape: tuple[int, int] | None) -> "Array":
             "give their shape=(H, W)"
         )
     return values.reshape(-1, height, width)
-
-
-def _described(surrogate: Surrogate) -> str:
-    values = ", ".join(f"{value:g}" for value in surrogate.parameters)
-    return f"{surrogate.name}({values})" if values else surrogate.name
