@@ -77,10 +77,9 @@ def check_measures(measures: Any) -> dict[str, Any]:
 def check_source(name: str, batches: Any, world: int) -> None:
     """Raise TypeError or ValueError for what no epoch after epoch can be drawn from."""
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
-        meant = f"; for {batches} epochs write epochs={batches}" if type(batches) is int else ""
         raise TypeError(
             f"{name} must be batches (inputs, targets), such as a DataLoader, got "
-            f"{type(batches).__name__}{meant}"
+            f"{type(batches).__name__}"
         )
     if isinstance(batches, Iterator):
         raise TypeError(

@@ -314,7 +314,7 @@ class SNNTrainer:
         self,
         train: BatchSource,
         validation: BatchSource | None = None,
-        epochs: int = 1,
+        epochs: int | None = None,
         run: Run | str | Path | None = None,
         *,
         resume: bool = False,
@@ -335,8 +335,11 @@ class SNNTrainer:
         KeyboardInterrupt another call goes on where it stopped.
 
         Raises NeuroSpikeError for a folder with a run that is not to be resumed, CheckpointError
-        for one of another network, TypeError or ValueError for batches that cannot be.
+        for one of another network, TypeError or ValueError for batches that cannot be, or without
+        `epochs`.
         """
+        if epochs is None:
+            raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
         options: dict[str, Any] = {
             "check_every": check_every,
             "patience": patience,
