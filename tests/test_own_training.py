@@ -984,7 +984,9 @@ def test_misuse_is_told_at_the_first_batch(options, make, data, kind, message):
 
 
 def test_epochs_in_the_place_of_the_validation_are_told():
-    with pytest.raises(TypeError, match=r"needs a number of epochs, such as fit\(train, epochs=10\)"):
+    with pytest.raises(
+        TypeError, match=r"needs a number of epochs, such as fit\(train, epochs=10\)"
+    ):
         trainer_of(Logits).fit(batches(), 3)
 
 
