@@ -221,6 +221,13 @@ def test_misuse_is_told_at_the_first_batch(options, make, data, kind, message):
     assert trainer.step == 0
 
 
+def test_a_validation_that_is_none_is_told_before_training():
+    trainer = trainer_of(Logits)
+    with pytest.raises(TypeError, match="validation is a list_iterator, which is used up after"):
+        trainer.fit(batches(), iter([(X, Y)]), 1)
+    assert trainer.step == 0
+
+
 def test_a_batch_as_long_as_time_is_not_guessed_at():
     trainer = trainer_of(lambda: Wrapped())
     x, y = torch.rand(STEPS, STEPS, INPUTS), torch.zeros(STEPS).long()

@@ -132,6 +132,8 @@ def test_a_finished_run_is_extended(tmp_path, capsys):
 
     run("whole", 4)
     assert run("again", 2, resume=True).epoch == 2  # nothing is there yet: a new run
+    with (tmp_path / "again" / "metrics.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write('{"kind": "epoch", "epoch": 3}\n')  # of an epoch that was not saved
     run("again", 4, resume=True)
     same_end(tmp_path / "again", tmp_path / "whole")
     run("again", 4, resume=True)  # nothing is left to do
@@ -191,6 +193,23 @@ def test_folders_that_will_not_do_are_told(tmp_path):
         trainer_of(Drops).fit(batches(count=16), None, 1, tmp_path / "other", resume=True)
 
 
+def test_an_interrupt_at_the_end_of_an_epoch_ends_there():
+    trainer = trainer_of(Logits)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(batches(), None, 3, on_record=lambda record: trainer.interrupt())
+    assert (trainer.epoch, trainer.step) == (1, 3)
+
+
+def test_a_validation_that_is_cut_short_is_not_saved(tmp_path):
+    class Cut(list):
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(Logits).fit(batches(), Cut(), 1, tmp_path / "run")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
 def test_a_handler_of_ones_own_is_left_to_it():
     heard = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("own"))
@@ -204,7 +223,7 @@ def test_a_handler_of_ones_own_is_left_to_it():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
     trainer = trainer_of(Logits)
 
     def twice(*_):
@@ -214,7 +233,8 @@ def test_a_second_ctrl_c_does_not_wait():
 
     trainer.optimizer.register_step_post_hook(twice)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(batches(), None, 1)
+        trainer.fit(batches(), None, 1, tmp_path / "run")
+    assert not list(tmp_path.rglob("*.pth"))  # of weights between two steps
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
