@@ -469,6 +469,7 @@ def test_training_ends_after_as_many_validations_without_a_better_one(run):
     assert load_checkpoint(run.best)["epoch"] == 3
     again = make_trainer()
     again.load_state_dict(load_checkpoint(run.last))
+    assert again.best == (0.5, -0.9)
     assert len(again.fit(Data(), Data(), 6, patience=2)) == 5
     assert len(again.fit(Data(), Data(), 6, patience=3)) == 6
 
