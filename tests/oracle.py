@@ -8,6 +8,15 @@ import math
 import torch
 from torch import Tensor
 
+RULES = [
+    {"reset": "subtract"},
+    {"reset": "zero"},
+    {"reset": "none"},
+    {"reset": "subtract", "reset_delay": False},
+    {"reset": "zero", "reset_delay": False},
+    {"reset": "subtract", "reset_delay": False, "detach_reset": True},
+    {"reset": "zero", "reset_delay": False, "detach_reset": True},
+]
 SURROGATES = {
     "atan": lambda u: 1.0 / (1 + (math.pi * u) ** 2),
     "fast_sigmoid": lambda u: 1 / (25 * u.abs() + 1) ** 2,

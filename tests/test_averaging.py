@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 import neurospike as ns
+from neurospike.config import Config
 from neurospike.training.checkpoint import load_checkpoint
+from neurospike.training.scale import make_fabric
+from neurospike.training.setup import make_trainer
 
 DECAY = 0.9
 BATCHES = [
@@ -148,6 +151,8 @@ def test_a_state_of_its_own_is_taken_back():
     for part, wanted in ((state["model"], kept["model"]), (state["average"], kept["average"])):
         flat, others = part.get("weights", part), wanted.get("weights", wanted)
         assert all(torch.equal(flat[name], others[name]) for name in others)
+    assert torch.equal(state["average"]["steps"], kept["average"]["steps"])
+    assert torch.equal(trainer.state_dict()["average"]["steps"], torch.tensor(12.0))
 
 
 def test_a_run_begun_without_a_mean_goes_on_with_one(tmp_path):
@@ -158,6 +163,11 @@ def test_a_run_begun_without_a_mean_goes_on_with_one(tmp_path):
     trainer = trainer_of(resumed)
     trainer.fit(BATCHES, BATCHES[:2], 1, tmp_path / "run", resume=True)
     assert all(torch.equal(resumed.state_dict()[name], start[name]) for name in start)
+    state = trainer.state_dict()
+    del state["average"]  # as in files of 0.1
+    other = net()
+    trainer_of(other).load_state_dict(state)
+    assert all(torch.equal(other.state_dict()[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
@@ -182,15 +192,67 @@ def test_weights_that_are_loaded_are_trained_on(when):
     torch.testing.assert_close(model[0].weight.detach().double(), wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_weights_that_are_loaded_are_saved(when):
+    model = net()
+    trainer = trainer_of(model)
+    if when == "between":
+        trainer.train_epoch(BATCHES)
+    given = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(given)
+    state = trainer.state_dict()
+    for saved in (state["model"], state["average"]["weights"]):
+        assert torch.equal(saved["0.weight"], given["0.weight"])
+    assert state["average"]["steps"] == 0
+
+
+def test_the_configuration_asks_for_it():
+    def made(**training):
+        config = Config(training=training)
+        return make_trainer(config, net(), make_fabric("cpu"), steps=4, epochs=1)
+
+    assert made().average is None
+    assert made(ema=0.9).average is not None
+
+
 def test_statistics_that_change_at_rest_are_no_new_weights():
     model = net()
     trainer = trainer_of(model)
     trainer.train_epoch(BATCHES)
     trained = copy.deepcopy(trainer.state_dict()["average"]["weights"]["0.weight"])
     model.train()(BATCHES[0][0])  # moves the running means of the normalisation
+    model[1].running_mean.add_(1.0)  # as buffers of ones own may be
     assert torch.equal(trainer.state_dict()["average"]["weights"]["0.weight"], trained)
     trainer.average.train()
     assert torch.equal(model[0].weight, trained)
+
+
+def test_an_evaluation_leaves_the_network_with_the_mean():
+    model = net()
+    trainer = trainer_of(model)
+    trainer.train_epoch(BATCHES)
+    mean = model[0].weight.detach().clone()
+    trainer.evaluate(BATCHES[:1])
+    assert torch.equal(model[0].weight, mean)
+
+
+def test_what_a_network_keeps_beside_tensors_is_saved_as_it_is():
+    class Noted(nn.Linear):
+        note = "as made"
+
+        def get_extra_state(self):
+            return self.note
+
+        def set_extra_state(self, state):
+            self.note = state
+
+    model, other = Noted(8, 3), Noted(8, 3)
+    trainer, again = trainer_of(model), trainer_of(other)
+    model.note = "as trained"
+    trainer.train_epoch(BATCHES)
+    again.load_state_dict(trainer.state_dict())
+    assert other.note == "as trained"
+    assert torch.equal(other.weight, model.weight)
 
 
 def test_after_an_error_the_network_holds_the_mean():

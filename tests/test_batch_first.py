@@ -144,6 +144,8 @@ def test_it_is_kept_by_copies_slices_and_what_is_shown():
         pickle.loads(pickle.dumps(net)),
         net[1:],
         net + nn.Sequential(ns.LIF(0.9)),
+        nn.Sequential(ns.LIF(0.9)) + net,
+        net * 2,
     ):
         assert other.batch_first
     assert isinstance(net[1], ns.LIF)
@@ -189,6 +191,8 @@ def test_refusals():
         ns.Sequential(nn.Linear(3, 3)).append(inner)
     with pytest.raises(ValueError, match=told):
         ns.Sequential(nn.Linear(3, 3), ns.LIF(0.9))[1] = inner
+    with pytest.raises(ValueError, match=told):
+        ns.Sequential(nn.Linear(3, 3), ns.LIF(0.9)).insert(1, inner)
     told = r"read as \[B=2, T=7, \*F=\[5\]\].* for time first leave batch_first out"
     with pytest.raises(RuntimeError, match=told):
         ns.Sequential(nn.Linear(3, 3), ns.LIF(0.9), batch_first=True)(torch.rand(2, 7, 5))

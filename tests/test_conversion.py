@@ -136,14 +136,14 @@ def test_other_neurons_are_refused_and_what_to_use_is_said():
     ):
         name = type(neuron).__name__
         with pytest.raises(
-            TypeError, match=f"Leaky, got a snntorch.{name}: .* are Leaky, .*{advice}"
+            TypeError, match=f"Leaky, got a {name} of snnTorch: .* is Leaky, .*{advice}"
         ):
             ns.LIF.from_snntorch(neuron)
-        with pytest.raises(TypeError, match=f"cannot convert 1, a snntorch.{name}: .*{advice}"):
+        with pytest.raises(TypeError, match=f"cannot convert 1, a {name} of snnTorch: .*{advice}"):
             ns.convert(nn.Sequential(nn.Linear(4, 4), neuron))
     with pytest.raises(TypeError, match="Leaky, got ReLU; of snnTorch's neurons that is the one"):
         ns.LIF.from_snntorch(nn.ReLU())
-    with pytest.raises(TypeError, match=r"got a snntorch.Synaptic; convert takes neurons"):
+    with pytest.raises(TypeError, match=r"got a Synaptic of snnTorch; convert takes neurons"):
         ns.LIF.from_snntorch(snntorch.Synaptic(0.9, 0.8))
 
 
@@ -277,10 +277,10 @@ def test_a_subclass_that_computes_something_else_is_refused():
             return 2 * super().fire(mem)
 
     with pytest.raises(
-        TypeError, match=r"cannot convert 0, Doubled, a .*Leaky that overrides fire"
+        TypeError, match=r"cannot convert 0, Doubled, a Leaky of snnTorch that overrides fire"
     ):
         ns.convert(nn.Sequential(Doubled(0.9, init_hidden=True)))
-    with pytest.raises(TypeError, match=r"got Doubled, a snntorch.Leaky that overrides fire"):
+    with pytest.raises(TypeError, match=r"got Doubled, a Leaky of snnTorch that overrides fire"):
         ns.LIF.from_snntorch(Doubled(0.9))
     patched = snntorch.Leaky(0.9)
     patched.forward = lambda x: (x, x)
@@ -423,7 +423,7 @@ def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_a_row():
 
     net = nn.Sequential(Skip(nn.Linear(4, 4), snntorch.Leaky(0.9, init_hidden=True)))
     with pytest.raises(
-        TypeError, match=r"0.1, a snntorch.Leaky inside a Skip, whose forward steps"
+        TypeError, match=r"0.1, a Leaky of snnTorch inside a Skip, whose forward steps"
     ):
         ns.convert(net)
     plain = ns.convert(nn.Sequential(Skip(nn.Linear(4, 4)), snntorch.Leaky(0.9)))
@@ -486,11 +486,15 @@ def test_what_cannot_be_converted_is_named():
             super().__init__()
             self.neurons = snntorch.Leaky(0.9)
 
-    with pytest.raises(TypeError, match=r"neurons, a snntorch.Leaky inside a Net, whose forward"):
+    with pytest.raises(
+        TypeError, match=r"neurons, a Leaky of snnTorch inside a Net, whose forward"
+    ):
         ns.convert(Net())
-    with pytest.raises(TypeError, match=r"cannot convert 1.neurons, a snntorch.Leaky inside a Net"):
+    with pytest.raises(
+        TypeError, match=r"cannot convert 1.neurons, a Leaky of snnTorch inside a Net"
+    ):
         ns.convert(nn.Sequential(nn.ReLU(), Net()))
-    with pytest.raises(TypeError, match=r"cannot convert 0.0, a snntorch.Lapicque: "):
+    with pytest.raises(TypeError, match=r"cannot convert 0.0, a Lapicque of snnTorch: "):
         ns.convert(nn.Sequential(nn.Sequential(snntorch.Lapicque(0.9))))
     with pytest.raises(TypeError, match="got Linear"):
         ns.convert(nn.Linear(2, 3))

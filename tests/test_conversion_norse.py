@@ -189,7 +189,11 @@ def changed(**attributes):
     [
         (norse.LIFRecurrent(2, 4), TypeError, "module, a LIFRecurrent of Norse: .*ns.Recurrent"),
         (norse.SequentialState(norse.LIFAdEx()), TypeError, "convert 0, a LIFAdEx.*for ns.Spiking"),
-        (Leaking(), TypeError, "Leaking, a LIFCell that overrides forward: .* use LIFCell itself"),
+        (
+            Leaking(),
+            TypeError,
+            "Leaking, a LIFCell of Norse that overrides forward: .* use LIFCell itself",
+        ),
         (Net(), TypeError, r"row.1, a LIF of Norse inside a Net.*: net.row = ns.convert\(net.row"),
         (norse.SequentialState(norse.LIF(), return_hidden=True), TypeError, "leave return_hidden"),
         (

@@ -239,7 +239,11 @@ class Net(nn.Module):
     [
         (nn.Sequential(neuron.QIFNode()), TypeError, "convert 0, a QIFNode of Spiki.*Spiking"),
         (neuron.SimpleIFNode(), TypeError, "convert the module, a Simple.*use neuron.IFNode"),
-        (Leaking(), TypeError, "Leaking, a LIFNode that overrides single_step_functional_forward"),
+        (
+            Leaking(),
+            TypeError,
+            "Leaking, a LIFNode of SpikingJelly that overrides single_step_functional_f",
+        ),
         (Net(neuron.LIFNode()), TypeError, r"row.1, a LIFN.* inside a Net, .*net.row = ns.convert"),
         (
             nn.Sequential(neuron.LIFNode(step_mode="m"), neuron.LIFNode()),

@@ -108,20 +108,56 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path):
 
 def test_transparency_16_bits_and_one_colour(tmp_path):
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    clear.putpixel((0, 0), (10, 20, 30, 255))
+    clear.putpixel((3, 0), (10, 20, 30, 255))
     clear.save(tmp_path / "clear.png")
     picture, note = read_whole(tmp_path / "clear.png", 8, colour=True)
-    assert picture[:, 0, 0].tolist() == [10, 20, 30] and picture[:, 5, 5].tolist() == [255] * 3
-    assert note is None
+    assert picture[:, 0, 3].tolist() == [10, 20, 30] and picture[:, 5, 5].tolist() == [255] * 3
+    assert note is None and picture.flags.c_contiguous
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
     Image.fromarray(deep).save(tmp_path / "deep.png")
     picture, _ = read_whole(tmp_path / "deep.png", 8, colour=False)
-    assert np.abs(picture[0].astype(int) - deep // 257).max() <= 1
+    assert np.abs(picture[0] - deep / 257).max() <= 0.5
+    Image.fromarray(np.eye(8, dtype=np.float32)).save(tmp_path / "float.tif")
+    picture, _ = read_whole(tmp_path / "float.tif", 8, colour=False)
+    assert np.array_equal(picture[0], 255 * np.eye(8))
     Image.new("L", (4, 6), 77).save(tmp_path / "flat.png")
     _, note = read_whole(tmp_path / "flat.png", 8, colour=False)
     assert note == (
         "only 4 x 6 pixels large, and enlarged to 8 x 8; the picture is of one colour all over"
     )
+
+
+def test_what_a_reader_should_know_of_a_picture(tmp_path):
+    def note(*pictures):
+        first, *more = pictures
+        first.save(tmp_path / "x.tif", save_all=True, append_images=more)
+        return read_whole(tmp_path / "x.tif", 8, colour=False)[1]
+
+    def grey(width, height, dark, bright):
+        picture = Image.new("L", (width, height), dark)
+        picture.paste(bright, (0, 0, width // 2, height))
+        return picture
+
+    assert note(grey(8, 4, 70, 90)) is None  # one side is long enough
+    assert note(grey(8, 8, 77, 79)) is None
+    assert note(grey(8, 8, 77, 78)) == "the picture is of one colour all over"
+    assert note(grey(8, 8, 0, 90), grey(8, 8, 0, 91)) == "the first of 2 frames"
+
+
+def test_a_picture_in_memory_gets_smaller_by_means_of_its_pixels(tmp_path):
+    stripes = np.tile(np.uint8([0, 200]), (16, 8))
+    Image.fromarray(stripes).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    picture, _ = read_whole("not there.png", 8, colour=False, content=content)
+    assert picture.shape == (1, 8, 8) and abs(int(picture[0, 4, 4]) - 100) < 30
+
+
+def test_transparency_of_every_mode_is_white(tmp_path):
+    for mode, clear in (("LA", (0, 0)), ("RGBA", (0, 0, 0, 0))):
+        Image.new(mode, (8, 8), clear).save(tmp_path / "x.png")
+        assert (read_whole(tmp_path / "x.png", 8, colour=False)[0] == 255).all()
+    Image.new("L", (8, 8), 3).save(tmp_path / "x.png", transparency=3)
+    assert (read_whole(tmp_path / "x.png", 8, colour=False)[0] == 255).all()
 
 
 def test_what_is_wrong_with_a_folder_is_told(tmp_path, monkeypatch):

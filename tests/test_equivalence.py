@@ -5,18 +5,9 @@
 
 import pytest
 from equivalence import check
+from oracle import RULES
 
 import neurospike as ns
-
-RULES = [
-    {"reset": "subtract"},
-    {"reset": "zero"},
-    {"reset": "none"},
-    {"reset": "subtract", "reset_delay": False},
-    {"reset": "zero", "reset_delay": False},
-    {"reset": "subtract", "reset_delay": False, "detach_reset": True},
-    {"reset": "zero", "reset_delay": False, "detach_reset": True},
-]
 
 
 @pytest.mark.parametrize("surrogate", list(ns.surrogate.BUILT_IN))

@@ -24,27 +24,19 @@ from faults import (
     metrics_cannot_be_written,
     terminated,
 )
+from test_cli import tiny_split
 
 import neurospike as ns
 from neurospike import evaluate, export, predict, train
-from neurospike.data import DigitData, Split
+from neurospike.data import DigitData
 from neurospike.errors import DataError
 from neurospike.training import checkpoint, load_checkpoint
-
-
-def tiny(count, seed):
-    drawn = torch.Generator().manual_seed(seed)
-    labels = torch.randint(2, (count,), generator=drawn)
-    images = torch.randint(60, (count, 28, 28), generator=drawn, dtype=torch.uint8)
-    images[labels == 0, :14] += 150
-    images[labels == 1, 14:] += 150
-    return Split(images, labels)
 
 
 def load(name, data_path, download=True):
     if not Path("data/mnist").exists():
         raise DataError(f"{data_path}: the files of {name} are not there")
-    return DigitData("digits", tiny(200, 0), tiny(80, 1), "tiny pictures")
+    return DigitData("digits", tiny_split(200, 0), tiny_split(80, 1), "tiny pictures")
 
 
 @pytest.fixture(scope="module")

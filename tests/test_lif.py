@@ -7,6 +7,7 @@ import oracle
 import pytest
 import snntorch
 import torch
+from oracle import RULES
 from torch import Tensor
 
 import neurospike as ns
@@ -14,15 +15,6 @@ from neurospike.formulas import where
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-RULES = [
-    {"reset": "subtract"},
-    {"reset": "zero"},
-    {"reset": "none"},
-    {"reset": "subtract", "reset_delay": False},
-    {"reset": "zero", "reset_delay": False},
-    {"reset": "subtract", "reset_delay": False, "detach_reset": True},
-    {"reset": "zero", "reset_delay": False, "detach_reset": True},
-]
 BUDGET = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 TWO_STEPS = {

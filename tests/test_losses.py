@@ -109,25 +109,28 @@ def rates(kind, steps, **options):
 def test_schedules():
     assert rates("constant", 3) == [2, 2, 2]
     cosine = [1 + math.cos(math.pi * k / 4) for k in range(4)]
-    assert rates("cosine", 5, total_steps=4) == pytest.approx([*cosine, 0])
+    assert rates("cosine", 6, total_steps=4) == pytest.approx([*cosine, 0, 0])
     assert rates("step", 5, every=2, gamma=0.5) == [2, 2, 1, 1, 0.5]
     assert rates("constant", 5, warmup=4) == [0.5, 1, 1.5, 2, 2]
     warm = [0.5, 1, 1.5, 2]
     assert rates("cosine", 8, total_steps=8, warmup=4) == pytest.approx([*warm, *cosine])
+    assert rates("cosine", 4, total_steps=4, warmup=4) == warm  # all of the run
+    assert rates("step", 5, every=2, gamma=0.5, warmup=4) == [0.5, 1, 0.75, 1, 0.5]
 
 
 def test_plateau_drops_after_as_many_worse_losses_and_is_resumed():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = Schedule(optimizer, "plateau", gamma=0.5, patience=2)
+    schedule = Schedule(optimizer, "plateau", gamma=0.5, patience=2, warmup=4)
     seen = []
-    for loss in (3.0, 2.0, 2.0, 2.5, 1.0, 1.5):
+    for loss in (3.0, 3.5, 2.0, 2.5, 2.0, 2.5, 1.0, 1.5):
         schedule.report(loss)
         schedule.step()
         seen.append(optimizer.param_groups[0]["lr"])
-    assert seen == [1, 1, 1, 0.5, 0.5, 0.5]
-    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    again = Schedule(other, "plateau", gamma=0.5, patience=2)
+    assert seen == [0.5, 0.75, 1, 1, 0.5, 0.5, 0.5, 0.5]
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=8.0)
+    again = Schedule(other, "plateau", gamma=0.5, patience=2, warmup=4)
     again.load_state_dict(schedule.state_dict())
+    assert other.param_groups[0]["lr"] == 0.5
     again.report(1.5)
     assert other.param_groups[0]["lr"] == 0.25
 

@@ -22,7 +22,7 @@ from neurospike.data import load
 from neurospike.errors import CheckpointError, MissingDependencyError, PictureError
 from neurospike.live.__main__ import main as live_main
 from neurospike.pictures import read_picture
-from neurospike.pictures.doubts import doubts
+from neurospike.pictures.doubts import SEVERAL, doubts
 from neurospike.pictures.doubts import side_by_side as side_by_side_found
 from neurospike.training import load_checkpoint, save_checkpoint
 from neurospike.training.loading import load_trained
@@ -544,6 +544,44 @@ def test_several_digits_a_frame_and_too_little_get_a_note(tmp_path, capsys, mode
         assert code == 0 and said in out[0]
         out = run(capsys, model_path, "--image_path", tmp_path / f"{name}.png", "--json")[1]
         assert said in json.loads(out[0])["note"]
+
+
+def inked(*pieces):
+    """A picture with rectangles of ink, each `(top, bottom, left, right)` and perhaps its value."""
+    picture = np.zeros((28, 28), np.float32)
+    for top, bottom, left, right, *value in pieces:
+        picture[top:bottom, left:right] = value or 1
+    return picture
+
+
+BORDERS = [(0, 1, 0, 28), (27, 28, 0, 28), (0, 28, 0, 1), (0, 28, 27, 28)]
+BAR = (4, 24, 6, 10)
+DOUBTS = {
+    "nothing": ([], None),
+    "19 pixels": ([(4, 23, 9, 10)], "only 19 pixels of ink: too little to be a digit"),
+    "20 pixels": ([(4, 24, 9, 10)], None),
+    "a frame": (BORDERS, "ink on all four borders: a frame, or no digit?"),
+    "no top": ([*BORDERS, (0, 1, 0, 28, 0)], None),
+    "no bottom": ([*BORDERS, (27, 28, 0, 28, 0)], None),
+    "no left": ([*BORDERS, (0, 28, 0, 1, 0)], None),
+    "no right": ([*BORDERS, (0, 28, 27, 28, 0)], None),
+    "two": ([BAR, (4, 24, 14, 18)], SEVERAL),
+    "two, the right one higher": ([BAR, (2, 24, 14, 18)], SEVERAL),
+    "two that share a column": ([(1, 13, 4, 12), (15, 27, 11, 19)], SEVERAL),
+    "two, one above the other": ([(1, 13, 4, 12), (15, 27, 8, 16)], None),
+    "a narrow one below a wide one": ([(1, 3, 2, 22), (1, 14, 2, 4), (15, 27, 19, 23)], None),
+    "two that touch at a corner": ([(4, 14, 6, 10), (14, 24, 10, 14)], None),
+    "the last two of three": ([(1, 13, 2, 8), (14, 26, 3, 9), (4, 24, 14, 18)], SEVERAL),
+    "a thin part": ([(4, 24, 4, 12), (4, 18, 16, 18)], None),
+    "a short part": ([BAR, (4, 12, 14, 22)], None),
+    "a faint part": ([(4, 24, 4, 12), (4, 24, 16, 20, 0.4)], None),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_what_is_doubted(name):
+    pieces, note = DOUBTS[name]
+    assert doubts(inked(*pieces)) == ([] if note is None else [note])
 
 
 def test_two_digits_are_seldom_missed_and_one_is_never_taken_for_two(digits):

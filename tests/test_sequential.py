@@ -504,3 +504,17 @@ def test_layers_that_lose_track_of_time_are_refused():
         ns.Sequential(nn.LSTM(4, 4))(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"layer 0 \(Flatten\) made \(24,\) of a batch of 6"):
         ns.Sequential(nn.Flatten(0))(torch.zeros(2, 3, 4))
+
+
+def test_a_constant_current_may_be_one_number_per_sample():
+    net, x = ns.Sequential(ns.LIF(0.9)), torch.rand(3)
+    assert torch.equal(net(x, num_steps=4)[0], net(x.expand(4, 3))[0])
+
+
+def test_a_layer_that_makes_one_number_of_a_batch_is_told():
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.sum()
+
+    with pytest.raises(ValueError, match=r"layer 0 \(Sum\) made \(\) of a batch of 6"):
+        ns.Sequential(Sum())(torch.rand(2, 3, 4))

@@ -118,6 +118,8 @@ def test_refusals():
         ns.truncate(layer, 0)
     with pytest.raises(TypeError, match=r"whole number of steps, or None, got 2\.5"):
         ns.truncate(layer, 2.5)
+    with pytest.raises(TypeError, match="whole number of steps, or None, got True"):
+        ns.truncate(layer, True)
 
 
 def test_gradients_are_truncated_in_any_network():

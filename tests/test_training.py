@@ -34,6 +34,7 @@ from neurospike.training import (
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.metrics import Meter, figures
 from neurospike.training.scale import make_fabric
+from neurospike.training.schedule import Schedule
 
 CONFIG = {"seed": 0, "training": {"epochs": 2}}
 
@@ -460,10 +461,44 @@ def test_best_is_chosen_by_validation_accuracy_then_loss(run):
     assert run.published.read_bytes() == run.best.read_bytes()
 
 
+def test_training_ends_after_as_many_validations_without_a_better_one(run):
+    trainer = make_trainer()
+    losses = iter([1.0, 1.1, 0.9, 1.0, 1.0, 0.5])
+    trainer.evaluate = lambda *_: Metrics(next(losses), 0.5, samples=1, seconds=1.0)
+    assert len(trainer.fit(Data(), Data(), 6, run, patience=2)) == 5
+    assert load_checkpoint(run.best)["epoch"] == 3
+    again = make_trainer()
+    again.load_state_dict(load_checkpoint(run.last))
+    assert again.best == (0.5, -0.9)
+    assert len(again.fit(Data(), Data(), 6, patience=2)) == 5
+    assert len(again.fit(Data(), Data(), 6, patience=3)) == 6
+
+
+def test_a_plateau_of_the_validation_loss_lowers_the_rate(run):
+    trainer = make_trainer()
+    trainer.scheduler = Schedule(trainer.optimizer, "plateau", gamma=0.5, patience=2)
+    trainer.evaluate = lambda *_: Metrics(1.0, 0.5, samples=1, seconds=1.0)
+    history = trainer.fit(Data(), Data(), 4, run)
+    assert [row["learning_rate"] for row in history] == [0.02, 0.02, 0.02, 0.01]
+
+
+def test_validations_within_an_epoch_are_records_of_it(run):
+    seen = []
+    make_trainer().fit(Data(), Data(), 2, run, check_every=3, on_record=seen.append)
+    assert [(row["kind"], row["epoch"], row["step"]) for row in seen] == [
+        ("step", 1, 3),
+        ("epoch", 1, 4),
+        ("step", 2, 6),
+        ("epoch", 2, 8),
+    ]
+
+
 def test_without_validation_the_last_is_the_best(run):
-    history = make_trainer().fit(Data(), None, 2, run)
-    assert history[0]["validation_accuracy"] is None
-    assert load_checkpoint(run.best)["epoch"] == 2
+    trainer = make_trainer()
+    trainer.fit(Data(), Data(), 1)
+    history = trainer.fit(Data(), None, 3, run)
+    assert history[1]["validation_accuracy"] is None
+    assert load_checkpoint(run.best)["epoch"] == 3
 
 
 @pytest.mark.parametrize(
@@ -580,7 +615,7 @@ def test_checkpoint_holds_all_a_continued_run_needs(run):
     state = load_checkpoint(run.last)
     expected = {"model", "optimizer", "scheduler", "precision", "epoch", "step", "best", "waited"}
     expected |= {"history", "order", "random", "unpromising", "guessing", "config", "record"}
-    expected.add("versions")
+    expected |= {"versions", "average"}
     assert set(state) == expected | {"epoch_step", "epoch_sums", "epoch_learning_rate"}
     assert state["config"] == CONFIG
     assert state["versions"]["python"]
@@ -663,6 +698,28 @@ def test_the_rate_rises_over_a_tenth_of_the_run_but_at_most_100_steps(warmup, ex
         setup.make_trainer(config, Network(), make_fabric("cpu"), steps, 3) for steps in (10, 1000)
     ]
     assert [trainer.scheduler.warmup for trainer in trainers] == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0] * 12),
+        ("cosine", [0.5 + 0.5 * math.cos(math.pi * k / 12) for k in range(12)]),
+        ("step", [1.0] * 6 + [0.5] * 6),
+        ("plateau", [1.0] * 9 + [0.5] * 3),
+    ],
+)
+def test_the_rates_of_a_run_are_those_of_its_configuration(schedule, expected):
+    keys = {"warmup": 0, "learning_rate": 1.0, "gamma": 0.5, "step_epochs": 2}
+    config = Config(training={**keys, "schedule": schedule, "plateau_patience": 2})
+    trainer = setup.make_trainer(config, Network(), make_fabric("cpu"), steps=3, epochs=4)
+    seen = []
+    for _ in range(4):
+        for _ in range(3):
+            seen.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.scheduler.step()
+        trainer.scheduler.report(1.0)
+    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.thorough

@@ -12,7 +12,7 @@ from torch import nn
 from neurospike.neurons.snntorch_surrogates import NAMES, derivative_of, none
 from neurospike.neurons.surrogate import Surrogate
 
-from .libraries import library_of, overridden
+from .libraries import library_of, overridden, refusal_of
 
 # Neurons of snnTorch beside Leaky that have a fused layer; see `conversion`.
 OTHERS = ("Synaptic", "Alpha", "RLeaky", "RSynaptic")
@@ -68,27 +68,17 @@ def _base_of(module: object) -> Any:
 
 def refusal(module: object, inside: str = "") -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
-    name = type(module).__name__
-    library = sys.modules.get("snntorch")
-    if not isinstance(module, nn.Module) or library_of(module) != "snntorch" or library is None:
+    if not isinstance(module, nn.Module) or library_of(module) != "snntorch":
+        name = type(module).__name__
         return f"{name}; of snnTorch's neurons that is the one with the equations of LIF"
-    base = _base_of(module)
-    if base is not None and not overridden(module, base):
-        return (
-            f"a snntorch.{name}{inside}; convert takes neurons in an nn.Sequential: write the "
-            "network as one, or make fused layers of its neurons, each by ns.convert, and hand "
-            "whole sequences [T, B, *F] on in its forward"
-        )
-    if base is not None:
-        return (
-            f"{name}, a snntorch.{base.__name__} that overrides "
-            f"{', '.join(overridden(module, base))}{inside}: "
-            f"its equations may be others; use snntorch.{base.__name__} itself, or {_OWN}"
-        )
-    missing = _MISSING.get(name, _OWN)
-    return (
-        f"a snntorch.{name}{inside}: the neurons of snnTorch that have a fused layer are Leaky, "
-        f"{', '.join(OTHERS)}. For {name}, {missing}"
+    return refusal_of(
+        module,
+        _base_of(module),
+        inside,
+        library="snnTorch",
+        kinds=("Leaky", *OTHERS),
+        missing=_MISSING,
+        own=_OWN,
     )
 
 

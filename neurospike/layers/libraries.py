@@ -1,5 +1,7 @@
 """Other libraries of spiking neurons, as far as their layers are told from ours."""
 
+from collections.abc import Iterable, Mapping
+
 from torch import nn
 
 _OTHER_LIBRARIES = ("snntorch", "spikingjelly", "norse")
@@ -28,3 +30,47 @@ def overridden(module: object, base: type) -> list[str]:
     found = {name for kind in kinds[: kinds.index(base)] for name in vars(kind)}
     found |= {name for name, value in vars(module).items() if callable(value)}
     return sorted(found & theirs)
+
+
+def refusal_of(
+    module: object,
+    base: type | None,
+    inside: str,
+    *,
+    library: str,
+    kinds: Iterable[str],
+    missing: Mapping[str, str],
+    own: str,
+    container: str = "an nn.Sequential",
+) -> str:
+    """Return what neurons of a library are that cannot be converted, and what to do.
+
+    It is the end of an error.
+
+    Args:
+        module: the neurons.
+        base: the class with a fused layer that they are of; None if there is none.
+        inside: where they stand, or "".
+        library: its name, as it is written.
+        kinds: the names of all classes with a fused layer.
+        missing: what to do about some of the others, by their names.
+        own: what to do about any other.
+        container: in which its neurons are converted.
+    """
+    name = type(module).__name__
+    if base is None:
+        return (
+            f"a {name} of {library}{inside}: what has a fused layer of its neurons is "
+            f"{', '.join(kinds)}. For {name}, {missing.get(name, own)}"
+        )
+    changed = overridden(module, base)
+    if changed:
+        return (
+            f"{name}, a {base.__name__} of {library} that overrides {', '.join(changed)}{inside}: "
+            f"its equations may be others; use {base.__name__} itself, or {own}"
+        )
+    return (
+        f"a {name} of {library}{inside}; convert takes neurons in {container}: write the network "
+        "as one, or make fused layers of its neurons, each by ns.convert, and hand whole sequences "
+        "[T, B, *F] on in its forward"
+    )

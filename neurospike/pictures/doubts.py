@@ -32,8 +32,6 @@ def side_by_side(picture: np.ndarray) -> bool:
     from scipy import ndimage
 
     labels, count = ndimage.label(picture > INK, np.ones((3, 3)))
-    if count < 2:
-        return False
     masses = ndimage.sum_labels(picture, labels, range(1, count + 1))
     found = zip(ndimage.find_objects(labels), masses, strict=True)
     boxes = [box for box, mass in found if mass > FULL[0] * max(masses)]

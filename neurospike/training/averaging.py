@@ -29,8 +29,7 @@ class Average:
         self._held = [tensor.detach() for tensor in held.values()]
         self._other = [tensor.clone() for tensor in self._held]
         self._others = dict(zip(held, self._other))
-        device = self._held[0].device if self._held else None
-        self._steps = torch.zeros((), device=device)  # where a CUDA graph counts them
+        self._steps = torch.zeros((), device=self._held[0].device)  # where a CUDA graph counts them
         self._is_training = False
         self._versions = self._versions_now()
 
@@ -49,10 +48,7 @@ class Average:
         Weights that were set while it was at rest, by `load_state_dict` say, are trained on, and
         the mean begins anew with them.
         """
-        if self._is_training:
-            return
-        if self._versions_now() != self._versions:
-            self.restart()
+        self._take_over()
         self._swap()
         self._is_training = True
 
@@ -83,6 +79,8 @@ class Average:
 
     def state_dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the network's state with the mean, and what training goes on with."""
+        if not self._is_training:
+            self._take_over()
         held = dict(self._model.state_dict())
         named = self._model.state_dict(keep_vars=True).items()
         other = {name: self._others.get(id(tensor), held[name]) for name, tensor in named}
@@ -99,13 +97,17 @@ class Average:
             saved = state["weights"].items()
             weights = {name: one.clone() for name, one in saved if isinstance(one, Tensor)}
         steps = state["steps"].clone() if state is not None else torch.zeros(())
-        self._is_training = False
         self.restart()
         with torch.no_grad():
             for name, tensor in self._model.state_dict(keep_vars=True).items():
                 if name in weights and id(tensor) in self._others:
                     self._others[id(tensor)].copy_(weights[name])
             self._steps.copy_(steps)
+
+    def _take_over(self) -> None:
+        """Begin anew if weights were set since the network came to rest."""
+        if self._versions_now() != self._versions:
+            self.restart()
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -384,8 +384,6 @@ class SNNTrainer:
             raise CheckpointError(
                 f"{path}: its weights are not those of this {self.asker.name}: {first}"
             ) from None
-        if self.average is not None:
-            self.average.load(None)
 
     def interrupt(self) -> None:
         """Make `fit` end with KeyboardInterrupt once the step under way is whole.

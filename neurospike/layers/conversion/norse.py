@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neurospike import formulas
 from neurospike.formulas import abs, exp, fire, sqrt, tanh, where
 from neurospike.layers.leaky import Replacement
-from neurospike.layers.libraries import overridden
+from neurospike.layers.libraries import overridden, refusal_of
 from neurospike.layers.spiking import Spiking
 from neurospike.neurons.snntorch_surrogates import none
 from neurospike.neurons.surrogate import Surrogate
@@ -245,24 +245,15 @@ def _value(theirs: Any, name: str) -> Tensor:
 
 def _refusal(module: nn.Module, inside: str) -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
-    name = type(module).__name__
-    base = _base_of(module)
-    if base is None:
-        missing = _MISSING.get(name, _OWN)
-        return (
-            f"a {name} of Norse{inside}: what has a fused layer of its neurons is "
-            f"{', '.join(_KINDS)}. For {name}, {missing}"
-        )
-    changed = overridden(module, base)
-    if changed:
-        return (
-            f"{name}, a {base.__name__} that overrides {', '.join(changed)}{inside}: its equations "
-            f"may be others; use {base.__name__} itself, or {_OWN}"
-        )
-    return (
-        f"a {name} of Norse{inside}; convert takes neurons in a SequentialState: write the network "
-        "as one, or make fused layers of its neurons, each by ns.convert, and hand whole sequences "
-        "[T, B, *F] on in its forward"
+    return refusal_of(
+        module,
+        _base_of(module),
+        inside,
+        library="Norse",
+        kinds=_KINDS,
+        missing=_MISSING,
+        own=_OWN,
+        container="a SequentialState",
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neurospike.formulas import detach, fire, heaviside, where
 from neurospike.layers.leaky import Replacement
-from neurospike.layers.libraries import overridden
+from neurospike.layers.libraries import overridden, refusal_of
 from neurospike.layers.spiking import Spiking
 from neurospike.neurons.spikingjelly_surrogates import NAMES, derivative_of
 from neurospike.neurons.surrogate import Surrogate
@@ -189,30 +189,20 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
 
 def _refusal(module: nn.Module, inside: str) -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
-    name = type(module).__name__
-    base = _base_of(module)
     if type(module).__module__.startswith("spikingjelly.activation_based.layer."):
         return (
-            f"a {name} of SpikingJelly{inside}, a layer without a counterpart here; write it as a "
-            "module with carries_state = True for ns.Sequential, which is given [T, B, *F], or "
-            "keep the network in SpikingJelly"
+            f"a {type(module).__name__} of SpikingJelly{inside}, a layer without a counterpart "
+            "here; write it as a module with carries_state = True for ns.Sequential, which is "
+            "given [T, B, *F], or keep the network in SpikingJelly"
         )
-    if base is None:
-        missing = _MISSING.get(name, _OWN)
-        return (
-            f"a {name} of SpikingJelly{inside}: what has a fused layer of its neurons is "
-            f"{', '.join(KINDS)}. For {name}, {missing}"
-        )
-    changed = overridden(module, base)
-    if changed:
-        return (
-            f"{name}, a {base.__name__} that overrides {', '.join(changed)}{inside}: its equations "
-            f"may be others; use {base.__name__} itself, or {_OWN}"
-        )
-    return (
-        f"a {name} of SpikingJelly{inside}; convert takes neurons in an nn.Sequential: write the "
-        "network as one, or make fused layers of its neurons, each by ns.convert, and hand whole "
-        "sequences [T, B, *F] on in its forward"
+    return refusal_of(
+        module,
+        _base_of(module),
+        inside,
+        library="SpikingJelly",
+        kinds=KINDS,
+        missing=_MISSING,
+        own=_OWN,
     )
 
 
