@@ -211,8 +211,8 @@ def test_the_configuration_asks_for_it():
         config = Config(training=training)
         return make_trainer(config, net(), make_fabric("cpu"), steps=4, epochs=1)
 
-    assert made().average is None
-    assert made(ema=0.9).average is not None
+    assert made().average is not None
+    assert made(ema=0.0).average is None
 
 
 def test_statistics_that_change_at_rest_are_no_new_weights():
