@@ -8,6 +8,7 @@ from torch import nn
 
 import neurospike as ns
 from neurospike.config import Config
+from neurospike.training.averaging import Average
 from neurospike.training.checkpoint import load_checkpoint
 from neurospike.training.scale import make_fabric
 from neurospike.training.setup import make_trainer
@@ -213,6 +214,24 @@ def test_the_configuration_asks_for_it():
 
     assert made().average is not None
     assert made(ema=0.0).average is None
+
+
+def test_a_state_is_taken_back_in_the_middle_of_training():
+    model = net()
+    average = Average(model, DECAY)
+    average.train()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    average.update()
+    mean, trained = copy.deepcopy(average.state_dicts())
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    model.load_state_dict(mean)
+    average.load(trained)
+    assert torch.equal(model[0].weight, trained["weights"]["0.weight"])
+    average.rest()
+    assert torch.equal(model[0].weight, mean["0.weight"])
+    assert not torch.equal(mean["0.weight"], trained["weights"]["0.weight"])
 
 
 def test_statistics_that_change_at_rest_are_no_new_weights():

@@ -97,12 +97,15 @@ class Average:
             saved = state["weights"].items()
             weights = {name: one.clone() for name, one in saved if isinstance(one, Tensor)}
         steps = state["steps"].clone() if state is not None else torch.zeros(())
+        was_training, self._is_training = self._is_training, False
         self.restart()
         with torch.no_grad():
             for name, tensor in self._model.state_dict(keep_vars=True).items():
                 if name in weights and id(tensor) in self._others:
                     self._others[id(tensor)].copy_(weights[name])
             self._steps.copy_(steps)
+        if was_training:
+            self.train()
 
     def _take_over(self) -> None:
         """Begin anew if weights were set since the network came to rest."""
