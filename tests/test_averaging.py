@@ -234,6 +234,14 @@ def test_a_state_is_taken_back_in_the_middle_of_training():
     assert not torch.equal(mean["0.weight"], trained["weights"]["0.weight"])
 
 
+def test_a_mean_that_is_no_number_is_refused():
+    trainer = trainer_of(net())
+    state = copy.deepcopy(trainer.state_dict())
+    state["model"]["3.bias"][1] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite first: the parameter 3\.bias"):
+        trainer.load_state_dict(state)
+
+
 def test_statistics_that_change_at_rest_are_no_new_weights():
     model = net()
     trainer = trainer_of(model)

@@ -90,8 +90,12 @@ class Average:
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Go on with what `state_dicts` gave, once the network has the mean.
 
-        state: None of a run that had no mean, which begins with the weights of the network.
+        state: None of a run that had no mean, which begins with the weights of the network. Raises
+        ValueError for a mean that is NaN, which it would be for good, and no step would tell.
         """
+        for name, parameter in self._model.named_parameters():
+            if parameter.isnan().any():
+                raise ValueError(f"not finite first: the parameter {name}")
         weights: dict[str, Tensor] = {}
         if state is not None:  # copied first, for it may be what is written over
             saved = state["weights"].items()
