@@ -17,15 +17,6 @@ from tests import oracle
 from .device import Device
 from .gate import GateError, check_close
 
-RULES = (
-    {"reset": "subtract"},
-    {"reset": "zero"},
-    {"reset": "none"},
-    {"reset": "subtract", "reset_delay": False},
-    {"reset": "zero", "reset_delay": False},
-    {"reset": "subtract", "reset_delay": False, "detach_reset": True},
-    {"reset": "zero", "reset_delay": False, "detach_reset": True},
-)
 SHAPES = (  # of the current, beta and threshold
     ((7, 3, 5), (), ()),
     ((4, 2, 3, 5, 2), (3, 1, 1), (5, 2)),
@@ -51,7 +42,7 @@ class Check:
 
 def checks(device: Device, backend: str) -> Iterator[Check]:
     """Yield the proofs for a backend on a device."""
-    for rule in RULES:
+    for rule in oracle.RULES:
         name = " ".join(str(v) for v in rule.values())
         for dtype in BUDGET:
             yield Check(
@@ -59,7 +50,7 @@ def checks(device: Device, backend: str) -> Iterator[Check]:
                 lambda r=rule, d=dtype: _matrix(device, backend, r, d),
             )
     for surrogate in ns.surrogate.BUILT_IN:
-        for rule in (RULES[0], RULES[4]):
+        for rule in (oracle.RULES[0], oracle.RULES[4]):
             yield Check(
                 f"surrogate {surrogate}, {rule['reset']}",
                 lambda s=surrogate, r=rule: _one(
