@@ -15,14 +15,15 @@ import pytest
 pytest.importorskip("numba")
 
 ROOT = Path(__file__).parents[1]
-KERNEL, DERIVE = "kernels/cpu/scan.py", "neurospike/neurons/derive.py"
+KERNEL, ROWS = "kernels/cpu/scan.py", "kernels/cpu/_rows.py"
+DERIVE = "neurospike/neurons/derive.py"
 
 # name: file, what stands there, what is put in its place
 MUTANTS = {
     "fires at the threshold": (
-        "kernels/cpu/_formulas.py",
-        "return 1.0 if u > 0.0 else 0.0",
-        "return 1.0 if u >= 0.0 else 0.0",
+        ROWS,
+        'above = build.fcmp_ordered(">", given[0]',
+        'above = build.fcmp_ordered(">=", given[0]',
     ),
     "forgets the reset": (
         "neurospike/neurons/zoo.py",
@@ -30,14 +31,14 @@ MUTANTS = {
         "v = beta * mem + current",
     ),
     "drops the carry": (
-        "kernels/cpu/_rows.py",
-        '"{carry}[i] = d{k}"',
-        '"{carry}[i] = 0.0 * d{k}"',
+        ROWS,
+        "given, wants = (spikes, *[True] * count)",
+        "given, wants = (spikes, *[False] * count)",
     ),
     "fused multiply-add": (
-        "kernels/cpu/_compile.py",
-        "njit(pipeline_class=_NoAlias, ",
-        'njit(pipeline_class=_NoAlias, fastmath={"contract"}, ',
+        ROWS,
+        'return getattr(build, f"f{name}")(*given)',
+        'return getattr(build, f"f{name}")(*given, flags=("contract",))',
     ),
     "a block short of its last neuron": (
         KERNEL,
@@ -65,11 +66,20 @@ MUTANTS = {
         'self.add(c, self.do("where", a, "0.0", g))',
         "self.add(c, g)",
     ),
-    "only the first state has a trace": (KERNEL, "if TRACED >> s & 1:", "if s == 0:"),
+    "only the first state has a trace": (
+        KERNEL,
+        "if trace.size > 0:",
+        "if trace.size > 0 and s == 0:",
+    ),
     "a parameter has the gradient of one step": (
-        "kernels/cpu/_rows.py",
-        'f"q{k}[i] += e{k}"',
-        'f"q{k}[i] = e{k}"',
+        ROWS,
+        '(f"sum{k}", True)',
+        '(f"sum{k}", False)',
+    ),
+    "the greater of two numbers for the lesser": (
+        ROWS,
+        'self.lesser("<" if name == "minimum" else ">", *given)',
+        'self.lesser(">" if name == "minimum" else "<", *given)',
     ),
 }
 

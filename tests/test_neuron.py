@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch import cos, exp, log, maximum, minimum, sigmoid, sin, sqrt, tanh
 
 import neurospike as ns
 from neurospike.formulas import fire, where
@@ -165,3 +166,34 @@ def test_the_three_functions_of_version_0_1_are_refused_with_what_to_write():
         ns.Neuron(quadratic, linear, linear)
     with pytest.raises(TypeError, match="leave out step_vjp"):
         ns.Neuron(charge=quadratic, settle=linear, step_vjp=linear)
+
+
+# What a step may use beside arithmetic, as the new state, and what it is in float64.
+FUNCTIONS = {
+    "exp": (lambda current, mem: (fire(mem), exp(current)), torch.exp),
+    "log": (lambda current, mem: (fire(mem), log(current)), torch.log),
+    "sqrt": (lambda current, mem: (fire(mem), sqrt(current)), torch.sqrt),
+    "tanh": (lambda current, mem: (fire(mem), tanh(current)), torch.tanh),
+    "sigmoid": (lambda current, mem: (fire(mem), sigmoid(current)), torch.sigmoid),
+    "sin": (lambda current, mem: (fire(mem), sin(current)), torch.sin),
+    "cos": (lambda current, mem: (fire(mem), cos(current)), torch.cos),
+    "abs": (lambda current, mem: (fire(mem), abs(current)), torch.abs),
+    "division": (lambda current, mem: (fire(mem), 3.0 / current), lambda u: 3.0 / u),
+    "minimum": (
+        lambda current, mem: (fire(mem), minimum(current, 2.0)),
+        lambda u: torch.minimum(u, torch.tensor(2.0, dtype=u.dtype)),
+    ),
+    "maximum": (
+        lambda current, mem: (fire(mem), maximum(current, 2.0)),
+        lambda u: torch.maximum(u, torch.tensor(2.0, dtype=u.dtype)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_in_a_step_is_rounded_once(backend, name):
+    step, exact = FUNCTIONS[name]
+    current = torch.cat([torch.linspace(-9.0, 9.0, 40_000), torch.tensor([0.0, torch.nan, 1e30])])
+    _, (state,) = ns.Spiking(step, backend=backend)(current.view(1, 1, -1))
+    wanted = exact(current.double()).float()
+    torch.testing.assert_close(state.view(-1), wanted, rtol=0, atol=0, equal_nan=True)

@@ -22,6 +22,7 @@ from neurospike.layers.break_even import Policy, use_policy
 
 types = pytest.importorskip("numba").types
 c_function = dispatch.load(".kernels.cpu._cache").c_function
+_rows = dispatch.load(".kernels.cpu._rows")
 
 ROOT = Path(__file__).parents[1]
 # An immediate reset: there the reference steps the very formulas that are changed below.
@@ -80,7 +81,7 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.thorough
-def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
+def test_kept_code_is_used_until_the_loop_changes_and_formulas_count_at_once(package, tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     cold, log = run(package, **cache)
     assert "data saved to" in log
@@ -96,10 +97,21 @@ def test_kept_code_is_used_until_a_formula_changes(package, tmp_path):
     change(zoo, begin, begin + " + 0.25")
     change(formulas, "return 0.5 * alpha / (1.0 + z * z)", "return 5.0 * alpha / (1.0 + z * z)")
     changed, log = run(package, **cache)  # and equal to the reference, as PROGRAM asserts
-    assert "data saved to" in log
-    assert "data loaded from" not in log
     assert changed[0] != cold[0]
     assert changed[1] != cold[1]
+    assert "data saved to" not in log  # what is kept is the loop over time, any neuron's
+
+    start = "out[i] = values[low + i] if values.size > 0 else "
+    change(package / "kernels" / "cpu" / "scan.py", start + "0.0", start + "1.0")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        cwd=package,
+        env={**os.environ, **cache},
+        timeout=3000,  # a process that hangs, not a slow machine
+    )
+    assert done.returncode == 1 and "AssertionError" in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_compilation(package, tmp_path):
@@ -235,7 +247,9 @@ def test_no_size_compiles_anything_anew(monkeypatch):
 
     run(5, 2, 40, 200)
     before = [kernel._compiled.cache_info().misses for kernel in kernels]
-    assert all(before)
+    loops = len(_rows.kept)
+    assert all(before) and loops
     for shape in ((6, 2, 40, 200), (1, 9, 70, 129), (40, 3, 130, 300)):
         run(*shape)
     assert [kernel._compiled.cache_info().misses for kernel in kernels] == before
+    assert len(_rows.kept) == loops

@@ -109,7 +109,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         if bound.__name__ != function.__name__:
             return _inner(bound)
         # Numba names its files on disk by the function and would run stale code where a callee
-        # changed. The digest in the name covers every formula that is compiled in.
+        # changed. The digest in the name covers every function that is compiled in.
         bound.__qualname__ = label
         signature = types.void(types.intp)
         return c_function(bound, signature, _Telling, _TellingEachTime, error_model="numpy")

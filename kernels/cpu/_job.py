@@ -1,8 +1,8 @@
 """How a loop in several threads is told what to do: its job, one row of integers.
 
 A job holds counters that the threads `take` from (the next part, the next scratch), a flag for an
-answer, sizes, and then the address and size of each array; the last one is a scratch that is
-divided among the threads.
+answer, sizes and addresses of functions, and then the address and size of each array; the last one
+is a scratch that is divided among the threads.
 """
 
 import threading
@@ -15,7 +15,7 @@ from torch import Tensor
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._memory import array_at
 
-NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 10
+NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 13
 
 
 def array_of(job_at, k, like):

@@ -6,7 +6,7 @@ fetches a row before it is needed: a block of neurons is a new page at each time
 hardware does not look ahead.
 
 Threads: a loop is handed one row of integers, its job, from which several threads `take` part after
-part. Addresses in a job become arrays with `array_at`.
+part. Addresses in a job become arrays with `array_at`, and functions that are run with `call`.
 """
 
 from typing import Any
@@ -100,6 +100,19 @@ def take(typing_context, job, index):
 
 
 @intrinsic
+def call(typing_context, function, arguments):
+    """Run the C function at an address; the arguments are a tuple of integers."""
+
+    def generate(context, builder, signature, given):
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(arguments))
+        place = builder.inttoptr(given[0], kind.as_pointer())
+        builder.call(place, cgutils.unpack_tuple(builder, given[1]))
+        return context.get_dummy_value()
+
+    return types.none(function, arguments), generate
+
+
+@intrinsic
 def pointer(typing_context, address, like):
     """Return an address as a pointer to numbers of the format of `like`."""
 
@@ -140,6 +153,7 @@ def stream(out, start, row):
 INTRINSICS: dict[str, Any] = {
     "address": address,
     "array_at": array_at,
+    "call": call,
     "fence": fence,
     "prefetch_line": prefetch_line,
     "stream_line": stream_line,

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers
+from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
-from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
+from neurospike.kernels.cpu._memory import address, call, fence, prefetch, stream, take
 from neurospike.kernels.cpu._vectors import sum_rows
 from neurospike.kernels.cpu.events import FORMATS, Found, find, listed, words
 from neurospike.kernels.cpu.events import threads as threads_for
@@ -43,34 +43,17 @@ PARTS = 2  # a thread, at least, that samples are divided in
 STREAMED = 32 << 20  # bytes of spikes that are not kept in a cache for whoever reads them
 LINES = 10  # rows of scratch, beside the membranes
 
-# What a kernel is compiled for; rebound for each variant.
+# Sizes of a job: steps, samples, inputs and outputs of the layer; parts that samples are divided
+# in, or the stride over time of the spikes' gradient; 1 if spikes go past the caches. Then
+# addresses of `_rows`: of `advance` or `retrace`, and of `retreat`.
+STEPS, BATCH, WIDTH, OUTPUTS, BLOCKS, PAST, ONWARD, BACK = range(SIZES, SIZES + 8)
+STRIDE = BLOCKS
+
+# What a kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 128
 TILE = 16
-SPIKES = True
-PARAMETERS = False
-STREAM = False
-
-
-def advance_row(x, mem, beta, threshold, spikes, numbers):
-    """Take a row of neurons one step on; see `_rows`."""
-
-
-def retrace_row(x, mem, beta, threshold, after, numbers):
-    """Write the membranes after a step; see `_rows`."""
-
-
-def retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, *sums):
-    """Take a row of neurons one step back; see `_rows`."""
-
-
-def _retreat(x, mem, beta, threshold, grad_spikes, carry, out, d_beta, d_th, numbers):
-    """Take a row back, with the gradients of decay and threshold if they are asked for."""
-    if PARAMETERS:
-        retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, d_beta, d_th, numbers)
-    else:
-        retreat_row(x, mem, beta, threshold, grad_spikes, carry, out, numbers)
 
 
 def _line(scratch, own, k):
@@ -101,8 +84,8 @@ def _add(out, values):
 
 def _forward(job_at):
     job = job_of(job_at)
-    steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
-    outputs, blocks = job[SIZES + 3], job[SIZES + 4]
+    steps, batch, width = job[STEPS], job[BATCH], job[WIDTH]
+    outputs, blocks, past = job[OUTPUTS], job[BLOCKS], job[PAST] == 1
     packed, bias = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
     starts, places = array_of(job_at, 2, 0), array_of(job_at, 3, INDEX)
     mem, beta = array_of(job_at, 4, NUMBER), array_of(job_at, 5, NUMBER)
@@ -128,22 +111,33 @@ def _forward(job_at):
                 r = t * batch + sample
                 out = r * outputs + low
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
-                row = row_of(spikes, out, PANEL) if n == PANEL and not STREAM else kept
-                advance_row(current, state, b, th, row, numbers)
-                if STREAM:
+                direct = n == PANEL and not past
+                call(
+                    job[ONWARD],
+                    (
+                        address(current, 0),
+                        address(state, 0),
+                        address(b, 0),
+                        address(spikes, out) if direct else address(kept, 0),
+                        address(numbers, 0),
+                        PANEL,
+                        PANEL,
+                    ),
+                )
+                if past:
                     stream(spikes, out, row_of(kept, 0, n))
                 elif n < PANEL:
                     _copy(row_of(spikes, out, n), kept)
             _copy(row_of(final, at, n), state)
         part = take(job, NEXT)
-    if STREAM:
+    if past:
         fence()
 
 
 def _backward(job_at):
     job = job_of(job_at)
-    steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
-    outputs, stride = job[SIZES + 3], job[SIZES + 4]
+    steps, batch, width = job[STEPS], job[BATCH], job[WIDTH]
+    outputs, stride = job[OUTPUTS], job[STRIDE]
     packed, bias = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
     starts, places = array_of(job_at, 2, 0), array_of(job_at, 3, INDEX)
     mem, beta = array_of(job_at, 4, NUMBER), array_of(job_at, 5, NUMBER)
@@ -181,22 +175,47 @@ def _backward(job_at):
             _fill(_line(scratch, mems, 0), mem, at, n)
             for t in range(steps):
                 r = t * batch + sample
-                if SPIKES:
+                if grad_spikes.size > 0:
                     prefetch(grad_spikes, t * stride + at, n)
                 current, before = _line(scratch, currents, t), _line(scratch, mems, t)
                 sum_rows(current, 0, first, 0, matrix, places, starts[r], starts[r + 1], PANEL)
-                retrace_row(current, before, b, th, _line(scratch, mems, 1 + t), numbers)
+                call(
+                    job[ONWARD],
+                    (
+                        address(current, 0),
+                        address(before, 0),
+                        address(b, 0),
+                        address(before, PANEL),
+                        address(numbers, 0),
+                        PANEL,
+                        PANEL,
+                    ),
+                )
             _fill(state, grad_final, at, n)
             for t in range(steps - 1, -1, -1):
                 r = t * batch + sample
                 g = nothing
-                if SPIKES:
+                if grad_spikes.size > 0:
                     g = row_of(grad_spikes, t * stride + at, n)
                     if n < PANEL:
                         _copy(row_of(padded, 0, n), g)
                         g = padded
                 current, before = _line(scratch, currents, t), _line(scratch, mems, t)
-                _retreat(current, before, b, th, g, state, d, d_beta, d_th, numbers)
+                call(
+                    job[BACK],
+                    (
+                        address(current, 0),
+                        address(before, 0),
+                        address(b, 0),
+                        address(g, 0),
+                        address(state, 0),
+                        address(d, 0),
+                        address(d_beta, 0),
+                        address(numbers, 0),
+                        PANEL,
+                        PANEL,
+                    ),
+                )
                 _add(d_bias, d)
                 for e in range(starts[r], starts[r + 1]):
                     _add(_line(sums, 0, places[e]), d)
@@ -207,22 +226,18 @@ def _backward(job_at):
             turn_block(out, to, width, sums, j, PANEL, width, min(n - j, TILE))
         if out_bias.size > 0:
             _copy(row_of(out_bias, low, n), d_bias)
-        if PARAMETERS:
+        if out_beta.size > 0:
             _copy(row_of(out_beta, low, n), d_beta)
             _copy(row_of(out_th, low, n), d_th)
         part = take(job, NEXT)
 
 
 @functools.cache
-def _compiled(kind: str, key: str, state: torch.dtype, alike: int, **flags: int) -> Any:
-    literal = FORMATS[state]
-    names = formulas(literal) | flags | {"INDEX": np.int32(0)}
+def _compiled(backward: bool, state: torch.dtype) -> Any:
+    """Return the kernel of a direction, for any neuron, compiled for a number format."""
+    names = {"INDEX": np.int32(0), "row_of": row_of}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
-    if kind == "forward":
-        return compiled(_forward, names | advancing(key, True, alike), literal)
-    wanted = 3 if flags["PARAMETERS"] else 0
-    names |= retracing(key, alike) | retreating(key, bool(flags["SPIKES"]), wanted, False, alike)
-    return compiled(_backward, names, literal)
+    return compiled(_backward if backward else _forward, names, FORMATS[state])
 
 
 def panels(outputs: int, state: torch.dtype) -> int:
@@ -265,17 +280,13 @@ def forward(
     parts = panels(outputs, state)
     # Threads share a panel and not its samples, whose rows end in cache lines of the next panel's.
     blocks = max(1, min(batch, PARTS * torch.get_num_threads()))
+    alike = alike_of((beta, threshold))
+    advance = _rows.advance(rule.program, state == torch.float64, alike, True)
     run(
-        _compiled(
-            "forward",
-            rule.program,
-            state,
-            alike_of((beta, threshold)),
-            STREAM=spikes.nbytes >= STREAMED,
-        ),
+        _compiled(False, state),
         (packed, bias, starts, places, mem, beta, threshold, spikes, final)
         + (as_tensor(rule.numbers, state),),
-        (steps, batch, width, outputs, blocks),
+        (steps, batch, width, outputs, blocks, spikes.nbytes >= STREAMED, advance),
         threads_for((len(places) + len(bits)) * outputs, parts * blocks),
         LINES * panel,
         state,
@@ -313,20 +324,16 @@ def backward(
     if want_parameters:
         out_beta, out_th = torch.empty((2, outputs), dtype=state)
     final = None if grad_final is None else grad_final.contiguous()
-    kernel = _compiled(
-        "backward",
-        rule.program,
-        state,
-        alike_of((beta, threshold)),
-        SPIKES=gs is not None,
-        PARAMETERS=want_parameters,
-    )
+    alike, double = alike_of((beta, threshold)), state == torch.float64
+    wanted = 3 if want_parameters else 0
+    retrace = _rows.retrace(rule.program, double, alike)
+    retreat = _rows.retreat(rule.program, double, alike, gs is not None, wanted, False)
     numbers = as_tensor(rule.numbers, state)
     run(
-        kernel,
+        _compiled(True, state),
         (packed, bias, starts, places, mem, beta, threshold, numbers, gs, final)
         + (out, out_bias, out_mem, out_beta, out_th),
-        (steps, batch, width, outputs, stride),
+        (steps, batch, width, outputs, stride, 0, retrace, retreat),
         threads_for((len(places) + steps * batch) * outputs, panels(outputs, state)),
         (width + LINES + 2 * (1 + steps)) * panel,
         state,

@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers
-from neurospike.kernels.cpu import linear
+from neurospike.kernels.cpu import _rows, linear
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import take
-from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
+from neurospike.kernels.cpu._memory import address, call, take
 from neurospike.kernels.cpu._vectors import graded, lowest, multiply_rows, nonzero, sum_rows
 from neurospike.kernels.cpu.events import FORMATS, find, words
 from neurospike.kernels.cpu.events import threads as threads_for
@@ -43,15 +42,10 @@ from neurospike.kernels.cpu.scan import (
     _given,
     _start,
     _step_of,
-    advance,
     alike_of,
     as_tensor,
-    lay,
-    retrace,
-    retreat,
     rows,
     sum_over_batch,
-    sums_of,
 )
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
@@ -65,18 +59,17 @@ SHARE = 0.35  # of the neurons that fire, from which on a dense product takes le
 # gradients for an event-driven one, and as adding one to a sum.
 READ, ADD = 60.0, 5.0
 
-# What a kernel is compiled for; rebound for each variant.
+# Sizes of a job: steps, samples, neurons, samples of a tile, neurons rounded up to panels; states
+# and parameters of a neuron. Then addresses of `_rows`: of `advance` or `retrace`, and `retreat`.
+STEPS, BATCH, NEURONS, WHOLE_TILE, PADDED, STATES, PARAMETERS, ONWARD, BACK = range(
+    SIZES, SIZES + 9
+)
+
+# What a kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 128
 BLOCK = 32
-STATES = 1
-PARAMETERS = 2
-SAVED = False
-SPIKES = True
-TRACE = False
-TRACED = 1
-WANTED = 0
 
 
 def _sum(out, one, other):
@@ -190,41 +183,47 @@ def _sum_graded(scratch, to, matrix, places, first, end, last_at):
             scratch[to + i] += value * matrix[places[e] * PANEL + i]
 
 
+def _keep(job_at, scratch, own, first, at):
+    """Write a sample's states, rows of the scratch, into arrays of a job, those that are there."""
+    job = job_of(job_at)
+    size = job[NEURONS]
+    for s in range(job[STATES]):
+        array = _array(job_at, first + s)
+        if array.size > 0:
+            _copy(row_of(array, at, size), row_of(scratch, own + s * size, size))
+
+
 def _forward(job_at):
     job = job_of(job_at)
-    steps, batch, size, tile, padded = (
-        job[SIZES],
-        job[SIZES + 1],
-        job[SIZES + 2],
-        job[SIZES + 3],
-        job[SIZES + 4],
-    )
+    steps, batch, size = job[STEPS], job[BATCH], job[NEURONS]
+    tile, padded = job[WHOLE_TILE], job[PADDED]
+    states, parameters = job[STATES], job[PARAMETERS]
     current, packed = _array(job_at, 0), _array(job_at, 1)
     order, lengths = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
     given = 4
-    outputs = given + 1 + STATES + PARAMETERS
+    outputs = given + 1 + states + parameters
     spikes, currents, numbers = (
         _array(job_at, outputs),
         _array(job_at, outputs + 1),
         _array(job_at, outputs + 2),
     )
-    traces, finals = outputs + 3, outputs + 3 + STATES
-    all_places = array_of(job_at, finals + 1 + STATES, INDEX)
-    scratch = _array(job_at, finals + 2 + STATES)
+    traces, finals = outputs + 3, outputs + 3 + states
+    all_places = array_of(job_at, finals + 1 + states, INDEX)
+    scratch = _array(job_at, finals + 2 + states)
     stride = _step_of(current, batch * size)
     slot = take(job, SLOT)
     places = row_of(all_places, slot * tile * (size + 1), tile * (size + 1))
     # Rows of the scratch: states and last spikes of the tile, parameters, a total, sums.
     states_at = slot * (
-        tile * (STATES + 1) * size + (PARAMETERS + 1) * size + tile * padded + PANEL
+        tile * (states + 1) * size + (parameters + 1) * size + tile * padded + PANEL
     )
-    last_at = states_at + tile * STATES * size
+    last_at = states_at + tile * states * size
     parameters_at = last_at + tile * size
-    total_at = parameters_at + PARAMETERS * size
+    total_at = parameters_at + parameters * size
     sums_at = total_at + size
-    for p in range(PARAMETERS):
+    for p in range(parameters):
         row = row_of(scratch, parameters_at + p * size, size)
-        _fill(row, _array(job_at, given + 1 + STATES + p), 0)
+        _fill(row, _array(job_at, given + 1 + states + p), 0)
     part = take(job, NEXT)
     while part * tile < batch:
         low = part * tile
@@ -232,8 +231,8 @@ def _forward(job_at):
         for m in range(count):
             at = order[low + m] * size
             _start(row_of(scratch, last_at + m * size, size), _array(job_at, given), at)
-            for s in range(STATES):
-                row = row_of(scratch, states_at + (m * STATES + s) * size, size)
+            for s in range(states):
+                row = row_of(scratch, states_at + (m * states + s) * size, size)
                 _start(row, _array(job_at, given + 1 + s), at)
         for t in range(steps):
             having = _with_step(t, lengths, order, low, count)
@@ -244,121 +243,131 @@ def _forward(job_at):
                 at = order[low + m] * size
                 out = t * batch * size + at
                 total = row_of(scratch, total_at, size)
-                if SAVED:
+                if currents.size > 0:
                     total = row_of(currents, out, size)
                 x, sums = (
                     row_of(current, t * stride + at, size),
                     row_of(scratch, sums_at + m * padded, size),
                 )
                 _sum(total, x, sums)
-                states = states_at + m * STATES * size
+                own = states_at + m * states * size
                 fired = row_of(scratch, last_at + m * size, size)
-                advance(total, lay(scratch, states, parameters_at, size, size), fired, numbers)
+                call(
+                    job[ONWARD],
+                    (
+                        address(total, 0),
+                        address(scratch, own),
+                        address(scratch, parameters_at),
+                        address(fired, 0),
+                        address(numbers, 0),
+                        size,
+                        size,
+                    ),
+                )
                 _copy(row_of(spikes, out, size), fired)
-                if TRACE:
-                    for s in range(STATES):
-                        trace = row_of(_array(job_at, traces + s), out, size)
-                        _copy(trace, row_of(scratch, states + s * size, size))
+                _keep(job_at, scratch, own, traces, out)
             for m in range(having, count):
                 out = (t * batch + order[low + m]) * size
                 _start(row_of(spikes, out, size), row_of(scratch, 0, 0), 0)
-                if TRACE:
-                    for s in range(STATES):
-                        trace = row_of(_array(job_at, traces + s), out, size)
-                        _copy(trace, row_of(scratch, states_at + (m * STATES + s) * size, size))
+                _keep(job_at, scratch, states_at + m * states * size, traces, out)
         for m in range(count):
             at = order[low + m] * size
             _copy(
                 row_of(_array(job_at, finals), at, size), row_of(scratch, last_at + m * size, size)
             )
-            for s in range(STATES):
-                final = row_of(_array(job_at, finals + 1 + s), at, size)
-                _copy(final, row_of(scratch, states_at + (m * STATES + s) * size, size))
+            _keep(job_at, scratch, states_at + m * states * size, finals + 1, at)
         part = take(job, NEXT)
 
 
 def _backward(job_at):
     job = job_of(job_at)
-    steps, batch, size, tile, padded = (
-        job[SIZES],
-        job[SIZES + 1],
-        job[SIZES + 2],
-        job[SIZES + 3],
-        job[SIZES + 4],
-    )
+    steps, batch, size = job[STEPS], job[BATCH], job[NEURONS]
+    tile, padded = job[WHOLE_TILE], job[PADDED]
+    states, parameters = job[STATES], job[PARAMETERS]
     currents, packed = _array(job_at, 0), _array(job_at, 1)
     order, lengths = array_of(job_at, 2, 0), array_of(job_at, 3, 0)
     given = 4
-    gradients = given + STATES + PARAMETERS
+    gradients = given + states + parameters
     grad_spikes = _array(job_at, gradients)
-    traces, finals = gradients + 1, gradients + 1 + STATES
-    outputs = finals + 1 + STATES
+    traces, finals = gradients + 1, gradients + 1 + states
+    outputs = finals + 1 + states
     out = _array(job_at, outputs)
-    wanted = outputs + 2 + STATES
-    numbers = _array(job_at, wanted + PARAMETERS)
-    scratch = _array(job_at, wanted + PARAMETERS + 1)
+    wanted = outputs + 2 + states
+    numbers = _array(job_at, wanted + parameters)
+    scratch = _array(job_at, wanted + parameters + 1)
     nothing = row_of(scratch, 0, 0)
     stride = _step_of(grad_spikes, batch * size)
-    # Rows of the scratch: gradients of states and currents of the tile, parameters, one row, what
-    # comes to the spikes from the step after, the states before each step.
-    rows_each = tile * (STATES + 1) + PARAMETERS + 1 + tile * steps * STATES
+    # Rows of the scratch: gradients of states and currents of the tile, parameters, sums of their
+    # gradients for each sample, what comes to the spikes from the step after, the states before
+    # each step.
+    rows_each = tile * (states + 1 + parameters) + parameters + tile * steps * states
     states_at = take(job, SLOT) * (rows_each * size + tile * padded)
-    grads_at = states_at + tile * STATES * size
+    grads_at = states_at + tile * states * size
     parameters_at = grads_at + tile * size
-    row_at = parameters_at + PARAMETERS * size
-    coming_at = row_at + size
+    sums_at = parameters_at + parameters * size
+    coming_at = sums_at + tile * parameters * size
     history = coming_at + tile * padded
-    for p in range(PARAMETERS):
+    for p in range(parameters):
         row = row_of(scratch, parameters_at + p * size, size)
-        _fill(row, _array(job_at, given + STATES + p), 0)
+        _fill(row, _array(job_at, given + states + p), 0)
     part = take(job, NEXT)
     while part * tile < batch:
         low = part * tile
         count = min(tile, batch - low)
         for m in range(count):
             at = order[low + m] * size
-            before = history + m * steps * STATES * size
-            states = states_at + m * STATES * size
-            for s in range(STATES):
+            before = history + m * steps * states * size
+            own = states_at + m * states * size
+            for s in range(states):
                 _start(row_of(scratch, before + s * size, size), _array(job_at, given + s), at)
-                _start(row_of(scratch, states + s * size, size), _array(job_at, finals + 1 + s), at)
+                _start(row_of(scratch, own + s * size, size), _array(job_at, finals + 1 + s), at)
             _start(row_of(scratch, coming_at + m * padded, size), _array(job_at, finals), at)
-            for p in range(PARAMETERS):
-                if WANTED >> p & 1:
-                    _start(row_of(_array(job_at, wanted + p), at, size), nothing, 0)
-            own = max(0, min(steps, lengths[order[low + m]])) if lengths.size > 0 else steps
-            each = lay(scratch, states, parameters_at, size, size)
-            for t in range(own - 1):
-                x = row_of(currents, t * batch * size + at, size)
-                retrace(x, scratch, before + t * STATES * size, each, size, numbers)
+            sums = row_of(scratch, sums_at + m * parameters * size, parameters * size)
+            _start(sums, nothing, 0)
+            many = max(0, min(steps, lengths[order[low + m]])) if lengths.size > 0 else steps
+            for t in range(many - 1):
+                here = before + t * states * size
+                call(
+                    job[ONWARD],
+                    (
+                        address(currents, t * batch * size + at),
+                        address(scratch, here),
+                        address(scratch, parameters_at),
+                        address(scratch, here + states * size),
+                        address(numbers, 0),
+                        size,
+                        size,
+                    ),
+                )
         for t in range(steps - 1, -1, -1):
             having = _with_step(t, lengths, order, low, count)
             for m in range(having):
                 at = order[low + m] * size
                 here = t * batch * size + at
-                states = states_at + m * STATES * size
+                own = states_at + m * states * size
                 g = row_of(scratch, coming_at + m * padded, size)
-                if SPIKES:
+                if grad_spikes.size > 0:
                     _add(g, row_of(grad_spikes, t * stride + at, size))
-                if TRACE:
-                    for s in range(STATES):
-                        if TRACED >> s & 1:
-                            trace = _array(job_at, traces + s)
-                            place = t * _step_of(trace, batch * size) + at
-                            _add(
-                                row_of(scratch, states + s * size, size), row_of(trace, place, size)
-                            )
+                for s in range(states):
+                    trace = _array(job_at, traces + s)
+                    if trace.size > 0:
+                        place = t * _step_of(trace, batch * size) + at
+                        _add(row_of(scratch, own + s * size, size), row_of(trace, place, size))
                 d = row_of(scratch, grads_at + m * size, size)
-                retreat(
-                    row_of(currents, here, size),
-                    scratch,
-                    history + (m * steps + t) * STATES * size,
-                    lay(scratch, states, parameters_at, size, size),
-                    sums_of(job_at, wanted, at, size),
-                    size,
-                    g,
-                    d,
-                    numbers,
+                call(
+                    job[BACK],
+                    (
+                        address(currents, here),
+                        address(scratch, history + (m * steps + t) * states * size),
+                        address(scratch, parameters_at),
+                        address(g, 0),
+                        address(scratch, own),
+                        address(d, 0),
+                        address(scratch, sums_at + m * parameters * size),
+                        address(numbers, 0),
+                        size,
+                        size,
+                    ),
                 )
                 _copy(row_of(out, here, size), d)
             _multiply(scratch, coming_at, padded, grads_at, size, having, packed, BLOCK)
@@ -369,31 +378,22 @@ def _backward(job_at):
             last = _array(job_at, outputs + 1)
             if last.size > 0:
                 _copy(row_of(last, at, size), row_of(scratch, coming_at + m * padded, size))
-                for s in range(STATES):
-                    target = row_of(_array(job_at, outputs + 2 + s), at, size)
-                    _copy(target, row_of(scratch, states_at + (m * STATES + s) * size, size))
+                _keep(job_at, scratch, states_at + m * states * size, outputs + 2, at)
+            asked = sums_at + m * parameters * size
+            for p in range(parameters):
+                target = _array(job_at, wanted + p)
+                if target.size > 0:
+                    _copy(row_of(target, at, size), row_of(scratch, asked, size))
+                    asked += size
         part = take(job, NEXT)
 
 
-@functools.lru_cache(maxsize=256)
-def _compiled(
-    kind: str, key: str, state: torch.dtype, alike: int, wanted: int = 0, **flags: int
-) -> Any:
-    """Return a kernel compiled for a neuron, a number format and what is asked for."""
-    program, literal = Program.parse(key), FORMATS[state]
-    if kind == "forward":
-        loops = advancing(key, True, alike)
-    else:
-        loops = retracing(key, alike) | retreating(key, True, wanted, False, alike)
-    names = (
-        formulas(literal)
-        | loops
-        | flags
-        | {"INDEX": np.int32(0), "row_of": row_of, "_array": _array}
-    )
+@functools.cache
+def _compiled(backward: bool, state: torch.dtype) -> Any:
+    """Return the kernel of a direction, for any neuron, compiled for a number format."""
+    names = {"INDEX": np.int32(0), "row_of": row_of, "_array": _array}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "BLOCK": BLOCK_BYTES // state.itemsize}
-    names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
-    return compiled(_forward if kind == "forward" else _backward, names, literal)
+    return compiled(_backward if backward else _forward, names, FORMATS[state])
 
 
 def _tiles(batch: int) -> tuple[int, int]:
@@ -436,14 +436,7 @@ def forward(
     padded = packed.shape[0] * panel
     tile, tiles = _tiles(batch)
     threads = threads_for(steps * batch * size * (4 + size // 8), tiles)
-    kernel = _compiled(
-        "forward",
-        neuron,
-        state,
-        alike_of(parameters),
-        SAVED=currents is not None,
-        TRACE=len(traces) > 0,
-    )
+    advance = _rows.advance(neuron, state == torch.float64, alike_of(parameters), True)
     arrays = (
         rows(current, state),
         packed,
@@ -459,7 +452,8 @@ def forward(
         torch.empty(threads * tile * (size + 1), dtype=torch.int32),
     )
     scratch = (tile * (count + 1) + len(parameters) + 1) * size + tile * padded + panel
-    run(kernel, arrays, (steps, batch, size, tile, padded), threads, scratch, state)
+    sizes = (steps, batch, size, tile, padded, count, len(parameters), advance)
+    run(_compiled(False, state), arrays, sizes, threads, scratch, state)
     if wide is not spikes:
         spikes.copy_(wide)
 
@@ -486,21 +480,13 @@ def backward(
     count = Program.parse(neuron).states
     gs = rows(grad_spikes, state)
     gts = [rows(one, state) for one in grad_traces] or [None] * count
-    traced = mask_of([one is not None for one in gts])
     wanted = mask_of([one is not None for one in out_parameters])
     block = BLOCK_BYTES // state.itemsize
     packed = pack(weight.T, block)
     padded = packed.shape[0] * block
-    kernel = _compiled(
-        "backward",
-        neuron,
-        state,
-        alike_of(parameters),
-        wanted,
-        SPIKES=gs is not None,
-        TRACE=traced > 0,
-        TRACED=traced,
-    )
+    alike, double = alike_of(parameters), state == torch.float64
+    retrace = _rows.retrace(neuron, double, alike)
+    retreat = _rows.retreat(neuron, double, alike, True, wanted, False)
     shape = (batch, size)
     asked = [None if one is None else torch.empty(shape, dtype=state) for one in out_parameters]
     tile, tiles = _tiles(batch)
@@ -519,10 +505,11 @@ def backward(
         *asked,
         as_tensor(tuple(numbers), state),
     )
-    rows_each = tile * (count + 1) + len(parameters) + 1 + tile * steps * count
+    rows_each = tile * (count + 1 + len(parameters)) + len(parameters) + tile * steps * count
     threads = threads_for(steps * batch * size * (8 + size // 2), tiles)
     scratch = rows_each * size + tile * padded
-    run(kernel, arrays, (steps, batch, size, tile, padded), threads, scratch, state)
+    sizes = (steps, batch, size, tile, padded, count, len(parameters), retrace, retreat)
+    run(_compiled(True, state), arrays, sizes, threads, scratch, state)
     sum_over_batch(asked, out_parameters)
 
 

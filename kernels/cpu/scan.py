@@ -2,8 +2,8 @@
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. A block of neurons keeps its states in
 the first-level cache while the loop runs over T; blocks are divided among threads. Each row is one
-vectorised loop over the block, written for the neuron's number of states and parameters, around the
-neuron's own operations (`neurospike.neurons`).
+vectorised loop over the block, written of the neuron's own operations (`_rows`); the loops over
+time below run it by its address, and are the same for every neuron.
 
 Forward, per block:                            Backward, per block:
     states  S rows   <- start                      history[0] <- start
@@ -17,7 +17,7 @@ current's), for any number of states.
 
 What is the same at every step is one row: an array of N numbers in the place of T * N. With lengths
 a block lies within a sample and its loop ends with the sample; what comes after is only filled,
-never read. What nobody asked for is compiled away. Number formats: state float32, or float64 if the
+never read. Number formats: state float32, or float64 if the
 current is; 16-bit currents are converted before, their spikes and gradients after.
 """
 
@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
+from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import fence, prefetch, stream, take
-from neurospike.kernels.cpu._rows import advancing, formulas, retracing, retreating
+from neurospike.kernels.cpu._memory import address, call, fence, prefetch, stream, take
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
@@ -45,20 +45,14 @@ HELD = 32 << 20  # the same where a constant current leaves the caches to the ou
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
 
-# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample.
-STEPS, WIDTH, COUNT, PARTS, FEATURES = SIZES, SIZES + 1, SIZES + 2, SIZES + 3, SIZES + 4
+# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample; states and
+# parameters of a neuron; 1 if what is written goes past the caches. Then addresses of `_rows`: of
+# `advance` or `retrace`, and of `retreat`.
+STEPS, WIDTH, COUNT, PARTS, FEATURES, STATES, PARAMETERS, PAST, ONWARD, BACK = range(
+    SIZES, SIZES + 10
+)
 
-# What a kernel is compiled for; rebound for each variant.
-STATES = 1
-PARAMETERS = 2
-SPIKES = True
-TRACE = False
-TRACED = 1
-WANTED = 0
-CONSTANT = False
-STREAM = False
-LENGTHS = False
-NUMBER = np.float32(0)
+NUMBER = np.float32(0)  # rebound to the state's format
 
 
 def _array(job_at, k):
@@ -94,7 +88,7 @@ def _step_of(array, size):
 def _place(job, lengths, part):
     """Return a block's first neuron, how many it has, and how many steps they are taken."""
     block = job[WIDTH]
-    if not LENGTHS:
+    if lengths.size == 0:
         low = part * block
         return low, min(block, job[COUNT] - low), job[STEPS]
     each = (job[FEATURES] + block - 1) // block
@@ -103,165 +97,176 @@ def _place(job, lengths, part):
     return sample * job[FEATURES] + first, min(block, job[FEATURES] - first), steps
 
 
-def _begin(job_at, scratch, states_at, parameters_at, block, low, n):
+def _begin(job_at, scratch, states_at, parameters_at, low, n):
     """Write a block's first states and its parameters into rows of the scratch."""
-    for s in range(STATES):
+    job = job_of(job_at)
+    block, states = job[WIDTH], job[STATES]
+    for s in range(states):
         _start(row_of(scratch, states_at + s * block, n), _array(job_at, 1 + s), low)
-    for p in range(PARAMETERS):
+    for p in range(job[PARAMETERS]):
         row = row_of(scratch, parameters_at + p * block, n)
-        _fill(row, _array(job_at, 1 + STATES + p), low)
+        _fill(row, _array(job_at, 1 + states + p), low)
 
 
-def lay(scratch, at, then, block, n):
-    """Return the rows of a block's states and parameters; see `_rows`."""
-
-
-def sums_of(job_at, wanted, low, n):
-    """Return the rows of the gradients of parameters that are asked for; see `_rows`."""
-
-
-def advance(x, rows, spikes, numbers):
-    """Take a row of neurons one step on; see `_rows`."""
-
-
-def retrace(x, scratch, before, rows, block, numbers):
-    """Write the states after a step behind those before it; see `_rows`."""
-
-
-def retreat(x, scratch, before, rows, sums, block, grad_spikes, out, numbers):
-    """Take a row of neurons one step back; see `_rows`."""
+def _keep(job_at, scratch, own, first, at, n):
+    """Write a block's rows of the scratch into arrays of a job, those that are there."""
+    job = job_of(job_at)
+    for s in range(job[STATES]):
+        array = _array(job_at, first + s)
+        if array.size > 0:
+            _start(row_of(array, at, n), scratch, own + s * job[WIDTH])
 
 
 def _forward(job_at):
     job = job_of(job_at)
+    states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
     current = _array(job_at, 0)
-    outputs = 1 + STATES + PARAMETERS
-    spikes, numbers = _array(job_at, outputs), _array(job_at, outputs + 1 + 2 * STATES)
-    lengths = array_of(job_at, outputs + 2 + 2 * STATES, 0)
-    scratch = _array(job_at, outputs + 3 + 2 * STATES)
+    outputs = 1 + states + parameters
+    spikes, numbers = _array(job_at, outputs), _array(job_at, outputs + 1 + 2 * states)
+    traces, finals = outputs + 1, outputs + 1 + states
+    lengths = array_of(job_at, outputs + 2 + 2 * states, 0)
+    scratch = _array(job_at, outputs + 3 + 2 * states)
     block, size = job[WIDTH], job[COUNT]
     stride = _step_of(current, size)
-    own = take(job, SLOT) * (STATES + PARAMETERS + 1) * block
-    last = own + (STATES + PARAMETERS) * block
+    # Rows of the scratch: states, parameters, a row to stream.
+    own = take(job, SLOT) * (states + parameters + 1) * block
+    parameters_at = own + states * block
+    last = parameters_at + parameters * block
     part = take(job, NEXT)
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
-        _begin(job_at, scratch, own, own + STATES * block, block, low, n)
-        rows = lay(scratch, own, own + STATES * block, block, n)
+        _begin(job_at, scratch, own, parameters_at, low, n)
+        row = row_of(scratch, last, n)
         for t in range(steps):
             x = t * stride + low
             out = t * size + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * stride, n)
-            row = row_of(scratch, last, n) if STREAM else row_of(spikes, out, n if SPIKES else 0)
-            advance(row_of(current, x, n), rows, row, numbers)
-            if STREAM:
+            call(
+                job[ONWARD],
+                (
+                    address(current, x),
+                    address(scratch, own),
+                    address(scratch, parameters_at),
+                    address(scratch, last) if past else address(spikes, out),
+                    address(numbers, 0),
+                    block,
+                    n,
+                ),
+            )
+            if past:
                 stream(spikes, out, row)
-            if TRACE:
-                for s in range(STATES):
-                    trace = _array(job_at, outputs + 1 + s)
-                    _start(row_of(trace, out, n), scratch, own + s * block)
-        if LENGTHS:
-            for t in range(steps, job[STEPS]):
-                if SPIKES:
-                    _zero(spikes, t * size + low, row_of(scratch, last, n))
-                if TRACE:
-                    for s in range(STATES):
-                        trace = _array(job_at, outputs + 1 + s)
-                        row = row_of(trace, t * size + low, n)
-                        _start(row, scratch, own + s * block)
-        for s in range(STATES):
-            final = _array(job_at, outputs + 1 + STATES + s)
-            _start(row_of(final, low, n), scratch, own + s * block)
+            _keep(job_at, scratch, own, traces, out, n)
+        for t in range(steps, job[STEPS]):
+            if spikes.size > 0:
+                _zero(spikes, t * size + low, row, past)
+            _keep(job_at, scratch, own, traces, t * size + low, n)
+        _keep(job_at, scratch, own, finals, low, n)
         part = take(job, NEXT)
-    if STREAM:
+    if past:
         fence()
 
 
 def _backward(job_at):
     job = job_of(job_at)
+    states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
     current = _array(job_at, 0)
-    given = 1 + STATES + PARAMETERS
+    given = 1 + states + parameters
     grad_spikes = _array(job_at, given)
-    traces, finals = given + 1, given + 1 + STATES
-    outputs = finals + STATES
+    traces, finals = given + 1, given + 1 + states
+    outputs = finals + states
     out = _array(job_at, outputs)
-    wanted = outputs + 1 + STATES
-    numbers = _array(job_at, wanted + PARAMETERS)
-    lengths = array_of(job_at, wanted + PARAMETERS + 1, 0)
-    scratch = _array(job_at, wanted + PARAMETERS + 2)
+    wanted = outputs + 1 + states
+    numbers = _array(job_at, wanted + parameters)
+    lengths = array_of(job_at, wanted + parameters + 1, 0)
+    scratch = _array(job_at, wanted + parameters + 2)
     nothing = row_of(scratch, 0, 0)
     block, size = job[WIDTH], job[COUNT]
     x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
-    # Rows of the scratch: gradients of the states, parameters, a row to stream, the history.
-    own = take(job, SLOT) * (STATES + PARAMETERS + 1 + job[STEPS] * STATES) * block
-    parameters_at = own + STATES * block
-    last = parameters_at + PARAMETERS * block
+    out_stride = _step_of(out, size)
+    # Rows of the scratch: gradients of the states, parameters, their gradients, a row to stream,
+    # the history.
+    own = take(job, SLOT) * (states + 2 * parameters + 1 + job[STEPS] * states) * block
+    parameters_at = own + states * block
+    sums_at = parameters_at + parameters * block
+    last = sums_at + parameters * block
     history = last + block
     part = take(job, NEXT)
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
-        _begin(job_at, scratch, history, parameters_at, block, low, n)
-        rows = lay(scratch, own, parameters_at, block, n)
-        sums = sums_of(job_at, wanted, low, n)
+        _begin(job_at, scratch, history, parameters_at, low, n)
         for t in range(steps - 1):
             x = t * x_stride + low
             if t + AHEAD < steps:
                 prefetch(current, x + AHEAD * x_stride, n)
-            before = history + t * STATES * block
-            retrace(row_of(current, x, n), scratch, before, rows, block, numbers)
-        for s in range(STATES):
+            before = history + t * states * block
+            call(
+                job[ONWARD],
+                (
+                    address(current, x),
+                    address(scratch, before),
+                    address(scratch, parameters_at),
+                    address(scratch, before + states * block),
+                    address(numbers, 0),
+                    block,
+                    n,
+                ),
+            )
+        for s in range(states):
             _start(row_of(scratch, own + s * block, n), _array(job_at, finals + s), low)
-        if CONSTANT:
+        _start(row_of(scratch, sums_at, parameters * block), nothing, 0)
+        if out_stride == 0:
             _start(row_of(out, low, n), nothing, 0)
-        for p in range(PARAMETERS):
-            if WANTED >> p & 1:
-                _start(row_of(_array(job_at, wanted + p), low, n), nothing, 0)
+        row = row_of(scratch, last, n)
         for t in range(steps - 1, -1, -1):
             g = t * spikes_stride + low
-            o = low if CONSTANT else t * size + low
-            if SPIKES and t >= AHEAD:
+            o = t * out_stride + low
+            if t >= AHEAD and grad_spikes.size > 0:
                 prefetch(grad_spikes, g - AHEAD * spikes_stride, n)
-            if TRACE:
-                for s in range(STATES):
-                    if TRACED >> s & 1:
-                        trace = _array(job_at, traces + s)
-                        at = t * _step_of(trace, size) + low
-                        _add(row_of(scratch, own + s * block, n), row_of(trace, at, n))
-            row = row_of(scratch, last, n) if STREAM else row_of(out, o, n)
-            retreat(
-                row_of(current, t * x_stride + low, n),
-                scratch,
-                history + t * STATES * block,
-                rows,
-                sums,
-                block,
-                row_of(grad_spikes, g, n if SPIKES else 0),
-                row,
-                numbers,
+            for s in range(states):
+                trace = _array(job_at, traces + s)
+                if trace.size > 0:
+                    at = t * _step_of(trace, size) + low
+                    _add(row_of(scratch, own + s * block, n), row_of(trace, at, n))
+            call(
+                job[BACK],
+                (
+                    address(current, t * x_stride + low),
+                    address(scratch, history + t * states * block),
+                    address(scratch, parameters_at),
+                    address(grad_spikes, g),
+                    address(scratch, own),
+                    address(scratch, last) if past else address(out, o),
+                    address(scratch, sums_at),
+                    address(numbers, 0),
+                    block,
+                    n,
+                ),
             )
-            if STREAM:
+            if past:
                 stream(out, o, row)
-        if LENGTHS and not CONSTANT:
+        if out_stride > 0:
             for t in range(steps, job[STEPS]):
-                _zero(out, t * size + low, row_of(scratch, last, n))
-        for s in range(STATES):
-            target = _array(job_at, outputs + 1 + s)
+                _zero(out, t * size + low, row, past)
+        _keep(job_at, scratch, own, outputs + 1, low, n)
+        asked = sums_at
+        for p in range(parameters):
+            target = _array(job_at, wanted + p)
             if target.size > 0:
-                _start(row_of(target, low, n), scratch, own + s * block)
+                _start(row_of(target, low, n), scratch, asked)
+                asked += block
         part = take(job, NEXT)
-    if STREAM:
+    if past:
         fence()
 
 
-def _zero(array, start, row):
+def _zero(array, start, row, past):
     """Write zeros into a sequence, as a row's outputs are written; `row` is theirs to stream."""
-    size = row.size
-    if not STREAM:
-        row = row_of(array, start, size)
-    for i in range(size):
+    if not past:
+        row = row_of(array, start, row.size)
+    for i in range(row.size):
         row[i] = 0.0
-    if STREAM:
+    if past:
         stream(array, start, row)
 
 
@@ -271,21 +276,12 @@ def _add(out, values):
         out[i] += values[i]
 
 
-@functools.lru_cache(maxsize=512)
-def _compiled(kind: str, key: str, double: bool, alike: int, wanted: int = 0, **flags: int) -> Any:
-    """Return a kernel compiled for a neuron, a number format and what is asked for."""
-    program = Program.parse(key)
-    spikes = bool(flags["SPIKES"])
+@functools.cache
+def _compiled(backward: bool, double: bool) -> Any:
+    """Return the kernel of a direction, for any neuron, compiled for a number format."""
     literal = np.float64 if double else np.float32
-    if kind == "forward":
-        rows = advancing(key, spikes, alike)
-    else:
-        rows = retracing(key, alike) | retreating(
-            key, spikes, wanted, bool(flags["CONSTANT"]), alike
-        )
-    names = formulas(literal) | rows | flags | {"row_of": row_of, "_array": _array}
-    names |= {"STATES": program.states, "PARAMETERS": program.parameters, "WANTED": wanted}
-    return compiled(_forward if kind == "forward" else _backward, names, literal)
+    names = {"row_of": row_of, "_array": _array}
+    return compiled(_backward if backward else _forward, names, literal)
 
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
@@ -313,8 +309,8 @@ def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=state)
 
 
-def _sizes(steps: int, block: int, size: int, lengths: Tensor | None) -> tuple[int, ...]:
-    """Return the sizes of a job."""
+def _blocks(steps: int, block: int, size: int, lengths: Tensor | None) -> tuple[int, ...]:
+    """Return the first five sizes of a job."""
     batch = 1 if lengths is None else lengths.numel()
     features = size // batch if batch else 0
     return steps, block, size, batch * -(-features // block), features
@@ -346,17 +342,9 @@ def forward(
     if spikes is not None and spikes.dtype != state:
         wide = buffers.empty(spikes.shape, state)
     large = 0 if wide is None else wide.nbytes
-    kernel = _compiled(
-        "forward",
-        neuron,
-        state == torch.float64,
-        alike_of(parameters),
-        SPIKES=spikes is not None,
-        TRACE=len(traces) > 0,
-        STREAM=large >= (HELD if constant else STREAMED),
-        LENGTHS=lengths is not None,
-    )
-    count = len(finals)
+    past = large >= (HELD if constant else STREAMED)
+    count, double = len(finals), state == torch.float64
+    advance = _rows.advance(neuron, double, alike_of(parameters), spikes is not None)
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
@@ -367,10 +355,11 @@ def forward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    sizes = _sizes(steps, BLOCK, size, lengths)
-    threads = parallel.threads(size * steps // GRAIN, sizes[PARTS - SIZES])
+    blocks = _blocks(steps, BLOCK, size, lengths)
+    threads = parallel.threads(size * steps // GRAIN, blocks[PARTS - SIZES])
     scratch = (count + len(parameters) + 1) * BLOCK
-    run(kernel, arrays, sizes, threads, scratch, state)
+    sizes = (*blocks, count, len(parameters), past, advance)
+    run(_compiled(False, double), arrays, sizes, threads, scratch, state)
     if spikes is not None and wide is not None and wide is not spikes:
         spikes.copy_(wide)
 
@@ -400,24 +389,13 @@ def backward(
     x = current.to(state).contiguous() if constant else rows(current, state)
     gs = rows(grad_spikes, state)
     gts = [rows(one, state) for one in grad_traces] or [None] * count
-    traced = mask_of([one is not None for one in gts])
     wanted = mask_of([one is not None for one in out_parameters])
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
-    kernel = _compiled(
-        "backward",
-        neuron,
-        state == torch.float64,
-        alike_of(parameters),
-        wanted,
-        SPIKES=gs is not None,
-        TRACE=traced > 0,
-        TRACED=traced,
-        CONSTANT=constant,
-        STREAM=not constant and wide.nbytes >= STREAMED,
-        LENGTHS=lengths is not None,
-    )
+    alike, double = alike_of(parameters), state == torch.float64
+    retrace = _rows.retrace(neuron, double, alike)
+    retreat = _rows.retreat(neuron, double, alike, gs is not None, wanted, constant)
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
-    rows_each = count + len(parameters) + 1 + steps * count
+    rows_each = count + 2 * len(parameters) + 1 + steps * count
     block = min(BLOCK, max(64, SCRATCH // rows_each // 64 * 64))
     arrays = (
         x,
@@ -434,9 +412,11 @@ def backward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    sizes = _sizes(steps, block, size, lengths)
-    threads = parallel.threads(size * steps // GRAIN, sizes[PARTS - SIZES])
-    run(kernel, arrays, sizes, threads, rows_each * block, state)
+    blocks = _blocks(steps, block, size, lengths)
+    threads = parallel.threads(size * steps // GRAIN, blocks[PARTS - SIZES])
+    past = not constant and wide.nbytes >= STREAMED
+    sizes = (*blocks, count, len(parameters), past, retrace, retreat)
+    run(_compiled(True, double), arrays, sizes, threads, rows_each * block, state)
     if wide is not out:
         out.copy_(wide)
     sum_over_batch(asked, out_parameters)

@@ -1,4 +1,4 @@
-"""The free names of a neuron's function, for Triton; see kernels/cpu/_formulas.py.
+"""The free names of a neuron's function, for Triton; kernels/cpu/_rows.py has the CPU's.
 
 Division and square root are rounded once, as IEEE 754 has them; other functions are computed in
 float64 and rounded, as in every backend.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
+import torch
+
 from neurospike import formulas
 
 from .program import TEXTS, Operation, needed, text_of
@@ -251,7 +253,9 @@ class _Recorder:
         if isinstance(value, FunctionType):  # `ns.detach` has the name of a formula
             value = vars(value).get("formula", value)
         for free, stand_in in self.names.items():
-            if free != "sigmoid" and value is getattr(formulas, free, None):  # there a surrogate
+            # The formula of that name is a surrogate.
+            meant = torch.sigmoid if free == "sigmoid" else getattr(formulas, free, None)
+            if value is meant:
                 return stand_in
         if type(value) is bool or isinstance(value, (list, tuple, dict, str)):
             return _Unknown(self, name, value)
