@@ -193,6 +193,17 @@ def _keep(job_at, scratch, own, first, at):
             _copy(row_of(array, at, size), row_of(scratch, own + s * size, size))
 
 
+def _add_traces(job_at, scratch, own, first, t, at):
+    """Add the gradients that come to a sample's states at step `t`, those that are there."""
+    job = job_of(job_at)
+    size = job[NEURONS]
+    for s in range(job[STATES]):
+        trace = _array(job_at, first + s)
+        if trace.size > 0:
+            place = t * _step_of(trace, job[BATCH] * size) + at
+            _add(row_of(scratch, own + s * size, size), row_of(trace, place, size))
+
+
 def _forward(job_at):
     job = job_of(job_at)
     steps, batch, size = job[STEPS], job[BATCH], job[NEURONS]
@@ -211,6 +222,7 @@ def _forward(job_at):
     all_places = array_of(job_at, finals + 1 + states, INDEX)
     scratch = _array(job_at, finals + 2 + states)
     stride = _step_of(current, batch * size)
+    traced = states > 0 and _array(job_at, traces).size > 0
     slot = take(job, SLOT)
     places = row_of(all_places, slot * tile * (size + 1), tile * (size + 1))
     # Rows of the scratch: states and last spikes of the tile, parameters, a total, sums.
@@ -265,7 +277,8 @@ def _forward(job_at):
                     ),
                 )
                 _copy(row_of(spikes, out, size), fired)
-                _keep(job_at, scratch, own, traces, out)
+                if traced:
+                    _keep(job_at, scratch, own, traces, out)
             for m in range(having, count):
                 out = (t * batch + order[low + m]) * size
                 _start(row_of(spikes, out, size), row_of(scratch, 0, 0), 0)
@@ -297,6 +310,9 @@ def _backward(job_at):
     scratch = _array(job_at, wanted + parameters + 1)
     nothing = row_of(scratch, 0, 0)
     stride = _step_of(grad_spikes, batch * size)
+    traced = False
+    for s in range(states):
+        traced = traced or _array(job_at, traces + s).size > 0
     # Rows of the scratch: gradients of states and currents of the tile, parameters, sums of their
     # gradients for each sample, what comes to the spikes from the step after, the states before
     # each step.
@@ -348,11 +364,8 @@ def _backward(job_at):
                 g = row_of(scratch, coming_at + m * padded, size)
                 if grad_spikes.size > 0:
                     _add(g, row_of(grad_spikes, t * stride + at, size))
-                for s in range(states):
-                    trace = _array(job_at, traces + s)
-                    if trace.size > 0:
-                        place = t * _step_of(trace, batch * size) + at
-                        _add(row_of(scratch, own + s * size, size), row_of(trace, place, size))
+                if traced:
+                    _add_traces(job_at, scratch, own, traces, t, at)
                 d = row_of(scratch, grads_at + m * size, size)
                 call(
                     job[BACK],

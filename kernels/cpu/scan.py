@@ -117,6 +117,16 @@ def _keep(job_at, scratch, own, first, at, n):
             _start(row_of(array, at, n), scratch, own + s * job[WIDTH])
 
 
+def _add_traces(job_at, scratch, own, first, t, low, n):
+    """Add the gradients that come to a block's states at step `t`, those that are there."""
+    job = job_of(job_at)
+    for s in range(job[STATES]):
+        trace = _array(job_at, first + s)
+        if trace.size > 0:
+            at = t * _step_of(trace, job[COUNT]) + low
+            _add(row_of(scratch, own + s * job[WIDTH], n), row_of(trace, at, n))
+
+
 def _forward(job_at):
     job = job_of(job_at)
     states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
@@ -128,6 +138,7 @@ def _forward(job_at):
     scratch = _array(job_at, outputs + 3 + 2 * states)
     block, size = job[WIDTH], job[COUNT]
     stride = _step_of(current, size)
+    traced = states > 0 and _array(job_at, traces).size > 0
     # Rows of the scratch: states, parameters, a row to stream.
     own = take(job, SLOT) * (states + parameters + 1) * block
     parameters_at = own + states * block
@@ -156,7 +167,8 @@ def _forward(job_at):
             )
             if past:
                 stream(spikes, out, row)
-            _keep(job_at, scratch, own, traces, out, n)
+            if traced:
+                _keep(job_at, scratch, own, traces, out, n)
         for t in range(steps, job[STEPS]):
             if spikes.size > 0:
                 _zero(spikes, t * size + low, row, past)
@@ -184,6 +196,9 @@ def _backward(job_at):
     block, size = job[WIDTH], job[COUNT]
     x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
     out_stride = _step_of(out, size)
+    traced = False
+    for s in range(states):
+        traced = traced or _array(job_at, traces + s).size > 0
     # Rows of the scratch: gradients of the states, parameters, their gradients, a row to stream,
     # the history.
     own = take(job, SLOT) * (states + 2 * parameters + 1 + job[STEPS] * states) * block
@@ -223,11 +238,8 @@ def _backward(job_at):
             o = t * out_stride + low
             if t >= AHEAD and grad_spikes.size > 0:
                 prefetch(grad_spikes, g - AHEAD * spikes_stride, n)
-            for s in range(states):
-                trace = _array(job_at, traces + s)
-                if trace.size > 0:
-                    at = t * _step_of(trace, size) + low
-                    _add(row_of(scratch, own + s * block, n), row_of(trace, at, n))
+            if traced:
+                _add_traces(job_at, scratch, own, traces, t, low, n)
             call(
                 job[BACK],
                 (
