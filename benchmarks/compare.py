@@ -1,13 +1,16 @@
 """Did it get slower? `python -m benchmarks.compare BASE`.
 
 Measures the commit BASE and this checkout as it stands, in turn: a process for each, asked by a
-pipe to run the same cases, so that a busy moment of the machine hits both. Prints for each case the
-median of the ratios here / BASE with an interval that holds it with 95% (bootstrap), and what
-differs beyond noise. Exit code 1 if a case is slower than `--threshold` and the interval agrees.
+pipe to run the same cases, so that a busy moment of the machine hits both. Where a process happens
+to have its memory makes some cases 7% slower or faster for as long as it lives, so several pairs of
+processes are measured. Prints for each case the median of the ratios here / BASE with an interval
+that holds it with 95% (bootstrap over whole pairs of processes), and what differs beyond noise.
+Exit code 1 if a case is slower than `--threshold` and the interval agrees.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import statistics
@@ -29,11 +32,12 @@ RESAMPLED = 2000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of a case in each round: `base` and `here` in turn."""
+    """Seconds of a case in each round: `base` and `here` in turn, `each` by a pair of processes."""
 
     case: str
     base: tuple[float, ...]
     here: tuple[float, ...]
+    each: int = 1
 
     @property
     def ratios(self) -> list[float]:
@@ -46,11 +50,13 @@ class Comparison:
         return statistics.median(self.ratios)
 
     def interval(self) -> tuple[float, float]:
-        """Return where the median lies with 95%, from the rounds drawn again and again."""
+        """Return where the median lies with 95%, from pairs of processes drawn again and again."""
         drawn = random.Random(0)
         ratios = self.ratios
+        pairs = [ratios[k : k + self.each] for k in range(0, len(ratios), self.each)]
         medians = sorted(
-            statistics.median(drawn.choices(ratios, k=len(ratios))) for _ in range(RESAMPLED)
+            statistics.median(itertools.chain.from_iterable(drawn.choices(pairs, k=len(pairs))))
+            for _ in range(RESAMPLED)
         )
         return medians[RESAMPLED // 40], medians[-RESAMPLED // 40 - 1]
 
@@ -152,7 +158,16 @@ def measure(base: Side, here: Side, case: str, rounds: int, finest: float) -> Co
             time.sleep(PAUSE)
             found[side].append(side.seconds(case, repeats))
         sides.reverse()
-    return Comparison(case, tuple(found[base]), tuple(found[here]))
+    return Comparison(case, tuple(found[base]), tuple(found[here]), rounds)
+
+
+def joined(parts: Sequence[Comparison]) -> Comparison:
+    """Return what several pairs of processes measured of one case."""
+    base, here = (
+        tuple(itertools.chain.from_iterable(getattr(one, side) for one in parts))
+        for side in ("base", "here")
+    )
+    return Comparison(parts[0].case, base, here, parts[0].each)
 
 
 def report(comparisons: Sequence[Comparison], threshold: float) -> int:
@@ -181,23 +196,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("base", metavar="BASE", help="a commit, as git names them: main, HEAD~3")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=30, help="pairs of samples of each case")
+    parser.add_argument("--rounds", type=int, default=6, help="pairs of samples per case, of each")
+    parser.add_argument("--processes", type=int, default=8, help="pairs of processes, one by one")
     parser.add_argument("--finest", type=float, default=0.05, help="seconds that a sample lasts")
     parser.add_argument("--threshold", type=float, default=1.05, help="ratio that is too slow")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backend", default="auto", help="of every layer, on both sides")
     parser.epilog = "cases: " + "; ".join(CASES)
     options = parser.parse_args(argv)
-    with (
-        checkout(options.base) as folder,
-        Side(folder, options.backend, options.threads) as base,
-        Side(HERE, options.backend, options.threads) as here,
-    ):
-        found = []
-        for case in options.cases:
-            found.append(measure(base, here, case, options.rounds, options.finest))
-            print(f"  {case}: {found[-1].ratio:.3f}", file=sys.stderr, flush=True)
-    return report(found, options.threshold)
+    parts: dict[str, list[Comparison]] = {case: [] for case in options.cases}
+    with checkout(options.base) as folder:
+        for pair in range(options.processes):
+            with (
+                Side(folder, options.backend, options.threads) as base,
+                Side(HERE, options.backend, options.threads) as here,
+            ):
+                for case, found in parts.items():
+                    found.append(measure(base, here, case, options.rounds, options.finest))
+            ratios = ", ".join(f"{case} {found[-1].ratio:.3f}" for case, found in parts.items())
+            print(f"  {pair + 1} of {options.processes}: {ratios}", file=sys.stderr, flush=True)
+    return report([joined(found) for found in parts.values()], options.threshold)
 
 
 if __name__ == "__main__":

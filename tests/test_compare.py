@@ -35,6 +35,17 @@ def test_a_difference_is_told_from_noise(capsys):
     assert shown.endswith("beyond noise: b\nslower by more than 5%: b\n")
 
 
+def test_what_a_process_has_by_luck_is_no_difference():
+    """Pairs of processes that differ by 7% either way, each round of a pair alike."""
+    pairs = [1.07, 0.95, 1.06, 0.94, 1.08, 1.07, 0.96, 1.05]
+    base = (1.0,) * 80
+    here = tuple(pair * (1 + 0.002 * k) for pair in pairs for k in range(10))
+    assert Comparison("as one", base, here).verdict(1.0) == "slower"
+    assert Comparison("as they are", base, here, each=10).verdict(1.0) == "same"
+    parts = [Comparison("a", base[:10], here[k : k + 10], each=10) for k in range(0, len(here), 10)]
+    assert compare.joined(parts) == Comparison("a", base, here, each=10)
+
+
 def git(*words, folder):
     who = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
     return subprocess.run(
@@ -67,7 +78,8 @@ def test_the_same_commit_passes_and_a_kernel_that_sleeps_is_caught(tmp_path):
             timeout=300,
         )
 
-    few = ("--cases", "inference", "--rounds", "9", "--finest", "0.005", "--threads", "1")
+    few = ("--cases", "inference", "--rounds", "2", "--processes", "4", "--finest", "0.005")
+    few += ("--threads", "1")
     same = run("HEAD", *few, "--backend", "reference", "--threshold", "3")
     assert same.returncode == 0, same.stderr
     assert "slower by more than 200%: nothing" in same.stdout
