@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from neurospike.backend.dispatch import use_backend
-from neurospike.config.cli import Parser, guarded
+from neurospike.config.cli import Parser, add_backend, add_device, guarded
 from neurospike.config.devices import choose_device
 from neurospike.config.kinds import RECORDED
 from neurospike.data import NAMES, Batches, DigitData, EventData, load, load_folder, load_recordings
@@ -172,18 +172,8 @@ def _parser(prog: str) -> Parser:
     )
     parser.add_argument("--no_pictures", action="store_true", help="draw none")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--backend",
-        metavar="NAME",
-        default="auto",
-        help="what computes the neurons: auto (default), reference, numba or triton",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        default="auto",
-        help="where to compute: auto (default), cpu, cuda or cuda:N",
-    )
+    add_backend(parser)
+    add_device(parser)
     return parser
 
 

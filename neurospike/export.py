@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend.dispatch import choose, use_backend
-from neurospike.config.cli import Parser, check_target, guarded
+from neurospike.config.cli import Parser, add_backend, add_device, check_target, guarded
 from neurospike.config.devices import choose_device
 from neurospike.data import load
 from neurospike.errors import ConfigError, NeuroSpikeError
@@ -182,19 +182,8 @@ def _parser(prog: str) -> Parser:
         help="onnx, or pt2 of torch.export; default: as the file's name ends",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--backend",
-        metavar="NAME",
-        default="auto",
-        help="whose operators a .pt2 holds; reference: torch's own only. "
-        "auto (default), reference, numba or triton",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        default="auto",
-        help="where to do it: auto (default), cpu, cuda or cuda:N",
-    )
+    add_backend(parser, "whose operators a .pt2 holds (of reference: torch's own only)")
+    add_device(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend.dispatch import use_backend
-from neurospike.config.cli import Parser, guarded
+from neurospike.config.cli import Parser, add_backend, add_device, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, PictureError
 from neurospike.pictures import Ink, suffixes
@@ -127,19 +127,8 @@ def _parser(prog: str) -> Parser:
         default="auto",
         help="is the digit lighter or darker than its background; auto finds out (default)",
     )
-    parser.add_argument(
-        "--backend",
-        metavar="NAME",
-        default="auto",
-        help="what computes the neurons: auto (default), reference, numba or triton",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        default="auto",
-        help="where to compute: auto (default: the GPU if the backend runs there), cpu, cuda or "
-        "cuda:N",
-    )
+    add_backend(parser)
+    add_device(parser)
     return parser
 
 

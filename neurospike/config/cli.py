@@ -36,6 +36,20 @@ def parse(
     return (None if config is None else Path(config)), values
 
 
+def add_backend(parser: argparse.ArgumentParser, what: str = "what computes the neurons") -> None:
+    """Let a command take `--backend`."""
+    choices = "auto (default), reference, numba or triton"
+    parser.add_argument("--backend", metavar="NAME", default="auto", help=f"{what}: {choices}")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Let a command take `--device`."""
+    choices = "auto (default: the GPU if the backend runs there), cpu, cuda or cuda:N"
+    parser.add_argument(
+        "--device", metavar="NAME", default="auto", help=f"where to compute: {choices}"
+    )
+
+
 def guarded(job: Callable[[], int]) -> int:
     """Run a command: its exit code, 2 after an error of the user's, 130 after Ctrl-C.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neurospike.config.cli import Parser, guarded
+from neurospike.config.cli import Parser, add_device, guarded
 from neurospike.config.devices import choose_device
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 from neurospike.pictures import suffixes
@@ -83,12 +83,7 @@ def _parser(prog: str) -> Parser:
         "--port", metavar="N", default=str(PORT), help="default: %(default)s; 0: a free one"
     )
     parser.add_argument("--no_browser", action="store_true", help="do not open a browser")
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        default="auto",
-        help="auto (default: the GPU if there is one), cpu, cuda or cuda:N",
-    )
+    add_device(parser)
     return parser
 
 
