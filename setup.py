@@ -20,7 +20,8 @@ LIVE = ["nicegui>=3"]
 NIR = ["nir>=1.0"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 TENSORBOARD = ["tensorboard>=2.18"]
-LIBRARIES = ["norse>=1.1", "spikingjelly>=2.0"]  # whose networks and files are proven equal
+# Whose networks and files are proven equal.
+LIBRARIES = ["norse>=1.1", "spikingjelly>=2.0; python_version >= '3.11'"]
 DEV = [
     *EVENTS,
     *LIBRARIES,
