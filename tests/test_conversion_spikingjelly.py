@@ -260,6 +260,11 @@ class Net(nn.Module):
             TypeError,
             "carries_state",
         ),
+        (
+            nn.Sequential(layer.LinearRecurrentContainer(neuron.LIFNode(), 2, 2)),
+            TypeError,
+            "columns of rc.weight that the input meets to an nn.Linear.*ns.Recurrent",
+        ),
         (nn.Sequential(*[neuron.LIFNode()] * 2), ValueError, "0 and 1 are one and the same LIFN"),
         (nn.Sequential(*[layer.Dropout()] * 2), ValueError, "0 and 1 are one and the same Dropout"),
         (layer.Linear(2, 2), TypeError, "convert takes neurons of snnTorch, Spik.*, got Linear"),
@@ -290,3 +295,24 @@ def test_a_converted_network_is_saved_and_read():
         again[0].weight.zero_()
     again.load_state_dict(net.state_dict())
     assert torch.equal(again(frames)[0], net(frames)[0])
+
+
+def test_what_is_said_of_a_recurrent_container_gives_its_spikes():
+    """Weights and inputs are multiples of 1/32: sums in any order are the same number."""
+    theirs = layer.LinearRecurrentContainer(neuron.LIFNode(), 6, 6)
+    with torch.no_grad():
+        for one in theirs.rc.parameters():
+            one.copy_((one * 64).round() / 32)
+    x = (torch.randn(20, 3, 6) * 64).round() / 32
+    enter, back = (
+        nn.Linear(6, 6, bias=False),
+        ns.Recurrent(ns.convert(neuron.LIFNode()), 6, bias=True),
+    )
+    with torch.no_grad():
+        enter.weight.copy_(theirs.rc.weight[:, :6])
+        back.weight.copy_(theirs.rc.weight[:, 6:])
+        back.bias.copy_(theirs.rc.bias)
+        wanted = stepped(theirs, x, mode="s")
+        spikes, _ = ns.Sequential(enter, back)(x)
+    assert 0.1 < wanted.mean() < 0.9
+    assert torch.equal(spikes, wanted)

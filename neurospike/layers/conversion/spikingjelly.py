@@ -33,6 +33,16 @@ _MISSING = {  # what to do about neurons that no fused layer computes as they do
     "NonSpikingIFNode": "use ns.LI(beta=1.0)",
 }
 
+_AS_A_MODULE = (
+    "write it as a module with carries_state = True for ns.Sequential, which is given [T, B, *F]"
+)
+_INSTEAD = {  # of layers, what is written in two parts here
+    "LinearRecurrentContainer": (
+        "give the columns of rc.weight that the input meets to an nn.Linear, and the others with "
+        "rc.bias to an ns.Recurrent of the neurons, as examples/columns.py is written"
+    ),
+}
+
 
 def _reached(u):  # noqa: ANN001, ANN202
     """A spike where u >= 0, with the surrogate as its derivative."""
@@ -190,10 +200,10 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
 def _refusal(module: nn.Module, inside: str) -> str:
     """Return what a module is that cannot be converted, and what to do: the end of an error."""
     if type(module).__module__.startswith("spikingjelly.activation_based.layer."):
+        name = type(module).__name__
         return (
-            f"a {type(module).__name__} of SpikingJelly{inside}, a layer without a counterpart "
-            "here; write it as a module with carries_state = True for ns.Sequential, which is "
-            "given [T, B, *F], or keep the network in SpikingJelly"
+            f"a {name} of SpikingJelly{inside}, a layer without a counterpart here; "
+            f"{_INSTEAD.get(name, _AS_A_MODULE)}, or keep the network in SpikingJelly"
         )
     return refusal_of(
         module,
