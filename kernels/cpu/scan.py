@@ -44,6 +44,8 @@ STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever
 HELD = 32 << 20  # the same where a constant current leaves the caches to the output
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
+NEAR = 3 << 14  # numbers that leave room there for what streams by
+NARROW = 192  # neurons from which on a wider block is not worth more than that room
 
 # Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample; states and
 # parameters of a neuron; 1 if what is written goes past the caches. Then addresses of `_rows`: of
@@ -321,6 +323,12 @@ def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=state)
 
 
+def _block(rows_each: int) -> int:
+    """Return how many neurons go back through time together, if each has so many numbers."""
+    wide = max(NEAR // rows_each, min(NARROW, SCRATCH // rows_each))
+    return min(BLOCK, max(64, wide // 64 * 64))
+
+
 def _blocks(steps: int, block: int, size: int, lengths: Tensor | None) -> tuple[int, ...]:
     """Return the first five sizes of a job."""
     batch = 1 if lengths is None else lengths.numel()
@@ -408,7 +416,7 @@ def backward(
     retreat = _rows.retreat(neuron, double, alike, gs is not None, wanted, constant)
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
     rows_each = count + 2 * len(parameters) + 1 + steps * count
-    block = min(BLOCK, max(64, SCRATCH // rows_each // 64 * 64))
+    block = _block(rows_each)
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
