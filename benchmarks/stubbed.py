@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,14 @@ class Launches:
         return sum(one.count for one in self.compiled)
 
 
+@functools.cache
+def _on_cpu() -> dispatch.Backend:
+    """Return Triton's row for tensors on the CPU; torch lets an operator be implemented once."""
+    row = dataclasses.replace(dispatch.TABLE[NAME], device_types=("cpu",))
+    ops.implement(row, "cpu")
+    return row
+
+
 @contextlib.contextmanager
 def stubbed() -> Iterator[Launches]:
     """Let `backend="triton"` take CPU tensors and compute nothing; yields what Triton was asked."""
@@ -68,19 +77,18 @@ def stubbed() -> Iterator[Launches]:
         found.compiled.append(Compiled())
         return found.compiled[-1]
 
+    on_cpu = _on_cpu()
     scan.forget()
     dispatch.forget()
-    dispatch.TABLE[NAME] = dataclasses.replace(row, device_types=("cpu",))
-    ops.implement(dispatch.TABLE[NAME], "cpu")
-    triton.JITFunction.run = look
-    driver.set_active(Driver())
     try:
+        dispatch.TABLE[NAME] = on_cpu
+        triton.JITFunction.run = look
+        driver.set_active(Driver())
         yield found
     finally:
         triton.JITFunction.run = jitted
         vars(driver).clear()
         vars(driver).update(before)
         dispatch.TABLE[NAME] = row
-        ops.implement(row, "cuda")
         dispatch.forget()
         scan.forget()
