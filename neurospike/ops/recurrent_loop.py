@@ -73,7 +73,8 @@ def run_recurrent(
     given = (rule, weight.to(state), values, wants, dispatch.choose(backend, current.device))
     total = current.shape[0]
 
-    def part(start: int, length: int, states: Sequence[Tensor], left: Tensor | None) -> Outputs:
+    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
+    def part(start: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
         return _run(current[start : start + length], states, left, *given)
 
     if segment is None or segment >= total or not torch.is_grad_enabled():

@@ -58,7 +58,8 @@ def run(
     own = None if lengths is None else check_lengths(lengths, current, steps)
     total = steps if steps >= 0 else current.shape[0]
 
-    def part(start: int, length: int, states: Sequence[Tensor], left: Tensor | None) -> Outputs:
+    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
+    def part(start: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
         given = current if steps >= 0 else current[start : start + length]
         count = length if steps >= 0 else -1
         return _run(rule, given, states, parameters, count, wants, backend, left)
