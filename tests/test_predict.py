@@ -206,7 +206,13 @@ def test_the_same_digit_in_every_mode_and_polarity(tmp_path, mode, ink, paper):
     else:
         image = image.convert(mode)
     kind = "tiff" if mode in ("F", "CMYK", "YCbCr") else "png"
-    read = picture_of(tmp_path, image, f"p.{kind}")
+    image.save(tmp_path / f"p.{kind}")
+    try:
+        with Image.open(tmp_path / f"p.{kind}") as written:
+            written.load()
+    except OSError as error:  # Pillow 12 and YCbCr
+        pytest.skip(f"this Pillow cannot read what it wrote: {error}")
+    read, _ = read_picture(tmp_path / f"p.{kind}", dataset="mnist")
     torch.testing.assert_close(read, wanted, rtol=0, atol=0.02)
 
 

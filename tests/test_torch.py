@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import neurospike as ns
 from neurospike.backend import dispatch
@@ -116,8 +117,8 @@ def test_the_operators_keep_torchs_rules(held, lengths, fused):
     checked = set()
     for func, args, kwargs in recorded.calls:
         if func.name().startswith("neurospike::"):
-            args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
-            torch.library.opcheck(func, tuple(args), kwargs)
+            args = tree_map_only(torch.Tensor, torch.Tensor.detach, tuple(args))
+            torch.library.opcheck(func, args, kwargs)
             checked.add(func.name())
     assert checked == {f"neurospike::{fused}_scan", f"neurospike::{fused}_scan_backward"}
 
