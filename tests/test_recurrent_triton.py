@@ -45,7 +45,7 @@ def test_the_layers_that_are_timed_spill_nothing(kind, case):
     """Nothing in the loop over rows; around it, once a step, a few values of 512 neurons."""
     for dtype in (torch.float32, torch.float64):
         made = compiled(Kernel(kind, case, dtype))
-        assert usage_of(made)[1] <= 32
+        assert usage_of(made)[1] <= 48  # bytes: 32 by Triton 3.8, 48 by 3.6
         rows = min(loops_of(made), key=len)
         assert any("LDG" in instruction for instruction in rows)
         assert not [one for one in rows if re.search(r"\b(LDL|STL)\b", one)]
