@@ -1,6 +1,8 @@
 """Torch citizenship: which kernel ran, graphs made of it, and derivatives it does not have."""
 
+import ast
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -355,3 +357,23 @@ def test_the_reference_compiles_without_a_warning():
     layer = ns.LIF(0.9, learn_beta=True, backend="reference")
     x = torch.rand(4, 2, 3)
     assert torch.equal(torch.compile(layer, backend="aot_eager")(x)[0], layer(x)[0])
+
+
+def nested_functions(tree):
+    """The functions that are made while another one runs."""
+    for outer in ast.walk(tree):
+        if isinstance(outer, ast.FunctionDef):
+            yield from (n for n in ast.walk(outer) if isinstance(n, ast.FunctionDef) and n != outer)
+
+
+@pytest.mark.parametrize("file", ["ops/time_loop.py", "ops/recurrent_loop.py"])
+def test_nothing_that_is_traced_evaluates_a_union_of_types(file):
+    """Dynamo of torch 2.9 cannot: annotations of functions within functions stand in quotes."""
+    text = (Path(ns.__file__).parent / file).read_text(encoding="utf-8")
+    found = list(nested_functions(ast.parse(text)))
+    assert found
+    for function in found:
+        arguments = [*function.args.args, *function.args.kwonlyargs]
+        kinds = [one.annotation for one in arguments] + [function.returns]
+        parts = [part for kind in kinds if kind is not None for part in ast.walk(kind)]
+        assert not any(isinstance(part, ast.BinOp) for part in parts), function.name
