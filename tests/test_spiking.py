@@ -495,3 +495,19 @@ def test_synaptic_neurons_reset_at_once(reset, backend):
         assert torch.equal(fired, spike)
         assert torch.equal(seen, mem)
     assert spikes.sum() > 0
+
+
+@pytest.mark.parametrize("state", [0, 1])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["", "recurrent"])
+def test_a_gradient_that_comes_to_one_trace_alone(fused, recurrent, state):
+    x = torch.randn(6, 3, 20)
+    found = []
+    for backend in (fused, "reference"):
+        torch.manual_seed(1)
+        layer = ns.Synaptic(0.7, 0.8, backend=backend)
+        layer = ns.Recurrent(layer, 20) if recurrent else layer
+        current = x.clone().requires_grad_()
+        _, _, traces = layer(current, return_trace=True)
+        found.append(torch.autograd.grad(traces[state].sum(), current)[0])
+    assert found[1].abs().sum() > 1
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
