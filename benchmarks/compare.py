@@ -1,11 +1,11 @@
 """Did it get slower? `python -m benchmarks.compare BASE`.
 
 Measures the commit BASE and this checkout as it stands, in turn: a process for each, asked by a
-pipe to run the same cases, so that a busy moment of the machine hits both. Where a process happens
-to have its memory makes some cases 7% slower or faster for as long as it lives, so several pairs of
-processes are measured. Prints for each case the median of the ratios here / BASE with an interval
-that holds it with 95% (bootstrap over whole pairs of processes), and what differs beyond noise.
-Exit code 1 if a case is slower than `--threshold` and the interval agrees.
+pipe to run the same cases, so that a busy moment of the machine hits both. One pair of processes of
+the same commit differed by 7% throughout, so several pairs are measured. Prints for each case the
+median of the ratios here / BASE with an interval that holds it with 95% (bootstrap over whole pairs
+of processes), and what differs beyond noise. Exit code 1 if a case is slower than `--threshold` and
+the interval agrees.
 """
 
 import argparse

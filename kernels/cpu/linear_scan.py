@@ -94,6 +94,7 @@ def _forward(job_at):
     scratch = array_of(job_at, 10, NUMBER)
     own = take(job, SLOT) * LINES * PANEL
     state, current, kept = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
+    # The rows of a group lie one behind the other, as `_rows` reads them: here decay and threshold.
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL * blocks:
@@ -146,7 +147,8 @@ def _backward(job_at):
     out, out_bias = array_of(job_at, 10, NUMBER), array_of(job_at, 11, NUMBER)
     out_mem, out_beta = array_of(job_at, 12, NUMBER), array_of(job_at, 13, NUMBER)
     out_th, scratch = array_of(job_at, 14, NUMBER), array_of(job_at, 15, NUMBER)
-    # Of the scratch: the weight's gradient, lines, the membrane and the current of each step.
+    # Of the scratch: the weight's gradient, lines, the membrane and the current of each step. The
+    # gradients of decay and threshold lie one behind the other, as those do.
     own = take(job, SLOT) * (width + LINES + 2 * (1 + steps)) * PANEL
     sums = row_of(scratch, own, width * PANEL)
     own += width * PANEL
@@ -235,7 +237,7 @@ def _backward(job_at):
 @functools.cache
 def _compiled(backward: bool, state: torch.dtype) -> Any:
     """Return the kernel of a direction, for any neuron, compiled for a number format."""
-    names = {"INDEX": np.int32(0), "row_of": row_of}
+    names = {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
     return compiled(_backward if backward else _forward, names, FORMATS[state])
 

@@ -37,9 +37,11 @@ from neurospike.kernels.cpu.linear import pack
 from neurospike.kernels.cpu.linear_scan import _copy
 from neurospike.kernels.cpu.scan import (
     _add,
+    _add_traces,
     _array,
     _fill,
     _given,
+    _keep,
     _start,
     _step_of,
     alike_of,
@@ -183,27 +185,6 @@ def _sum_graded(scratch, to, matrix, places, first, end, last_at):
             scratch[to + i] += value * matrix[places[e] * PANEL + i]
 
 
-def _keep(job_at, scratch, own, first, at):
-    """Write a sample's states, rows of the scratch, into arrays of a job, those that are there."""
-    job = job_of(job_at)
-    size = job[NEURONS]
-    for s in range(job[STATES]):
-        array = _array(job_at, first + s)
-        if array.size > 0:
-            _copy(row_of(array, at, size), row_of(scratch, own + s * size, size))
-
-
-def _add_traces(job_at, scratch, own, first, t, at):
-    """Add the gradients that come to a sample's states at step `t`, those that are there."""
-    job = job_of(job_at)
-    size = job[NEURONS]
-    for s in range(job[STATES]):
-        trace = _array(job_at, first + s)
-        if trace.size > 0:
-            place = t * _step_of(trace, job[BATCH] * size) + at
-            _add(row_of(scratch, own + s * size, size), row_of(trace, place, size))
-
-
 def _forward(job_at):
     job = job_of(job_at)
     steps, batch, size = job[STEPS], job[BATCH], job[NEURONS]
@@ -278,17 +259,21 @@ def _forward(job_at):
                 )
                 _copy(row_of(spikes, out, size), fired)
                 if traced:
-                    _keep(job_at, scratch, own, traces, out)
+                    _keep(job_at, states, scratch, own, size, traces, out, size)
             for m in range(having, count):
                 out = (t * batch + order[low + m]) * size
                 _start(row_of(spikes, out, size), row_of(scratch, 0, 0), 0)
-                _keep(job_at, scratch, states_at + m * states * size, traces, out)
+                _keep(
+                    job_at, states, scratch, states_at + m * states * size, size, traces, out, size
+                )
         for m in range(count):
             at = order[low + m] * size
             _copy(
                 row_of(_array(job_at, finals), at, size), row_of(scratch, last_at + m * size, size)
             )
-            _keep(job_at, scratch, states_at + m * states * size, finals + 1, at)
+            _keep(
+                job_at, states, scratch, states_at + m * states * size, size, finals + 1, at, size
+            )
         part = take(job, NEXT)
 
 
@@ -365,7 +350,9 @@ def _backward(job_at):
                 if grad_spikes.size > 0:
                     _add(g, row_of(grad_spikes, t * stride + at, size))
                 if traced:
-                    _add_traces(job_at, scratch, own, traces, t, at)
+                    _add_traces(
+                        job_at, states, scratch, own, size, traces, t, batch * size, at, size
+                    )
                 d = row_of(scratch, grads_at + m * size, size)
                 call(
                     job[BACK],
@@ -391,7 +378,16 @@ def _backward(job_at):
             last = _array(job_at, outputs + 1)
             if last.size > 0:
                 _copy(row_of(last, at, size), row_of(scratch, coming_at + m * padded, size))
-                _keep(job_at, scratch, states_at + m * states * size, outputs + 2, at)
+                _keep(
+                    job_at,
+                    states,
+                    scratch,
+                    states_at + m * states * size,
+                    size,
+                    outputs + 2,
+                    at,
+                    size,
+                )
             asked = sums_at + m * parameters * size
             for p in range(parameters):
                 target = _array(job_at, wanted + p)
@@ -404,7 +400,7 @@ def _backward(job_at):
 @functools.cache
 def _compiled(backward: bool, state: torch.dtype) -> Any:
     """Return the kernel of a direction, for any neuron, compiled for a number format."""
-    names = {"INDEX": np.int32(0), "row_of": row_of, "_array": _array}
+    names = {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "BLOCK": BLOCK_BYTES // state.itemsize}
     return compiled(_backward if backward else _forward, names, FORMATS[state])
 

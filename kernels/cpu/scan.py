@@ -110,23 +110,21 @@ def _begin(job_at, scratch, states_at, parameters_at, low, n):
         _fill(row, _array(job_at, 1 + states + p), low)
 
 
-def _keep(job_at, scratch, own, first, at, n):
-    """Write a block's rows of the scratch into arrays of a job, those that are there."""
-    job = job_of(job_at)
-    for s in range(job[STATES]):
+def _keep(job_at, states, scratch, own, apart, first, at, n):
+    """Write states, rows of the scratch, into arrays of a job, those that are there."""
+    for s in range(states):
         array = _array(job_at, first + s)
         if array.size > 0:
-            _start(row_of(array, at, n), scratch, own + s * job[WIDTH])
+            _start(row_of(array, at, n), scratch, own + s * apart)
 
 
-def _add_traces(job_at, scratch, own, first, t, low, n):
-    """Add the gradients that come to a block's states at step `t`, those that are there."""
-    job = job_of(job_at)
-    for s in range(job[STATES]):
+def _add_traces(job_at, states, scratch, own, apart, first, t, size, low, n):
+    """Add the gradients that come to states at step `t` of `size` numbers, those that are there."""
+    for s in range(states):
         trace = _array(job_at, first + s)
         if trace.size > 0:
-            at = t * _step_of(trace, job[COUNT]) + low
-            _add(row_of(scratch, own + s * job[WIDTH], n), row_of(trace, at, n))
+            at = t * _step_of(trace, size) + low
+            _add(row_of(scratch, own + s * apart, n), row_of(trace, at, n))
 
 
 def _forward(job_at):
@@ -170,12 +168,12 @@ def _forward(job_at):
             if past:
                 stream(spikes, out, row)
             if traced:
-                _keep(job_at, scratch, own, traces, out, n)
+                _keep(job_at, states, scratch, own, block, traces, out, n)
         for t in range(steps, job[STEPS]):
             if spikes.size > 0:
                 _zero(spikes, t * size + low, row, past)
-            _keep(job_at, scratch, own, traces, t * size + low, n)
-        _keep(job_at, scratch, own, finals, low, n)
+            _keep(job_at, states, scratch, own, block, traces, t * size + low, n)
+        _keep(job_at, states, scratch, own, block, finals, low, n)
         part = take(job, NEXT)
     if past:
         fence()
@@ -241,7 +239,7 @@ def _backward(job_at):
             if t >= AHEAD and grad_spikes.size > 0:
                 prefetch(grad_spikes, g - AHEAD * spikes_stride, n)
             if traced:
-                _add_traces(job_at, scratch, own, traces, t, low, n)
+                _add_traces(job_at, states, scratch, own, block, traces, t, size, low, n)
             call(
                 job[BACK],
                 (
@@ -262,7 +260,7 @@ def _backward(job_at):
         if out_stride > 0:
             for t in range(steps, job[STEPS]):
                 _zero(out, t * size + low, row, past)
-        _keep(job_at, scratch, own, outputs + 1, low, n)
+        _keep(job_at, states, scratch, own, block, outputs + 1, low, n)
         asked = sums_at
         for p in range(parameters):
             target = _array(job_at, wanted + p)
@@ -294,8 +292,7 @@ def _add(out, values):
 def _compiled(backward: bool, double: bool) -> Any:
     """Return the kernel of a direction, for any neuron, compiled for a number format."""
     literal = np.float64 if double else np.float32
-    names = {"row_of": row_of, "_array": _array}
-    return compiled(_backward if backward else _forward, names, literal)
+    return compiled(_backward if backward else _forward, {}, literal)
 
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
