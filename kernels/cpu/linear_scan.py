@@ -237,7 +237,7 @@ def _backward(job_at):
 @functools.cache
 def _compiled(backward: bool, state: torch.dtype) -> Any:
     """Return the kernel of a direction, for any neuron, compiled for a number format."""
-    names = {"INDEX": np.int32(0)}
+    names: dict[str, Any] = {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
     return compiled(_backward if backward else _forward, names, FORMATS[state])
 
