@@ -48,8 +48,8 @@ MUTANTS = {
     "parameters of the first block in each": (KERNEL, "k = start % values.size", "k = 0"),
     "backward stops before the first step": (
         KERNEL,
-        "for t in range(steps - 1, -1, -1):",
-        "for t in range(steps - 1, 0, -1):",
+        "while t > 0:",
+        "while t > TOGETHER:",
     ),
     "the gradient of a minimum goes to the greater": (
         DERIVE,
@@ -73,8 +73,24 @@ MUTANTS = {
     ),
     "a parameter has the gradient of one step": (
         ROWS,
-        '(f"sum{k}", True)',
-        '(f"sum{k}", False)',
+        '_Result(carried=f"sum{k}", added=True)',
+        '_Result(carried=f"sum{k}")',
+    ),
+    "neurons that fill no vector are left out": (
+        ROWS,
+        "for lanes in (VECTOR // self.size, 1):",
+        "for lanes in (VECTOR // self.size,):",
+    ),
+    "states are carried over a step only": (
+        ROWS,
+        "phi.add_incoming(onward, step)",
+        "phi.add_incoming(phi, step)",
+    ),
+    "back through time from the first step on": (ROWS, "if self.back:", "if False:"),
+    "rows of successive steps lie too far apart": (
+        ROWS,
+        "place.add_incoming(build.add(place, self.strides[name]), step)",
+        "place.add_incoming(build.add(place, build.mul(self.strides[name], t)), step)",
     ),
     "the greater of two numbers for the lesser": (
         ROWS,

@@ -1,26 +1,31 @@
-"""Loops over a row of neurons, written from a neuron's operations in LLVM's language.
+"""Loops over neurons and a few steps, written from a neuron's operations in LLVM's language.
 
 For a neuron of one state and two parameters, where the spikes' gradient comes and that of the first
 parameter is asked for, they do as these would, on rows of one number per neuron:
 
-    def advance(x, s0, p0, p1, spikes, numbers, n):
+    def advance(x, s0, p0, p1, spikes, numbers, n, steps):
         for i in range(n):
-            spikes[i], s0[i] = step(x[i], s0[i], p0[i], p1[i], *numbers)
+            for t in range(steps):
+                spikes[t][i], s0[i] = step(x[t][i], s0[i], p0[i], p1[i], *numbers)
 
-    def retrace(x, s0, p0, p1, after0, numbers, n):
+    def retrace(x, s0, p0, p1, numbers, n, steps):
         for i in range(n):
-            after0[i] = step(x[i], s0[i], p0[i], p1[i], *numbers)[1]
+            for t in range(steps):
+                s0[t + 1][i] = step(x[t][i], s0[t][i], p0[i], p1[i], *numbers)[1]
 
-    def retreat(x, s0, p0, p1, grad_spikes, grad0, out, sum0, numbers, n):
+    def retreat(x, s0, p0, p1, grad_spikes, grad0, out, sum0, numbers, n, steps):
         for i in range(n):
-            out[i], grad0[i], more = adjoint(
-                x[i], s0[i], p0[i], p1[i], *numbers, grad_spikes[i], grad0[i]
-            )
-            sum0[i] += more
+            for t in reversed(range(steps)):
+                out[t][i], grad0[i], more = adjoint(
+                    x[t][i], s0[t][i], p0[i], p1[i], *numbers, grad_spikes[t][i], grad0[i]
+                )
+                sum0[i] += more
 
 Each is a C function of integers (see `ADVANCE`, `RETRACE` and `RETREAT` for which), which the
 compiled loops over time run by `_memory.call`. So there is one loop over time for all neurons, and
-what is compiled for a neuron is a few lines, in some hundredths of a second.
+what is compiled for a neuron is a few lines, in some hundredths of a second. What goes from step to
+step stays in registers, a vector of neurons at a time; rows are therefore handed over a few steps
+at once, where nothing else is to be done between them.
 
 Functions that a processor has no instruction for are computed in float64 and rounded, as the
 other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
@@ -30,7 +35,7 @@ the gradient (`program.QUICK`) stay in the state's format.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, cast
+from typing import Any, NamedTuple, ParamSpec, cast
 
 from llvmlite import ir
 from numba.core.compiler_lock import global_compiler_lock
@@ -40,14 +45,22 @@ from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Operation, Program, is_constant, needed
 
 # What the functions are given: addresses of rows, and at the end how far apart the rows of a group
-# lie, states for example, and how many neurons there are.
-ADVANCE = ("x", "states", "parameters", "spikes", "numbers", "apart", "n")
-RETRACE = ("x", "states", "parameters", "after", "numbers", "apart", "n")
+# lie, states for example, how many neurons and steps there are, and how far apart the rows of
+# successive steps lie. States before successive steps lie one group behind the other.
+ADVANCE = (
+    *("x", "states", "parameters", "spikes", "numbers"),
+    *("apart", "n", "steps", "x_stride", "spikes_stride"),
+)
+RETRACE = ("x", "states", "parameters", "numbers", "apart", "n", "steps", "x_stride")
 RETREAT = (
-    *("x", "states", "parameters", "grad_spikes", "grad_states", "out", "sums"),
-    *("numbers", "apart", "n"),
+    *("x", "states", "parameters", "grad_spikes", "grad_states", "out", "sums", "numbers"),
+    *("apart", "n", "steps", "x_stride", "spikes_stride", "out_stride"),
 )
 
+VECTOR = 128  # bytes of each value that are computed at once: two registers of the widest kind
+LINE = 64  # bytes that come from memory together
+AHEAD = 4  # steps ahead that a row is fetched: a line each time one is computed
+I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 DOUBLE = ir.DoubleType()
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -58,30 +71,39 @@ Key = ParamSpec("Key")
 
 
 class _Scribe:
-    """Writes operations on numbers of one format, one after the other."""
+    """Writes operations on vectors of numbers of one format, one after the other."""
 
     def __init__(self, builder: ir.IRBuilder, kind: Any) -> None:
         self.builder, self.kind = builder, kind
 
     def constant(self, value: float, kind: Any = None) -> Any:
-        return ir.Constant(kind or self.kind, value)
+        kind = kind or self.kind
+        return ir.Constant(kind, [value] * kind.count)
+
+    def function(self, name: str, kind: Any) -> Any:
+        """Return the function of a name, from a value of a kind to another."""
+        module = self.builder.module
+        known = module.globals.get(name)
+        return known or ir.Function(module, ir.FunctionType(kind, [kind]), name)
 
     def call(self, name: str, value: Any) -> Any:
         """Return a function of the C library, in the format of its argument."""
-        module = self.builder.module
-        kind = ir.FunctionType(value.type, [value.type])
+        build, kind = self.builder, value.type
+        element = kind.element
         if name in INTRINSIC:
-            function = module.declare_intrinsic(f"llvm.{name}", [value.type], kind)
-        else:
-            full = name if value.type == DOUBLE else f"{name}f"
-            function = module.globals.get(full) or ir.Function(module, kind, full)
-        return self.builder.call(function, [value])
+            full = f"llvm.{name}.v{kind.count}{element.intrinsic_name}"
+            return build.call(self.function(full, kind), [value])
+        function = self.function(name if element == DOUBLE else f"{name}f", element)
+        for k in range(kind.count):
+            one = build.call(function, [build.extract_element(value, I32(k))])
+            value = build.insert_element(value, one, I32(k))
+        return value
 
     def rounded(self, function: Callable[[Any], Any], value: Any) -> Any:
-        """Return a function of a number, computed in float64."""
-        if self.kind == DOUBLE:
+        """Return a function of numbers, computed in float64."""
+        if self.kind.element == DOUBLE:
             return function(value)
-        wide = function(self.builder.fpext(value, DOUBLE))
+        wide = function(self.builder.fpext(value, ir.VectorType(DOUBLE, self.kind.count)))
         return self.builder.fptrunc(wide, self.kind)
 
     def sigmoid(self, u: Any) -> Any:
@@ -133,90 +155,218 @@ class _Scribe:
         return [value(one) for one in results]
 
 
+class _Result(NamedTuple):
+    """What becomes of a result of a step.
+
+    into: the row of the step that it is written into; None for nothing.
+    carried: the operand that it is at the next step, or that it is added to; None for none.
+    added: whether it is added.
+    kept: whether the last one is written where the first came from.
+    """
+
+    into: str | None = None
+    carried: str | None = None
+    added: bool = False
+    kept: bool = True
+
+
 class _Loop:
-    """A function over rows: `arguments` are integers, as the loops over time hand them over."""
+    """A function over rows: `arguments` are integers, as the loops over time hand them over.
+
+    back: whether it begins with the last step.
+    """
 
     numbered = itertools.count()
 
-    def __init__(self, arguments: Sequence[str], program: Program, double: bool) -> None:
+    def __init__(
+        self, arguments: Sequence[str], program: Program, double: bool, back: bool = False
+    ) -> None:
         name = f"neurospike_rows_{next(self.numbered)}"
-        self.kind = DOUBLE if double else ir.FloatType()
-        self.program = program
+        self.kind, self.size = (DOUBLE, 8) if double else (ir.FloatType(), 4)
+        self.program, self.back = program, back
         self.module = ir.Module(name)
-        void = ir.VoidType()
-        self.outer = ir.Function(self.module, ir.FunctionType(void, [I64] * len(arguments)), name)
-        self.build = ir.IRBuilder(self.outer.append_basic_block())
+        kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
+        self.outer = ir.Function(self.module, kind, name)
         self.given = dict(zip(arguments, self.outer.args))
-        self.rows: dict[str, Any] = {}
-        self.row("x", "x")
-        self.group("s", "states", program.states)
+        self.rows: dict[str, Any] = {}  # where each begins, at the first step to be taken
+        self.strides: dict[str, Any] = {}  # bytes from there to the next step, if there are any
+        self.fetched: list[str] = []  # rows that are asked for some steps ahead
+        # Rows written past the caches, and how many bytes divide their places.
+        self.past: dict[str, int] = {}
+        begin, start, self.end = (self.block(name) for name in ("begin", "start", "end"))
+        self.build = build = ir.IRBuilder(begin)
+        build.cbranch(build.icmp_signed(">", self.given["steps"], I64(0)), start, self.end)
+        build.position_at_end(start)
         self.group("p", "parameters", program.parameters)
-        self.row("numbers", "numbers")
 
-    def row(self, name: str, argument: str, k: int = 0) -> None:
-        """Let `name` be row `k` of the rows that begin at an argument."""
-        build, size = self.build, 8 if self.kind == DOUBLE else 4
-        at = build.mul(self.given["apart"], I64(k * size)) if k else I64(0)
-        place = build.add(self.given[argument], at)
-        self.rows[name] = build.inttoptr(place, self.kind.as_pointer())
+    def block(self, name: str) -> Any:
+        return self.outer.append_basic_block(name)
 
-    def group(self, letter: str, argument: str, count: int, first: int = 0) -> None:
-        """Let `letter` with a number from `first` on be the rows that begin at an argument."""
+    def row(self, name: str, argument: str, k: int = 0, stride: Any = None) -> None:
+        """Let `name` be row `k` of the rows that begin at an argument.
+
+        stride: numbers from a step's row to that of the next; None where it is the same one.
+        """
+        build, size = self.build, I64(self.size)
+        place = build.add(self.given[argument], build.mul(self.given["apart"], I64(k * self.size)))
+        if stride is not None:
+            stride = build.mul(stride, size)
+            if self.back:
+                last = build.sub(self.given["steps"], I64(1))
+                place, stride = build.add(place, build.mul(last, stride)), build.neg(stride)
+            self.strides[name] = stride
+        self.rows[name] = place
+
+    def group(
+        self,
+        letter: str,
+        argument: str,
+        count: int,
+        first: int = 0,
+        row: int = 0,
+        stride: Any = None,
+    ) -> None:
+        """Let `letter` with a number from `first` on be the rows of an argument from `row` on."""
         for k in range(count):
-            self.row(f"{letter}{first + k}", argument, k)
+            self.row(f"{letter}{first + k}", argument, row + k, stride)
+
+    def repeated(self, value: Any, kind: Any) -> Any:
+        """Return a vector that has a number at each place."""
+        nothing, first = ir.Constant(kind, ir.Undefined), ir.VectorType(I32, kind.count)
+        alone = self.build.insert_element(nothing, value, I32(0))
+        return self.build.shuffle_vector(alone, nothing, ir.Constant(first, None))
+
+    def load(self, place: Any, kind: Any) -> Any:
+        value = self.build.load(self.build.inttoptr(place, kind.as_pointer()))
+        value.align = self.size
+        return value
+
+    def store(self, value: Any, place: Any, past: int = 0) -> None:
+        """Write a vector; past the caches if it is said how many bytes divide the place."""
+        written = self.build.store(value, self.build.inttoptr(place, value.type.as_pointer()))
+        written.align = past or self.size
+        if past:
+            written.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
+
+    def fetch(self, place: Any) -> None:
+        """Ask for the lines that hold a vector of numbers."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        name = "llvm.prefetch.p0"
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        read, keep, data = I32(0), I32(3), I32(1)
+        for k in range(0, VECTOR, LINE):
+            line = self.build.inttoptr(self.build.add(place, I64(k)), byte)
+            self.build.call(function, [line, read, keep, data])
+
+    def per_step(self) -> Any:
+        """Return how many numbers the states before a step are."""
+        return self.build.mul(self.given["apart"], I64(self.program.states))
 
     def write(
         self,
         alike: int,
         operations: Sequence[Operation],
         results: Sequence[str],
-        writes: Sequence[tuple[str, bool]],
-        reads: Sequence[str] = (),
+        becomes: Sequence[_Result],
     ) -> None:
-        """Write the loop: each result into a row of `writes`, or added to it where that says so.
+        """Write the loops: over vectors of neurons, and then over the neurons that are left.
 
         alike: the parameters, as bits, that have one value for all neurons, which is read once.
-        reads: operands beside current, states, parameters and numbers: rows of these names.
         """
-        # A function of its own, whose arguments do not overlap: else LLVM would have to see it.
-        pointer = self.kind.as_pointer()
-        kinds = [*(pointer for _ in self.rows), I64]
-        void = ir.VoidType()
-        inner = ir.Function(self.module, ir.FunctionType(void, kinds), f"{self.outer.name}_rows")
-        inner.linkage = "internal"
-        for argument in inner.args[:-1]:
-            argument.add_attribute("noalias")
-        self.build.call(inner, [*self.rows.values(), self.given["n"]])
-        self.build.ret_void()
-
-        begin, loop, end = (inner.append_basic_block(name) for name in ("begin", "loop", "end"))
-        build = ir.IRBuilder(begin)
-        places, n = dict(zip(self.rows, inner.args)), inner.args[-1]
-        values = {
-            name: build.load(build.gep(places["numbers"], [I64(k)]))
+        build, low = self.build, I64(0)
+        places = {
+            name: build.add(self.given["numbers"], I64(k * self.size))
             for k, name in enumerate(self.program.number_names)
         }
-        values |= {
-            f"p{k}": build.load(places[f"p{k}"])
-            for k in range(self.program.parameters)
-            if alike >> k & 1
-        }
-        build.cbranch(build.icmp_signed(">", n, I64(0)), loop, end)
-        build.position_at_end(loop)
-        i = build.phi(I64)
-        i.add_incoming(I64(0), begin)
-        for name in (*self.program.inputs, *reads):
-            if name not in values:
-                values[name] = build.load(build.gep(places[name], [i]))
-        found = _Scribe(build, self.kind).results(values, operations, results)
-        for value, (name, added) in zip(found, writes, strict=True):
-            place = build.gep(places[name], [i])
-            build.store(build.fadd(build.load(place), value) if added else value, place)
-        after = build.add(i, I64(1))
-        i.add_incoming(after, loop)
-        build.cbranch(build.icmp_signed("<", after, n), loop, end)
-        build.position_at_end(end)
+        for k in range(self.program.parameters):
+            if alike >> k & 1:
+                places[f"p{k}"] = self.rows.pop(f"p{k}")
+        one = self.kind.as_pointer()
+        values = {name: build.load(build.inttoptr(at, one)) for name, at in places.items()}
+        for lanes in (VECTOR // self.size, 1):
+            low = self.neurons(lanes, low, values, operations, results, becomes)
+        build.branch(self.end)
+        build.position_at_end(self.end)
         build.ret_void()
+
+    def neurons(
+        self,
+        lanes: int,
+        low: Any,
+        numbers: dict[str, Any],
+        operations: Sequence[Operation],
+        results: Sequence[str],
+        becomes: Sequence[_Result],
+    ) -> Any:
+        """Write the loop over neurons from `low` on, `lanes` at once; return the first one left."""
+        build, kind = self.build, ir.VectorType(self.kind, lanes)
+        shared = {name: self.repeated(one, kind) for name, one in numbers.items()}
+        before = build.block
+        head, body, step, after, done = map(self.block, ("head", "body", "step", "after", "done"))
+        build.branch(head)
+        build.position_at_end(head)
+        i = build.phi(I64)
+        i.add_incoming(low, before)
+        following = build.add(i, I64(lanes))
+        build.cbranch(build.icmp_signed("<=", following, self.given["n"]), body, done)
+
+        build.position_at_end(body)
+        offset = build.mul(i, I64(self.size))
+        places = {name: build.add(row, offset) for name, row in self.rows.items()}
+
+        carried = [one.carried for one in becomes if one.carried is not None]
+        written = {one.into for one in becomes}
+        begun = {  # what goes from step to step, or is the same at each
+            name: self.load(place, kind)
+            for name, place in places.items()
+            if name in carried or (name not in self.strides and name not in written)
+        }
+        build.branch(step)
+
+        build.position_at_end(step)
+        t = build.phi(I64)
+        t.add_incoming(I64(0), body)
+        at = {name: build.phi(I64) for name in self.strides}
+        for name, place in at.items():
+            place.add_incoming(places[name], body)
+        values = shared | begun
+        phis = {name: build.phi(kind) for name in carried}
+        for name, phi in phis.items():
+            phi.add_incoming(begun[name], body)
+        values |= phis
+        values |= {
+            name: self.load(place, kind)
+            for name, place in at.items()
+            if name not in values and name not in written
+        }
+        if lanes > 1:
+            for name in self.fetched:
+                self.fetch(build.add(at[name], build.mul(self.strides[name], I64(AHEAD))))
+        found = _Scribe(build, kind).results(values, operations, results)
+        last = {}
+        for value, (into, operand, added, kept) in zip(found, becomes, strict=True):
+            if into is not None:
+                self.store(value, at[into], self.past.get(into, 0) if lanes > 1 else 0)
+            if operand is not None:
+                phi = phis[operand]
+                onward = build.fadd(phi, value) if added else value
+                phi.add_incoming(onward, step)
+                if kept:
+                    last[operand] = onward
+        next_t = build.add(t, I64(1))
+        t.add_incoming(next_t, step)
+        for name, place in at.items():
+            place.add_incoming(build.add(place, self.strides[name]), step)
+        build.cbranch(build.icmp_signed("<", next_t, self.given["steps"]), step, after)
+
+        build.position_at_end(after)
+        for name, value in last.items():
+            self.store(value, places[name])
+        i.add_incoming(following, after)
+        build.branch(head)
+        build.position_at_end(done)
+        return i
 
     def address(self) -> int:
         """Compile the function; return where it is, for good."""
@@ -242,42 +392,56 @@ def _once(make: Callable[Key, _Loop]) -> Callable[Key, int]:
 
 
 @_once
-def advance(neuron: str, double: bool, alike: int, spikes: bool) -> _Loop:
-    """Return the function that takes a row of neurons one step on, of arguments `ADVANCE`.
+def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) -> _Loop:
+    """Return the function that takes a row of neurons some steps on, of arguments `ADVANCE`.
 
     Args:
         neuron: a `Program` as text.
         double: whether numbers are float64, else they are float32.
         alike: the parameters, as bits, that have one value for all neurons.
         spikes: whether they are written.
+        past: bytes that divide the places of their rows, if they go past the caches; else 0.
     """
     program = Program.parse(neuron)
     loop = _Loop(ADVANCE, program, double)
-    writes = [(f"s{k}", False) for k in range(program.states)]
+    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.fetched, loop.past = ["x"], {"spikes": past}
+    loop.group("s", "states", program.states)
+    becomes = [_Result(carried=f"s{k}") for k in range(program.states)]
     if spikes:
-        loop.row("spikes", "spikes")
-        writes.insert(0, ("spikes", False))
+        loop.row("spikes", "spikes", stride=loop.given["spikes_stride"])
+        becomes.insert(0, _Result(into="spikes"))
     wanted = program.results[0 if spikes else 1 :]
-    loop.write(alike, *needed(program.forward, wanted), writes)
+    loop.write(alike, *needed(program.forward, wanted), becomes)
     return loop
 
 
 @_once
 def retrace(neuron: str, double: bool, alike: int) -> _Loop:
-    """Return the function that writes the states after a step, of arguments `RETRACE`."""
+    """Return the function that writes the states after each step, of arguments `RETRACE`."""
     program = Program.parse(neuron)
+    count = program.states
     loop = _Loop(RETRACE, program, double)
-    loop.group("after", "after", program.states)
-    writes = [(f"after{k}", False) for k in range(program.states)]
-    loop.write(alike, *needed(program.forward, program.results[1:]), writes)
+    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.fetched = ["x"]
+    loop.group("s", "states", count)
+    loop.group("after", "states", count, row=count, stride=loop.per_step())
+    becomes = [_Result(f"after{k}", f"s{k}", kept=False) for k in range(count)]
+    loop.write(alike, *needed(program.forward, program.results[1:]), becomes)
     return loop
 
 
 @_once
 def retreat(
-    neuron: str, double: bool, alike: int, spikes: bool, wanted: int, constant: bool
+    neuron: str,
+    double: bool,
+    alike: int,
+    spikes: bool,
+    wanted: int,
+    constant: bool,
+    past: int = 0,
 ) -> _Loop:
-    """Return the function that takes a row's gradients one step back, of arguments `RETREAT`.
+    """Return the function that takes a row's gradients some steps back, of arguments `RETREAT`.
 
     Args:
         neuron: a `Program` as text.
@@ -287,20 +451,25 @@ def retreat(
         wanted: the parameters, as bits, whose gradients are added to the rows of `sums`, one row
             for each of these.
         constant: whether the current's gradient is added to what is in `out`.
+        past: bytes that divide the places of the rows of `out`, if they go past the caches; else 0.
     """
     program = Program.parse(neuron)
     count = program.states
     asked = [wanted >> k & 1 == 1 for k in range(program.parameters)]
     given, wants = (spikes, *[True] * count), (True, *[True] * count, *asked)
     operations, results = derived(program, given, wants)
-    loop = _Loop(RETREAT, program, double)
-    reads = [f"g{k}" for k in range(0 if spikes else 1, 1 + count)]
+    loop = _Loop(RETREAT, program, double, back=True)
+    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.group("s", "states", count, stride=loop.per_step())
     if spikes:
-        loop.row("g0", "grad_spikes")
+        loop.row("g0", "grad_spikes", stride=loop.given["spikes_stride"])
+        loop.fetched = ["g0"]
+    loop.past = {"out": past}
     loop.group("g", "grad_states", count, first=1)
-    loop.row("out", "out")
+    loop.row("out", "out", stride=None if constant else loop.given["out_stride"])
     loop.group("sum", "sums", sum(asked))
-    writes = [("out", constant), *((f"g{k}", False) for k in range(1, 1 + count))]
-    writes += [(f"sum{k}", True) for k in range(sum(asked))]
-    loop.write(alike, operations, results, writes, reads)
+    becomes = [_Result(carried="out", added=True) if constant else _Result(into="out")]
+    becomes += [_Result(carried=f"g{k}") for k in range(1, 1 + count)]
+    becomes += [_Result(carried=f"sum{k}", added=True) for k in range(sum(asked))]
+    loop.write(alike, operations, results, becomes)
     return loop

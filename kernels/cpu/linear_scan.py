@@ -123,6 +123,9 @@ def _forward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
+                        1,
+                        0,
+                        0,
                     ),
                 )
                 if past:
@@ -187,10 +190,11 @@ def _backward(job_at):
                         address(current, 0),
                         address(before, 0),
                         address(b, 0),
-                        address(before, PANEL),
                         address(numbers, 0),
                         PANEL,
                         PANEL,
+                        1,
+                        0,
                     ),
                 )
             _fill(state, grad_final, at, n)
@@ -216,6 +220,10 @@ def _backward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
+                        1,
+                        0,
+                        0,
+                        0,
                     ),
                 )
                 _add(d_bias, d)

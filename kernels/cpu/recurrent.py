@@ -255,6 +255,9 @@ def _forward(job_at):
                         address(numbers, 0),
                         size,
                         size,
+                        1,
+                        0,
+                        0,
                     ),
                 )
                 _copy(row_of(spikes, out, size), fired)
@@ -326,20 +329,19 @@ def _backward(job_at):
             sums = row_of(scratch, sums_at + m * parameters * size, parameters * size)
             _start(sums, nothing, 0)
             many = max(0, min(steps, lengths[order[low + m]])) if lengths.size > 0 else steps
-            for t in range(many - 1):
-                here = before + t * states * size
-                call(
-                    job[ONWARD],
-                    (
-                        address(currents, t * batch * size + at),
-                        address(scratch, here),
-                        address(scratch, parameters_at),
-                        address(scratch, here + states * size),
-                        address(numbers, 0),
-                        size,
-                        size,
-                    ),
-                )
+            call(
+                job[ONWARD],
+                (
+                    address(currents, at),
+                    address(scratch, before),
+                    address(scratch, parameters_at),
+                    address(numbers, 0),
+                    size,
+                    size,
+                    many - 1,
+                    batch * size,
+                ),
+            )
         for t in range(steps - 1, -1, -1):
             having = _with_step(t, lengths, order, low, count)
             for m in range(having):
@@ -367,6 +369,10 @@ def _backward(job_at):
                         address(numbers, 0),
                         size,
                         size,
+                        1,
+                        0,
+                        0,
+                        0,
                     ),
                 )
                 _copy(row_of(out, here, size), d)

@@ -1,9 +1,9 @@
 """The fused CPU backend of any recorded neuron: the whole time loop in one compiled kernel.
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. A block of neurons keeps its states in
-the first-level cache while the loop runs over T; blocks are divided among threads. Each row is one
-vectorised loop over the block, written of the neuron's own operations (`_rows`); the loops over
-time below run it by its address, and are the same for every neuron.
+a cache while the loop runs over T; blocks are divided among threads. A few rows at a time are taken
+by vectorised loops, written of the neuron's own operations (`_rows`); the loops over time below run
+them by their addresses, and are the same for every neuron.
 
 Forward, per block:                            Backward, per block:
     states  S rows   <- start                      history[0] <- start
@@ -11,14 +11,14 @@ Forward, per block:                            Backward, per block:
     final <- states                                for t in reverse: gradient at history[t]
 
 Saved for backward: nothing but the inputs. The history, the states before each step, is computed
-again into a scratch that fits the second-level cache. That moves 8 bytes per neuron-step forward
+again into a scratch of at most `HISTORY` bytes. That moves 8 bytes per neuron-step forward
 (read current, write spikes) and 12 backward (read current and the spikes' gradient, write the
 current's), for any number of states.
 
 What is the same at every step is one row: an array of N numbers in the place of T * N. With lengths
 a block lies within a sample and its loop ends with the sample; what comes after is only filled,
-never read. Number formats: state float32, or float64 if the
-current is; 16-bit currents are converted before, their spikes and gradients after.
+never read. Number formats: state float32, or float64 if the current is; 16-bit currents are
+converted before, their spikes and gradients after.
 """
 
 import functools
@@ -34,18 +34,19 @@ from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import address, call, fence, prefetch, stream, take
+from neurospike.kernels.cpu._memory import address, call, fence, stream, take
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
-BLOCK = 512  # neurons whose states stay in the first-level cache
-AHEAD = 2  # time steps ahead that rows are fetched: a row is computed faster than one arrives
+BLOCK = 1344  # neurons that are taken through time together: rows that memory reads at full speed
+UNIT = 64  # neurons that a block is a multiple of
+HISTORY = 3 << 19  # bytes of a block's history, at most: much of it stays in the second-level cache
+PAD = 16  # numbers between rows of scratch, else those of some steps meet in few lines of a cache
+TOGETHER = 4  # time steps that a row is taken at once
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
 HELD = 32 << 20  # the same where a constant current leaves the caches to the output
+ALIGNED = 16  # bytes that have to divide a place for stores past the caches
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
-SCRATCH = 1 << 17  # numbers of a block's history that stay in the second-level cache
-NEAR = 3 << 14  # numbers that leave room there for what streams by
-NARROW = 192  # neurons from which on a wider block is not worth more than that room
 
 # Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample; states and
 # parameters of a neuron; 1 if what is written goes past the caches. Then addresses of `_rows`: of
@@ -99,14 +100,14 @@ def _place(job, lengths, part):
     return sample * job[FEATURES] + first, min(block, job[FEATURES] - first), steps
 
 
-def _begin(job_at, scratch, states_at, parameters_at, low, n):
+def _begin(job_at, scratch, states_at, parameters_at, apart, low, n):
     """Write a block's first states and its parameters into rows of the scratch."""
     job = job_of(job_at)
-    block, states = job[WIDTH], job[STATES]
+    states = job[STATES]
     for s in range(states):
-        _start(row_of(scratch, states_at + s * block, n), _array(job_at, 1 + s), low)
+        _start(row_of(scratch, states_at + s * apart, n), _array(job_at, 1 + s), low)
     for p in range(job[PARAMETERS]):
-        row = row_of(scratch, parameters_at + p * block, n)
+        row = row_of(scratch, parameters_at + p * apart, n)
         _fill(row, _array(job_at, 1 + states + p), low)
 
 
@@ -136,44 +137,45 @@ def _forward(job_at):
     traces, finals = outputs + 1, outputs + 1 + states
     lengths = array_of(job_at, outputs + 2 + 2 * states, 0)
     scratch = _array(job_at, outputs + 3 + 2 * states)
-    block, size = job[WIDTH], job[COUNT]
+    size, apart = job[COUNT], job[WIDTH] + PAD
     stride = _step_of(current, size)
     traced = states > 0 and _array(job_at, traces).size > 0
-    # Rows of the scratch: states, parameters, a row to stream.
-    own = take(job, SLOT) * (states + parameters + 1) * block
-    parameters_at = own + states * block
-    last = parameters_at + parameters * block
+    each = 1 if traced else TOGETHER
+    # Rows of the scratch: states, parameters, zeros to stream.
+    own = take(job, SLOT) * (states + parameters + 1) * apart
+    parameters_at = own + states * apart
+    zeros_at = parameters_at + parameters * apart
     part = take(job, NEXT)
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
-        _begin(job_at, scratch, own, parameters_at, low, n)
-        row = row_of(scratch, last, n)
-        for t in range(steps):
+        _begin(job_at, scratch, own, parameters_at, apart, low, n)
+        for t in range(0, steps, each):
+            taken = min(each, steps - t)
             x = t * stride + low
             out = t * size + low
-            if t + AHEAD < steps:
-                prefetch(current, x + AHEAD * stride, n)
             call(
                 job[ONWARD],
                 (
                     address(current, x),
                     address(scratch, own),
                     address(scratch, parameters_at),
-                    address(scratch, last) if past else address(spikes, out),
+                    address(spikes, out),
                     address(numbers, 0),
-                    block,
+                    apart,
                     n,
+                    taken,
+                    stride,
+                    size,
                 ),
             )
-            if past:
-                stream(spikes, out, row)
             if traced:
-                _keep(job_at, states, scratch, own, block, traces, out, n)
+                _keep(job_at, states, scratch, own, apart, traces, out, n)
+        row = row_of(scratch, zeros_at, n)
         for t in range(steps, job[STEPS]):
             if spikes.size > 0:
                 _zero(spikes, t * size + low, row, past)
-            _keep(job_at, states, scratch, own, block, traces, t * size + low, n)
-        _keep(job_at, states, scratch, own, block, finals, low, n)
+            _keep(job_at, states, scratch, own, apart, traces, t * size + low, n)
+        _keep(job_at, states, scratch, own, apart, finals, low, n)
         part = take(job, NEXT)
     if past:
         fence()
@@ -193,80 +195,82 @@ def _backward(job_at):
     lengths = array_of(job_at, wanted + parameters + 1, 0)
     scratch = _array(job_at, wanted + parameters + 2)
     nothing = row_of(scratch, 0, 0)
-    block, size = job[WIDTH], job[COUNT]
+    size, apart = job[COUNT], job[WIDTH] + PAD
     x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
     out_stride = _step_of(out, size)
     traced = False
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0
-    # Rows of the scratch: gradients of the states, parameters, their gradients, a row to stream,
+    each = 1 if traced else TOGETHER
+    # Rows of the scratch: gradients of the states, parameters, their gradients, zeros to stream,
     # the history.
-    own = take(job, SLOT) * (states + 2 * parameters + 1 + job[STEPS] * states) * block
-    parameters_at = own + states * block
-    sums_at = parameters_at + parameters * block
-    last = sums_at + parameters * block
-    history = last + block
+    own = take(job, SLOT) * (states + 2 * parameters + 1 + job[STEPS] * states) * apart
+    parameters_at = own + states * apart
+    sums_at = parameters_at + parameters * apart
+    zeros_at = sums_at + parameters * apart
+    history = zeros_at + apart
     part = take(job, NEXT)
     while part < job[PARTS]:
         low, n, steps = _place(job, lengths, part)
-        _begin(job_at, scratch, history, parameters_at, low, n)
-        for t in range(steps - 1):
+        _begin(job_at, scratch, history, parameters_at, apart, low, n)
+        for t in range(0, steps - 1, TOGETHER):
             x = t * x_stride + low
-            if t + AHEAD < steps:
-                prefetch(current, x + AHEAD * x_stride, n)
-            before = history + t * states * block
             call(
                 job[ONWARD],
                 (
                     address(current, x),
-                    address(scratch, before),
+                    address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
-                    address(scratch, before + states * block),
                     address(numbers, 0),
-                    block,
+                    apart,
                     n,
+                    min(TOGETHER, steps - 1 - t),
+                    x_stride,
                 ),
             )
         for s in range(states):
-            _start(row_of(scratch, own + s * block, n), _array(job_at, finals + s), low)
-        _start(row_of(scratch, sums_at, parameters * block), nothing, 0)
+            _start(row_of(scratch, own + s * apart, n), _array(job_at, finals + s), low)
+        _start(row_of(scratch, sums_at, parameters * apart), nothing, 0)
         if out_stride == 0:
             _start(row_of(out, low, n), nothing, 0)
-        row = row_of(scratch, last, n)
-        for t in range(steps - 1, -1, -1):
+        t = steps
+        while t > 0:
+            taken = min(each, t)
+            t -= taken
             g = t * spikes_stride + low
             o = t * out_stride + low
-            if t >= AHEAD and grad_spikes.size > 0:
-                prefetch(grad_spikes, g - AHEAD * spikes_stride, n)
             if traced:
-                _add_traces(job_at, states, scratch, own, block, traces, t, size, low, n)
+                _add_traces(job_at, states, scratch, own, apart, traces, t, size, low, n)
             call(
                 job[BACK],
                 (
                     address(current, t * x_stride + low),
-                    address(scratch, history + t * states * block),
+                    address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
                     address(grad_spikes, g),
                     address(scratch, own),
-                    address(scratch, last) if past else address(out, o),
+                    address(out, o),
                     address(scratch, sums_at),
                     address(numbers, 0),
-                    block,
+                    apart,
                     n,
+                    taken,
+                    x_stride,
+                    spikes_stride,
+                    out_stride,
                 ),
             )
-            if past:
-                stream(out, o, row)
+        row = row_of(scratch, zeros_at, n)
         if out_stride > 0:
             for t in range(steps, job[STEPS]):
                 _zero(out, t * size + low, row, past)
-        _keep(job_at, states, scratch, own, block, outputs + 1, low, n)
+        _keep(job_at, states, scratch, own, apart, outputs + 1, low, n)
         asked = sums_at
         for p in range(parameters):
             target = _array(job_at, wanted + p)
             if target.size > 0:
                 _start(row_of(target, low, n), scratch, asked)
-                asked += block
+                asked += apart
         part = take(job, NEXT)
     if past:
         fence()
@@ -320,17 +324,33 @@ def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=state)
 
 
-def _block(rows_each: int) -> int:
-    """Return how many neurons go back through time together, if each has so many numbers."""
-    wide = max(NEAR // rows_each, min(NARROW, SCRATCH // rows_each))
-    return min(BLOCK, max(64, wide // 64 * 64))
+def _divided(
+    steps: int, size: int, lengths: Tensor | None, state: torch.dtype, rows_each: int = 0
+) -> tuple[tuple[int, ...], int]:
+    """Return the first five sizes of a job, and how many threads share it.
 
-
-def _blocks(steps: int, block: int, size: int, lengths: Tensor | None) -> tuple[int, ...]:
-    """Return the first five sizes of a job."""
+    rows_each: rows of scratch that a block has.
+    """
+    most = BLOCK if rows_each == 0 else min(BLOCK, HISTORY // (rows_each * state.itemsize))
+    most = max(UNIT, most)
     batch = 1 if lengths is None else lengths.numel()
     features = size // batch if batch else 0
-    return steps, block, size, batch * -(-features // block), features
+    threads = parallel.threads(size * steps // GRAIN, -(-size // UNIT))
+    parts = max(1, -(-features // most))
+    if lengths is None:  # as many for each thread
+        parts = -(-parts // threads) * threads
+    block = UNIT * max(1, -(-features // (parts * UNIT)))
+    parts = batch * -(-features // block)
+    return (steps, block, size, parts, features), min(threads, max(1, parts))
+
+
+def _past(out: Tensor, least: int, lengths: Tensor | None) -> tuple[bool, int]:
+    """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
+    if out.nbytes < least:
+        return False, 0
+    samples = 1 if lengths is None else lengths.numel()
+    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * samples), _rows.LINE)
+    return True, place if place >= ALIGNED else 0
 
 
 def forward(
@@ -358,10 +378,11 @@ def forward(
     wide = spikes
     if spikes is not None and spikes.dtype != state:
         wide = buffers.empty(spikes.shape, state)
-    large = 0 if wide is None else wide.nbytes
-    past = large >= (HELD if constant else STREAMED)
+    past, place = False, 0
+    if wide is not None:
+        past, place = _past(wide, HELD if constant else STREAMED, lengths)
     count, double = len(finals), state == torch.float64
-    advance = _rows.advance(neuron, double, alike_of(parameters), spikes is not None)
+    advance = _rows.advance(neuron, double, alike_of(parameters), spikes is not None, place)
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
@@ -372,9 +393,8 @@ def forward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    blocks = _blocks(steps, BLOCK, size, lengths)
-    threads = parallel.threads(size * steps // GRAIN, blocks[PARTS - SIZES])
-    scratch = (count + len(parameters) + 1) * BLOCK
+    blocks, threads = _divided(steps, size, lengths, state)
+    scratch = (count + len(parameters) + 1) * (blocks[WIDTH - SIZES] + PAD)
     sizes = (*blocks, count, len(parameters), past, advance)
     run(_compiled(False, double), arrays, sizes, threads, scratch, state)
     if spikes is not None and wide is not None and wide is not spikes:
@@ -410,10 +430,10 @@ def backward(
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     alike, double = alike_of(parameters), state == torch.float64
     retrace = _rows.retrace(neuron, double, alike)
-    retreat = _rows.retreat(neuron, double, alike, gs is not None, wanted, constant)
+    past, place = (False, 0) if constant else _past(wide, STREAMED, lengths)
+    retreat = _rows.retreat(neuron, double, alike, gs is not None, wanted, constant, place)
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
     rows_each = count + 2 * len(parameters) + 1 + steps * count
-    block = _block(rows_each)
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
@@ -429,11 +449,16 @@ def backward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    blocks = _blocks(steps, block, size, lengths)
-    threads = parallel.threads(size * steps // GRAIN, blocks[PARTS - SIZES])
-    past = not constant and wide.nbytes >= STREAMED
+    blocks, threads = _divided(steps, size, lengths, state, rows_each)
     sizes = (*blocks, count, len(parameters), past, retrace, retreat)
-    run(_compiled(True, double), arrays, sizes, threads, rows_each * block, state)
+    run(
+        _compiled(True, double),
+        arrays,
+        sizes,
+        threads,
+        rows_each * (blocks[WIDTH - SIZES] + PAD),
+        state,
+    )
     if wide is not out:
         out.copy_(wide)
     sum_over_batch(asked, out_parameters)
