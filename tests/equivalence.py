@@ -26,35 +26,52 @@ def problem(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
-    """Raise `AssertionError` where spikes or membranes differ by a bit, or gradients by 1e-5."""
-    torch.use_deterministic_algorithms(True)  # what is left unwritten is NaN
-    try:
-        current, mem, beta, threshold = inputs = problem(torch.float32)
-        found = ns.lif(
-            current,
-            mem,
-            beta=beta,
-            threshold=threshold,
-            surrogate=surrogate,
-            return_trace=True,
-            backend=backend,
-            **rule,
-        )
-        # Before any gradient: where the forward pass is wrong, nothing more is compiled.
-        wanted = oracle.lif(*(t.detach() for t in inputs), surrogate=surrogate, **rule)
-        for got, want in zip(found, wanted):
-            assert torch.equal(got, want)
-        g = torch.Generator().manual_seed(3)
-        weights = [torch.randn(out.shape, generator=g) for out in found]
-        loss = sum((out * weight).sum() for out, weight in zip(found, weights))
-        gradients = torch.autograd.grad(loss, inputs)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    in_double = oracle.lif(*exact, surrogate=surrogate, **rule)
-    assert torch.equal(in_double[0].float(), wanted[0]), "choose another seed"
-    loss = sum((out * weight.double()).sum() for out, weight in zip(in_double, weights))
-    for got, want in zip(gradients, torch.autograd.grad(loss, exact)):
+    """Raise `AssertionError` where spikes or membranes differ by a bit, or gradients by 1e-5.
+
+    With the trace of the membrane and without it, when steps are taken several at a time.
+    """
+    for traced in (True, False):
+        torch.use_deterministic_algorithms(True)  # what is left unwritten is NaN
+        try:
+            current, mem, beta, threshold = inputs = problem(torch.float32)
+            found = ns.lif(
+                current,
+                mem,
+                beta=beta,
+                threshold=threshold,
+                surrogate=surrogate,
+                return_trace=traced,
+                backend=backend,
+                **rule,
+            )
+            # Before any gradient: where the forward pass is wrong, nothing more is compiled.
+            wanted = oracle.lif(*(t.detach() for t in inputs), surrogate=surrogate, **rule)
+            gradients = gradients_where_equal(found, wanted, inputs)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        in_double = oracle.lif(*exact, surrogate=surrogate, **rule)
+        assert torch.equal(in_double[0].float(), wanted[0]), "choose another seed"
+        check_gradients(gradients, in_double[: len(found)], exact)
+
+
+def loss_of(outputs) -> torch.Tensor:
+    """Return a sum of the outputs with weights of their own, the same ones each time."""
+    g = torch.Generator().manual_seed(3)
+    weights = [torch.randn(out.shape, generator=g) for out in outputs]
+    return sum((out * weight.to(out.dtype)).sum() for out, weight in zip(outputs, weights))
+
+
+def gradients_where_equal(found, wanted, inputs) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of the inputs, if the outputs are the wanted ones, bit for bit."""
+    for got, want in zip(found, wanted):
+        assert torch.equal(got, want)
+    return torch.autograd.grad(loss_of(found), inputs)
+
+
+def check_gradients(gradients, in_double, exact) -> None:
+    """Raise `AssertionError` where gradients differ from those in float64 by 1e-5."""
+    for got, want in zip(gradients, torch.autograd.grad(loss_of(in_double), exact)):
         assert (got.double() - want).norm() <= 1e-5 * want.norm()
 
 
@@ -87,17 +104,10 @@ def check_neuron(backend: str) -> None:
     decay, rise = (torch.nn.Parameter(one.detach()) for one in (decay, rise))
     inputs = [current, mem, slow, decay, rise]
     layer = ns.Spiking(mixed, decay=decay, rise=rise, backend=backend)
-    spikes, states, traces = layer(current, (mem, slow), return_trace=True)
-    found = (spikes, *states, *traces)
     wanted = mixed_in_torch(*(t.detach() for t in inputs))
-    for got, want in zip(found, wanted):
-        assert torch.equal(got, want)
-    g = torch.Generator().manual_seed(3)
-    weights = [torch.randn(out.shape, generator=g) for out in found]
-    loss = sum((out * weight).sum() for out, weight in zip(found, weights))
-    gradients = torch.autograd.grad(loss, inputs)
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    in_double = mixed_in_torch(*exact)
-    loss = sum((out * weight.double()).sum() for out, weight in zip(in_double, weights))
-    for got, want in zip(gradients, torch.autograd.grad(loss, exact)):
-        assert (got.double() - want).norm() <= 1e-5 * want.norm()
+    for traced in (True, False):
+        spikes, states, *traces = layer(current, (mem, slow), return_trace=traced)
+        found = (spikes, *states, *(traces[0] if traced else ()))
+        gradients = gradients_where_equal(found, wanted, inputs)
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        check_gradients(gradients, mixed_in_torch(*exact)[: len(found)], exact)

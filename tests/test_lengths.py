@@ -245,11 +245,12 @@ def test_lengths_of_all_steps_change_no_bit(name, fused):
 
 
 @pytest.mark.skipif("numba" not in fused_backends(), reason="numba does not run here")
-def test_large_outputs_are_streamed_past_the_caches(monkeypatch):
+@pytest.mark.parametrize("size", [640, 600, 604, 601])  # rows begin at 64, 32, 16 and 4 bytes
+def test_large_outputs_are_streamed_past_the_caches(size, monkeypatch):
     module = dispatch.scan_of(dispatch.TABLE["numba"])
     monkeypatch.setattr(module, "STREAMED", 0)
-    layer = made("lif subtract", 600, "numba")
-    check_alone(layer, padded(LENGTHS, 600), states_of(layer, 4, 600), LENGTHS, torch.float32)
+    layer = made("lif subtract", size, "numba")
+    check_alone(layer, padded(LENGTHS, size), states_of(layer, 4, size), LENGTHS, torch.float32)
 
 
 def test_a_kernel_takes_any_number_for_a_length(fused):

@@ -346,7 +346,7 @@ def _divided(
 
 def _past(out: Tensor, least: int, lengths: Tensor | None) -> tuple[bool, int]:
     """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
-    if out.nbytes < least:
+    if out.nbytes < least or out.numel() == 0:
         return False, 0
     samples = 1 if lengths is None else lengths.numel()
     place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * samples), _rows.LINE)
