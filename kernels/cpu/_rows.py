@@ -32,9 +32,11 @@ other backends do: libraries differ in the last bit of float32, and a spike woul
 the gradient (`program.QUICK`) stay in the state's format.
 """
 
+import contextlib
 import functools
+import gc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, ParamSpec, cast
 
 from llvmlite import ir
@@ -77,8 +79,7 @@ class _Scribe:
         self.builder, self.kind = builder, kind
 
     def constant(self, value: float, kind: Any = None) -> Any:
-        kind = kind or self.kind
-        return ir.Constant(kind, [value] * kind.count)
+        return ir.Constant(kind or self.kind, value)
 
     def function(self, name: str, kind: Any) -> Any:
         """Return the function of a name, from a value of a kind to another."""
@@ -380,12 +381,24 @@ class _Loop:
 kept: list[Any] = []  # the machine code of all functions so far, for good
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Collect no garbage meanwhile: to look through all of torch takes longer than a loop does."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _once(make: Callable[Key, _Loop]) -> Callable[Key, int]:
     """Let a function that writes a loop return the address of what it compiles to, made once."""
 
     @functools.wraps(make)
     def address(*key: Key.args, **named: Key.kwargs) -> int:
-        with global_compiler_lock:  # LLVM works for one thread at a time
+        with global_compiler_lock, _undisturbed():  # LLVM works for one thread at a time
             return make(*key, **named).address()
 
     return cast(Callable[Key, int], functools.cache(address))
