@@ -51,13 +51,19 @@ def run(fabric, folder, stop_at=None, *, resume=False):
     assert stop_at is None
 
 
+def threads():
+    return len([*Path("/proc/self/task").glob("*")])  # 0 where the system has no such folder
+
+
 def main(folder):
+    before = threads()
     fabric = make_fabric("cpu", devices=2)
     launch(fabric)
     run(fabric, folder / "whole")
     run(fabric, folder / "again", stop_at=13)
     run(fabric, folder / "again", resume=True)
     leave(fabric)
+    assert threads() <= before  # else the process is aborted now and then as it ends
 
 
 if __name__ == "__main__":

@@ -273,6 +273,7 @@ def test_two_processes_stop_together_and_end_as_if_they_had_not(tmp_path):
         capture_output=True,
         text=True,
         cwd=script.parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     same_end(tmp_path / "again", tmp_path / "whole")

@@ -4,6 +4,7 @@ Fabric takes seconds to import, and a run of one process without a scaled loss n
 `OneProcess` computes the same numbers without. Fabric itself is loaded where it is needed.
 """
 
+import gc
 import logging
 import os
 import warnings
@@ -180,6 +181,7 @@ def leave(fabric: Any) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         fabric.barrier()
         torch.distributed.destroy_process_group()
+        gc.collect()  # the group's threads end with the wrapped model, which refers to itself
 
 
 def gather(fabric: Any, value: Any) -> list[Any]:
