@@ -32,17 +32,16 @@ other backends do: libraries differ in the last bit of float32, and a spike woul
 the gradient (`program.QUICK`) stay in the state's format.
 """
 
-import contextlib
 import functools
-import gc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, cast
 
 from llvmlite import ir
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from neurospike.backend.garbage import uncollected
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Operation, Program, is_constant, needed
 
@@ -381,24 +380,13 @@ class _Loop:
 kept: list[Any] = []  # the machine code of all functions so far, for good
 
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Collect no garbage meanwhile: to look through all of torch takes longer than a loop does."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
 def _once(make: Callable[Key, _Loop]) -> Callable[Key, int]:
     """Let a function that writes a loop return the address of what it compiles to, made once."""
 
     @functools.wraps(make)
     def address(*key: Key.args, **named: Key.kwargs) -> int:
-        with global_compiler_lock, _undisturbed():  # LLVM works for one thread at a time
+        # LLVM works for one thread at a time; to look through all of torch takes longer than it.
+        with global_compiler_lock, uncollected():
             return make(*key, **named).address()
 
     return cast(Callable[Key, int], functools.cache(address))

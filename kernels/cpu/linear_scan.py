@@ -123,7 +123,7 @@ def _forward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,
+                        1,  # step, so that no stride matters
                         0,
                         0,
                     ),
@@ -193,7 +193,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,
+                        1,  # step, so that no stride matters
                         0,
                     ),
                 )
@@ -220,7 +220,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,
+                        1,  # step, so that no stride matters
                         0,
                         0,
                         0,

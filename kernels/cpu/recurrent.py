@@ -255,7 +255,7 @@ def _forward(job_at):
                         address(numbers, 0),
                         size,
                         size,
-                        1,
+                        1,  # step, so that no stride matters
                         0,
                         0,
                     ),
@@ -369,7 +369,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         size,
                         size,
-                        1,
+                        1,  # step, so that no stride matters
                         0,
                         0,
                         0,

@@ -40,7 +40,7 @@ from neurospike.ops.wants import mask_of
 
 BLOCK = 1344  # neurons that are taken through time together: rows that memory reads at full speed
 UNIT = 64  # neurons that a block is a multiple of
-HISTORY = 3 << 19  # bytes of a block's history, at most: much of it stays in the second-level cache
+HISTORY = 3 << 19  # bytes of a block's history, at most
 PAD = 16  # numbers between rows of scratch, else those of some steps meet in few lines of a cache
 TOGETHER = 4  # time steps that a row is taken at once
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it

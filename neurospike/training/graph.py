@@ -10,15 +10,15 @@ in `Cuda`; the tests put another in its place.
 
 import atexit
 import contextlib
-import gc
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from neurospike.backend.garbage import uncollected
 from neurospike.errors import GraphError
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class Cuda:
         # A stream of its own: a library's workspace for it then belongs to the graph's memory.
         stream = torch.cuda.Stream(self.device)
         try:
-            with torch.cuda.stream(stream), _no_garbage():
+            with torch.cuda.stream(stream), uncollected():
                 # Other threads, such as one that draws curves, may use the device meanwhile.
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 found = step()
@@ -226,15 +226,3 @@ def _cannot(reason: str) -> GraphError:
         "the step itself",
         reason,
     )
-
-
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Collect no garbage meanwhile: what is freed may not be freed while a step is recorded."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
