@@ -69,7 +69,7 @@ def place(tmp_path_factory):
 
 def kept(folder: Path) -> bool:
     """Whether compiled code lies on disk beside the kernels in a folder."""
-    return any((folder / "__pycache__").glob("scan.*.nbc"))
+    return any((folder / "__pycache__").glob("neurospike_*"))
 
 
 def recognises(place: Place) -> None:

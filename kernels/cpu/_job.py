@@ -7,13 +7,12 @@ is a scratch that is divided among the threads.
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
-from neurospike.kernels.cpu._memory import array_at
+from neurospike.kernels.cpu._intrinsics import array_at
 
 NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 13
 
@@ -59,14 +58,14 @@ def _scratch(count: int, state: torch.dtype) -> Tensor:
 
 
 def run(
-    kernel: Any,
+    kernel: int,
     arrays: Sequence[Tensor | None],
     sizes: Sequence[int],
     threads: int,
     scratch: int = 0,
     state: torch.dtype = torch.float32,
 ) -> Sequence[int]:
-    """Hand a compiled kernel a job and wait for it; return the job as it was left.
+    """Hand a compiled loop, by its address, a job and wait for it; return the job as it was left.
 
     scratch: numbers in the format `state` that each thread has for itself.
     """
@@ -74,4 +73,4 @@ def run(
     job = [0, 0, 0, *sizes, *_NOTHING[: HEAD - SIZES - len(sizes)]]
     for array in (*arrays, held):
         job += (0, 0) if array is None else (array.data_ptr(), array.numel())
-    return parallel.run(kernel.address, job, threads)
+    return parallel.run(kernel, job, threads)

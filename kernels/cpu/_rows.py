@@ -22,28 +22,23 @@ parameter is asked for, they do as these would, on rows of one number per neuron
                 sum0[i] += more
 
 Each is a C function of integers (see `ADVANCE`, `RETRACE` and `RETREAT` for which), which the
-compiled loops over time run by `_memory.call`. So there is one loop over time for all neurons, and
+compiled loops over time run by `_intrinsics.call`. So there is one loop over time for all neurons, and
 what is compiled for a neuron is a few lines, in some hundredths of a second. What goes from step to
 step stays in registers, a vector of neurons at a time; rows are therefore handed over a few steps
 at once, where nothing else is to be done between them.
-
-Functions that a processor has no instruction for are computed in float64 and rounded, as the
-other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
-the gradient (`program.QUICK`) stay in the state's format.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, cast
 
+from llvmlite import binding as llvm
 from llvmlite import ir
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 
-from neurospike.backend.garbage import uncollected
+from neurospike.kernels.cpu import _code
+from neurospike.kernels.cpu._scribe import DOUBLE, I32, Scribe
 from neurospike.neurons.derive import derived
-from neurospike.neurons.program import Operation, Program, is_constant, needed
+from neurospike.neurons.program import Operation, Program, needed
 
 # What the functions are given: addresses of rows, and at the end how far apart the rows of a group
 # lie, states for example, how many neurons and steps there are, and how far apart the rows of
@@ -61,98 +56,9 @@ RETREAT = (
 VECTOR = 128  # bytes of each value that are computed at once: two registers of the widest kind
 LINE = 64  # bytes that come from memory together
 AHEAD = 4  # steps ahead that a row is fetched: a line each time one is computed
-I32 = ir.IntType(32)
 I64 = ir.IntType(64)
-DOUBLE = ir.DoubleType()
-COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-# Of these LLVM knows what they are, whatever it makes of them.
-INTRINSIC = frozenset({"exp", "log", "sqrt", "sin", "cos", "fabs"})
 
 Key = ParamSpec("Key")
-
-
-class _Scribe:
-    """Writes operations on vectors of numbers of one format, one after the other."""
-
-    def __init__(self, builder: ir.IRBuilder, kind: Any) -> None:
-        self.builder, self.kind = builder, kind
-
-    def constant(self, value: float, kind: Any = None) -> Any:
-        return ir.Constant(kind or self.kind, value)
-
-    def function(self, name: str, kind: Any) -> Any:
-        """Return the function of a name, from a value of a kind to another."""
-        module = self.builder.module
-        known = module.globals.get(name)
-        return known or ir.Function(module, ir.FunctionType(kind, [kind]), name)
-
-    def call(self, name: str, value: Any) -> Any:
-        """Return a function of the C library, in the format of its argument."""
-        build, kind = self.builder, value.type
-        element = kind.element
-        if name in INTRINSIC:
-            full = f"llvm.{name}.v{kind.count}{element.intrinsic_name}"
-            return build.call(self.function(full, kind), [value])
-        function = self.function(name if element == DOUBLE else f"{name}f", element)
-        for k in range(kind.count):
-            one = build.call(function, [build.extract_element(value, I32(k))])
-            value = build.insert_element(value, one, I32(k))
-        return value
-
-    def rounded(self, function: Callable[[Any], Any], value: Any) -> Any:
-        """Return a function of numbers, computed in float64."""
-        if self.kind.element == DOUBLE:
-            return function(value)
-        wide = function(self.builder.fpext(value, ir.VectorType(DOUBLE, self.kind.count)))
-        return self.builder.fptrunc(wide, self.kind)
-
-    def sigmoid(self, u: Any) -> Any:
-        one = self.constant(1.0, u.type)
-        return self.builder.fdiv(
-            one, self.builder.fadd(one, self.call("exp", self.builder.fneg(u)))
-        )
-
-    def lesser(self, sign: str, a: Any, b: Any) -> Any:
-        """Return the one of two numbers that is less, or more; NaN if either is."""
-        build = self.builder
-        first = build.or_(build.fcmp_ordered(sign, a, b), build.fcmp_unordered("!=", a, a))
-        return build.select(first, a, b)
-
-    def do(self, name: str, *given: Any) -> Any:
-        """Return the result of an operation of `program.TEXTS` or `program.QUICK`."""
-        build = self.builder
-        quick, name = name.startswith("quick_"), name.removeprefix("quick_")
-        if name in COMPARISONS:
-            return build.fcmp_ordered(COMPARISONS[name], *given)
-        if name in ("add", "sub", "mul", "div", "neg"):
-            return getattr(build, f"f{name}")(*given)
-        if name in ("both", "either"):
-            return (build.and_ if name == "both" else build.or_)(*given)
-        if name == "where":
-            return build.select(*given)
-        if name == "heaviside":
-            above = build.fcmp_ordered(">", given[0], self.constant(0.0))
-            return build.select(above, self.constant(1.0), self.constant(0.0))
-        if name == "detach":
-            return given[0]
-        if name in ("minimum", "maximum"):
-            return self.lesser("<" if name == "minimum" else ">", *given)
-        if name in ("abs", "sqrt"):  # rounded once by the processor
-            return self.call("fabs" if name == "abs" else name, *given)
-        function = self.sigmoid if name == "sigmoid" else functools.partial(self.call, name)
-        return function(*given) if quick else self.rounded(function, *given)
-
-    def results(
-        self, values: dict[str, Any], operations: Sequence[Operation], results: Sequence[str]
-    ) -> list[Any]:
-        """Write the operations; return the results. `values` has what operands stand for."""
-
-        def value(operand: str) -> Any:
-            return self.constant(float(operand)) if is_constant(operand) else values[operand]
-
-        for k, (name, *operands) in enumerate(operations):
-            values[f"@{k}"] = self.do(name, *map(value, operands))
-        return [value(one) for one in results]
 
 
 class _Result(NamedTuple):
@@ -176,17 +82,14 @@ class _Loop:
     back: whether it begins with the last step.
     """
 
-    numbered = itertools.count()
-
     def __init__(
         self, arguments: Sequence[str], program: Program, double: bool, back: bool = False
     ) -> None:
-        name = f"neurospike_rows_{next(self.numbered)}"
         self.kind, self.size = (DOUBLE, 8) if double else (ir.FloatType(), 4)
         self.program, self.back = program, back
-        self.module = ir.Module(name)
+        self.module = ir.Module()
         kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
-        self.outer = ir.Function(self.module, kind, name)
+        self.outer = ir.Function(self.module, kind, "rows")
         self.given = dict(zip(arguments, self.outer.args))
         self.rows: dict[str, Any] = {}  # where each begins, at the first step to be taken
         self.strides: dict[str, Any] = {}  # bytes from there to the next step, if there are any
@@ -343,7 +246,7 @@ class _Loop:
         if lanes > 1:
             for name in self.fetched:
                 self.fetch(build.add(at[name], build.mul(self.strides[name], I64(AHEAD))))
-        found = _Scribe(build, kind).results(values, operations, results)
+        found = Scribe(build, kind).results(values, operations, results)
         last = {}
         for value, (into, operand, added, kept) in zip(found, becomes, strict=True):
             if into is not None:
@@ -368,26 +271,19 @@ class _Loop:
         build.position_at_end(done)
         return i
 
-    def address(self) -> int:
-        """Compile the function; return where it is, for good."""
-        library = cpu_target.target_context.codegen().create_library(self.module.name)
-        library.add_ir_module(self.module)
-        library.finalize()
-        kept.append(library)
-        return library.get_pointer_to_function(self.outer.name)
-
-
-kept: list[Any] = []  # the machine code of all functions so far, for good
-
 
 def _once(make: Callable[Key, _Loop]) -> Callable[Key, int]:
     """Let a function that writes a loop return the address of what it compiles to, made once."""
 
     @functools.wraps(make)
     def address(*key: Key.args, **named: Key.kwargs) -> int:
-        # LLVM works for one thread at a time; to look through all of torch takes longer than it.
-        with global_compiler_lock, uncollected():
-            return make(*key, **named).address()
+        def write(name: str) -> llvm.ModuleRef:
+            loop = make(*key, **named)
+            module = llvm.parse_assembly(str(loop.module))
+            module.get_function(loop.outer.name).name = name
+            return _code.optimised(module, level=2)
+
+        return _code.address((make.__name__, *key, *sorted(named.items())), write)
 
     return cast(Callable[Key, int], functools.cache(address))
 

@@ -1,10 +1,4 @@
-"""Vectors of a fixed width in compiled CPU loops, where Numba would leave them to chance.
-
-`sum_rows` keeps a row of sums in registers while it adds up others: a loop over an array of sums
-would load and store each of them at every row. `add_in_any_order` lets a loop that sums be one over
-vectors, in an order that the compiler chooses once. `nonzero` and `graded` look at 64 numbers at
-once and answer in the 64 bits of an integer, which `ones` counts and `lowest` goes through.
-"""
+"""Vectors of a fixed width in compiled loops, as `_intrinsics` describes them."""
 
 from typing import Any
 
@@ -42,8 +36,6 @@ def _look(context: Any, builder: Any, signature: Any, arguments: Any, values: tu
 
 @intrinsic
 def nonzero(typing_context, array, at):
-    """Return which of `array[at : at + 64]` are not 0, as bits."""
-
     def generate(context, builder, signature, arguments):
         return _look(context, builder, signature, arguments, (0,))
 
@@ -52,8 +44,6 @@ def nonzero(typing_context, array, at):
 
 @intrinsic
 def graded(typing_context, array, at):
-    """Return which of `array[at : at + 64]` are neither 0 nor 1, as bits."""
-
     def generate(context, builder, signature, arguments):
         return _look(context, builder, signature, arguments, (0, 1))
 
@@ -62,8 +52,6 @@ def graded(typing_context, array, at):
 
 @intrinsic
 def ones(typing_context, bits):
-    """Return how many bits are 1."""
-
     def generate(context, builder, signature, arguments):
         return builder.ctpop(arguments[0])
 
@@ -72,8 +60,6 @@ def ones(typing_context, bits):
 
 @intrinsic
 def lowest(typing_context, bits):
-    """Return the place of the lowest bit that is 1."""
-
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
@@ -82,8 +68,6 @@ def lowest(typing_context, bits):
 
 @intrinsic
 def add_in_any_order(typing_context, one, other):
-    """Return the sum of two numbers; a loop of such sums may be taken in another order."""
-
     def generate(context, builder, signature, arguments):
         return builder.fadd(*arguments, flags=("reassoc", "nsz"))
 
@@ -137,10 +121,6 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int)
 
 @intrinsic(prefer_literal=True)
 def sum_rows(typing_context, out, at, first, first_at, rows, indices, low, high, width):
-    """Write `first[first_at:] + sum of rows[indices[e]] for e from low to high` to `out[at:]`.
-
-    `rows` are `[K, width]`, `width` numbers are written; it is a constant.
-    """
     size = width.literal_value
 
     def generate(context, builder, signature, arguments):
@@ -154,7 +134,6 @@ def sum_rows(typing_context, out, at, first, first_at, rows, indices, low, high,
 def sum_graded_rows(
     typing_context, out, at, first, first_at, rows, indices, low, high, values, width
 ):
-    """Do as `sum_rows`, with each row times `values[e]`."""
     size = width.literal_value
 
     def generate(context, builder, signature, arguments):
@@ -215,12 +194,6 @@ def multiply_rows(
     typing_context, out, at, out_stride, given, first, stride, matrix, start, apart, depth, rows,
     width,
 ):  # fmt: skip
-    """Write the product of `rows` rows of numbers and a matrix of `width` columns to `out[at:]`.
-
-    Rows of `given` begin at `first`, `stride` apart, and have `depth` numbers; those of `matrix`
-    begin at `start`, `apart` from one another, those of `out` at `at`, `out_stride` apart. `rows`
-    and `width` are constants: the sums stay in registers.
-    """
     count, size = rows.literal_value, width.literal_value
 
     def generate(context, builder, signature, arguments):
@@ -233,12 +206,6 @@ def multiply_rows(
 
 @intrinsic
 def turn(typing_context, out, at, out_stride, source, start, stride):
-    """Write a square of a matrix transposed: as many rows as 64 bytes hold numbers.
-
-    Rows of `source` begin at `start` and are `stride` apart, those of `out` at `at`, `out_stride`
-    apart.
-    """
-
     def generate(context, builder, signature, arguments):
         element = context.get_data_type(out.dtype)
         size = context.get_abi_sizeof(element)

@@ -25,9 +25,16 @@ from torch import Tensor
 
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import (
+    add_in_any_order,
+    address,
+    array_at,
+    fence,
+    prefetch,
+    stream,
+    take,
+)
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu._memory import address, array_at, fence, prefetch, stream, take
-from neurospike.kernels.cpu._vectors import add_in_any_order
 from neurospike.kernels.cpu.linear import turn_block
 from neurospike.kernels.cpu.linear_scan import _copy
 from neurospike.kernels.cpu.scan import GRAIN, STREAMED, rows

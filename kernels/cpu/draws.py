@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neurospike.backend import parallel
 from neurospike.kernels.cpu._compile import compiled
-from neurospike.kernels.cpu._memory import array_at
+from neurospike.kernels.cpu._intrinsics import array_at
 
 SIZE, SHIFT = 624, 397  # of the generator's state: numbers, and the distance of those combined
 HEADER = 8  # bytes before the place in the state, which is 32 bits at 8 and 64 bits at 16
@@ -130,7 +130,7 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
         job = [place, 0]
         for array, count in zip(places, (out.numel(), limit.numel(), SIZE, 2 * SIZE)):
             job += [array.data_ptr(), count]
-        place = int(parallel.run(_compiled().address, job, 1)[0])
+        place = int(parallel.run(_compiled(), job, 1)[0])
         left[0], at[0] = SIZE - place + 1, place
         if not torch.equal(generator.get_state(), before):
             return None

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from neurospike.backend import parallel
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import graded, lowest, nonzero, ones, take
 from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu._memory import take
-from neurospike.kernels.cpu._vectors import graded, lowest, nonzero, ones
 
 WORD = 64  # inputs whose bits are one integer
 TABLE = 40  # additions, in the time of which a row of a table of sums of four is made

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import take
 from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, array_of, job_of, run
-from neurospike.kernels.cpu._memory import take
 from neurospike.kernels.cpu.events import FORMATS
 from neurospike.ops.arguments import is_plain
 

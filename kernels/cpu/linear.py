@@ -22,9 +22,8 @@ from torch import Tensor
 
 from neurospike.backend import buffers
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import prefetch_line, sum_graded_rows, sum_rows, take, turn
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu._memory import prefetch_line, take
-from neurospike.kernels.cpu._vectors import sum_graded_rows, sum_rows, turn
 from neurospike.kernels.cpu.events import FORMATS, WORD, Found, find, listed, transposed, words
 from neurospike.kernels.cpu.events import threads as threads_for
 

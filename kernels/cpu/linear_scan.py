@@ -27,9 +27,16 @@ from torch import Tensor
 from neurospike.backend import buffers
 from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import (
+    address,
+    call,
+    fence,
+    prefetch,
+    stream,
+    sum_rows,
+    take,
+)
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import address, call, fence, prefetch, stream, take
-from neurospike.kernels.cpu._vectors import sum_rows
 from neurospike.kernels.cpu.events import FORMATS, Found, find, listed, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack, turn_block

@@ -28,9 +28,17 @@ from torch import Tensor
 from neurospike.backend import buffers
 from neurospike.kernels.cpu import _rows, linear
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import (
+    address,
+    call,
+    graded,
+    lowest,
+    multiply_rows,
+    nonzero,
+    sum_rows,
+    take,
+)
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import address, call, take
-from neurospike.kernels.cpu._vectors import graded, lowest, multiply_rows, nonzero, sum_rows
 from neurospike.kernels.cpu.events import FORMATS, find, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack

@@ -33,8 +33,8 @@ from torch import Tensor
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
+from neurospike.kernels.cpu._intrinsics import address, call, fence, stream, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
-from neurospike.kernels.cpu._memory import address, call, fence, stream, take
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 

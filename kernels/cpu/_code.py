@@ -1,0 +1,178 @@
+"""Machine code for this computer's processor: made once, kept on disk, loaded by LLVM alone.
+
+Numba takes half a second of every process to be imported and to load what it kept. So the C
+functions that it makes of our loops, and those that `_rows` writes, become object files that need
+nothing but the C library, and llvmlite loads them in milliseconds.
+
+No damage of a file can do harm: each ends with a checksum of the rest, and what does not fit it is
+made anew and written over. A disk that is full or read-only costs the compilation of each process,
+and nothing else.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import llvmlite
+from llvmlite import binding as llvm
+
+from neurospike.backend.garbage import uncollected
+
+SUM_BYTES = 4
+OWN = Path(__file__).parent
+PACKAGE = Path(sys.modules["neurospike"].__path__[0])
+# What is compiled, and what it is compiled with, beside the files of this folder.
+SOURCES = ("backend/binding.py", "neurons/derive.py", "neurons/program.py")
+
+Write = Callable[[str], llvm.ModuleRef]
+
+_lock = threading.RLock()
+_loaded: dict[str, int] = {}
+
+
+def address(
+    key: Iterable[object], write: Write, loop: str = "", packages: Iterable[str] = ()
+) -> int:
+    """Return where a C function is, in this process for good.
+
+    Args:
+        key: all that the function depends on beside this package, the processor and llvmlite.
+        write: given the name that the function is to have, returns a module that defines it,
+            optimised, and nothing else that can be seen from outside.
+        loop: what a terminal is told is compiled; if empty it is told nothing.
+        packages: those that `write` uses, on whose versions the function depends too.
+    """
+    versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
+    text = "\0".join(map(repr, (*key, *versions, _here())))
+    name = f"neurospike_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    with _lock:
+        if name not in _loaded:
+            _loaded[name] = _load(name, _kept(name) or _made(name, write, loop))
+        return _loaded[name]
+
+
+def count() -> int:
+    """Return how many functions this process has loaded so far."""
+    return len(_loaded)
+
+
+@functools.cache
+def _here() -> str:
+    """Return what all functions depend on: our own sources, the processor, LLVM and its options."""
+    seen = hashlib.sha256()
+    for file in (*sorted(OWN.glob("*.py")), *(PACKAGE / name for name in SOURCES)):
+        seen.update(file.read_bytes())
+    options = [(k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and "CACHE" not in k]
+    processor = (llvm.get_process_triple(), llvm.get_host_cpu_name(), _features())
+    return repr((seen.hexdigest(), llvmlite.__version__, sys.version, processor, sorted(options)))
+
+
+@functools.cache
+def _features() -> str:
+    return llvm.get_host_cpu_features().flatten()
+
+
+@functools.cache
+def _machine() -> llvm.TargetMachine:
+    with contextlib.suppress(RuntimeError):
+        llvm.initialize()  # newer ones need no such call, and refuse it
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=_features(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+@functools.cache
+def _engine() -> llvm.ExecutionEngine:
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+
+
+def optimised(module: llvm.ModuleRef, level: int) -> llvm.ModuleRef:
+    """Return a module, optimised for this processor, without what nothing in it needs."""
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
+    builder = llvm.create_pass_builder(_machine(), options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+def _made(name: str, write: Write, loop: str) -> bytes:
+    """Return a function's object file, which is kept if it can be."""
+    folder = _folder()
+    if loop and sys.stderr is not None and sys.stderr.isatty():
+        again = "once: the code is kept on disk"
+        if folder is None:
+            again = "in each process: there is no folder to keep the code in"
+        print(f"neurospike: compiling {loop} ({again})", file=sys.stderr)  # noqa: T201 (a person waits)
+    with uncollected():  # to look through all of torch takes longer than a short function
+        content = _machine().emit_object(write(name))
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            _write(folder / name, content + _sum(content))
+    return content
+
+
+def _load(name: str, content: bytes) -> int:
+    engine = _engine()
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(content))
+    engine.finalize_object()
+    return engine.get_function_address(name)
+
+
+def _folders() -> list[Path]:
+    """Return where code is kept: where Numba would, or in the user's cache folder."""
+    if told := os.environ.get("NUMBA_CACHE_DIR"):
+        return [Path(told) / "neurospike"]
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return [OWN / "__pycache__", (Path(home) if home else Path("~/.cache")) / "neurospike"]
+
+
+def _kept(name: str) -> bytes | None:
+    """Return an object file that an earlier process made; None if there is none that is whole."""
+    for folder in _folders():
+        with contextlib.suppress(OSError, RuntimeError):
+            content = (folder.expanduser() / name).read_bytes()
+            if content[-SUM_BYTES:] == _sum(content[:-SUM_BYTES]):
+                return content[:-SUM_BYTES]
+    return None
+
+
+def _folder() -> Path | None:
+    """Return a folder to keep code in, made if need be; None if there is none."""
+    for folder in _folders():
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = folder.expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    return None
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all, beside others that write the same one."""
+    made = file.with_name(f"{file.name}.tmp.{os.getpid()}")
+    try:
+        made.write_bytes(content)
+        made.replace(file)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+
+
+def _sum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(SUM_BYTES, "little")

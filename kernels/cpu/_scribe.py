@@ -1,0 +1,104 @@
+"""A neuron's operations written in LLVM's language, on vectors of numbers.
+
+Functions that a processor has no instruction for are computed in float64 and rounded, as the
+other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
+the gradient (`program.QUICK`) stay in the state's format.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from neurospike.neurons.program import Operation, is_constant
+
+I32 = ir.IntType(32)
+DOUBLE = ir.DoubleType()
+COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+# Of these LLVM knows what they are, whatever it makes of them.
+INTRINSIC = frozenset({"exp", "log", "sqrt", "sin", "cos", "fabs"})
+
+
+class Scribe:
+    """Writes operations on vectors of numbers of one format, one after the other."""
+
+    def __init__(self, builder: ir.IRBuilder, kind: Any) -> None:
+        self.builder, self.kind = builder, kind
+
+    def constant(self, value: float, kind: Any = None) -> Any:
+        return ir.Constant(kind or self.kind, value)
+
+    def function(self, name: str, kind: Any) -> Any:
+        """Return the function of a name, from a value of a kind to another."""
+        module = self.builder.module
+        known = module.globals.get(name)
+        return known or ir.Function(module, ir.FunctionType(kind, [kind]), name)
+
+    def call(self, name: str, value: Any) -> Any:
+        """Return a function of the C library, in the format of its argument."""
+        build, kind = self.builder, value.type
+        element = kind.element
+        if name in INTRINSIC:
+            full = f"llvm.{name}.v{kind.count}{element.intrinsic_name}"
+            return build.call(self.function(full, kind), [value])
+        function = self.function(name if element == DOUBLE else f"{name}f", element)
+        for k in range(kind.count):
+            one = build.call(function, [build.extract_element(value, I32(k))])
+            value = build.insert_element(value, one, I32(k))
+        return value
+
+    def rounded(self, function: Callable[[Any], Any], value: Any) -> Any:
+        """Return a function of numbers, computed in float64."""
+        if self.kind.element == DOUBLE:
+            return function(value)
+        wide = function(self.builder.fpext(value, ir.VectorType(DOUBLE, self.kind.count)))
+        return self.builder.fptrunc(wide, self.kind)
+
+    def sigmoid(self, u: Any) -> Any:
+        one = self.constant(1.0, u.type)
+        return self.builder.fdiv(
+            one, self.builder.fadd(one, self.call("exp", self.builder.fneg(u)))
+        )
+
+    def lesser(self, sign: str, a: Any, b: Any) -> Any:
+        """Return the one of two numbers that is less, or more; NaN if either is."""
+        build = self.builder
+        first = build.or_(build.fcmp_ordered(sign, a, b), build.fcmp_unordered("!=", a, a))
+        return build.select(first, a, b)
+
+    def do(self, name: str, *given: Any) -> Any:
+        """Return the result of an operation of `program.TEXTS` or `program.QUICK`."""
+        build = self.builder
+        quick, name = name.startswith("quick_"), name.removeprefix("quick_")
+        if name in COMPARISONS:
+            return build.fcmp_ordered(COMPARISONS[name], *given)
+        if name in ("add", "sub", "mul", "div", "neg"):
+            return getattr(build, f"f{name}")(*given)
+        if name in ("both", "either"):
+            return (build.and_ if name == "both" else build.or_)(*given)
+        if name == "where":
+            return build.select(*given)
+        if name == "heaviside":
+            above = build.fcmp_ordered(">", given[0], self.constant(0.0))
+            return build.select(above, self.constant(1.0), self.constant(0.0))
+        if name == "detach":
+            return given[0]
+        if name in ("minimum", "maximum"):
+            return self.lesser("<" if name == "minimum" else ">", *given)
+        if name in ("abs", "sqrt"):  # rounded once by the processor
+            return self.call("fabs" if name == "abs" else name, *given)
+        function = self.sigmoid if name == "sigmoid" else functools.partial(self.call, name)
+        return function(*given) if quick else self.rounded(function, *given)
+
+    def results(
+        self, values: dict[str, Any], operations: Sequence[Operation], results: Sequence[str]
+    ) -> list[Any]:
+        """Write the operations; return the results. `values` has what operands stand for."""
+
+        def value(operand: str) -> Any:
+            return self.constant(float(operand)) if is_constant(operand) else values[operand]
+
+        for k, (name, *operands) in enumerate(operations):
+            values[f"@{k}"] = self.do(name, *map(value, operands))
+        return [value(one) for one in results]
