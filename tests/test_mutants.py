@@ -16,12 +16,12 @@ pytest.importorskip("numba")
 
 ROOT = Path(__file__).parents[1]
 KERNEL, ROWS = "kernels/cpu/scan.py", "kernels/cpu/_rows.py"
-DERIVE = "neurospike/neurons/derive.py"
+SCRIBE, DERIVE = "kernels/cpu/_scribe.py", "neurospike/neurons/derive.py"
 
 # name: file, what stands there, what is put in its place
 MUTANTS = {
     "fires at the threshold": (
-        ROWS,
+        SCRIBE,
         'above = build.fcmp_ordered(">", given[0]',
         'above = build.fcmp_ordered(">=", given[0]',
     ),
@@ -36,7 +36,7 @@ MUTANTS = {
         "given, wants = (spikes, *[False] * count)",
     ),
     "fused multiply-add": (
-        ROWS,
+        SCRIBE,
         'return getattr(build, f"f{name}")(*given)',
         'return getattr(build, f"f{name}")(*given, flags=("contract",))',
     ),
@@ -93,7 +93,7 @@ MUTANTS = {
         "place.add_incoming(build.add(place, build.mul(self.strides[name], t)), step)",
     ),
     "the greater of two numbers for the lesser": (
-        ROWS,
+        SCRIBE,
         'self.lesser("<" if name == "minimum" else ">", *given)',
         'self.lesser(">" if name == "minimum" else "<", *given)',
     ),
