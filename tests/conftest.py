@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: no test sees a GPU, so that all do the same on every machine. Those of
 # on_cuda.py get what is kept here, in a process of their own (test_triton.py).
@@ -56,6 +57,20 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plans_fit_their_arrays() -> None:
+    """Refuse a job that was planned for arrays of other sizes: it would write anywhere."""
+    job = dispatch.load(".kernels.cpu._job")
+    run = job.Plan.run
+
+    def checked(plan: Any, arrays: Sequence[torch.Tensor | None]) -> Any:
+        sizes = [0 if one is None else one.numel() for one in arrays]
+        assert sizes == [*plan.job[job.HEAD + 1 :: 2]][:-1]
+        return run(plan, arrays)
+
+    job.Plan.run = checked
 
 
 def usable_backends() -> list[str]:

@@ -213,6 +213,33 @@ def test_every_rule_in_16_bits_and_from_a_state_of_zeros(rule: dict, backend: st
         assert torch.equal(got[2], want[2])
 
 
+def test_calls_that_look_alike_are_told_apart(backend: str) -> None:
+    """What one call found out is kept for others like it: of each of these in turn, no other."""
+    four = torch.tensor([0.9, 0.5, 0.8, 0.7])
+    plain = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(3)) + 1.0
+
+    def run(name: str, backend: str) -> list[torch.Tensor]:
+        x = plain.clone().requires_grad_()
+        given = x[:1].expand(4, 4, 4) if name == "one row for all" else x
+        options = {"beta": four if name == "a beta each" else 0.9}
+        options |= {"num_steps": 4} if name == "held" else {}
+        options |= {"mem": torch.full((4, 4), 0.3)} if name == "a state" else {}
+        options |= {"lengths": [1, 2, 3, 4]} if name == "lengths" else {}
+        options |= {"return_trace": True} if name == "a trace" else {}
+        spikes, mem, *trace = ns.lif(given, backend=backend, **options)
+        total = spikes.sum() if name == "one gradient for all" else (spikes * spikes.detach()).sum()
+        (
+            total + (0.0 if name == "spikes alone" else mem.sum()) + sum(t.sum() for t in trace)
+        ).backward()
+        return [spikes, mem, *trace, x.grad]
+
+    names = ("as it is", "held", "one row for all", "a beta each", "a state", "lengths", "a trace")
+    names += ("one gradient for all", "spikes alone")
+    for name in (*names, *reversed(names)):
+        for ours, true in zip(run(name, backend), run(name, "reference"), strict=True):
+            torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_constant_current_is_the_same_as_a_repeated_one(backend: str) -> None:
     for rule in RULES:
         current, mem, b, th = problem((1, 3, 70), torch.float64, (70,), ())

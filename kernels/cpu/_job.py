@@ -5,6 +5,7 @@ answer, sizes and addresses of functions, and then the address and size of each 
 is a scratch that is divided among the threads.
 """
 
+import array
 import threading
 from collections.abc import Sequence
 
@@ -57,6 +58,47 @@ def _scratch(count: int, state: torch.dtype) -> Tensor:
     return kept
 
 
+class Plan:
+    """A compiled loop and its job, of which all is known but where the arrays lie.
+
+    Args:
+        kernel: address of the loop.
+        numbers: how many each array has; 0 for one that is not there.
+        sizes: of the job.
+        threads: that run it.
+        scratch: numbers in the format `state` that each thread has for itself.
+        state: format of the scratch.
+    """
+
+    def __init__(
+        self,
+        kernel: int,
+        numbers: Sequence[int],
+        sizes: Sequence[int],
+        threads: int,
+        scratch: int = 0,
+        state: torch.dtype = torch.float32,
+    ) -> None:
+        self.kernel, self.threads = kernel, threads
+        self.scratch, self.state = threads * scratch, state
+        job = [0, 0, 0, *sizes, *_NOTHING[: HEAD - SIZES - len(sizes)]]
+        for count in (*numbers, self.scratch):
+            job += (0, count)
+        self.job = array.array("q", job)
+
+    def run(self, arrays: Sequence[Tensor | None]) -> Sequence[int]:
+        """Let the threads do a job on these arrays; return it as they left it."""
+        job, place = self.job[:], HEAD
+        for one in arrays:
+            if one is not None:
+                job[place] = one.data_ptr()
+            place += 2
+        held = _scratch(self.scratch, self.state)  # as long as the loop runs
+        job[place] = held.data_ptr()
+        parallel.run(self.kernel, job, self.threads)
+        return job
+
+
 def run(
     kernel: int,
     arrays: Sequence[Tensor | None],
@@ -65,12 +107,6 @@ def run(
     scratch: int = 0,
     state: torch.dtype = torch.float32,
 ) -> Sequence[int]:
-    """Hand a compiled loop, by its address, a job and wait for it; return the job as it was left.
-
-    scratch: numbers in the format `state` that each thread has for itself.
-    """
-    held = _scratch(threads * scratch, state)
-    job = [0, 0, 0, *sizes, *_NOTHING[: HEAD - SIZES - len(sizes)]]
-    for array in (*arrays, held):
-        job += (0, 0) if array is None else (array.data_ptr(), array.numel())
-    return parallel.run(kernel, job, threads)
+    """Run a `Plan` once; return the job as it was left."""
+    numbers = [0 if one is None else one.numel() for one in arrays]
+    return Plan(kernel, numbers, sizes, threads, scratch, state).run(arrays)

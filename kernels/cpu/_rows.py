@@ -22,10 +22,10 @@ parameter is asked for, they do as these would, on rows of one number per neuron
                 sum0[i] += more
 
 Each is a C function of integers (see `ADVANCE`, `RETRACE` and `RETREAT` for which), which the
-compiled loops over time run by `_intrinsics.call`. So there is one loop over time for all neurons, and
-what is compiled for a neuron is a few lines, in some hundredths of a second. What goes from step to
-step stays in registers, a vector of neurons at a time; rows are therefore handed over a few steps
-at once, where nothing else is to be done between them.
+compiled loops over time run by `_intrinsics.call`. So there is one loop over time for all neurons,
+and what is compiled for a neuron is a few lines, in some hundredths of a second. What goes from
+step to step stays in registers, a vector of neurons at a time; rows are therefore handed over a few
+steps at once, where nothing else is to be done between them.
 """
 
 import functools

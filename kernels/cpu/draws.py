@@ -12,6 +12,7 @@ here is dropped, and torch draws. What remains are the microseconds between that
 writing: a draw of another thread from the same generator just then is drawn here a second time.
 """
 
+import array
 import functools
 import threading
 from typing import Any
@@ -127,10 +128,11 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
         places = (out, limit, state[HEADER + 16 :], scratch)
         # `left` is how many are left, and 1 when the next draw makes new ones.
         place = SIZE if left[0] == 1 else int(at[0])
-        job = [place, 0]
-        for array, count in zip(places, (out.numel(), limit.numel(), SIZE, 2 * SIZE)):
-            job += [array.data_ptr(), count]
-        place = int(parallel.run(_compiled(), job, 1)[0])
+        job = array.array("q", [place, 0])
+        for one, count in zip(places, (out.numel(), limit.numel(), SIZE, 2 * SIZE)):
+            job.extend((one.data_ptr(), count))
+        parallel.run(_compiled(), job, 1)
+        place = job[0]
         left[0], at[0] = SIZE - place + 1, place
         if not torch.equal(generator.get_state(), before):
             return None

@@ -24,7 +24,7 @@ converted before, their spikes and gradients after.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu import _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, call, fence, stream, take
-from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, row_of
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
@@ -309,48 +309,104 @@ def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | No
     return tensors or [None] * count
 
 
-def rows(tensor: Tensor | None, state: torch.dtype) -> Tensor | None:
+Given = TypeVar("Given", Tensor, "Tensor | None")
+
+
+def rows(tensor: Given, state: torch.dtype) -> Given:
     """Return a sequence `[T, ...]` contiguous in the state's format; one row if all are alike."""
-    if tensor is None or tensor.numel() == 0:
-        return None
-    if tensor.stride(0) == 0:
+    if tensor is None or (tensor.dtype == state and tensor.is_contiguous()):
+        return tensor
+    if tensor.numel() > 0 and tensor.stride(0) == 0:
         tensor = tensor[0]
     return (tensor if tensor.dtype == state else tensor.to(state)).contiguous()
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=4096)
 def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     """Return numbers as a tensor, the same one each time."""
     return torch.tensor(values, dtype=state)
 
 
 def _divided(
-    steps: int, size: int, lengths: Tensor | None, state: torch.dtype, rows_each: int = 0
+    steps: int, size: int, samples: int, state: torch.dtype, rows_each: int
 ) -> tuple[tuple[int, ...], int]:
     """Return the first five sizes of a job, and how many threads share it.
 
-    rows_each: rows of scratch that a block has.
+    samples: that have a length of their own; 0 if none has.
+    rows_each: rows of scratch that a block has, if they are to lie in a cache; else 0.
     """
     most = BLOCK if rows_each == 0 else min(BLOCK, HISTORY // (rows_each * state.itemsize))
     most = max(UNIT, most)
-    batch = 1 if lengths is None else lengths.numel()
-    features = size // batch if batch else 0
+    batch = samples or 1
+    features = size // batch
     threads = parallel.threads(size * steps // GRAIN, -(-size // UNIT))
     parts = max(1, -(-features // most))
-    if lengths is None:  # as many for each thread
+    if not samples:  # as many for each thread
         parts = -(-parts // threads) * threads
     block = UNIT * max(1, -(-features // (parts * UNIT)))
     parts = batch * -(-features // block)
     return (steps, block, size, parts, features), min(threads, max(1, parts))
 
 
-def _past(out: Tensor, least: int, lengths: Tensor | None) -> tuple[bool, int]:
+_NOT = (False, 0)
+
+
+def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
     """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
     if out.nbytes < least or out.numel() == 0:
-        return False, 0
-    samples = 1 if lengths is None else lengths.numel()
-    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * samples), _rows.LINE)
+        return _NOT
+    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * (samples or 1)), _rows.LINE)
     return True, place if place >= ALIGNED else 0
+
+
+# By all that a plan depends on: the program, how many neurons and steps there are, which arrays
+# there are, and the shapes of those whose size does not follow from that.
+_plans: dict[tuple[Any, ...], Plan] = {}
+PLANS = 4096  # that are kept
+
+
+def _plan(
+    key: tuple[Any, ...],
+    arrays: Sequence[Tensor | None],
+    neuron: str,
+    state: torch.dtype,
+    parameters: Sequence[Tensor],
+    backward: tuple[int, bool, bool] | None,
+    sizes: tuple[int, int, int],
+    past: tuple[bool, int],
+) -> Plan:
+    """Make the plan of calls like this one.
+
+    backward: of the backward pass, the parameters whose gradients are wanted, as bits, whether the
+        current is constant, and whether the spikes have a gradient; None of the forward pass.
+    sizes: steps, neurons, and samples that have a length of their own.
+    """
+    states, many = Program.parse(neuron).states, len(parameters)
+    alike, double = mask_of([one.numel() == 1 for one in parameters]), state == torch.float64
+    if backward is None:
+        has_spikes = arrays[1 + states + many] is not None
+        rows_each, scratch_rows = 0, states + many + 1
+        functions = [_rows.advance(neuron, double, alike, has_spikes, past[1])]
+    else:
+        wanted, constant, has_spikes = backward
+        rows_each = scratch_rows = states + 2 * many + 1 + sizes[0] * states
+        functions = [
+            _rows.retrace(neuron, double, alike),
+            _rows.retreat(neuron, double, alike, has_spikes, wanted, constant, past[1]),
+        ]
+    blocks, threads = _divided(*sizes, state, rows_each)
+    plan = Plan(
+        _compiled(backward is not None, double),
+        [0 if one is None else one.numel() for one in arrays],
+        (*blocks, states, many, past[0], *functions),
+        threads,
+        scratch_rows * (blocks[WIDTH - SIZES] + PAD),
+        state,
+    )
+    if len(_plans) >= PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
 
 
 def forward(
@@ -366,23 +422,20 @@ def forward(
     traces: Sequence[Tensor],
     finals: Sequence[Tensor],
     lengths: Tensor | None = None,
+    saved: Sequence[Tensor] = (),
 ) -> None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
     to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in
-    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
+    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`. Nothing is `saved`.
     """
-    state, size = finals[0].dtype, finals[0].numel()
+    state = finals[0].dtype
     x = current.to(state).contiguous() if constant else rows(current, state)
     wide = spikes
     if spikes is not None and spikes.dtype != state:
         wide = buffers.empty(spikes.shape, state)
-    past, place = False, 0
-    if wide is not None:
-        past, place = _past(wide, HELD if constant else STREAMED, lengths)
-    count, double = len(finals), state == torch.float64
-    advance = _rows.advance(neuron, double, alike_of(parameters), spikes is not None, place)
+    count = len(finals)
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
@@ -393,10 +446,17 @@ def forward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    blocks, threads = _divided(steps, size, lengths, state)
-    scratch = (count + len(parameters) + 1) * (blocks[WIDTH - SIZES] + PAD)
-    sizes = (*blocks, count, len(parameters), past, advance)
-    run(_compiled(False, double), arrays, sizes, threads, scratch, state)
+    size, samples = finals[0].numel(), 0 if lengths is None else lengths.numel()
+    past = _NOT if wide is None else _past(wide, HELD if constant else STREAMED, samples)
+    key = (
+        *(neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *(bool(states), spikes is None, bool(traces), *[one.numel() for one in parameters]),
+    )
+    plan = _plans.get(key)
+    if plan is None:
+        sizes = (steps, size, samples)
+        plan = _plan(key, arrays, neuron, state, parameters, None, sizes, past)
+    plan.run(arrays)
     if spikes is not None and wide is not None and wide is not spikes:
         spikes.copy_(wide)
 
@@ -417,48 +477,45 @@ def backward(
     out_states: Sequence[Tensor],
     out_parameters: Sequence[Tensor | None],
     lengths: Tensor | None = None,
+    saved: Sequence[Tensor] = (),
 ) -> None:
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
-    program = Program.parse(neuron)
-    count = program.states
+    count = len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
-    size = math.prod(current.shape if constant else current.shape[1:])
+    size = current.numel() if constant else math.prod(current.shape[1:])
     x = current.to(state).contiguous() if constant else rows(current, state)
     gs = rows(grad_spikes, state)
-    gts = [rows(one, state) for one in grad_traces] or [None] * count
-    wanted = mask_of([one is not None for one in out_parameters])
+    gts = _given([rows(one, state) for one in grad_traces], count)
+    gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
-    alike, double = alike_of(parameters), state == torch.float64
-    retrace = _rows.retrace(neuron, double, alike)
-    past, place = (False, 0) if constant else _past(wide, STREAMED, lengths)
-    retreat = _rows.retreat(neuron, double, alike, gs is not None, wanted, constant, place)
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
-    rows_each = count + 2 * len(parameters) + 1 + steps * count
     arrays = (
         x,
         *_given([one.contiguous() for one in states], count),
         *[one.contiguous() for one in parameters],
         gs,
         *gts,
-        *_given(
-            [None if one is None else one.to(state).contiguous() for one in grad_finals], count
-        ),
+        *gfs,
         wide,
         *_given(out_states, count),
         *asked,
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    blocks, threads = _divided(steps, size, lengths, state, rows_each)
-    sizes = (*blocks, count, len(parameters), past, retrace, retreat)
-    run(
-        _compiled(True, double),
-        arrays,
-        sizes,
-        threads,
-        rows_each * (blocks[WIDTH - SIZES] + PAD),
-        state,
+    samples = 0 if lengths is None else lengths.numel()
+    past = _NOT if constant else _past(wide, STREAMED, samples)
+    wanted = tuple([one is not None for one in out_parameters])
+    key = (
+        *(neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *(bool(states), constant, bool(out_states), wanted),
+        *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
+        *[one.numel() for one in parameters],
     )
+    plan = _plans.get(key)
+    if plan is None:
+        kind = (mask_of(wanted), constant, gs is not None)
+        plan = _plan(key, arrays, neuron, state, parameters, kind, (steps, size, samples), past)
+    plan.run(arrays)
     if wide is not out:
         out.copy_(wide)
     sum_over_batch(asked, out_parameters)

@@ -43,8 +43,6 @@ class Backend:
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
-        inline: whether parameters that are plain numbers are better numbers of the program than
-            tensors; on a GPU a tensor has to be filled.
         instead: what to use where it cannot run.
     """
 
@@ -60,7 +58,6 @@ class Backend:
     device_types: tuple[str, ...] = ()
     fused: bool = True
     checkpoint_every: int = 0
-    inline: bool = False
     instead: str = "reference"
 
     def serves(self, device_type: str) -> bool:
@@ -80,7 +77,6 @@ TABLE: dict[str, Backend] = {
             packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
             device_types=("cuda",),
             checkpoint_every=8,
-            inline=True,
             instead="numba",
         ),
         Backend(

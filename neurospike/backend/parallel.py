@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,26 +49,24 @@ def threads(grains: int, parts: int) -> int:
     return max(1, min(torch.get_num_threads(), grains, parts))
 
 
-def run(loop: int, job: Sequence[int], count: int) -> Sequence[int]:
+def run(loop: int, job: array.array, count: int) -> None:
     """Call the C function at address `loop` with `job` in `count` threads, and wait for all.
 
-    Return the job as they left it.
+    job: 64-bit integers, of which some may be written.
     """
-    row = array.array("q", job)
-    place, _ = row.buffer_info()
+    place, _ = job.buffer_info()
     if count == 1:
         _callable(loop)(place)
-        return row
+        return
     team = None if _pool.forked else _team()
     if team is not None:
         team(loop, place, count, 0)
-        return row
+        return
     call = _callable(loop)
     futures = [_pool.get(count - 1).submit(call, place) for _ in range(count - 1)]
     call(place)
     for future in futures:
         future.result()
-    return row
 
 
 @functools.cache

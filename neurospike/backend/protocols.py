@@ -17,8 +17,7 @@ from neurospike.neurons.rule import Rule
 class Scan(Protocol):
     """The time loop of any recorded neuron; column `module` of a fused row.
 
-    A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
-    step.
+    `saved` are the states before every K-th step, of a row with `checkpoint_every`; else nothing.
 
     `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
     `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
@@ -40,7 +39,7 @@ class Scan(Protocol):
         traces: Sequence[Tensor],
         finals: Sequence[Tensor],
         lengths: Tensor | None = None,
-        **saved: Any,
+        saved: Sequence[Tensor] = (),
     ) -> None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
 
@@ -61,7 +60,7 @@ class Scan(Protocol):
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
         lengths: Tensor | None = None,
-        **saved: Any,
+        saved: Sequence[Tensor] = (),
     ) -> None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
 

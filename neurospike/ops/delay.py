@@ -29,7 +29,7 @@ CURRENT, HISTORY, WEIGHTS = 1, 2, 4  # bits of `wants`: whose gradients are aske
 def _asked(wants: int, *tensors: Tensor | None) -> list[Tensor | None]:
     """Return memory for the gradient of each tensor that it is asked for of, else None."""
     return [
-        _maker(one)(one.shape, dtype=one.dtype) if one is not None and wants >> k & 1 else None
+        _maker(one)(*one.shape, dtype=one.dtype) if one is not None and wants >> k & 1 else None
         for k, one in enumerate(tensors)
     ]
 
@@ -72,7 +72,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         lengths: Tensor | None,
         max_delay: int,
     ) -> Tensor:
-        out = _maker(current)(current.shape, dtype=current.dtype)
+        out = _maker(current)(*current.shape, dtype=current.dtype)
         dispatch.delay_of(row).forward(
             current=current,
             history=history,

@@ -67,10 +67,10 @@ def _allocate(
     """Return `(spikes, finals, traces, currents)`; the last two as far as they are wanted."""
     state, shape, empty = state_dtype(current.dtype), current.shape, _maker(current)
     return (
-        empty(shape, dtype=current.dtype),
-        [empty(shape[1:], dtype=state) for _ in range(many)],
-        [empty(shape, dtype=state) for _ in range(many - 1)] if wants & TRACES else [],
-        empty(shape, dtype=state) if wants & SAVED else None,
+        empty(*shape, dtype=current.dtype),
+        [empty(*shape[1:], dtype=state) for _ in range(many)],
+        [empty(*shape, dtype=state) for _ in range(many - 1)] if wants & TRACES else [],
+        empty(*shape, dtype=state) if wants & SAVED else None,
     )
 
 
@@ -81,8 +81,8 @@ def _allocate_gradients(
     empty, dtype = _maker(currents), currents.dtype
     count = states if wants & STATES else 0
     return (
-        empty(currents.shape, dtype=dtype),
-        [empty(currents.shape[1:], dtype=dtype) for _ in range(count)],
+        empty(*currents.shape, dtype=dtype),
+        [empty(*currents.shape[1:], dtype=dtype) for _ in range(count)],
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
             for k, one in enumerate((weight, *parameters))

@@ -17,7 +17,7 @@ What a backend must provide says `Scan` of `neurospike.backend.protocols`.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,11 +76,18 @@ _known_sizes = functools.lru_cache(maxsize=4096)(_sizes)  # of numbers, not of s
 
 
 def _maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
-    """Return what makes empty tensors where `like` is, of so many bytes at most, or its own."""
+    """Return what makes empty tensors where `like` is, of so many bytes at most, or its own.
+
+    It is handed a shape one by one, which torch reads in half the time.
+    """
     if like.is_cpu and type(like) is Tensor:
         largest = like.nbytes if largest is None else largest
-        return torch.empty if largest < buffers.LEAST_BYTES else buffers.empty
+        return torch.empty if largest < buffers.LEAST_BYTES else _lent
     return like.new_empty  # on a GPU, or a fake one of torch.compile
+
+
+def _lent(*shape: int, dtype: torch.dtype) -> Tensor:
+    return buffers.empty(shape, dtype)
 
 
 def _allocate(
@@ -88,13 +95,13 @@ def _allocate(
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
     """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
     state, step, spikes, traces, saved, count, largest = sizes
-    each, empty = range(count), _maker(current, largest)
-    return (
-        None if spikes is None else empty(spikes, dtype=current.dtype),
-        [empty(step, dtype=state) for _ in each],
-        [] if traces is None else [empty(traces, dtype=state) for _ in each],
-        [] if saved is None else [empty(saved, dtype=state) for _ in each],
-    )
+    empty = _maker(current, largest)
+
+    def each(shape: Sequence[Any] | None) -> list[Tensor]:
+        return [] if shape is None else [empty(*shape, dtype=state) for _ in range(count)]
+
+    found = None if spikes is None else empty(*spikes, dtype=current.dtype)
+    return found, each(step), each(traces), each(saved)
 
 
 def _allocate_gradients(
@@ -104,9 +111,9 @@ def _allocate_gradients(
     empty = _maker(current)
     if wants & STATES:
         state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
-        states = [empty(shape, dtype=state) for _ in range(Program.parse(neuron).states)]
+        states = [empty(*shape, dtype=state) for _ in range(Program.parse(neuron).states)]
     return (
-        empty(current.shape, dtype=current.dtype),
+        empty(*current.shape, dtype=current.dtype),
         states,
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
@@ -158,12 +165,12 @@ def define(row: dispatch.Backend) -> None:
 _implemented: dict[str, Callable[..., list[Tensor]]] = {}
 
 
-def _operator(name: str, tensors: Iterable[Tensor | None]) -> Callable[..., Any]:
+def _operator(name: str, watched: bool) -> Callable[..., Any]:
     """Return an operator, or where nobody sees which one is called, its function itself.
 
     The function alone costs a small layer less of the host's time; see `benchmarks.compare`.
     """
-    return getattr(torch.ops.neurospike, name) if is_watched(tensors) else _implemented[name]
+    return getattr(torch.ops.neurospike, name) if watched else _implemented[name]
 
 
 def implement(row: dispatch.Backend, device_type: str) -> None:
@@ -194,7 +201,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             traces=traces,
             finals=finals,
             lengths=lengths,
-            **({"saved": saved} if every else {}),
+            saved=saved,
         )
         return _listed(spikes, finals, traces, saved)
 
@@ -230,7 +237,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             out_states=out_states,
             out_parameters=out_parameters,
             lengths=lengths,
-            **({"saved": saved} if every else {}),
+            saved=saved,
         )
         return _asked(out, out_states, out_parameters)
 
@@ -247,7 +254,7 @@ for _row in dispatch.TABLE.values():
 
 def _asked(out: Tensor, states: list[Tensor], parameters: list[Tensor | None]) -> list[Tensor]:
     """Return the gradients that were asked for."""
-    return [out, *states, *(one for one in parameters if one is not None)]
+    return [out, *states, *[one for one in parameters if one is not None]]
 
 
 class Once(torch.autograd.Function):
@@ -301,9 +308,9 @@ class _Scan(torch.autograd.Function):
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
     def forward(
-        ctx: Any, call: Call, lengths: Tensor | None, *tensors: Tensor
+        ctx: Any, call: Call, lengths: Tensor | None, watched: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        output = _run(call, lengths, tensors)
+        output = _run(call, lengths, watched, tensors)
         shown = _shown(call, output)
         _keep(ctx, call, lengths, tensors, output[len(shown) :])
         return shown
@@ -314,12 +321,13 @@ class _Scan(torch.autograd.Function):
         kept = ctx.saved_tensors  # unpacked once
         lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
         first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
-        finals = first + call.states
-        needs = ctx.needs_input_grad[2:]
-        asked = STATES if True in needs[1:given] else 0
-        for k, need in enumerate(needs[given:]):
-            asked |= (FIRST_PARAMETER << k) if need else 0
-        operator = _operator(f"{call.name}_scan_backward", (*kept, *grads))
+        finals, asked = first + call.states, 0
+        if many > 1:
+            needs = ctx.needs_input_grad[3:]
+            asked = STATES if True in needs[1:given] else 0
+            for k, need in enumerate(needs[given:]):
+                asked |= (FIRST_PARAMETER << k) if need else 0
+        operator = _operator(f"{call.name}_scan_backward", is_watched((*kept, *grads)))
         found = operator(
             grads[0] if first else None,
             grads[first:finals],
@@ -337,12 +345,12 @@ class _Scan(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
         if many == 1:
-            return (None, None, found[0])
+            return (None, None, None, found[0])
         whole = iter(found)
         gradients = [next(whole)]
         gradients += [next(whole) if asked & STATES else None for _ in range(call.given)]
         gradients += [next(whole) if need else None for need in needs[given:]]
-        return (None, None, *(grad if need else None for grad, need in zip(gradients, needs)))
+        return (None, None, None, *(grad if need else None for grad, need in zip(gradients, needs)))
 
 
 class _Split(_Scan):
@@ -352,20 +360,22 @@ class _Split(_Scan):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        call: Call, lengths: Tensor | None, *tensors: Tensor
+        call: Call, lengths: Tensor | None, watched: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        return _run(call, lengths, tensors)
+        return _run(call, lengths, watched, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        call, lengths, *tensors = inputs
+        call, lengths, _, *tensors = inputs
         saved = output[len(_shown(call, output)) :]
         _keep(ctx, call, lengths, tensors, saved)
         ctx.mark_non_differentiable(*saved)
 
 
-def _run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    operator = _operator(f"{call.name}_scan", tensors)
+def _run(
+    call: Call, lengths: Tensor | None, watched: bool, tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    operator = _operator(f"{call.name}_scan", watched)
     given = 1 + call.given
     states, parameters = tensors[1:given], tensors[given:]
     options = (call.neuron, call.numbers, call.num_steps, call.wants | SAVED, lengths)
@@ -392,7 +402,10 @@ def _keep(
 
 
 def fused_scan(
-    call: Call, tensors: Sequence[Tensor], lengths: Tensor | None = None
+    call: Call,
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    watched: bool | None = None,
 ) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run a fused backend; return `(spikes, states, traces)`, as far as they are wanted.
 
@@ -400,14 +413,18 @@ def fused_scan(
     which means zeros, or each `[B, *F]` in the state's number format; the parameters, of one number
     or `[P]`, one for each neuron of F flattened, in the state's number format; `lengths`, int64
     `[B]`.
+
+    watched: whether operators are seen; None where nobody has looked yet.
     """
+    if watched is None:
+        watched = is_watched(tensors)
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         function = _Split if torch._C._are_functorch_transforms_active() else _Scan
-        found = function.apply(call, lengths, *tensors)
+        found = function.apply(call, lengths, watched, *tensors)
     else:
-        operator = _operator(f"{call.name}_scan", tensors)
+        operator = _operator(f"{call.name}_scan", watched)
         given = 1 + call.given
         options = (call.neuron, call.numbers, call.num_steps, call.wants, lengths)
         found = operator(tensors[0], tensors[1:given], tensors[given:], *options)

@@ -3,7 +3,7 @@
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ from neurospike.backend import dispatch
 from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
-from .arguments import check_current, check_lengths, check_state, flat_parameter, parameter_of
+from .arguments import (
+    check_current,
+    check_lengths,
+    check_state,
+    flat_parameter,
+    is_watched,
+    parameter_of,
+)
 from .constants import constant
 from .wants import SPIKES, TRACES
 
@@ -56,6 +63,8 @@ def run(
     """
     steps = check_current(current, num_steps)
     own = None if lengths is None else check_lengths(lengths, current, steps)
+    if segment is None or not torch.is_grad_enabled():
+        return _run(rule, current, states, parameters, steps, wants, backend, own)
     total = steps if steps >= 0 else current.shape[0]
 
     # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
@@ -64,8 +73,8 @@ def run(
         count = length if steps >= 0 else -1
         return _run(rule, given, states, parameters, count, wants, backend, left)
 
-    if segment is None or segment >= total or not torch.is_grad_enabled():
-        return _run(rule, current, states, parameters, steps, wants, backend, own)
+    if segment >= total:
+        return part(0, total, states, own)
     return in_segments(part, total, segment, states, own)
 
 
@@ -107,26 +116,33 @@ def _run(
     backend: str,
     lengths: Tensor | None,
 ) -> Outputs:
-    shape = ops.step_shape(current, steps)
-    state = ops.state_dtype(current.dtype)
-    for name, one in zip(rule.states, states):
-        check_state(name, one, current, shape, state)
+    if states:
+        shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
+        for name, one in zip(rule.states, states):
+            check_state(name, one, current, shape, state)
+    watched = is_watched((current, *states))
+    if not watched and {*map(type, parameters)} <= _PLAIN:
+        row = dispatch.choose(backend, current.device)
+        if row.fused:
+            plain: Any = tuple(parameters)  # floats
+            call = _call_of(row.name, rule, plain, steps, wants, len(states))
+            return Outputs(*ops.fused_scan(call, (current, *states), lengths, watched))
+    shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
     values = [
         value if type(value) is float else parameter_of(name, value, current, shape, state)
         for name, value in zip(rule.parameters, parameters)
     ]
     row = dispatch.choose(backend, current.device)
     program, numbers = rule.program, rule.numbers
-    if row.inline and not torch.compiler.is_compiling():
-        # A GPU would have to fill a tensor for each plain number, at every call.
-        plain = tuple([None if isinstance(one, Tensor) else float(one) for one in values])
-        program, numbers = _inlined(program, numbers, plain)
+    if row.fused and not torch.compiler.is_compiling():
+        floats = tuple([None if isinstance(one, Tensor) else float(one) for one in values])
+        program, numbers = _inlined(program, numbers, floats)
         values = [one for one in values if isinstance(one, Tensor)]
     tensors = [
         one if isinstance(one, Tensor) else _filled(one, state, current.device) for one in values
     ]
     if row.fused:
-        flat = [flat_parameter(one, shape) for one in tensors]
+        flat = tuple([flat_parameter(one, shape) for one in tensors])
         call = ops.Call(row.name, program, numbers, steps, wants, len(rule.states), len(states))
         return Outputs(*ops.fused_scan(call, (current, *states, *flat), lengths))
     whole = current.to(state)
@@ -143,6 +159,18 @@ def _run(
     )
 
 
+_PLAIN = {float}
+
+
+@functools.lru_cache(maxsize=4096)
+def _call_of(
+    backend: str, rule: Rule, parameters: tuple[float, ...], steps: int, wants: int, given: int
+) -> ops.Call:
+    """Return a call of a fused backend whose parameters are plain numbers."""
+    program, numbers = _inlined(rule.program, rule.numbers, parameters)
+    return ops.Call(backend, program, numbers, steps, wants, len(rule.states), given)
+
+
 def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of one number."""
     if device.type == "cpu" and type(value) is float:
@@ -154,7 +182,10 @@ def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _inlined(
     program: str, numbers: tuple[float, ...], values: tuple[float | None, ...]
 ) -> tuple[str, tuple[float, ...]]:
-    """Return program and numbers with those parameters among the numbers that are not None."""
+    """Return program and numbers with those parameters among the numbers that are not None.
+
+    As tensors they would cost every call time, and have to be copied to a GPU.
+    """
     constants = sum(1 << k for k, one in enumerate(values) if one is not None)
     if not constants:
         return program, numbers
