@@ -422,26 +422,25 @@ def forward(
     traces: Sequence[Tensor],
     finals: Sequence[Tensor],
     lengths: Tensor | None = None,
-    saved: Sequence[Tensor] = (),
 ) -> None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
     to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in
-    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`. Nothing is `saved`.
+    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state = finals[0].dtype
     x = current.to(state).contiguous() if constant else rows(current, state)
     wide = spikes
     if spikes is not None and spikes.dtype != state:
         wide = buffers.empty(spikes.shape, state)
-    count = len(finals)
+    nothing = (None,) * len(finals)
     arrays = (
         x,
-        *_given([one.contiguous() for one in states], count),
-        *[one.contiguous() for one in parameters],
+        *([one.contiguous() for one in states] if states else nothing),
+        *([one.contiguous() for one in parameters] if parameters else ()),
         wide,
-        *_given(traces, count),
+        *(traces or nothing),
         *finals,
         as_tensor(tuple(numbers), state),
         lengths,
@@ -477,27 +476,26 @@ def backward(
     out_states: Sequence[Tensor],
     out_parameters: Sequence[Tensor | None],
     lengths: Tensor | None = None,
-    saved: Sequence[Tensor] = (),
 ) -> None:
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
-    count = len(grad_finals)
+    nothing = (None,) * len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
     size = current.numel() if constant else math.prod(current.shape[1:])
     x = current.to(state).contiguous() if constant else rows(current, state)
     gs = rows(grad_spikes, state)
-    gts = _given([rows(one, state) for one in grad_traces], count)
+    gts = [rows(one, state) for one in grad_traces] if grad_traces else nothing
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
     wide = out if out.dtype == state else buffers.empty(out.shape, state)
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
     arrays = (
         x,
-        *_given([one.contiguous() for one in states], count),
-        *[one.contiguous() for one in parameters],
+        *([one.contiguous() for one in states] if states else nothing),
+        *([one.contiguous() for one in parameters] if parameters else ()),
         gs,
         *gts,
         *gfs,
         wide,
-        *_given(out_states, count),
+        *(out_states or nothing),
         *asked,
         as_tensor(tuple(numbers), state),
         lengths,

@@ -17,7 +17,8 @@ from neurospike.neurons.rule import Rule
 class Scan(Protocol):
     """The time loop of any recorded neuron; column `module` of a fused row.
 
-    `saved` are the states before every K-th step, of a row with `checkpoint_every`; else nothing.
+    A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
+    step.
 
     `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
     `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
@@ -39,7 +40,7 @@ class Scan(Protocol):
         traces: Sequence[Tensor],
         finals: Sequence[Tensor],
         lengths: Tensor | None = None,
-        saved: Sequence[Tensor] = (),
+        **saved: Any,
     ) -> None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
 
@@ -60,7 +61,7 @@ class Scan(Protocol):
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
         lengths: Tensor | None = None,
-        saved: Sequence[Tensor] = (),
+        **saved: Any,
     ) -> None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
 

@@ -95,11 +95,12 @@ def explain_other_names(function: Callable[P, R]) -> Callable[P, R]:
     takes_any = any(one.kind is one.VAR_KEYWORD for one in every.values())
     known = [name for name, one in every.items() if name != "self" and one.kind is not _ANY]
     known += OF_SPIKING if takes_any else ()
+    accepted = frozenset(known)
 
     @functools.wraps(function)
     def checked(*args: P.args, **options: P.kwargs) -> R:
         for name, value in options.items():
-            if name not in known and (name in OTHER_NAMES or not takes_any):
+            if name not in accepted and (name in OTHER_NAMES or not takes_any):
                 what = function.__qualname__.removesuffix(".__init__")
                 raise TypeError(f"{what} has no argument {name}=; {instead(name, value, known)}")
         return function(*args, **options)

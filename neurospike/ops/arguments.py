@@ -209,7 +209,7 @@ def is_watched(tensors: Iterable[Tensor | None]) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
-        or not {*map(type, tensors)} <= _PLAIN
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 

@@ -189,20 +189,22 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
     ) -> list[Tensor]:
         sizes = _known_sizes(every, current.shape, current.dtype, neuron, num_steps, wants)
         spikes, finals, traces, saved = _allocate(current, sizes)
-        dispatch.scan_of(row).forward(
-            current=current,
-            states=states,
-            parameters=parameters,
-            neuron=neuron,
-            numbers=numbers,
-            steps=num_steps if num_steps >= 0 else current.shape[0],
-            constant=num_steps >= 0,
-            spikes=spikes,
-            traces=traces,
-            finals=finals,
-            lengths=lengths,
-            saved=saved,
-        )
+        given: dict[str, Any] = {
+            "current": current,
+            "states": states,
+            "parameters": parameters,
+            "neuron": neuron,
+            "numbers": numbers,
+            "steps": num_steps if num_steps >= 0 else current.shape[0],
+            "constant": num_steps >= 0,
+            "spikes": spikes,
+            "traces": traces,
+            "finals": finals,
+            "lengths": lengths,
+        }
+        if every:
+            given["saved"] = saved
+        dispatch.scan_of(row).forward(**given)
         return _listed(spikes, finals, traces, saved)
 
     def backward(
@@ -222,23 +224,25 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         out, out_states, out_parameters = _allocate_gradients(
             current, parameters, neuron, num_steps, wants
         )
-        dispatch.scan_of(row).backward(
-            grad_spikes=grad_spikes,
-            grad_traces=grad_traces,
-            grad_finals=grad_finals,
-            current=current,
-            states=states,
-            parameters=parameters,
-            neuron=neuron,
-            numbers=numbers,
-            steps=num_steps if num_steps >= 0 else current.shape[0],
-            constant=num_steps >= 0,
-            out=out,
-            out_states=out_states,
-            out_parameters=out_parameters,
-            lengths=lengths,
-            saved=saved,
-        )
+        given: dict[str, Any] = {
+            "grad_spikes": grad_spikes,
+            "grad_traces": grad_traces,
+            "grad_finals": grad_finals,
+            "current": current,
+            "states": states,
+            "parameters": parameters,
+            "neuron": neuron,
+            "numbers": numbers,
+            "steps": num_steps if num_steps >= 0 else current.shape[0],
+            "constant": num_steps >= 0,
+            "out": out,
+            "out_states": out_states,
+            "out_parameters": out_parameters,
+            "lengths": lengths,
+        }
+        if every:
+            given["saved"] = saved
+        dispatch.scan_of(row).backward(**given)
         return _asked(out, out_states, out_parameters)
 
     _LIBRARY.impl(f"{row.name}_scan", forward, device_type.upper())

@@ -120,19 +120,17 @@ def _run(
         shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
         for name, one in zip(rule.states, states):
             check_state(name, one, current, shape, state)
+    row = dispatch.choose(backend, current.device)
     watched = is_watched((current, *states))
-    if not watched and {*map(type, parameters)} <= _PLAIN:
-        row = dispatch.choose(backend, current.device)
-        if row.fused:
-            plain: Any = tuple(parameters)  # floats
-            call = _call_of(row.name, rule, plain, steps, wants, len(states))
-            return Outputs(*ops.fused_scan(call, (current, *states), lengths, watched))
+    if row.fused and not watched and {*map(type, parameters)} <= _PLAIN:
+        plain: Any = tuple(parameters)  # floats
+        call = _call_of(row.name, rule, plain, steps, wants, len(states))
+        return Outputs(*ops.fused_scan(call, (current, *states), lengths, watched))
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
     values = [
         value if type(value) is float else parameter_of(name, value, current, shape, state)
         for name, value in zip(rule.parameters, parameters)
     ]
-    row = dispatch.choose(backend, current.device)
     program, numbers = rule.program, rule.numbers
     if row.fused and not torch.compiler.is_compiling():
         floats = tuple([None if isinstance(one, Tensor) else float(one) for one in values])
