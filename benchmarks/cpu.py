@@ -133,7 +133,7 @@ def layer(case: str, seconds: float, slow: bool = False) -> Row:
 
 
 def saved(case: str) -> Row:
-    """Bytes a neuron-step that each keeps for its backward pass."""
+    """Bytes per neuron-step that each keeps for its backward pass."""
     current, _ = tensors(case)
     layers = {"numba": rivals.ours("numba")}
     layers |= {r.name: r.make() for r in rivals.here() if r.package != "spyx"}

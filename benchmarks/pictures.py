@@ -97,7 +97,7 @@ def sweep(cpu: Mapping[str, Any]) -> Figure:
                 linestyle=":" if floor else STYLES[k % 3],
                 marker=None if floor else MARKERS[k % len(MARKERS)],
                 markersize=4,
-                label="memory floor: a copy of 20 B a neuron-step" if floor else name,
+                label="memory floor: a copy of 20 B per neuron-step" if floor else name,
             )
         axes.set(xscale="log", yscale="log", xlabel=f"{'TBN'[varied]} ({others})")
         axes.set_ylabel("training step, ms")
@@ -109,7 +109,7 @@ def sweep(cpu: Mapping[str, Any]) -> Figure:
 
 
 def saved(cpu: Mapping[str, Any]) -> Figure:
-    """Bars: bytes a neuron-step that are kept for the backward pass."""
+    """Bars: bytes per neuron-step that are kept for the backward pass."""
     kept = cpu["saved"][0]["bytes_a_neuron_step"]
     figure = Figure(figsize=(8, 0.4 * len(kept) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -119,7 +119,7 @@ def saved(cpu: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(kept)), list(kept), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(right=1.12 * max(kept.values()))
-    axes.set_xlabel("bytes a neuron-step kept for the backward pass, the current included")
+    axes.set_xlabel("bytes per neuron-step kept for the backward pass, the current included")
     _under(figure, cpu)
     return figure
 

@@ -132,7 +132,7 @@ AGAINST = ("gpu.png", "Time of a training step on the CPU and on the GPU, by cas
 PICTURES = (
     ("speedup.png", "layer", "How many times as long each rival takes, by case"),
     ("sweep.png", "sweep", "Time of a training step against T and against N, with the floor"),
-    ("saved.png", "saved", "Bytes a neuron-step kept for the backward pass"),
+    ("saved.png", "saved", "Bytes per neuron-step kept for the backward pass"),
 )
 
 

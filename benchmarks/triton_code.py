@@ -3,7 +3,7 @@
 Each kernel goes the way it goes at a launch, host code included, up to the launch: Triton is told
 of a device of the architecture asked for, and the tensors lie in the memory of the CPU, which
 nobody reads. Then the machine code is counted: global loads and stores a time step, their width,
-registers, local memory, fused multiply-adds. The bytes a neuron-step are what that code moves, a
+registers, local memory, fused multiply-adds. The bytes per neuron-step are what that code moves, a
 count and no measurement; what stays in a cache of the device is counted like the rest.
 """
 
@@ -308,7 +308,7 @@ COLUMNS = (
 )
 LEGEND = """\
 loads, stores: of global memory, a thread and time step (of a constant current: outside the loop)
-bytes, instr:  moved and executed in the time loop, a neuron-step
+bytes, instr:  moved and executed in the time loop, per neuron-step
 width:         of those loads and stores, bytes a thread
 ahead:         chunks whose loads are on their way while another is computed
 regs, local:   registers and bytes of local memory a thread; spills: accesses to the latter in

@@ -19,6 +19,7 @@ import torch
 
 import neurospike as ns
 from neurospike.backend import dispatch
+from neurospike.errors import BackendError
 from neurospike.layers.break_even import Policy, use_policy
 
 pytest.importorskip("numba")
@@ -278,6 +279,19 @@ def test_what_would_need_numba_later_is_not_kept(folder, monkeypatch):
     with pytest.raises(RuntimeError, match=r"_forward calls .*NRT_"):
         compiled(_forward, {"np": np, "ValueError": ValueError}, np.float32)
     assert not list(folder.iterdir())
+
+
+def test_numba_that_may_compile_nothing_is_told_and_what_is_kept_runs(folder, loop, monkeypatch):
+    monkeypatch.setattr(_code, "_here", _code._here.__wrapped__)
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    with pytest.raises(BackendError, match=r"NUMBA_DISABLE_JIT .*backend='reference'"):
+        compiled(loop, {}, np.float32)
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 0)
+    assert made_anew(loop, monkeypatch)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert not made_anew(loop, monkeypatch)
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    assert made_anew(loop, monkeypatch)
 
 
 def test_every_name_that_a_loop_may_use_is_written_for_numba():

@@ -27,6 +27,8 @@ from llvmlite import binding as llvm
 from neurospike.backend.garbage import uncollected
 
 SUM_BYTES = 4
+# Variables of Numba's that make no difference to what it compiles; of others nobody knows.
+INDIFFERENT = ("NUMBA_CACHE_DIR", "NUMBA_DEBUG_CACHE", "NUMBA_DISABLE_JIT", "NUMBA_NUM_THREADS")
 OWN = Path(__file__).parent
 PACKAGE = Path(sys.modules["neurospike"].__path__[0])
 # What is compiled, and what it is compiled with, beside the files of this folder.
@@ -70,14 +72,18 @@ def _here() -> str:
     seen = hashlib.sha256()
     for file in (*sorted(OWN.glob("*.py")), *(PACKAGE / name for name in SOURCES)):
         seen.update(file.read_bytes())
-    options = [(k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and "CACHE" not in k]
+    numbas = {k: v for k, v in os.environ.items() if k.startswith("NUMBA_")}
+    options = sorted(one for one in numbas.items() if one[0] not in INDIFFERENT)
     processor = (llvm.get_process_triple(), llvm.get_host_cpu_name(), _features())
-    return repr((seen.hexdigest(), llvmlite.__version__, sys.version, processor, sorted(options)))
+    return repr((seen.hexdigest(), llvmlite.__version__, sys.version, processor, options))
 
 
 @functools.cache
 def _features() -> str:
-    return llvm.get_host_cpu_features().flatten()
+    try:
+        return llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # on processors that LLVM cannot ask
+        return ""
 
 
 @functools.cache

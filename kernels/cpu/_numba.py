@@ -6,10 +6,11 @@ from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core.compiler import Compiler
 
 from neurospike.backend.binding import bind
+from neurospike.errors import BackendError
 from neurospike.kernels.cpu import _code, _memory, _vectors
 
 OPTIONS: dict[str, Any] = {
@@ -67,7 +68,13 @@ def written(
 
     Raises:
         RuntimeError: the function calls something of Numba's or of Python's.
+        BackendError: Numba is told to compile nothing.
     """
+    if vars(config)["DISABLE_JIT"]:  # set as Numba is imported, which a type checker does not see
+        raise BackendError(
+            "backend 'numba' has to compile its loops, which NUMBA_DISABLE_JIT forbids: unset it, "
+            "or use backend='reference'"
+        )
     known = {**names, **_memory.INTRINSICS, **_vectors.INTRINSICS}
 
     def jit(bound: Any) -> Any:
