@@ -448,7 +448,7 @@ def forward(
     size, samples = finals[0].numel(), 0 if lengths is None else lengths.numel()
     past = _NOT if wide is None else _past(wide, HELD if constant else STREAMED, samples)
     key = (
-        *(neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *("forward", neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
         *(bool(states), spikes is None, bool(traces), *[one.numel() for one in parameters]),
     )
     plan = _plans.get(key)
@@ -504,7 +504,7 @@ def backward(
     past = _NOT if constant else _past(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
     key = (
-        *(neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *("backward", neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
         *(bool(states), constant, bool(out_states), wanted),
         *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
         *[one.numel() for one in parameters],
