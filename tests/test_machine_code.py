@@ -282,6 +282,7 @@ def test_what_would_need_numba_later_is_not_kept(folder, monkeypatch):
 
 
 def test_numba_that_may_compile_nothing_is_told_and_what_is_kept_runs(folder, loop, monkeypatch):
+    dispatch.load(".kernels.cpu._numba")  # which jits at import
     monkeypatch.setattr(_code, "_here", _code._here.__wrapped__)
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
     with pytest.raises(BackendError, match=r"NUMBA_DISABLE_JIT .*backend='reference'"):

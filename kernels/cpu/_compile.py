@@ -17,7 +17,7 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
     module, name = plain(function).__module__, function.__name__
 
     def write(entry: str) -> Any:
-        # Half a second of a process, and more when it compiles.
+        # Here, because a process that finds its code kept need not import Numba.
         from neurospike.kernels.cpu._numba import written
 
         return written(function, known, literal, entry)

@@ -382,7 +382,7 @@ def _plan(
     sizes: steps, neurons, and samples that have a length of their own.
     """
     states, many = Program.parse(neuron).states, len(parameters)
-    alike, double = mask_of([one.numel() == 1 for one in parameters]), state == torch.float64
+    alike, double = alike_of(parameters), state == torch.float64
     if backward is None:
         has_spikes = arrays[1 + states + many] is not None
         rows_each, scratch_rows = 0, states + many + 1

@@ -78,7 +78,7 @@ _known_sizes = functools.lru_cache(maxsize=4096)(_sizes)  # of numbers, not of s
 def _maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
     """Return what makes empty tensors where `like` is, of so many bytes at most, or its own.
 
-    It is handed a shape one by one, which torch reads in half the time.
+    Each number of a shape is an argument of its own, which torch reads in half the time.
     """
     if like.is_cpu and type(like) is Tensor:
         largest = like.nbytes if largest is None else largest
