@@ -11,7 +11,14 @@ from torch import nn
 import neurospike as ns
 
 BUDGET = {torch.float64: 1e-12, torch.float32: 1e-5}
-SHAPES = [(20, 3, 7, 5), (3, 2, 37, 8), (1, 1, 1, 1), (70, 2, 9, 16), (40, 5, 19, 1)]
+SHAPES = [
+    (20, 3, 7, 5),
+    (3, 2, 37, 8),
+    (1, 1, 1, 1),
+    (70, 2, 9, 16),
+    (40, 5, 19, 1),
+    (70, 4, 8, 20),
+]
 KERNELS = ("linear", "gaussian")
 
 
@@ -61,15 +68,35 @@ def test_equal_to_the_oracle(fused, shape, kernel, history, cut):
             assert torch.linalg.norm(one - other) <= budget * torch.linalg.norm(other)
 
 
-@pytest.mark.parametrize("shape", [(300, 2, 9, 16), (310, 1, 18, 140)], ids=str)
-def test_sequences_of_several_chunks(fused, shape):
-    lengths = torch.tensor([shape[0] - 3, 150][: shape[1]])
-    for history, ends in ((False, None), (True, lengths)):
-        wanted = results("reference", torch.float64, shape, "linear", history, ends)
-        found = results(fused, torch.float64, shape, "linear", history, ends)
-        assert torch.equal(found[0], wanted[0])
-        for one, other in zip(found[2:], wanted[2:]):
-            assert torch.linalg.norm(one - other) <= 1e-12 * torch.linalg.norm(other)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((300, 2, 9, 16), (310, 1, 18, 140), (300, 2, 8, 140)),  # many chunks, in place or not
+        (20, 2, 800, 9),  # more than one block of channels
+        *((40, 16, 1680, 9), (40, 1, 26881, 9)),  # written past the caches, in lines or not
+    ],
+    ids=str,
+)
+def test_sequences_of_many_chunks_and_blocks(fused, shape):
+    lengths = torch.tensor([shape[0] - 3, shape[0] // 2, *[shape[0]] * shape[1]][: shape[1]])
+    for history, ends in ((False, None), (True, None), (True, lengths)):
+        for dtype, budget in BUDGET.items():
+            wanted = results("reference", dtype, shape, "linear", history, ends)
+            found = results(fused, dtype, shape, "linear", history, ends)
+            assert torch.equal(found[0], wanted[0])
+            for one, other in zip(found[2:], wanted[2:]):
+                assert torch.linalg.norm(one - other) <= budget * torch.linalg.norm(other)
+
+
+def test_only_the_gradient_of_the_steps_before(fused):
+    layer = ns.Delay(16, 9, delays(16, 9), backend=fused)
+    oracle = ns.Delay(16, 9, layer.delay.detach(), backend="reference")
+    found = []
+    for one in (layer, oracle):
+        before = values((9, 2, 16), seed=1).requires_grad_()
+        late, _ = one(values((30, 2, 16)), before)
+        found += torch.autograd.grad(late, before, values(late.shape, seed=2))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def in_words(x, before, d):

@@ -1,8 +1,8 @@
 """Machine code for this computer's processor: made once, kept on disk, loaded by LLVM alone.
 
 Numba takes half a second of every process to be imported and to load what it kept. So the C
-functions that it makes of our loops, and those that `_rows` writes, become object files that need
-nothing but the C library, and llvmlite loads them in milliseconds.
+functions that it makes of our loops, and those that `_rows` and `_late` write, become object files
+that need nothing but the C library, and llvmlite loads them in milliseconds.
 
 No damage of a file can do harm: each ends with a checksum of the rest, and what does not fit it is
 made anew and written over. A disk that is full or read-only costs the compilation of each process,

@@ -14,9 +14,8 @@ part. Addresses in a job become arrays with `array_at`, and functions that are r
 
 Vectors of a fixed width, where Numba would leave them to chance: `sum_rows` keeps a row of sums in
 registers while it adds up others; a loop over an array of sums would load and store each of them at
-every row. `add_in_any_order` lets a loop that sums be one over vectors, in an order that the
-compiler chooses once. `nonzero` and `graded` look at 64 numbers at once and answer in the 64 bits
-of an integer, which `ones` counts and `lowest` goes through.
+every row. `nonzero` and `graded` look at 64 numbers at once and answer in the 64 bits of an
+integer, which `ones` counts and `lowest` goes through.
 """
 
 LINE_BYTES = 64
@@ -64,10 +63,6 @@ def ones(bits):
 
 def lowest(bits):
     """Return the place of the lowest bit that is 1."""
-
-
-def add_in_any_order(one, other):
-    """Return the sum of two numbers; a loop of such sums may be taken in another order."""
 
 
 def sum_rows(out, at, first, first_at, rows, indices, low, high, width):

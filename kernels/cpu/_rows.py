@@ -28,15 +28,13 @@ step to step stays in registers, a vector of neurons at a time; rows are therefo
 steps at once, where nothing else is to be done between them.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from llvmlite import binding as llvm
 from llvmlite import ir
 
-from neurospike.kernels.cpu import _code
-from neurospike.kernels.cpu._scribe import DOUBLE, I32, Scribe
+from neurospike.kernels.cpu._function import I64, Function, once
+from neurospike.kernels.cpu._scribe import Scribe
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Operation, Program, needed
 
@@ -54,11 +52,7 @@ RETREAT = (
 )
 
 VECTOR = 128  # bytes of each value that are computed at once: two registers of the widest kind
-LINE = 64  # bytes that come from memory together
 AHEAD = 4  # steps ahead that a row is fetched: a line each time one is computed
-I64 = ir.IntType(64)
-
-Key = ParamSpec("Key")
 
 
 class _Result(NamedTuple):
@@ -76,34 +70,23 @@ class _Result(NamedTuple):
     kept: bool = True
 
 
-class _Loop:
-    """A function over rows: `arguments` are integers, as the loops over time hand them over.
-
-    back: whether it begins with the last step.
-    """
+class _Loop(Function):
+    """A function over rows; `back`: whether it begins with the last step."""
 
     def __init__(
         self, arguments: Sequence[str], program: Program, double: bool, back: bool = False
     ) -> None:
-        self.kind, self.size = (DOUBLE, 8) if double else (ir.FloatType(), 4)
+        super().__init__(arguments, double)
         self.program, self.back = program, back
-        self.module = ir.Module()
-        kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
-        self.outer = ir.Function(self.module, kind, "rows")
-        self.given = dict(zip(arguments, self.outer.args))
         self.rows: dict[str, Any] = {}  # where each begins, at the first step to be taken
         self.strides: dict[str, Any] = {}  # bytes from there to the next step, if there are any
         self.fetched: list[str] = []  # rows that are asked for some steps ahead
         # Rows written past the caches, and how many bytes divide their places.
         self.past: dict[str, int] = {}
-        begin, start, self.end = (self.block(name) for name in ("begin", "start", "end"))
-        self.build = build = ir.IRBuilder(begin)
+        build, start, self.end = self.build, self.block("start"), self.block("end")
         build.cbranch(build.icmp_signed(">", self.given["steps"], I64(0)), start, self.end)
         build.position_at_end(start)
         self.group("p", "parameters", program.parameters)
-
-    def block(self, name: str) -> Any:
-        return self.outer.append_basic_block(name)
 
     def row(self, name: str, argument: str, k: int = 0, stride: Any = None) -> None:
         """Let `name` be row `k` of the rows that begin at an argument.
@@ -132,35 +115,6 @@ class _Loop:
         """Let `letter` with a number from `first` on be the rows of an argument from `row` on."""
         for k in range(count):
             self.row(f"{letter}{first + k}", argument, row + k, stride)
-
-    def repeated(self, value: Any, kind: Any) -> Any:
-        """Return a vector that has a number at each place."""
-        nothing, first = ir.Constant(kind, ir.Undefined), ir.VectorType(I32, kind.count)
-        alone = self.build.insert_element(nothing, value, I32(0))
-        return self.build.shuffle_vector(alone, nothing, ir.Constant(first, None))
-
-    def load(self, place: Any, kind: Any) -> Any:
-        value = self.build.load(self.build.inttoptr(place, kind.as_pointer()))
-        value.align = self.size
-        return value
-
-    def store(self, value: Any, place: Any, past: int = 0) -> None:
-        """Write a vector; past the caches if it is said how many bytes divide the place."""
-        written = self.build.store(value, self.build.inttoptr(place, value.type.as_pointer()))
-        written.align = past or self.size
-        if past:
-            written.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
-
-    def fetch(self, place: Any) -> None:
-        """Ask for the lines that hold a vector of numbers."""
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        name = "llvm.prefetch.p0"
-        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
-        read, keep, data = I32(0), I32(3), I32(1)
-        for k in range(0, VECTOR, LINE):
-            line = self.build.inttoptr(self.build.add(place, I64(k)), byte)
-            self.build.call(function, [line, read, keep, data])
 
     def per_step(self) -> Any:
         """Return how many numbers the states before a step are."""
@@ -245,7 +199,7 @@ class _Loop:
         }
         if lanes > 1:
             for name in self.fetched:
-                self.fetch(build.add(at[name], build.mul(self.strides[name], I64(AHEAD))))
+                self.fetch(build.add(at[name], self.times(self.strides[name], AHEAD)), VECTOR)
         found = Scribe(build, kind).results(values, operations, results)
         last = {}
         for value, (into, operand, added, kept) in zip(found, becomes, strict=True):
@@ -272,23 +226,7 @@ class _Loop:
         return i
 
 
-def _once(make: Callable[Key, _Loop]) -> Callable[Key, int]:
-    """Let a function that writes a loop return the address of what it compiles to, made once."""
-
-    @functools.wraps(make)
-    def address(*key: Key.args, **named: Key.kwargs) -> int:
-        def write(name: str) -> llvm.ModuleRef:
-            loop = make(*key, **named)
-            module = llvm.parse_assembly(str(loop.module))
-            module.get_function(loop.outer.name).name = name
-            return _code.optimised(module, level=2)
-
-        return _code.address((make.__name__, *key, *sorted(named.items())), write)
-
-    return cast(Callable[Key, int], functools.cache(address))
-
-
-@_once
+@once
 def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) -> _Loop:
     """Return the function that takes a row of neurons some steps on, of arguments `ADVANCE`.
 
@@ -313,7 +251,7 @@ def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) 
     return loop
 
 
-@_once
+@once
 def retrace(neuron: str, double: bool, alike: int) -> _Loop:
     """Return the function that writes the states after each step, of arguments `RETRACE`."""
     program = Program.parse(neuron)
@@ -328,7 +266,7 @@ def retrace(neuron: str, double: bool, alike: int) -> _Loop:
     return loop
 
 
-@_once
+@once
 def retreat(
     neuron: str,
     double: bool,

@@ -66,14 +66,6 @@ def lowest(typing_context, bits):
     return types.int64(types.int64), generate
 
 
-@intrinsic
-def add_in_any_order(typing_context, one, other):
-    def generate(context, builder, signature, arguments):
-        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
-
-    return one(one, one), generate
-
-
 def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int) -> None:
     names = ("out", "at", "first", "first_at", "rows", "indices", "low", "high", "values")
     kind = dict(zip(names, signature.args))
@@ -245,7 +237,6 @@ def turn(typing_context, out, at, out_stride, source, start, stride):
 
 
 INTRINSICS: dict[str, Any] = {
-    "add_in_any_order": add_in_any_order,
     "nonzero": nonzero,
     "graded": graded,
     "ones": ones,

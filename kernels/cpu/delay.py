@@ -3,11 +3,11 @@
 Layout: a sequence is `[T, N]`, `N = B * P`, rows contiguous; `lag [P]` and `weights [taps, P]` are
 those of the P channels of a sample. The output is `y_t = sum_j weights[j] * x_{t - lag - j}`.
 
-Blocks of channels are divided among threads. A block takes some steps at once, turned in the
-caches so that the steps of a channel lie side by side: then a delay is another place to read from,
-and a tap is one product of a row. So the input is read once, whatever the delays and however many
-taps. Backward is the same in reverse, from the gradient `lag` steps ahead; the products with the
-input add up to the weights' gradient, in an order that does not depend on the threads.
+Blocks of channels are divided among threads, and go through time a chunk of a few steps at once
+(`_late`): so the input is read once and in the order that memory likes, whatever the delays and
+however many taps. The backward pass is the same from the last step to the first, on the gradient
+of the output; what comes out is that of the input, and the products with the input add up to the
+weights' gradient, in an order that does not depend on the threads.
 
 That moves 8 bytes per channel-step forward (read x, write y) and 12 backward (read x and the
 gradient of y, write that of x) in float32; 16-bit sequences are converted before and after. Saved
@@ -24,34 +24,30 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
+from neurospike.kernels.cpu import _late
 from neurospike.kernels.cpu._compile import compiled
-from neurospike.kernels.cpu._intrinsics import (
-    add_in_any_order,
-    address,
-    array_at,
-    fence,
-    prefetch,
-    stream,
-    take,
-)
+from neurospike.kernels.cpu._function import LINE
+from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu.linear import turn_block
-from neurospike.kernels.cpu.linear_scan import _copy
-from neurospike.kernels.cpu.scan import GRAIN, STREAMED, rows
+from neurospike.kernels.cpu.scan import ALIGNED, GRAIN, STREAMED, rows
 
-BLOCK = 256  # channels at most
-CHUNK = 128  # steps at once, or as many as the longest delay
-CACHED = 1 << 17  # numbers of a block that stay in the second-level cache
-SQUARE = 16  # steps and delays are rounded up to so many, which divide into vectors
+BLOCK = 528  # channels that are taken through time together, at most
+CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache
+CHUNK = _late.CHUNK
 
-# Sizes of a job: steps, at once; channels of a block, of a sample, and in all; taps; the longest
-# delay, times two and one more if what is written goes past the caches.
-STEPS, ONCE, WIDTH, CHANNELS, COUNT, TAPS, DELAY = range(SIZES, SIZES + 7)
-# Arrays of a job, the same ones first in both directions.
-X, HISTORY, WEIGHTS, LAG, ENDS, FIRST = range(6)
+# Sizes of a job: steps; channels of a block, of a sample, and in all; taps; the longest delay, and
+# the bits of one without its taps; 1 from the first step to the last, or -1. Then addresses of
+# `_late`, for a chunk that is read and written in place, and for one that is not.
+STEPS, WIDTH, CHANNELS, COUNT, TAPS, DELAY, STAGES, WAY, INSIDE, EDGE = range(SIZES, SIZES + 10)
+# Arrays of a job: what is delayed and the steps before it, what its products are summed with and
+# the steps before that, what is written and the steps before it, and the sums.
+SOURCE, SOURCE_BEFORE, GIVEN, GIVEN_BEFORE, OUT, OUT_BEFORE, SUMS = range(7)
+WEIGHTS, LAG, ENDS, SCRATCH = range(7, 11)
 
+# What the kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
 WHOLE = np.int32(0)
+LANES = 16
 
 
 def _array(job_at, k):
@@ -60,7 +56,7 @@ def _array(job_at, k):
 
 
 def _part(array, start, size):
-    """Return `array[start : start + size]`, in a tenth of the time: columns are short."""
+    """Return `array[start : start + size]`, which is known to lie in it."""
     return array_at(address(array, start), size, NUMBER)
 
 
@@ -70,262 +66,218 @@ def _zero(out):
         out[i] = 0.0
 
 
-def _mix(out, first, one, second, other):
-    """Sum two taps, each a weight and a row."""
-    for i in range(out.size):
-        out[i] = first * one[i] + second * other[i]
+def _copy(out, start, values, at, n):
+    """Copy `n` numbers."""
+    row, found = _part(out, start, n), _part(values, at, n)
+    for i in range(n):
+        row[i] = found[i]
 
 
-def _add(out, weight, values):
-    """Add a tap."""
-    for i in range(out.size):
-        out[i] += weight * values[i]
-
-
-def _dot(one, other):
-    """Return the sum of the products of two rows."""
-    total = NUMBER
-    for i in range(one.size):
-        total = add_in_any_order(total, one[i] * other[i])
-    return total
-
-
-def _turn(out, at, out_stride, source, start, stride, steps, n):
-    """Write `steps` rows of `n` channels, which begin at `start`, as `n` columns from `at` on."""
-    for row in range(0, steps, SQUARE):
-        for k in range(row + SQUARE, min(row + 2 * SQUARE, steps)):
-            prefetch(source, start + k * stride, n)
-        i = max(0, min(row, steps - SQUARE))
-        count = min(SQUARE, steps - i)
-        turn_block(out, at + i, out_stride, source, start + i * stride, stride, count, n)
-
-
-def _write(out, t, size, low, turned, once, steps, n, own, streams):
-    """Write some steps of a block's channels, which are turned, as rows of a sequence."""
-    if not streams:
-        turn_block(out, t * size + low, size, turned, 0, once, n, steps)
-        return
-    block = own.size // SQUARE
-    for step in range(0, steps, SQUARE):
-        k = max(0, min(step, steps - SQUARE))
-        count = min(SQUARE, steps - k)
-        turn_block(own, 0, block, turned, k, once, n, count)
-        for r in range(count):
-            stream(out, (t + k + r) * size + low, _part(own, r * block, n))
-
-
-def _tap(out, column, at, way, weights, channel, channels, taps):
-    """Sum a channel's taps; the first begins at `at` of its column, each next one `way` on."""
-    n = out.size
-    _mix(
-        out,
-        weights[channel],
-        _part(column, at, n),
-        weights[channels + channel],
-        _part(column, at + way, n),
-    )
-    for j in range(2, taps):
-        _add(out, weights[j * channels + channel], _part(column, at + j * way, n))
-
-
-def _end_of(job_at, low, n):
-    """Return the step at which the last of a block's samples ends."""
+def _ends_of(job_at, low, n):
+    """Return the steps at which the first and the last of a block's samples end."""
     job = job_of(job_at)
-    ends = array_of(job_at, ENDS, WHOLE)
+    ends, steps = array_of(job_at, ENDS, WHOLE), job[STEPS]
     if ends.size == 0:
-        return job[STEPS]
-    last = 0
+        return steps, steps
+    first, last = steps, 0
     for sample in range(low // job[CHANNELS], (low + n - 1) // job[CHANNELS] + 1):
-        last = max(last, ends[sample])
-    return last
+        first, last = min(first, ends[sample]), max(last, ends[sample])
+    return first, last
 
 
-def _cut(out, end, t):
-    """Set to 0 what of steps from `t` on lies behind the end of a sample."""
-    left = max(0, end - t)
-    if left < out.size:
-        _zero(_part(out, left, out.size - left))
-
-
-def _forward(job_at):
+def _constants(job_at, scratch, low, n):
+    """Write the bits of a block's delays, and then the weights of its taps, as rows."""
     job = job_of(job_at)
-    x, history, y = _array(job_at, X), _array(job_at, HISTORY), _array(job_at, FIRST)
     weights, lag = _array(job_at, WEIGHTS), array_of(job_at, LAG, WHOLE)
-    steps, once, block, size = job[STEPS], job[ONCE], job[WIDTH], job[COUNT]
-    channels, delay, streams = job[CHANNELS], job[DELAY] >> 1, job[DELAY] & 1 > 0
-    taps, ends = job[TAPS], array_of(job_at, ENDS, WHOLE)
-    stride = size if x.size > size else 0
-    # Columns: `past` steps before the chunk, and the chunk. Then the output, and rows to stream.
-    past = -(-delay // SQUARE) * SQUARE
-    height = past + once
-    numbers = (height + once + SQUARE) * block
-    scratch = _part(_array(job_at, FIRST + 1), take(job, SLOT) * numbers, numbers)
-    turned = _part(scratch, height * block, once * block)
-    own = _part(scratch, (height + once) * block, SQUARE * block)
-    part = take(job, NEXT)
-    while part * block < size:
-        low = part * block
-        n = min(block, size - low)
-        last = _end_of(job_at, low, n)
-        for i in range(n if history.size == 0 else 0):
-            _zero(_part(scratch, i * height, past))
-        if history.size > 0:
-            _turn(scratch, past - delay, height, history, low, size, delay, n)
-        for t in range(0, last, once):
-            count = min(once, last - t)
-            _turn(scratch, past, height, x, t * stride + low, stride, count, n)
-            sample, channel = low // channels, low % channels
-            for i in range(n):
-                column, out = _part(scratch, i * height, height), _part(turned, i * once, count)
-                _tap(out, column, past - lag[channel], -1, weights, channel, channels, taps)
-                if ends.size > 0:
-                    _cut(out, ends[sample], t)
-                if t + once < last:
-                    _copy(_part(column, 0, past), _part(column, once, past))
-                channel += 1
-                if channel == channels:
-                    sample, channel = sample + 1, 0
-            _write(y, t, size, low, turned, once, count, n, own, streams)
-        for t in range(last, steps):
-            _zero(_part(y, t * size + low, n))
-        part = take(job, NEXT)
-    fence()
+    channels, stages, block = job[CHANNELS], job[STAGES], job[WIDTH]
+    i = 0
+    while i < n:
+        channel = (low + i) % channels
+        count = min(n - i, channels - channel)
+        lags = array_at(address(lag, channel), count, WHOLE)
+        for k in range(stages):
+            row = _part(scratch, k * block + i, count)
+            for c in range(count):
+                row[c] = NUMBER + ((lags[c] >> k) & 1)
+        for j in range(job[TAPS]):
+            _copy(scratch, (stages + j) * block + i, weights, j * channels + channel, count)
+        i += count
 
 
-def _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count):
-    """Take some steps from `t` on, whose gradient of the output and input are turned, back.
+def _read(job_at, rows, array, before, begin, low, n):
+    """Write a chunk of a sequence, from step `begin` on, into rows of scratch.
 
-    `columns` hold `count` steps of that gradient and what comes after them.
+    Behind the end of a sample, before the first step and where there is no sequence there are
+    zeros; `before` holds the steps before the first, if it is there.
     """
     job = job_of(job_at)
-    weights, lag = _array(job_at, WEIGHTS), array_of(job_at, LAG, WHOLE)
-    ends = array_of(job_at, ENDS, WHOLE)
-    channels, taps, once, block = job[CHANNELS], job[TAPS], job[ONCE], job[WIDTH]
-    height = columns.size // block
-    sample, channel = low // channels, low % channels
-    for i in range(n):
-        column = _part(columns, i * height, height)
-        if ends.size > 0 and t >= 0:
-            _cut(_part(column, 0, count), ends[sample], t)
-            _cut(_part(inputs, i * once, count), ends[sample], t)  # which may be no number
-        if turned.size > 0:
-            out = _part(turned, i * once, count)
-            _tap(out, column, lag[channel], 1, weights, channel, channels, taps)
-        if sums.size > 0:
-            x = _part(inputs, i * once, count)
-            for j in range(taps):
-                sums[j * block + i] += _dot(_part(column, lag[channel] + j, count), x)
-        channel += 1
-        if channel == channels:
-            sample, channel = sample + 1, 0
+    sequence, history = _array(job_at, array), _array(job_at, before)
+    block, size, delay = job[WIDTH], job[COUNT], job[DELAY]
+    stride = size if sequence.size > size else 0
+    for r in range(CHUNK):
+        t = begin + job[WAY] * r
+        if t >= 0 and t < job[STEPS] and sequence.size > 0:
+            _copy(rows, r * block, sequence, t * stride + low, n)
+            _cut(job_at, _part(rows, r * block, n), low, t)
+        elif t < 0 and t >= -delay and history.size > 0:
+            _copy(rows, r * block, history, (t + delay) * size + low, n)
+        else:
+            _zero(_part(rows, r * block, n))
 
 
-def _next(columns, height, once, n):
-    """Make of a chunk what comes after the one before it, whose own gradient is 0 as yet."""
-    for i in range(n):
-        column = _part(columns, i * height, height)
-        _copy(_part(column, once, height - once), _part(column, 0, height - once))
-        _zero(_part(column, 0, once))
-
-
-def _backward(job_at):
+def _write(job_at, rows, begin, low, n):
+    """Write a chunk of the output, from step `begin` on, that lies in rows of scratch."""
     job = job_of(job_at)
-    x, history, grad = _array(job_at, X), _array(job_at, HISTORY), _array(job_at, FIRST)
-    out_x, out_history = _array(job_at, FIRST + 1), _array(job_at, FIRST + 2)
-    out_weights = _array(job_at, FIRST + 3)
-    steps, once, block, size = job[STEPS], job[ONCE], job[WIDTH], job[COUNT]
-    delay, streams = job[DELAY] >> 1, job[DELAY] & 1 > 0
-    x_stride, grad_stride = size if x.size > size else 0, size if grad.size > size else 0
-    # Columns: a chunk of the output's gradient, and what comes after it. Then the input's gradient,
-    # the input, rows to stream, and the sums.
-    after = -(-delay // SQUARE) * SQUARE
-    height = once + after
-    taps = job[TAPS] if out_weights.size > 0 else 0
-    numbers = (height + 2 * once + SQUARE + job[TAPS]) * block
-    scratch = _part(_array(job_at, FIRST + 4), take(job, SLOT) * numbers, numbers)
-    columns = _part(scratch, 0, height * block)
-    turned = _part(scratch, height * block, once * block if out_x.size > 0 else 0)
-    before = _part(scratch, height * block, once * block if out_history.size > 0 else 0)
-    inputs = _part(scratch, (height + once) * block, once * block)
-    own = _part(scratch, (height + 2 * once) * block, SQUARE * block)
-    sums = _part(scratch, (height + 2 * once + SQUARE) * block, taps * block)
+    out, before = _array(job_at, OUT), _array(job_at, OUT_BEFORE)
+    block, size, delay = job[WIDTH], job[COUNT], job[DELAY]
+    for r in range(CHUNK):
+        t = begin + job[WAY] * r
+        if t >= 0 and t < job[STEPS] and out.size > 0:
+            _cut(job_at, _part(rows, r * block, n), low, t)
+            _copy(out, t * size + low, rows, r * block, n)
+        elif t < 0 and t >= -delay and before.size > 0:
+            _copy(before, (t + delay) * size + low, rows, r * block, n)
+
+
+def _cut(job_at, row, low, t):
+    """Set to 0 what of a row of step `t` lies behind the end of its sample."""
+    ends, channels = array_of(job_at, ENDS, WHOLE), job_of(job_at)[CHANNELS]
+    if ends.size == 0:
+        return
+    i = 0
+    while i < row.size:
+        sample = (low + i) // channels
+        count = min(row.size, (sample + 1) * channels - low) - i
+        if t >= ends[sample]:
+            _zero(_part(row, i, count))
+        i += count
+
+
+def _delay(job_at):
+    job = job_of(job_at)
+    source, given, out = _array(job_at, SOURCE), _array(job_at, GIVEN), _array(job_at, OUT)
+    steps, block, size, taps, way = job[STEPS], job[WIDTH], job[COUNT], job[TAPS], job[WAY]
+    source_stride = way * size if source.size > size else 0
+    given_stride = way * size if given.size > size else 0
+    # Rows of scratch: bits, weights, the chunk and the steps that taps reach back, sums, rings;
+    # then a chunk of each sequence that is not read or written in place.
+    stages = job[STAGES]
+    recent = (stages + taps) * block
+    sums = recent + (taps - 1 + CHUNK) * block
+    rings = sums + taps * block
+    read = rings + max(CHUNK, 1 << stages) * block
+    products, written = read + CHUNK * block, read + 2 * CHUNK * block
+    numbers = written + CHUNK * block
+    scratch = _part(_array(job_at, SCRATCH), take(job, SLOT) * numbers, numbers)
+    own = (
+        address(scratch, rings),
+        address(scratch, 0),
+        address(scratch, stages * block),
+        address(scratch, recent),
+        address(scratch, sums),
+    )
     part = take(job, NEXT)
     while part * block < size:
         low = part * block
         n = min(block, size - low)
-        last = _end_of(job_at, low, n)
-        begin = max(0, (last - 1) // once * once)
-        for i in range(n):  # nothing comes after the end
-            _zero(_part(columns, i * height + last - begin, height - last + begin))
-        _zero(sums)
-        for t in range(last, steps if out_x.size > 0 else 0):
-            _zero(_part(out_x, t * size + low, n))
-        for t in range(begin, -1, -once):
-            count = min(once, last - t)
-            _turn(columns, 0, height, grad, t * grad_stride + low, grad_stride, count, n)
-            if taps > 0:
-                _turn(inputs, 0, once, x, t * x_stride + low, x_stride, count, n)
-            _backward_chunk(job_at, columns, inputs, turned, sums, low, n, t, count)
-            if out_x.size > 0:
-                _write(out_x, t, size, low, turned, once, count, n, own, streams)
-            if t > 0 or history.size > 0:
-                _next(columns, height, once, n)
-        if history.size > 0:
-            _zero(inputs)
-            _turn(inputs, once - delay, once, history, low, size, delay, n)
-            _backward_chunk(job_at, columns, inputs, before, sums, low, n, -once, once)
-            if out_history.size > 0:
-                late = _part(before, once - delay, before.size - once + delay)
-                _write(out_history, 0, size, low, late, once, delay, n, own, False)
-        for j in range(taps):
-            _copy(_part(out_weights, j * size + low, n), _part(sums, j * block, n))
+        lines = (n + LANES - 1) // LANES * LANES
+        least, last = _ends_of(job_at, low, n)
+        for t in range(last, steps if out.size > 0 else 0):
+            _zero(_part(out, t * size + low, n))
+        _zero(scratch)
+        _constants(job_at, scratch, low, n)
+        in_place = n % LANES == 0 and (out.size > 0 or _array(job_at, OUT_BEFORE).size == 0)
+        begin, end = last - 1, 0
+        if _array(job_at, GIVEN_BEFORE).size > 0 or _array(job_at, OUT_BEFORE).size > 0:
+            end = -job[DELAY]
+        if way > 0:
+            begin, end = 0, last - 1
+            if _array(job_at, SOURCE_BEFORE).size > 0:
+                begin = -job[DELAY]
+        for chunk in range(((end - begin) * way + CHUNK) // CHUNK):
+            t = begin + way * chunk * CHUNK
+            other = t + way * (CHUNK - 1)
+            inside = in_place and min(t, other) >= 0 and max(t, other) < least
+            if inside:
+                places = (
+                    address(source, t * abs(source_stride) + low),
+                    address(given, t * abs(given_stride) + low),
+                    address(out, t * size + low),
+                )
+                strides = (source_stride, given_stride, way * size)
+            else:
+                rows = _part(scratch, read, CHUNK * block)
+                _read(job_at, rows, SOURCE, SOURCE_BEFORE, t, low, n)
+                rows = _part(scratch, products, CHUNK * block)
+                _read(job_at, rows, GIVEN, GIVEN_BEFORE, t, low, n)
+                places = (
+                    address(scratch, read),
+                    address(scratch, products),
+                    address(scratch, written),
+                )
+                strides = (block, block, block)
+            call(
+                job[INSIDE] if inside else job[EDGE],
+                places + own + strides + (chunk, taps, lines, block),
+            )
+            if not inside:
+                _write(job_at, _part(scratch, written, CHUNK * block), t, low, n)
+        target = _array(job_at, SUMS)
+        for j in range(taps if target.size > 0 else 0):
+            _copy(target, j * size + low, scratch, sums + j * block, n)
         part = take(job, NEXT)
     fence()
 
 
 @functools.cache
-def _compiled(kind: str, double: bool) -> Any:
-    """Return a kernel compiled for a number format."""
+def _compiled(double: bool) -> Any:
+    """Return the kernel compiled for a number format."""
     number = np.float64 if double else np.float32
-    names: dict[str, Any] = {"WHOLE": WHOLE, "TILE": 64 // number(0).itemsize}
-    return compiled(_forward if kind == "forward" else _backward, names, number)
+    names: dict[str, Any] = {"WHOLE": WHOLE, "LANES": LINE // number(0).itemsize}
+    return compiled(_delay, names, number)
 
 
 def _run(
-    kind: str,
+    way: int,
     shape: Sequence[int],
-    given: Sequence[Tensor | None],
+    arrays: Sequence[Tensor | None],
     lag: Tensor,
     weights: Tensor,
     lengths: Tensor | None,
     max_delay: int,
-    others: Sequence[Tensor | None],
-    target: Tensor | None,
 ) -> None:
-    """Run a kernel on `given`, which are input and history, and `others`, its further arrays.
+    """Run the kernel over steps in the order of `way` (1 or -1) on the first arrays of a job.
 
-    shape: `[T, B, *F]`; target: the sequence that it writes, whose size decides whether that goes
-    past the caches.
+    shape: `[T, B, *F]`.
     """
     state, taps, channels = weights.dtype, len(weights), lag.numel()
     steps, size = shape[0], math.prod(shape[1:])
     if size == 0:
         return
-    longest = _rounded(max_delay)
-    once = max(longest, min(CHUNK, _rounded(steps)))
-    each = longest + 3 * once + SQUARE + taps
-    block = min(BLOCK, max(SQUARE, CACHED // each // SQUARE * SQUARE))
-    streams = target is not None and target.nbytes >= STREAMED
+    _, _, given, _, out, before, _ = arrays
+    double, lanes = state == torch.float64, LINE // state.itemsize
+    stages = (max_delay + 1 - taps).bit_length()  # taps reach back, too
+    each = stages + 3 * taps - 1 + 4 * CHUNK + _late.ring_rows(stages)
+    most = min(BLOCK, CACHED // each)
+    threads = parallel.threads(size * steps // GRAIN, -(-size // lanes))
+    parts = -(-max(1, -(-size // most)) // threads) * threads
+    lines = -(-size // (parts * lanes))
+    block = lanes * (lines + 1 - lines % 2)  # rows of a power of two meet in few lines of a cache
     ends = None if lengths is None else lengths.clamp(0, steps).to(torch.int32)
-    sizes = (steps, once, block, channels, size, taps, 2 * max_delay + streams)
-    threads = parallel.threads(size * steps // GRAIN, -(-size // block))
-    kernel = _compiled(kind, state == torch.float64)
-    run(kernel, (*given, weights, lag, ends, *others), sizes, threads, each * block, state)
-
-
-def _rounded(count: int) -> int:
-    """Return a number of steps rounded up to squares, at least one."""
-    return max(1, -(-count // SQUARE)) * SQUARE
+    kind = (double, stages, out is not None or before is not None, given is not None)
+    past = 0
+    if out is not None and out.nbytes >= STREAMED:
+        place = math.gcd(out.data_ptr(), size * state.itemsize, LINE)
+        past = place if place >= ALIGNED else 0
+    run(
+        _compiled(double),
+        (*arrays, weights, lag, ends),
+        (steps, block, channels, size, taps, max_delay, stages, way)
+        + (_late.late(*kind, past), _late.late(*kind, 0)),
+        threads,
+        each * block,
+        state,
+    )
 
 
 def _wide(out: Tensor | None, state: torch.dtype) -> Tensor | None:
@@ -346,8 +298,9 @@ def forward(
     """Fill `out` `[T, B, *F]`; see `neurospike.backend.protocols.Delay`."""
     state = weights.dtype
     wide = _wide(out, state)
-    given = (rows(current, state), None if history is None else history.to(state).contiguous())
-    _run("forward", current.shape, given, lag, weights, lengths, max_delay, (wide,), wide)
+    before = None if history is None else history.to(state).contiguous()
+    arrays = (rows(current, state), before, None, None, wide, None, None)
+    _run(1, current.shape, arrays, lag, weights, lengths, max_delay)
     if wide is not None and wide is not out:
         out.copy_(wide)
 
@@ -368,18 +321,13 @@ def backward(
     """Fill the gradients that are asked for; see `neurospike.backend.protocols.Delay`."""
     state, (taps, channels) = weights.dtype, weights.shape
     wide, wide_history = _wide(out, state), _wide(out_history, state)
-    asks_before = out_history is not None or out_weights is not None
-    before = history if asks_before else None
-    given = (
-        rows(current, state) if out_weights is not None else None,
-        None if before is None else before.to(state).contiguous(),
-    )
-    batch = current.shape[1]
-    each = None
+    x = before = each = None
     if out_weights is not None:
-        each = torch.zeros(taps, batch, channels, dtype=state)
-    others = (rows(grad, state), wide, wide_history, each)
-    _run("backward", current.shape, given, lag, weights, lengths, max_delay, others, wide)
+        each = buffers.empty((taps, current.shape[1], channels), state)
+        x = rows(current, state)
+        before = None if history is None else history.to(state).contiguous()
+    arrays = (rows(grad, state), None, x, before, wide, wide_history, each)
+    _run(-1, current.shape, arrays, lag, weights, lengths, max_delay)
     for target, found in ((out, wide), (out_history, wide_history)):
         if target is not None and found is not None and found is not target:
             target.copy_(found)

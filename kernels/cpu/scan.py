@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
-from neurospike.kernels.cpu import _rows
+from neurospike.kernels.cpu import _function, _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, call, fence, stream, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, row_of
@@ -355,7 +355,7 @@ def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
     """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
     if out.nbytes < least or out.numel() == 0:
         return _NOT
-    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * (samples or 1)), _rows.LINE)
+    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * (samples or 1)), _function.LINE)
     return True, place if place >= ALIGNED else 0
 
 

@@ -239,14 +239,13 @@ class Delay(_Neuron):
 def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor | None) -> Tensor:
     """Return the last `max_delay` steps of each sample, of those before included."""
     steps, shape = current.shape[0], (max_delay, *current.shape[1:])
+    # A program of torch.export is to run with any number of steps, more or fewer than these.
+    exporting = torch.compiler.is_exporting()
+    if lengths is None and not exporting and steps >= max_delay:
+        return current[steps - max_delay :].clone()
     before = current.new_zeros(shape) if state is None else state
     if lengths is None:
-        # A program of torch.export is to run with any number of steps, more or fewer than these.
-        if not torch.compiler.is_exporting():
-            if steps >= max_delay:
-                return current[steps - max_delay :].clone()
-            before = before[steps:]
-        return torch.cat((before, current))[-max_delay:]
+        return torch.cat((before if exporting else before[steps:], current))[-max_delay:]
     if steps == 0:
         return before.clone()
     # Rows of the steps before and of these, counted from the first of those before.
