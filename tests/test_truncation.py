@@ -112,3 +112,18 @@ def test_nothing_flows_back_beyond_the_segment(backend):
 def test_a_segment_without_steps_is_refused():
     with pytest.raises(ValueError, match="a segment must have at least 1 step, got 0; None: all"):
         make("mlp").truncate(0)
+
+
+@pytest.mark.parametrize("segment", [None, 4, 40], ids=["none", "parts", "one"])
+@pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
+def test_no_gradient_of_a_part_is_as_long_as_the_whole(backend, kind, segment):
+    neuron = ns.LIF(BETA, backend=backend)
+    layer = neuron if kind == "feedforward" else ns.Recurrent(neuron, 5)
+    neuron.segment = segment
+    current = torch.randn(40, 2, 5, requires_grad=True)
+    spikes = layer(current)[0]
+    with torch.profiler.profile() as seen:
+        spikes.sum().backward()
+    named = {event.name for event in seen.events()}
+    assert any("Backward" in name for name in named)
+    assert not {"aten::slice_backward", "aten::select_backward"} & named

@@ -73,12 +73,14 @@ def run_recurrent(
     given = (rule, weight.to(state), values, wants, dispatch.choose(backend, current.device))
     total = current.shape[0]
 
-    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
-    def part(start: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
-        return _run(current[start : start + length], states, left, *given)
-
     if segment is None or segment >= total or not torch.is_grad_enabled():
-        return part(0, total, states, own)
+        return _run(current, states, own, *given)
+    pieces = current.split(segment)
+
+    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
+    def part(k: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
+        return _run(pieces[k], states, left, *given)
+
     return in_segments(part, total, segment, states, own)
 
 

@@ -63,18 +63,17 @@ def run(
     """
     steps = check_current(current, num_steps)
     own = None if lengths is None else check_lengths(lengths, current, steps)
-    if segment is None or not torch.is_grad_enabled():
-        return _run(rule, current, states, parameters, steps, wants, backend, own)
     total = steps if steps >= 0 else current.shape[0]
+    if segment is None or segment >= total or not torch.is_grad_enabled():
+        return _run(rule, current, states, parameters, steps, wants, backend, own)
+    # The gradient of a split is put together once, where each slice would add a whole sequence.
+    pieces = () if steps >= 0 else current.split(segment)
 
     # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
-    def part(start: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
-        given = current if steps >= 0 else current[start : start + length]
-        count = length if steps >= 0 else -1
+    def part(k: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
+        given, count = (pieces[k], -1) if pieces else (current, length)
         return _run(rule, given, states, parameters, count, wants, backend, left)
 
-    if segment >= total:
-        return part(0, total, states, own)
     return in_segments(part, total, segment, states, own)
 
 
@@ -85,11 +84,11 @@ def in_segments(
     states: Sequence[Tensor],
     lengths: Tensor | None,
 ) -> Outputs:
-    """Run `part(start, length, states, lengths)` for `segment` steps after another; see `run`."""
+    """Run `part(k, length, states, lengths)`, `segment` steps after another; see `run`."""
     parts: list[Outputs] = []
-    for start in range(0, total, segment):
+    for k, start in enumerate(range(0, total, segment)):
         left = None if lengths is None else (lengths - start).clamp(min=0)
-        found = part(start, min(segment, total - start), states, left)
+        found = part(k, min(segment, total - start), states, left)
         states = tuple(one.detach() for one in found.states)
         if left is not None and parts:
             found = found._replace(states=_ended(left > 0, found.states, parts[-1].states))
