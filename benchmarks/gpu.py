@@ -48,13 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         help="leave out the proofs, where tests/on_cuda.py ran the same ones; what is timed is "
         "proved all the same",
     )
+    parser.add_argument(
+        "--spikingjelly",
+        choices=["triton", "cuda"],
+        default=os.environ.get(SPIKINGJELLY, "triton"),
+        help="which of that rival's paths: its Triton kernels, or its native CUDA extension, which "
+        "a build from its sources with SJ_BUILD_NATIVE_CUDA=1 has",
+    )
     options = parser.parse_args(argv)
     reasons = unsupported_reasons("triton", "cuda")
     if reasons:
         print(f"error: nothing to measure: {'; '.join(reasons)}", file=sys.stderr)
         return 2
-    # SpikingJelly would take its CUDA extension where one was built; the rival is its Triton path.
-    os.environ.setdefault(SPIKINGJELLY, "triton")
+    os.environ[SPIKINGJELLY] = options.spikingjelly  # which it reads as it is imported
     session = Session(
         seconds=options.seconds,
         limit=options.limit,

@@ -211,12 +211,32 @@ def test_constant_copies_nothing_and_passes_gradients():
 # Rate
 
 
-def test_rate_at_probability_zero_and_one():
+def test_rate_at_probability_zero_and_one(passes):
     for dtype in DTYPES:
         data = torch.tensor([0.0, 1.0], dtype=dtype).expand(5000, 2)
         spikes = encoding.rate(data, 20)
         assert spikes[..., 0].sum() == 0
         assert bool((spikes[..., 1] == 1).all())
+
+
+@pytest.fixture(params=["two passes", "one"])
+def passes(request, monkeypatch):
+    """As on the CPU, and as on a GPU, where torch draws and compares in one kernel."""
+    if request.param == "one":
+        monkeypatch.setattr(encoding, "ONE_KERNEL", {"cpu"})
+        monkeypatch.setattr(encoding, "_coder", lambda *_: None)
+    return request.param
+
+
+@pytest.mark.unpoisoned("filling what is to be written is one more pass")
+def test_rate_in_one_pass_writes_nothing_else_as_long(monkeypatch):
+    monkeypatch.setattr(encoding, "ONE_KERNEL", {"cpu"})
+    data = torch.rand(4, 50).bfloat16()
+    with torch.profiler.profile(record_shapes=True) as seen:
+        spikes = encoding.rate(data, 20)
+    assert spikes.dtype == torch.bfloat16
+    long = [one.name for one in seen.events() if [20, 4, 50] in one.input_shapes]
+    assert long == ["aten::bernoulli_"]
 
 
 def test_rate_at_the_extreme_draws(monkeypatch):
@@ -227,7 +247,7 @@ def test_rate_at_the_extreme_draws(monkeypatch):
     assert encoding.rate(data, 1).tolist() == [[0, 0, 1]]
 
 
-def test_rate_is_the_probability():
+def test_rate_is_the_probability(passes):
     data = torch.tensor([0.1, 0.5, 0.9])
     generator = torch.Generator().manual_seed(0)
     spikes = encoding.rate(data, 40_000, gain=0.5, offset=0.2, generator=generator)
@@ -242,7 +262,7 @@ def test_rate_is_the_probability():
     assert abs(float(pair) - 0.25 * 0.45) < error
 
 
-def test_rate_clamps_what_gain_and_offset_drive_out_of_range():
+def test_rate_clamps_what_gain_and_offset_drive_out_of_range(passes):
     data = torch.tensor([0.2, 0.8]).expand(100, 2)
     for gain, offset in ((10, -4), (1000, -500)):
         spikes = encoding.rate(data, 10, gain=gain, offset=offset)
@@ -250,7 +270,7 @@ def test_rate_clamps_what_gain_and_offset_drive_out_of_range():
         assert bool((spikes[..., 1] == 1).all())
 
 
-def test_rate_repeats_with_the_generator_in_every_dtype():
+def test_rate_repeats_with_the_generator_in_every_dtype(passes):
     data = intensities(4, 50).round(decimals=1).half()
 
     def spikes(dtype, seed):

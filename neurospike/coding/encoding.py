@@ -65,6 +65,7 @@ __all__ = [
     "rows",
 ]
 
+ONE_KERNEL = frozenset({"cuda"})  # devices where torch draws, compares and writes in one pass
 LEAST_COMPILED = 1 << 16  # fewer spikes are made sooner than a compiled loop is loaded
 _COMPILED = (torch.bool, torch.uint8, torch.float32, torch.float64)
 
@@ -121,9 +122,12 @@ def rate(
     if compact is not None:
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
-    draws = torch.rand(
-        (num_steps, *data.shape), dtype=probability.dtype, device=data.device, **drawn_by
-    )
+    shape = (num_steps, *data.shape)
+    if data.device.type in ONE_KERNEL and probability.dtype == torch.float32:
+        # Where nobody looks, as in a CUDA graph, what is no number would stop the device.
+        chance = probability.nan_to_num(0.0).clamp_(0.0, 1.0)
+        return torch.empty(shape, dtype=dtype, device=data.device).bernoulli_(chance, **drawn_by)
+    draws = torch.rand(shape, dtype=probability.dtype, device=data.device, **drawn_by)
     # Draws lie in [0, 1), so comparing is clamping: 0 and less never fire, 1 and more always.
     # In place: at [T, B, *F] a boolean beside the draws would be the largest temporary.
     return draws.lt_(probability).to(dtype)
