@@ -2,12 +2,14 @@
 
 Functions that a processor has no instruction for are computed in float64 and rounded, as the
 other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
-the gradient (`program.QUICK`) stay in the state's format.
+the gradient (`program.QUICK`) stay in the state's format. The exponential function is written out,
+for all numbers of a vector at once; the C library has the others, number by number.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -17,7 +19,34 @@ I32 = ir.IntType(32)
 DOUBLE = ir.DoubleType()
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 # Of these LLVM knows what they are, whatever it makes of them.
-INTRINSIC = frozenset({"exp", "log", "sqrt", "sin", "cos", "fabs"})
+INTRINSIC = frozenset({"log", "sqrt", "sin", "cos", "fabs"})
+
+
+class _Exp(NamedTuple):
+    """What the exponential function of a number format is computed with.
+
+    Attributes:
+        terms: of the series on half of log(2) to both sides, which leave less than a last bit.
+        low, high: bounds beyond which it is 0 or infinite.
+        digits: bits of a number behind the leading one.
+        excess: what is added to an exponent.
+        tens, units: log(2) in two parts, of which the first has zeros at its end, so that it
+            times an exponent is exact.
+    """
+
+    terms: int
+    low: float
+    high: float
+    digits: int
+    excess: int
+    tens: float
+    units: float
+
+
+EXP = {
+    64: _Exp(13, -746.0, 710.0, 52, 1023, 0.6931471803691238, 1.9082149292705877e-10),
+    32: _Exp(7, -104.0, 89.0, 23, 127, 0.693359375, -2.1219444005469057e-4),
+}
 
 
 class Scribe:
@@ -35,8 +64,45 @@ class Scribe:
         known = module.globals.get(name)
         return known or ir.Function(module, ir.FunctionType(kind, [kind]), name)
 
+    def exp(self, x: Any) -> Any:
+        """Return the exponential function, in the format of its argument, to its last bit or so.
+
+        With k the whole number next to x / log(2), it is 2^k times that of the rest, a series.
+        """
+        build, kind = self.builder, x.type
+        bits = 64 if kind.element == DOUBLE else 32
+        found = EXP[bits]
+        whole = ir.VectorType(ir.IntType(bits), kind.count)
+        constant = functools.partial(self.constant, kind=kind)
+
+        def added(one: Any, other: Any, to: Any) -> Any:
+            product = build.fmul(one, other, flags=("contract",))
+            return build.fadd(product, to, flags=("contract",))
+
+        for sign, bound in (("<", constant(found.low)), (">", constant(found.high))):
+            x = build.select(build.fcmp_ordered(sign, x, bound), bound, x)  # NaN stays
+        # A number so large that it has no digits behind the point: its lowest ones are k.
+        large = constant(1.5 * 2.0**found.digits)
+        shifted = added(x, constant(1.0 / math.log(2.0)), large)
+        k = build.fsub(shifted, large)
+        rest = added(k, constant(-found.units), added(k, constant(-found.tens), x))
+        series = constant(1.0 / math.factorial(found.terms))
+        for power in range(found.terms - 1, 1, -1):
+            series = added(series, rest, constant(1.0 / math.factorial(power)))
+        series = build.fadd(added(build.fmul(rest, rest), series, rest), constant(1.0))
+        power = build.sub(build.bitcast(shifted, whole), build.bitcast(large, whole))
+        # In two halves, of which each is a number where 2^k is none: infinite, or almost 0.
+        half = build.ashr(power, self.constant(1, whole))
+        for part in (half, build.sub(power, half)):
+            exponent = build.add(part, self.constant(found.excess, whole))
+            scale = build.shl(exponent, self.constant(found.digits, whole))
+            series = build.fmul(series, build.bitcast(scale, kind))
+        return series
+
     def call(self, name: str, value: Any) -> Any:
         """Return a function of the C library, in the format of its argument."""
+        if name == "exp":
+            return self.exp(value)
         build, kind = self.builder, value.type
         element = kind.element
         if name in INTRINSIC:
