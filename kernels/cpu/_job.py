@@ -15,13 +15,19 @@ from torch import Tensor
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._intrinsics import array_at
 
-NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 13
+NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 16
 
 
 def array_of(job_at, k, like):
     """Return the `k`-th array of a job, of numbers like `like`; one of size 0 is not there."""
     job = array_at(job_at, HEAD + 2 * k + 2, 0)
     return array_at(job[HEAD + 2 * k], job[HEAD + 2 * k + 1], like)
+
+
+def place_of(job_at, k):
+    """Return where the `k`-th array of a job begins, and how many numbers it has."""
+    job = array_at(job_at, HEAD + 2 * k + 2, 0)
+    return job[HEAD + 2 * k], job[HEAD + 2 * k + 1]
 
 
 def row_of(array, start, size):

@@ -80,6 +80,7 @@ class _Loop(Function):
         self.program, self.back = program, back
         self.rows: dict[str, Any] = {}  # where each begins, at the first step to be taken
         self.strides: dict[str, Any] = {}  # bytes from there to the next step, if there are any
+        self.forms: dict[str, str] = {}  # how the numbers of each lie in memory
         self.fetched: list[str] = []  # rows that are asked for some steps ahead
         # Rows written past the caches, and how many bytes divide their places.
         self.past: dict[str, int] = {}
@@ -88,12 +89,14 @@ class _Loop(Function):
         build.position_at_end(start)
         self.group("p", "parameters", program.parameters)
 
-    def row(self, name: str, argument: str, k: int = 0, stride: Any = None) -> None:
+    def row(self, name: str, argument: str, k: int = 0, stride: Any = None, form: str = "") -> None:
         """Let `name` be row `k` of the rows that begin at an argument.
 
         stride: numbers from a step's row to that of the next; None where it is the same one.
+        form: that of its numbers in memory.
         """
-        build, size = self.build, I64(self.size)
+        build, size = self.build, I64(self.bytes_of(form))
+        self.forms[name] = form
         place = build.add(self.given[argument], build.mul(self.given["apart"], I64(k * self.size)))
         if stride is not None:
             stride = build.mul(stride, size)
@@ -169,13 +172,15 @@ class _Loop(Function):
         build.cbranch(build.icmp_signed("<=", following, self.given["n"]), body, done)
 
         build.position_at_end(body)
-        offset = build.mul(i, I64(self.size))
-        places = {name: build.add(row, offset) for name, row in self.rows.items()}
+        places = {
+            name: build.add(row, self.times(i, self.bytes_of(self.forms[name])))
+            for name, row in self.rows.items()
+        }
 
         carried = [one.carried for one in becomes if one.carried is not None]
         written = {one.into for one in becomes}
         begun = {  # what goes from step to step, or is the same at each
-            name: self.load(place, kind)
+            name: self.load(place, kind, self.forms[name])
             for name, place in places.items()
             if name in carried or (name not in self.strides and name not in written)
         }
@@ -193,18 +198,20 @@ class _Loop(Function):
             phi.add_incoming(begun[name], body)
         values |= phis
         values |= {
-            name: self.load(place, kind)
+            name: self.load(place, kind, self.forms[name])
             for name, place in at.items()
             if name not in values and name not in written
         }
         if lanes > 1:
             for name in self.fetched:
-                self.fetch(build.add(at[name], self.times(self.strides[name], AHEAD)), VECTOR)
+                ahead = build.add(at[name], self.times(self.strides[name], AHEAD))
+                self.fetch(ahead, lanes * self.bytes_of(self.forms[name]))
         found = Scribe(build, kind).results(values, operations, results)
         last = {}
         for value, (into, operand, added, kept) in zip(found, becomes, strict=True):
             if into is not None:
-                self.store(value, at[into], self.past.get(into, 0) if lanes > 1 else 0)
+                past = self.past.get(into, 0) if lanes > 1 else 0
+                self.store(value, at[into], past, self.forms[into])
             if operand is not None:
                 phi = phis[operand]
                 onward = build.fadd(phi, value) if added else value
@@ -219,7 +226,7 @@ class _Loop(Function):
 
         build.position_at_end(after)
         for name, value in last.items():
-            self.store(value, places[name])
+            self.store(value, places[name], form=self.forms[name])
         i.add_incoming(following, after)
         build.branch(head)
         build.position_at_end(done)
@@ -227,7 +234,14 @@ class _Loop(Function):
 
 
 @once
-def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) -> _Loop:
+def advance(
+    neuron: str,
+    double: bool,
+    alike: int,
+    spikes: bool,
+    past: int = 0,
+    forms: tuple[str, str] = ("", ""),
+) -> _Loop:
     """Return the function that takes a row of neurons some steps on, of arguments `ADVANCE`.
 
     Args:
@@ -236,15 +250,16 @@ def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) 
         alike: the parameters, as bits, that have one value for all neurons.
         spikes: whether they are written.
         past: bytes that divide the places of their rows, if they go past the caches; else 0.
+        forms: of current and spikes in memory.
     """
     program = Program.parse(neuron)
     loop = _Loop(ADVANCE, program, double)
-    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.row("x", "x", stride=loop.given["x_stride"], form=forms[0])
     loop.fetched, loop.past = ["x"], {"spikes": past}
     loop.group("s", "states", program.states)
     becomes = [_Result(carried=f"s{k}") for k in range(program.states)]
     if spikes:
-        loop.row("spikes", "spikes", stride=loop.given["spikes_stride"])
+        loop.row("spikes", "spikes", stride=loop.given["spikes_stride"], form=forms[1])
         becomes.insert(0, _Result(into="spikes"))
     wanted = program.results[0 if spikes else 1 :]
     loop.write(alike, *needed(program.forward, wanted), becomes)
@@ -252,12 +267,15 @@ def advance(neuron: str, double: bool, alike: int, spikes: bool, past: int = 0) 
 
 
 @once
-def retrace(neuron: str, double: bool, alike: int) -> _Loop:
-    """Return the function that writes the states after each step, of arguments `RETRACE`."""
+def retrace(neuron: str, double: bool, alike: int, form: str = "") -> _Loop:
+    """Return the function that writes the states after each step, of arguments `RETRACE`.
+
+    form: that of the current in memory.
+    """
     program = Program.parse(neuron)
     count = program.states
     loop = _Loop(RETRACE, program, double)
-    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.row("x", "x", stride=loop.given["x_stride"], form=form)
     loop.fetched = ["x"]
     loop.group("s", "states", count)
     loop.group("after", "states", count, row=count, stride=loop.per_step())
@@ -275,6 +293,7 @@ def retreat(
     wanted: int,
     constant: bool,
     past: int = 0,
+    forms: tuple[str, str, str] = ("", "", ""),
 ) -> _Loop:
     """Return the function that takes a row's gradients some steps back, of arguments `RETREAT`.
 
@@ -287,6 +306,7 @@ def retreat(
             for each of these.
         constant: whether the current's gradient is added to what is in `out`.
         past: bytes that divide the places of the rows of `out`, if they go past the caches; else 0.
+        forms: of the current, the spikes' gradient and `out` in memory.
     """
     program = Program.parse(neuron)
     count = program.states
@@ -294,14 +314,15 @@ def retreat(
     given, wants = (spikes, *[True] * count), (True, *[True] * count, *asked)
     operations, results = derived(program, given, wants)
     loop = _Loop(RETREAT, program, double, back=True)
-    loop.row("x", "x", stride=loop.given["x_stride"])
+    loop.row("x", "x", stride=loop.given["x_stride"], form=forms[0])
     loop.group("s", "states", count, stride=loop.per_step())
     if spikes:
-        loop.row("g0", "grad_spikes", stride=loop.given["spikes_stride"])
+        loop.row("g0", "grad_spikes", stride=loop.given["spikes_stride"], form=forms[1])
         loop.fetched = ["g0"]
     loop.past = {"out": past}
     loop.group("g", "grad_states", count, first=1)
-    loop.row("out", "out", stride=None if constant else loop.given["out_stride"])
+    stride = None if constant else loop.given["out_stride"]
+    loop.row("out", "out", stride=stride, form=forms[2])
     loop.group("sum", "sums", sum(asked))
     becomes = [_Result(carried="out", added=True) if constant else _Result(into="out")]
     becomes += [_Result(carried=f"g{k}") for k in range(1, 1 + count)]

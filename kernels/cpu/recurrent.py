@@ -210,7 +210,7 @@ def _forward(job_at):
     traces, finals = outputs + 3, outputs + 3 + states
     all_places = array_of(job_at, finals + 1 + states, INDEX)
     scratch = _array(job_at, finals + 2 + states)
-    stride = _step_of(current, batch * size)
+    stride = _step_of(current.size, batch * size)
     traced = states > 0 and _array(job_at, traces).size > 0
     slot = take(job, SLOT)
     places = row_of(all_places, slot * tile * (size + 1), tile * (size + 1))
@@ -305,7 +305,7 @@ def _backward(job_at):
     numbers = _array(job_at, wanted + parameters)
     scratch = _array(job_at, wanted + parameters + 1)
     nothing = row_of(scratch, 0, 0)
-    stride = _step_of(grad_spikes, batch * size)
+    stride = _step_of(grad_spikes.size, batch * size)
     traced = False
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0

@@ -17,8 +17,8 @@ current's), for any number of states.
 
 What is the same at every step is one row: an array of N numbers in the place of T * N. With lengths
 a block lies within a sample and its loop ends with the sample; what comes after is only filled,
-never read. Number formats: state float32, or float64 if the current is; 16-bit currents are
-converted before, their spikes and gradients after.
+never read. Number formats: state float32, or float64 if the current is; sequences of 16 bits are
+read and written as such, a vector at a time.
 """
 
 import functools
@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike.backend import buffers, parallel
+from neurospike.backend import parallel
 from neurospike.kernels.cpu import _function, _rows
 from neurospike.kernels.cpu._compile import compiled
-from neurospike.kernels.cpu._intrinsics import address, call, fence, stream, take
-from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, row_of
+from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
+from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, place_of, row_of
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
@@ -49,13 +49,16 @@ ALIGNED = 16  # bytes that have to divide a place for stores past the caches
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
 # Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample; states and
-# parameters of a neuron; 1 if what is written goes past the caches. Then addresses of `_rows`: of
-# `advance` or `retrace`, and of `retreat`.
-STEPS, WIDTH, COUNT, PARTS, FEATURES, STATES, PARAMETERS, PAST, ONWARD, BACK = range(
-    SIZES, SIZES + 10
-)
+# parameters of a neuron; 1 if what is written goes past the caches; bytes of a number of the
+# current, of the spikes or their gradient, and of the current's gradient. Then addresses of
+# `_rows`: of `advance` or `retrace`, and of `retreat`.
+STEPS, WIDTH, COUNT, PARTS, FEATURES, STATES, PARAMETERS, PAST = range(SIZES, SIZES + 8)
+X_BYTES, SPIKES_BYTES, OUT_BYTES, ONWARD, BACK = range(PAST + 1, PAST + 6)
 
 NUMBER = np.float32(0)  # rebound to the state's format
+BYTE = np.uint8(0)
+# How numbers of 16 bits are called in `_function.HALVES`.
+FORMS = {torch.float16: "half", torch.bfloat16: "bfloat16"}
 
 
 def _array(job_at, k):
@@ -83,9 +86,9 @@ def _start(out, values, low):
         out[i] = values[low + i] if values.size > 0 else 0.0
 
 
-def _step_of(array, size):
-    """Return the stride over time of a sequence; 0 if one row stands for all."""
-    return 0 if array.size == size else size
+def _step_of(count, size):
+    """Return the stride over time of a sequence of `count` numbers; 0 if one row stands for all."""
+    return 0 if count == size else size
 
 
 def _place(job, lengths, part):
@@ -124,21 +127,22 @@ def _add_traces(job_at, states, scratch, own, apart, first, t, size, low, n):
     for s in range(states):
         trace = _array(job_at, first + s)
         if trace.size > 0:
-            at = t * _step_of(trace, size) + low
+            at = t * _step_of(trace.size, size) + low
             _add(row_of(scratch, own + s * apart, n), row_of(trace, at, n))
 
 
 def _forward(job_at):
     job = job_of(job_at)
     states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
-    current = _array(job_at, 0)
+    current, x_count = place_of(job_at, 0)
     outputs = 1 + states + parameters
-    spikes, numbers = _array(job_at, outputs), _array(job_at, outputs + 1 + 2 * states)
+    spikes, spikes_count = place_of(job_at, outputs)
+    numbers = _array(job_at, outputs + 1 + 2 * states)
     traces, finals = outputs + 1, outputs + 1 + states
     lengths = array_of(job_at, outputs + 2 + 2 * states, 0)
     scratch = _array(job_at, outputs + 3 + 2 * states)
     size, apart = job[COUNT], job[WIDTH] + PAD
-    stride = _step_of(current, size)
+    stride = _step_of(x_count, size)
     traced = states > 0 and _array(job_at, traces).size > 0
     each = 1 if traced else TOGETHER
     # Rows of the scratch: states, parameters, zeros to stream.
@@ -151,15 +155,14 @@ def _forward(job_at):
         _begin(job_at, scratch, own, parameters_at, apart, low, n)
         for t in range(0, steps, each):
             taken = min(each, steps - t)
-            x = t * stride + low
             out = t * size + low
             call(
                 job[ONWARD],
                 (
-                    address(current, x),
+                    current + (t * stride + low) * job[X_BYTES],
                     address(scratch, own),
                     address(scratch, parameters_at),
-                    address(spikes, out),
+                    spikes + out * job[SPIKES_BYTES],
                     address(numbers, 0),
                     apart,
                     n,
@@ -170,10 +173,10 @@ def _forward(job_at):
             )
             if traced:
                 _keep(job_at, states, scratch, own, apart, traces, out, n)
-        row = row_of(scratch, zeros_at, n)
+        zeros = address(scratch, zeros_at)
         for t in range(steps, job[STEPS]):
-            if spikes.size > 0:
-                _zero(spikes, t * size + low, row, past)
+            if spikes_count > 0:
+                _zero(spikes, t * size + low, n, job[SPIKES_BYTES], zeros, past)
             _keep(job_at, states, scratch, own, apart, traces, t * size + low, n)
         _keep(job_at, states, scratch, own, apart, finals, low, n)
         part = take(job, NEXT)
@@ -184,20 +187,20 @@ def _forward(job_at):
 def _backward(job_at):
     job = job_of(job_at)
     states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
-    current = _array(job_at, 0)
+    current, x_count = place_of(job_at, 0)
     given = 1 + states + parameters
-    grad_spikes = _array(job_at, given)
+    grad_spikes, spikes_count = place_of(job_at, given)
     traces, finals = given + 1, given + 1 + states
     outputs = finals + states
-    out = _array(job_at, outputs)
+    out, out_count = place_of(job_at, outputs)
     wanted = outputs + 1 + states
     numbers = _array(job_at, wanted + parameters)
     lengths = array_of(job_at, wanted + parameters + 1, 0)
     scratch = _array(job_at, wanted + parameters + 2)
     nothing = row_of(scratch, 0, 0)
     size, apart = job[COUNT], job[WIDTH] + PAD
-    x_stride, spikes_stride = _step_of(current, size), _step_of(grad_spikes, size)
-    out_stride = _step_of(out, size)
+    x_stride, spikes_stride = _step_of(x_count, size), _step_of(spikes_count, size)
+    out_stride = _step_of(out_count, size)
     traced = False
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0
@@ -214,11 +217,10 @@ def _backward(job_at):
         low, n, steps = _place(job, lengths, part)
         _begin(job_at, scratch, history, parameters_at, apart, low, n)
         for t in range(0, steps - 1, TOGETHER):
-            x = t * x_stride + low
             call(
                 job[ONWARD],
                 (
-                    address(current, x),
+                    current + (t * x_stride + low) * job[X_BYTES],
                     address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
                     address(numbers, 0),
@@ -232,24 +234,22 @@ def _backward(job_at):
             _start(row_of(scratch, own + s * apart, n), _array(job_at, finals + s), low)
         _start(row_of(scratch, sums_at, parameters * apart), nothing, 0)
         if out_stride == 0:
-            _start(row_of(out, low, n), nothing, 0)
+            _start(row_of(_array(job_at, outputs), low, n), nothing, 0)
         t = steps
         while t > 0:
             taken = min(each, t)
             t -= taken
-            g = t * spikes_stride + low
-            o = t * out_stride + low
             if traced:
                 _add_traces(job_at, states, scratch, own, apart, traces, t, size, low, n)
             call(
                 job[BACK],
                 (
-                    address(current, t * x_stride + low),
+                    current + (t * x_stride + low) * job[X_BYTES],
                     address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
-                    address(grad_spikes, g),
+                    grad_spikes + (t * spikes_stride + low) * job[SPIKES_BYTES],
                     address(scratch, own),
-                    address(out, o),
+                    out + (t * out_stride + low) * job[OUT_BYTES],
                     address(scratch, sums_at),
                     address(numbers, 0),
                     apart,
@@ -260,10 +260,10 @@ def _backward(job_at):
                     out_stride,
                 ),
             )
-        row = row_of(scratch, zeros_at, n)
+        zeros = address(scratch, zeros_at)
         if out_stride > 0:
             for t in range(steps, job[STEPS]):
-                _zero(out, t * size + low, row, past)
+                _zero(out, t * size + low, n, job[OUT_BYTES], zeros, past)
         _keep(job_at, states, scratch, own, apart, outputs + 1, low, n)
         asked = sums_at
         for p in range(parameters):
@@ -276,14 +276,17 @@ def _backward(job_at):
         fence()
 
 
-def _zero(array, start, row, past):
-    """Write zeros into a sequence, as a row's outputs are written; `row` is theirs to stream."""
-    if not past:
-        row = row_of(array, start, row.size)
+def _zero(place, start, n, size, zeros, past):
+    """Write `n` zeros of `size` bytes into a sequence that begins at a place.
+
+    They are written as its other numbers are; `zeros` is a row of scratch to stream.
+    """
+    target = array_at(place + start * size, n * size, BYTE)
+    row = array_at(zeros, n * size, BYTE) if past else target
     for i in range(row.size):
-        row[i] = 0.0
+        row[i] = 0
     if past:
-        stream(array, start, row)
+        stream(target, 0, row)
 
 
 def _add(out, values):
@@ -296,7 +299,7 @@ def _add(out, values):
 def _compiled(backward: bool, double: bool) -> Any:
     """Return the kernel of a direction, for any neuron, compiled for a number format."""
     literal = np.float64 if double else np.float32
-    return compiled(_backward if backward else _forward, {}, literal)
+    return compiled(_backward if backward else _forward, {"BYTE": BYTE}, literal)
 
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
@@ -370,6 +373,7 @@ def _plan(
     arrays: Sequence[Tensor | None],
     neuron: str,
     state: torch.dtype,
+    formats: tuple[torch.dtype, ...],
     parameters: Sequence[Tensor],
     backward: tuple[int, bool, bool] | None,
     sizes: tuple[int, int, int],
@@ -377,28 +381,30 @@ def _plan(
 ) -> Plan:
     """Make the plan of calls like this one.
 
+    formats: of the current, the spikes or their gradient, and the current's gradient.
     backward: of the backward pass, the parameters whose gradients are wanted, as bits, whether the
         current is constant, and whether the spikes have a gradient; None of the forward pass.
     sizes: steps, neurons, and samples that have a length of their own.
     """
     states, many = Program.parse(neuron).states, len(parameters)
     alike, double = alike_of(parameters), state == torch.float64
+    forms = tuple([FORMS.get(one, "") for one in formats])
     if backward is None:
         has_spikes = arrays[1 + states + many] is not None
         rows_each, scratch_rows = 0, states + many + 1
-        functions = [_rows.advance(neuron, double, alike, has_spikes, past[1])]
+        functions = [_rows.advance(neuron, double, alike, has_spikes, past[1], forms[:2])]
     else:
         wanted, constant, has_spikes = backward
         rows_each = scratch_rows = states + 2 * many + 1 + sizes[0] * states
         functions = [
-            _rows.retrace(neuron, double, alike),
-            _rows.retreat(neuron, double, alike, has_spikes, wanted, constant, past[1]),
+            _rows.retrace(neuron, double, alike, forms[0]),
+            _rows.retreat(neuron, double, alike, has_spikes, wanted, constant, past[1], forms),
         ]
     blocks, threads = _divided(*sizes, state, rows_each)
     plan = Plan(
         _compiled(backward is not None, double),
         [0 if one is None else one.numel() for one in arrays],
-        (*blocks, states, many, past[0], *functions),
+        (*blocks, states, many, past[0], *[one.itemsize for one in formats], *functions),
         threads,
         scratch_rows * (blocks[WIDTH - SIZES] + PAD),
         state,
@@ -430,34 +436,31 @@ def forward(
     the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state = finals[0].dtype
-    x = current.to(state).contiguous() if constant else rows(current, state)
-    wide = spikes
-    if spikes is not None and spikes.dtype != state:
-        wide = buffers.empty(spikes.shape, state)
+    x = current.to(state).contiguous() if constant else rows(current, current.dtype)
+    spikes_format = state if spikes is None else spikes.dtype
     nothing = (None,) * len(finals)
     arrays = (
         x,
         *([one.contiguous() for one in states] if states else nothing),
         *([one.contiguous() for one in parameters] if parameters else ()),
-        wide,
+        spikes,
         *(traces or nothing),
         *finals,
         as_tensor(tuple(numbers), state),
         lengths,
     )
     size, samples = finals[0].numel(), 0 if lengths is None else lengths.numel()
-    past = _NOT if wide is None else _past(wide, HELD if constant else STREAMED, samples)
+    past = _NOT if spikes is None else _past(spikes, HELD if constant else STREAMED, samples)
+    formats = (x.dtype, spikes_format, state)
     key = (
-        *("forward", neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *("forward", neuron, formats, x.shape, size, steps, past, samples, torch.get_num_threads()),
         *(bool(states), spikes is None, bool(traces), *[one.numel() for one in parameters]),
     )
     plan = _plans.get(key)
     if plan is None:
         sizes = (steps, size, samples)
-        plan = _plan(key, arrays, neuron, state, parameters, None, sizes, past)
+        plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past)
     plan.run(arrays)
-    if spikes is not None and wide is not None and wide is not spikes:
-        spikes.copy_(wide)
 
 
 def backward(
@@ -481,11 +484,12 @@ def backward(
     nothing = (None,) * len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
     size = current.numel() if constant else math.prod(current.shape[1:])
-    x = current.to(state).contiguous() if constant else rows(current, state)
-    gs = rows(grad_spikes, state)
+    x = current.to(state).contiguous() if constant else rows(current, current.dtype)
+    gs = rows(grad_spikes, current.dtype)
     gts = [rows(one, state) for one in grad_traces] if grad_traces else nothing
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
-    wide = out if out.dtype == state else buffers.empty(out.shape, state)
+    # What a constant current's gradient adds up to is rounded once.
+    wide = torch.empty(out.shape, dtype=state) if constant and out.dtype != state else out
     asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
     arrays = (
         x,
@@ -503,8 +507,19 @@ def backward(
     samples = 0 if lengths is None else lengths.numel()
     past = _NOT if constant else _past(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
+    formats = (x.dtype, current.dtype, wide.dtype)
     key = (
-        *("backward", neuron, state, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *(
+            "backward",
+            neuron,
+            formats,
+            x.shape,
+            size,
+            steps,
+            past,
+            samples,
+            torch.get_num_threads(),
+        ),
         *(bool(states), constant, bool(out_states), wanted),
         *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
         *[one.numel() for one in parameters],
@@ -512,7 +527,8 @@ def backward(
     plan = _plans.get(key)
     if plan is None:
         kind = (mask_of(wanted), constant, gs is not None)
-        plan = _plan(key, arrays, neuron, state, parameters, kind, (steps, size, samples), past)
+        sizes = (steps, size, samples)
+        plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past)
     plan.run(arrays)
     if wide is not out:
         out.copy_(wide)
