@@ -1,6 +1,7 @@
 """The contract: every backend against the two-step table, snnTorch, and a naive float64 oracle."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import oracle
@@ -191,6 +192,32 @@ def test_16_bit_currents_keep_a_float32_state(dtype: torch.dtype, backend: str) 
     full = torch.autograd.grad(same[0].sum() + same[1].sum(), (wide, mem))
     assert torch.equal(narrow[0], full[0].to(dtype))
     assert torch.equal(narrow[1], full[1])
+
+
+@pytest.mark.parametrize("use", ["plain", "lengths", "constant"])
+@pytest.mark.parametrize("shape", [(7, 3, 37), (9, 2, 64), (40, 24, 2560)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits_are_those_of_32_rounded(dtype, shape, use, fused) -> None:
+    steps, batch, _ = shape
+    generator = torch.Generator().manual_seed(0)
+    current = torch.randn(shape, generator=generator).to(dtype)
+    grad = torch.randn(shape, generator=generator).to(dtype)
+    # Halfway cases are rounded to even; what is no number stays none, in its place.
+    grad[0, 0, :6] = torch.tensor([math.inf, -math.inf, math.nan, 0.0, 1e-7, -3.0])
+    options: dict = {"beta": 0.9, "backend": fused}
+    if use == "lengths":
+        options["lengths"] = torch.tensor([steps - 2, *[steps] * (batch - 1)])
+    if use == "constant":
+        current, options["num_steps"] = current[0], steps
+    found = []
+    for form in (dtype, torch.float32):
+        x = current.detach().to(form).requires_grad_()
+        spikes, mem = ns.lif(x, **options)
+        spikes.backward(grad.to(form))
+        found.append([spikes.detach().to(dtype), mem.detach(), x.grad.to(dtype)])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert found[0][2].isnan().any()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: "-".join(map(str, r.values())))
