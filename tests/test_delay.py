@@ -244,6 +244,26 @@ def test_16_bits_are_summed_in_32(backend, dtype):
     assert layer.delay.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(20, 2, 9, 5), (30, 3, 32, 20), (40, 24, 2560, 9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits_are_those_of_32_rounded(dtype, shape, kernel, fused):
+    steps, batch, features, longest = shape
+    layer = ns.Delay(features, longest, delays(features, longest).float(), True, kernel, 2.0)
+    layer.backend = fused
+    x, before = values(shape[:3], dtype), values((longest, batch, features), dtype, 1)
+    grad = values(shape[:3], dtype, 2)
+    for lengths in (None, some_lengths(steps, batch) if batch < 4 else None):
+        found = []
+        for form in (dtype, torch.float32):
+            given = [one.detach().to(form).requires_grad_() for one in (x, before)]
+            late, _ = layer(*given, lengths=lengths)
+            more = torch.autograd.grad(late, (*given, layer.delay), grad.to(form))
+            found.append([one.to(dtype) for one in (late, *more[:2])] + [more[2]])
+        for one, other in zip(*found):
+            assert torch.equal(one, other)
+
+
 def test_only_what_is_asked_for(fused):
     """The gradient of one alone is that of it among others."""
     shape = (20, 3, 7, 5)

@@ -42,15 +42,17 @@ def ring_rows(stages: int) -> int:
 
 
 class _Late(Function):
-    """The function for delays of `stages` bits."""
+    """The function for delays of `stages` bits, with sequences that lie in memory in a `form`."""
 
-    def __init__(self, double: bool, stages: int) -> None:
+    def __init__(self, double: bool, stages: int, form: str) -> None:
         super().__init__(LATE, double)
-        self.stages = stages
+        self.stages, self.form = stages, form
         self.vector = ir.VectorType(self.kind, LINE // self.size)
         self.end, self.apart = (self.times(self.given[name], self.size) for name in ("n", "apart"))
-        strides = ("source", "given", "out")
-        self.strides = {one: self.times(self.given[f"{one}_stride"], self.size) for one in strides}
+        self.strides = {
+            one: self.times(self.given[f"{one}_stride"], self.bytes_of(form))
+            for one in ("source", "given", "out")
+        }
         taps = self.build.sub(self.given["taps"], I64(1))
         self.reach = self.build.mul(taps, self.apart)  # bytes from the first tap to the last
 
@@ -59,14 +61,20 @@ class _Late(Function):
         distance = self.times(self.apart, k) if isinstance(k, int) else k
         return self.place(argument, i, distance)
 
-    def read(self, argument: str, i: Any) -> list[Any]:
-        """Return a chunk of a sequence, and ask for what comes next of it."""
-        places = [
+    def places(self, argument: str, i: Any) -> list[Any]:
+        """Return where the numbers of a chunk of a sequence lie, some bytes of scratch on."""
+        if self.form:
+            i = self.build.lshr(i, I64(1))
+        return [
             self.place(argument, i, self.times(self.strides[argument], r)) for r in range(CHUNK)
         ]
+
+    def read(self, argument: str, i: Any) -> list[Any]:
+        """Return a chunk of a sequence, and ask for what comes next of it."""
+        places, line = self.places(argument, i), self.vector.count * self.bytes_of(self.form)
         for place in places:
-            self.fetch(self.build.add(place, I64(AHEAD * LINE)), LINE)
-        return [self.load(place, self.vector) for place in places]
+            self.fetch(self.build.add(place, I64(AHEAD * line)), line)
+        return [self.load(place, self.vector, self.form) for place in places]
 
     def chosen(self, k: int, i: Any) -> Any:
         """Return which channels have bit `k`."""
@@ -126,7 +134,9 @@ class _Late(Function):
 
 
 @once
-def late(double: bool, stages: int, mixes: bool, learns: bool, past: int = 0) -> Function:
+def late(
+    double: bool, stages: int, mixes: bool, learns: bool, past: int = 0, form: str = ""
+) -> Function:
     """Return the function, of arguments `LATE`.
 
     Args:
@@ -135,8 +145,9 @@ def late(double: bool, stages: int, mixes: bool, learns: bool, past: int = 0) ->
         mixes: whether `out` is written.
         learns: whether `given` is read and `sums` are added to.
         past: bytes that divide the places of `out`, if it goes past the caches; else 0.
+        form: that of `source`, `given` and `out` in memory.
     """
-    f = _Late(double, stages)
+    f = _Late(double, stages, form)
     build = f.build
     with f.each(I64(0), f.end, I64(LINE)) as i:
         rows = f.delayed(f.read("source", i), i)
@@ -149,9 +160,8 @@ def late(double: bool, stages: int, mixes: bool, learns: bool, past: int = 0) ->
                 weight = f.load(f.row("weights", i, ago), f.vector)
                 for total, row in zip(totals, f.tapped(i, ago)):
                     build.store(build.fadd(build.load(total), build.fmul(weight, row)), total)
-            for r, total in enumerate(totals):
-                place = f.place("out", i, f.times(f.strides["out"], r))
-                f.store(build.load(total), place, past)
+            for place, total in zip(f.places("out", i), totals):
+                f.store(build.load(total), place, past, form)
         if learns:
             given = f.read("given", i)
             with f.taps(i, 0) as ago:

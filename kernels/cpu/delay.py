@@ -10,8 +10,8 @@ of the output; what comes out is that of the input, and the products with the in
 weights' gradient, in an order that does not depend on the threads.
 
 That moves 8 bytes per channel-step forward (read x, write y) and 12 backward (read x and the
-gradient of y, write that of x) in float32; 16-bit sequences are converted before and after. Saved
-for backward: nothing but the inputs. Number formats: float32, or float64 if the input is.
+gradient of y, write that of x) in float32. Saved for backward: nothing but the inputs. Number
+formats: float32, or float64 if the input is; sequences of 16 bits are read and written as such.
 """
 
 import functools
@@ -29,7 +29,7 @@ from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._function import LINE
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu.scan import ALIGNED, GRAIN, STREAMED, rows
+from neurospike.kernels.cpu.scan import ALIGNED, FORMS, GRAIN, STREAMED, rows
 
 BLOCK = 528  # channels that are taken through time together, at most
 CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache
@@ -46,6 +46,7 @@ WEIGHTS, LAG, ENDS, SCRATCH = range(7, 11)
 
 # What the kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
+SEQUENCE = np.float32(0)  # as it lies in memory: 16 bits are copied, whatever they mean
 WHOLE = np.int32(0)
 LANES = 16
 
@@ -55,9 +56,19 @@ def _array(job_at, k):
     return array_of(job_at, k, NUMBER)
 
 
+def _sequence(job_at, k):
+    """Return the same of a sequence."""
+    return array_of(job_at, k, SEQUENCE)
+
+
 def _part(array, start, size):
     """Return `array[start : start + size]`, which is known to lie in it."""
     return array_at(address(array, start), size, NUMBER)
+
+
+def _piece(sequence, start, size):
+    """Return the same of a sequence."""
+    return array_at(address(sequence, start), size, SEQUENCE)
 
 
 def _zero(out):
@@ -66,11 +77,10 @@ def _zero(out):
         out[i] = 0.0
 
 
-def _copy(out, start, values, at, n):
-    """Copy `n` numbers."""
-    row, found = _part(out, start, n), _part(values, at, n)
-    for i in range(n):
-        row[i] = found[i]
+def _copy(out, values):
+    """Copy as many numbers as there is room for."""
+    for i in range(out.size):
+        out[i] = values[i]
 
 
 def _ends_of(job_at, low, n):
@@ -100,7 +110,8 @@ def _constants(job_at, scratch, low, n):
             for c in range(count):
                 row[c] = NUMBER + ((lags[c] >> k) & 1)
         for j in range(job[TAPS]):
-            _copy(scratch, (stages + j) * block + i, weights, j * channels + channel, count)
+            row = _part(scratch, (stages + j) * block + i, count)
+            _copy(row, _part(weights, j * channels + channel, count))
         i += count
 
 
@@ -111,32 +122,34 @@ def _read(job_at, rows, array, before, begin, low, n):
     zeros; `before` holds the steps before the first, if it is there.
     """
     job = job_of(job_at)
-    sequence, history = _array(job_at, array), _array(job_at, before)
+    sequence, history = _sequence(job_at, array), _sequence(job_at, before)
     block, size, delay = job[WIDTH], job[COUNT], job[DELAY]
     stride = size if sequence.size > size else 0
     for r in range(CHUNK):
         t = begin + job[WAY] * r
+        row = _piece(rows, r * block, n)
         if t >= 0 and t < job[STEPS] and sequence.size > 0:
-            _copy(rows, r * block, sequence, t * stride + low, n)
-            _cut(job_at, _part(rows, r * block, n), low, t)
+            _copy(row, _piece(sequence, t * stride + low, n))
+            _cut(job_at, row, low, t)
         elif t < 0 and t >= -delay and history.size > 0:
-            _copy(rows, r * block, history, (t + delay) * size + low, n)
+            _copy(row, _piece(history, (t + delay) * size + low, n))
         else:
-            _zero(_part(rows, r * block, n))
+            _zero(row)
 
 
 def _write(job_at, rows, begin, low, n):
     """Write a chunk of the output, from step `begin` on, that lies in rows of scratch."""
     job = job_of(job_at)
-    out, before = _array(job_at, OUT), _array(job_at, OUT_BEFORE)
+    out, before = _sequence(job_at, OUT), _sequence(job_at, OUT_BEFORE)
     block, size, delay = job[WIDTH], job[COUNT], job[DELAY]
     for r in range(CHUNK):
         t = begin + job[WAY] * r
+        row = _piece(rows, r * block, n)
         if t >= 0 and t < job[STEPS] and out.size > 0:
-            _cut(job_at, _part(rows, r * block, n), low, t)
-            _copy(out, t * size + low, rows, r * block, n)
+            _cut(job_at, row, low, t)
+            _copy(_piece(out, t * size + low, n), row)
         elif t < 0 and t >= -delay and before.size > 0:
-            _copy(before, (t + delay) * size + low, rows, r * block, n)
+            _copy(_piece(before, (t + delay) * size + low, n), row)
 
 
 def _cut(job_at, row, low, t):
@@ -149,13 +162,13 @@ def _cut(job_at, row, low, t):
         sample = (low + i) // channels
         count = min(row.size, (sample + 1) * channels - low) - i
         if t >= ends[sample]:
-            _zero(_part(row, i, count))
+            _zero(_piece(row, i, count))
         i += count
 
 
 def _delay(job_at):
     job = job_of(job_at)
-    source, given, out = _array(job_at, SOURCE), _array(job_at, GIVEN), _array(job_at, OUT)
+    source, given, out = _sequence(job_at, SOURCE), _sequence(job_at, GIVEN), _sequence(job_at, OUT)
     steps, block, size, taps, way = job[STEPS], job[WIDTH], job[COUNT], job[TAPS], job[WAY]
     source_stride = way * size if source.size > size else 0
     given_stride = way * size if given.size > size else 0
@@ -183,16 +196,16 @@ def _delay(job_at):
         lines = (n + LANES - 1) // LANES * LANES
         least, last = _ends_of(job_at, low, n)
         for t in range(last, steps if out.size > 0 else 0):
-            _zero(_part(out, t * size + low, n))
+            _zero(_piece(out, t * size + low, n))
         _zero(scratch)
         _constants(job_at, scratch, low, n)
-        in_place = n % LANES == 0 and (out.size > 0 or _array(job_at, OUT_BEFORE).size == 0)
+        in_place = n % LANES == 0 and (out.size > 0 or _sequence(job_at, OUT_BEFORE).size == 0)
         begin, end = last - 1, 0
-        if _array(job_at, GIVEN_BEFORE).size > 0 or _array(job_at, OUT_BEFORE).size > 0:
+        if _sequence(job_at, GIVEN_BEFORE).size > 0 or _sequence(job_at, OUT_BEFORE).size > 0:
             end = -job[DELAY]
         if way > 0:
             begin, end = 0, last - 1
-            if _array(job_at, SOURCE_BEFORE).size > 0:
+            if _sequence(job_at, SOURCE_BEFORE).size > 0:
                 begin = -job[DELAY]
         for chunk in range(((end - begin) * way + CHUNK) // CHUNK):
             t = begin + way * chunk * CHUNK
@@ -206,9 +219,9 @@ def _delay(job_at):
                 )
                 strides = (source_stride, given_stride, way * size)
             else:
-                rows = _part(scratch, read, CHUNK * block)
+                rows = _piece(scratch, read, CHUNK * block)
                 _read(job_at, rows, SOURCE, SOURCE_BEFORE, t, low, n)
-                rows = _part(scratch, products, CHUNK * block)
+                rows = _piece(scratch, products, CHUNK * block)
                 _read(job_at, rows, GIVEN, GIVEN_BEFORE, t, low, n)
                 places = (
                     address(scratch, read),
@@ -221,25 +234,26 @@ def _delay(job_at):
                 places + own + strides + (chunk, taps, lines, block),
             )
             if not inside:
-                _write(job_at, _part(scratch, written, CHUNK * block), t, low, n)
+                _write(job_at, _piece(scratch, written, CHUNK * block), t, low, n)
         target = _array(job_at, SUMS)
         for j in range(taps if target.size > 0 else 0):
-            _copy(target, j * size + low, scratch, sums + j * block, n)
+            _copy(_part(target, j * size + low, n), _part(scratch, sums + j * block, n))
         part = take(job, NEXT)
     fence()
 
 
 @functools.cache
-def _compiled(double: bool) -> Any:
-    """Return the kernel compiled for a number format."""
+def _compiled(double: bool, narrow: bool) -> Any:
+    """Return the kernel compiled for a number format, and for sequences of 16 bits or its own."""
     number = np.float64 if double else np.float32
     names: dict[str, Any] = {"WHOLE": WHOLE, "LANES": LINE // number(0).itemsize}
+    names["SEQUENCE"] = np.uint16(0) if narrow else number(0)
     return compiled(_delay, names, number)
 
 
 def _run(
     way: int,
-    shape: Sequence[int],
+    current: Tensor,
     arrays: Sequence[Tensor | None],
     lag: Tensor,
     weights: Tensor,
@@ -248,13 +262,14 @@ def _run(
 ) -> None:
     """Run the kernel over steps in the order of `way` (1 or -1) on the first arrays of a job.
 
-    shape: `[T, B, *F]`.
+    Sequences have the shape and the format of `current` `[T, B, *F]`.
     """
     state, taps, channels = weights.dtype, len(weights), lag.numel()
-    steps, size = shape[0], math.prod(shape[1:])
+    steps, size = current.shape[0], math.prod(current.shape[1:])
     if size == 0:
         return
     _, _, given, _, out, before, _ = arrays
+    form = FORMS.get(current.dtype, "")
     double, lanes = state == torch.float64, LINE // state.itemsize
     stages = (max_delay + 1 - taps).bit_length()  # taps reach back, too
     each = stages + 3 * taps - 1 + 4 * CHUNK + _late.ring_rows(stages)
@@ -267,22 +282,17 @@ def _run(
     kind = (double, stages, out is not None or before is not None, given is not None)
     past = 0
     if out is not None and out.nbytes >= STREAMED:
-        place = math.gcd(out.data_ptr(), size * state.itemsize, LINE)
+        place = math.gcd(out.data_ptr(), size * out.itemsize, lanes * out.itemsize)
         past = place if place >= ALIGNED else 0
     run(
-        _compiled(double),
+        _compiled(double, form != ""),
         (*arrays, weights, lag, ends),
         (steps, block, channels, size, taps, max_delay, stages, way)
-        + (_late.late(*kind, past), _late.late(*kind, 0)),
+        + (_late.late(*kind, past, form), _late.late(*kind, 0, form)),
         threads,
         each * block,
         state,
     )
-
-
-def _wide(out: Tensor | None, state: torch.dtype) -> Tensor | None:
-    """Return where a kernel writes what goes to `out`: itself, or memory in the state's format."""
-    return out if out is None or out.dtype == state else buffers.empty(out.shape, state)
 
 
 def forward(
@@ -296,13 +306,9 @@ def forward(
     out: Tensor,
 ) -> None:
     """Fill `out` `[T, B, *F]`; see `neurospike.backend.protocols.Delay`."""
-    state = weights.dtype
-    wide = _wide(out, state)
-    before = None if history is None else history.to(state).contiguous()
-    arrays = (rows(current, state), before, None, None, wide, None, None)
-    _run(1, current.shape, arrays, lag, weights, lengths, max_delay)
-    if wide is not None and wide is not out:
-        out.copy_(wide)
+    before = None if history is None else history.contiguous()
+    arrays = (rows(current, current.dtype), before, None, None, out, None, None)
+    _run(1, current, arrays, lag, weights, lengths, max_delay)
 
 
 def backward(
@@ -320,16 +326,12 @@ def backward(
 ) -> None:
     """Fill the gradients that are asked for; see `neurospike.backend.protocols.Delay`."""
     state, (taps, channels) = weights.dtype, weights.shape
-    wide, wide_history = _wide(out, state), _wide(out_history, state)
     x = before = each = None
     if out_weights is not None:
         each = buffers.empty((taps, current.shape[1], channels), state)
-        x = rows(current, state)
-        before = None if history is None else history.to(state).contiguous()
-    arrays = (rows(grad, state), None, x, before, wide, wide_history, each)
-    _run(-1, current.shape, arrays, lag, weights, lengths, max_delay)
-    for target, found in ((out, wide), (out_history, wide_history)):
-        if target is not None and found is not None and found is not target:
-            target.copy_(found)
+        x = rows(current, current.dtype)
+        before = None if history is None else history.contiguous()
+    arrays = (rows(grad, current.dtype), None, x, before, out, out_history, each)
+    _run(-1, current, arrays, lag, weights, lengths, max_delay)
     if out_weights is not None and each is not None:
         torch.sum(each, 1, out=out_weights)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike.backend import parallel
+from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu import _function, _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
@@ -321,7 +321,9 @@ def rows(tensor: Given, state: torch.dtype) -> Given:
         return tensor
     if tensor.numel() > 0 and tensor.stride(0) == 0:
         tensor = tensor[0]
-    return (tensor if tensor.dtype == state else tensor.to(state)).contiguous()
+        if tensor.dtype == state and tensor.is_contiguous():
+            return tensor
+    return buffers.empty(tensor.shape, state).copy_(tensor)
 
 
 @functools.lru_cache(maxsize=4096)
