@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,26 @@ def test_damaged_code_is_compiled_anew_and_kept_again(folder, loop, monkeypatch,
     file.write_bytes(damage(file.read_bytes()))
     assert made_anew(loop, monkeypatch)
     assert not made_anew(loop, monkeypatch)
+
+
+def test_what_nobody_loaded_for_long_is_taken_away_and_nothing_else(folder, loop, monkeypatch):
+    made_anew(loop, monkeypatch)
+    (used,) = folder.glob("neurospike_*")
+    old, lately, foreign = (folder / name for name in ("neurospike_0", "neurospike_1", "other"))
+    for file in (old, lately, foreign):
+        file.write_bytes(b"code")
+    age = {old: _code.UNUSED + 9, used: _code.UNUSED + 9, foreign: 1e9, lately: _code.SEEN}
+    for file, seconds in age.items():
+        os.utime(file, (time.time() - seconds,) * 2)
+    assert not made_anew(loop, monkeypatch)  # which says that it is used
+    assert old.exists()
+    monkeypatch.setattr(_code, "_here", lambda: "another version")
+    _code._tidy.cache_clear()
+    assert made_anew(loop, monkeypatch)
+    assert not old.exists()
+    assert used.exists()
+    assert lately.exists()
+    assert foreign.exists()
 
 
 def test_a_disk_that_became_full_costs_only_the_compilation(folder, loop, monkeypatch):

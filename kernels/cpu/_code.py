@@ -6,7 +6,8 @@ that need nothing but the C library, and llvmlite loads them in milliseconds.
 
 No damage of a file can do harm: each ends with a checksum of the rest, and what does not fit it is
 made anew and written over. A disk that is full or read-only costs the compilation of each process,
-and nothing else.
+and nothing else. Whoever keeps a file there takes away those that nobody loaded for `UNUSED`
+seconds: they are of other versions, or of neurons that were tried once.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +29,8 @@ from llvmlite import binding as llvm
 from neurospike.backend.garbage import uncollected
 
 SUM_BYTES = 4
+UNUSED = 30 * 86400.0
+SEEN = 86400.0  # after so many seconds a file that is loaded is marked as used
 # Variables of Numba's that make no difference to what it compiles; of others nobody knows.
 INDIFFERENT = ("NUMBA_CACHE_DIR", "NUMBA_DEBUG_CACHE", "NUMBA_DISABLE_JIT", "NUMBA_NUM_THREADS")
 OWN = Path(__file__).parent
@@ -130,6 +134,7 @@ def _made(name: str, write: Write, loop: str) -> bytes:
     if folder is not None:
         with contextlib.suppress(OSError):
             _write(folder / name, content + _sum(content))
+            _tidy(folder)
     return content
 
 
@@ -152,10 +157,29 @@ def _kept(name: str) -> bytes | None:
     """Return an object file that an earlier process made; None if there is none that is whole."""
     for folder in _folders():
         with contextlib.suppress(OSError, RuntimeError):
-            content = (folder.expanduser() / name).read_bytes()
+            file = folder.expanduser() / name
+            content = file.read_bytes()
             if content[-SUM_BYTES:] == _sum(content[:-SUM_BYTES]):
+                _mark(file)
                 return content[:-SUM_BYTES]
     return None
+
+
+def _mark(file: Path) -> None:
+    """Let a file's time say that it was used lately, where that can be written."""
+    with contextlib.suppress(OSError):
+        if time.time() - file.stat().st_mtime > SEEN:
+            os.utime(file)
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Take away the files of a folder that were not used for long, once in a process."""
+    now = time.time()
+    for file in folder.glob("neurospike_*"):
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if now - file.stat().st_mtime > UNUSED:
+                file.unlink()
 
 
 def _folder() -> Path | None:
