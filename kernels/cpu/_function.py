@@ -12,14 +12,12 @@ from typing import Any, ParamSpec, cast
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from neurospike.kernels.cpu import _code
+from neurospike.kernels.cpu import _code, _halves
 from neurospike.kernels.cpu._scribe import DOUBLE, I32
 
 LINE = 64  # bytes that come from memory together
 I64 = ir.IntType(64)
 I16 = ir.IntType(16)
-# Numbers of 16 bits that vectors of float32 are read from and written as; "" are those themselves.
-HALVES = ("half", "bfloat16")
 
 Key = ParamSpec("Key")
 
@@ -74,55 +72,29 @@ class Function:
         return self.build.shuffle_vector(alone, nothing, ir.Constant(first, None))
 
     def bytes_of(self, form: str) -> int:
-        """Return how many bytes a number takes in memory, in one of `HALVES` or its own format."""
+        """Return how many bytes a number in memory takes, in its own format if `form` is empty."""
         return 2 if form else self.size
 
     def load(self, place: Any, kind: Any, form: str = "") -> Any:
-        """Return a vector that lies in memory, there perhaps in one of `HALVES`."""
+        """Return a vector that lies in memory, there perhaps in one of `_halves.FORMS`."""
         build = self.build
-        stored = (
-            ir.VectorType({"half": ir.HalfType(), "bfloat16": I16}[form], kind.count)
-            if form
-            else kind
-        )
+        stored = ir.VectorType(I16, kind.count) if form else kind
         value = build.load(build.inttoptr(place, stored.as_pointer()))
         value.align = self.bytes_of(form)
-        if form == "half":
-            return build.fpext(value, kind)
-        if form == "bfloat16":  # the upper half of a float32
-            wide = ir.VectorType(I32, kind.count)
-            upper = build.shl(build.zext(value, wide), ir.Constant(wide, [16] * kind.count))
-            return build.bitcast(upper, kind)
-        return value
+        return _halves.widened(build, value, form) if form else value
 
     def store(self, value: Any, place: Any, past: int = 0, form: str = "") -> None:
-        """Write a vector, perhaps in one of `HALVES`, rounded to even.
+        """Write a vector, perhaps in one of `_halves.FORMS`, rounded to even.
 
         past: bytes that divide the place, if it goes past the caches; else 0.
         """
         build = self.build
-        if form == "half":
-            value = build.fptrunc(value, ir.VectorType(ir.HalfType(), value.type.count))
-        elif form == "bfloat16":
-            value = self.upper_half(value)
+        if form:
+            value = _halves.narrowed(build, value, form)
         written = build.store(value, build.inttoptr(place, value.type.as_pointer()))
         written.align = past or self.bytes_of(form)
         if past:
             written.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
-
-    def upper_half(self, value: Any) -> Any:
-        """Return float32 as bfloat16, rounded to even; NaN stays one."""
-        build, count = self.build, value.type.count
-        wide = ir.VectorType(I32, count)
-
-        def each(number: int) -> Any:
-            return ir.Constant(wide, [number] * count)
-
-        bits = build.bitcast(value, wide)
-        odd = build.and_(build.lshr(bits, each(16)), each(1))
-        rounded = build.lshr(build.add(bits, build.add(odd, each(0x7FFF))), each(16))
-        kept = build.select(build.fcmp_unordered("uno", value, value), each(0x7FC0), rounded)
-        return build.trunc(kept, ir.VectorType(I16, count))
 
     def fetch(self, place: Any, count: int) -> None:
         """Ask for the lines that hold so many bytes."""

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
-from neurospike.kernels.cpu import _late
+from neurospike.kernels.cpu import _halves, _late
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._function import LINE
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu.scan import ALIGNED, FORMS, GRAIN, STREAMED, rows
+from neurospike.kernels.cpu.scan import ALIGNED, GRAIN, STREAMED, rows
 
 BLOCK = 528  # channels that are taken through time together, at most
 CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache
@@ -269,7 +269,7 @@ def _run(
     if size == 0:
         return
     _, _, given, _, out, before, _ = arrays
-    form = FORMS.get(current.dtype, "")
+    form = _halves.FORMS.get(current.dtype, "")
     double, lanes = state == torch.float64, LINE // state.itemsize
     stages = (max_delay + 1 - taps).bit_length()  # taps reach back, too
     each = stages + 3 * taps - 1 + 4 * CHUNK + _late.ring_rows(stages)

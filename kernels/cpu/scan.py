@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers, parallel
-from neurospike.kernels.cpu import _function, _rows
+from neurospike.kernels.cpu import _function, _halves, _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, place_of, row_of
@@ -57,8 +57,6 @@ X_BYTES, SPIKES_BYTES, OUT_BYTES, ONWARD, BACK = range(PAST + 1, PAST + 6)
 
 NUMBER = np.float32(0)  # rebound to the state's format
 BYTE = np.uint8(0)
-# How numbers of 16 bits are called in `_function.HALVES`.
-FORMS = {torch.float16: "half", torch.bfloat16: "bfloat16"}
 
 
 def _array(job_at, k):
@@ -390,7 +388,7 @@ def _plan(
     """
     states, many = Program.parse(neuron).states, len(parameters)
     alike, double = alike_of(parameters), state == torch.float64
-    forms = tuple([FORMS.get(one, "") for one in formats])
+    forms = tuple([_halves.FORMS.get(one, "") for one in formats])
     if backward is None:
         has_spikes = arrays[1 + states + many] is not None
         rows_each, scratch_rows = 0, states + many + 1
