@@ -74,6 +74,7 @@ def test_equal_to_the_oracle(fused, shape, kernel, history, cut):
         *((300, 2, 9, 16), (310, 1, 18, 140), (300, 2, 8, 140)),  # many chunks, in place or not
         (20, 2, 800, 9),  # more than one block of channels
         *((40, 16, 1680, 9), (40, 1, 26881, 9)),  # written past the caches, in lines or not
+        (20, 1, 3, 150_000),  # delays that no cache holds
     ],
     ids=str,
 )

@@ -33,7 +33,7 @@ from neurospike.kernels.cpu.scan import ALIGNED, GRAIN, STREAMED, rows
 
 BLOCK = 528  # channels that are taken through time together, at most
 CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache
-CHUNK = _late.CHUNK
+CHUNK, FINE = _late.CHUNK, _late.FINE
 
 # Sizes of a job: steps; channels of a block, of a sample, and in all; taps; the longest delay, and
 # the bits of one without its taps; 1 from the first step to the last, or -1. Then addresses of
@@ -197,8 +197,6 @@ def _delay(job_at):
         least, last = _ends_of(job_at, low, n)
         for t in range(last, steps if out.size > 0 else 0):
             _zero(_piece(out, t * size + low, n))
-        _zero(scratch)
-        _constants(job_at, scratch, low, n)
         in_place = n % LANES == 0 and (out.size > 0 or _sequence(job_at, OUT_BEFORE).size == 0)
         begin, end = last - 1, 0
         if _sequence(job_at, GIVEN_BEFORE).size > 0 or _sequence(job_at, OUT_BEFORE).size > 0:
@@ -207,7 +205,12 @@ def _delay(job_at):
             begin, end = 0, last - 1
             if _sequence(job_at, SOURCE_BEFORE).size > 0:
                 begin = -job[DELAY]
-        for chunk in range(((end - begin) * way + CHUNK) // CHUNK):
+        chunks = ((end - begin) * way + CHUNK) // CHUNK
+        _zero(_part(scratch, 0, rings + CHUNK * block))
+        for k in range(FINE, stages):  # of the ring of a bit, what so many chunks come to
+            _zero(_part(scratch, rings + (block << k), min(1 << k, chunks * CHUNK) * block))
+        _constants(job_at, scratch, low, n)
+        for chunk in range(chunks):
             t = begin + way * chunk * CHUNK
             other = t + way * (CHUNK - 1)
             inside = in_place and min(t, other) >= 0 and max(t, other) < least
@@ -273,7 +276,7 @@ def _run(
     double, lanes = state == torch.float64, LINE // state.itemsize
     stages = (max_delay + 1 - taps).bit_length()  # taps reach back, too
     each = stages + 3 * taps - 1 + 4 * CHUNK + _late.ring_rows(stages)
-    most = min(BLOCK, CACHED // each)
+    most = max(lanes, min(BLOCK, CACHED // each))
     threads = parallel.threads(size * steps // GRAIN, -(-size // lanes))
     parts = -(-max(1, -(-size // most)) // threads) * threads
     lines = -(-size // (parts * lanes))
