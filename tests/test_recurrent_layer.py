@@ -380,3 +380,22 @@ def test_weights_of_another_shape_are_refused():
     net = ns.Sequential(nn.Identity(), ns.Recurrent(LIF(), 4))
     with pytest.raises(ValueError, match=r"layer 1 \(Recurrent\): the current of a recurrent"):
         net(torch.rand(5, 2, 3))
+
+
+def test_a_bias_is_no_pass_of_its_own(fused):
+    layer = ns.Recurrent(ns.LIF(0.9, backend=fused), 5, bias=True)
+    current = torch.randn(20, 3, 5, requires_grad=True)
+    with torch.profiler.profile(record_shapes=True) as seen:
+        layer(current)[0].backward(torch.ones(20, 3, 5))
+    whole = {event.name for event in seen.events() if [20, 3, 5] in event.input_shapes}
+    assert any("recurrent_backward" in name for name in whole)
+    assert not {"aten::add", "aten::add_", "aten::sum"} & whole
+
+
+def test_a_bias_of_narrow_currents_is_added_in_the_states_format(backend):
+    layer = ns.Recurrent(ns.LIF(0.9, backend=backend), 3, bias=True)
+    layer.weight.data.zero_()
+    layer.bias.data.copy_(torch.tensor([0.001, 0.002, -0.001]))
+    current = torch.full((1, 1, 3), 4.0, dtype=torch.bfloat16)  # which has no digits for as much
+    _, (_, mem) = layer(current)
+    torch.testing.assert_close(mem[0], 4.0 + layer.bias.detach())

@@ -128,14 +128,15 @@ class Recurrent(OverTime):
                 another number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
-        if self.bias is not None and isinstance(current, Tensor):
-            current = current + self.bias.to(current.dtype)
+        rule, parameters = self.neuron.rule, self._parameters_of_neuron()
+        if self.bias is not None:
+            rule, parameters = rule.with_bias(), (*parameters, self.bias)
         out = run_recurrent(
-            self.neuron.rule,
+            rule,
             current,
             self.weight if self.mask is None else self.weight * self.mask,
             self._start(state, current, num_steps),
-            self._parameters_of_neuron(),
+            parameters,
             num_steps,
             lengths,
             TRACES if return_trace else 0,

@@ -190,6 +190,23 @@ def with_numbers(text: str, constants: int) -> str:
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def with_bias(text: str) -> str:
+    """Return a program with one more parameter, which is added to the current."""
+    neuron = Program.parse(text)
+    count = len(neuron.operations)
+    names = {"x": "@0", **{f"@{k}": f"@{k + 1}" for k in range(count)}}
+    first = ("add", "x", f"p{neuron.parameters}")
+    return str(
+        dataclasses.replace(
+            neuron,
+            parameters=neuron.parameters + 1,
+            operations=(first, *(renamed(one, names) for one in neuron.operations)),
+            results=tuple(names.get(one, one) for one in neuron.results),
+        )
+    )
+
+
 def _operations(text: str) -> tuple[Operation, ...]:
     listed = tuple(tuple(one.split(" ")) for one in text.split(";")) if text else ()
     for name, *operands in listed:
