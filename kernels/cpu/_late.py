@@ -110,11 +110,10 @@ class _Late(Function):
             ]
         return both[CHUNK:]
 
-    def taps(self, i: Any, first: int) -> Any:
-        """Write a loop over taps from `first` on; it gives their rows' distance, and the rows."""
-        build, step = self.build, self.apart
-        start = self.times(step, first)
-        return self.each(start, build.add(self.reach, step), step)
+    def taps(self, first: int) -> Any:
+        """Write a loop over taps from `first` on, which gives how far back their rows lie."""
+        end = self.build.add(self.reach, self.apart)
+        return self.each(self.times(self.apart, first), end, self.apart)
 
     def tapped(self, i: Any, ago: Any) -> list[Any]:
         """Return the chunk of a tap, whose row of weights is so many bytes behind the first."""
@@ -156,7 +155,7 @@ def late(
         if mixes:
             weight = f.load(f.row("weights", i), f.vector)
             totals = f.slots([build.fmul(weight, row) for row in rows])
-            with f.taps(i, 1) as ago:
+            with f.taps(1) as ago:
                 weight = f.load(f.row("weights", i, ago), f.vector)
                 for total, row in zip(totals, f.tapped(i, ago)):
                     build.store(build.fadd(build.load(total), build.fmul(weight, row)), total)
@@ -164,7 +163,7 @@ def late(
                 f.store(build.load(total), place, past, form)
         if learns:
             given = f.read("given", i)
-            with f.taps(i, 0) as ago:
+            with f.taps(0) as ago:
                 place = f.row("sums", i, ago)
                 total = f.load(place, f.vector)
                 for value, row in zip(given, f.tapped(i, ago)):
