@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurospike.neurons.program import with_bias
+from neurospike.neurons.rule import Rule
 from neurospike.ops.recurrent_loop import run_recurrent
 from neurospike.ops.wants import TRACES
 
@@ -52,6 +54,8 @@ class Recurrent(OverTime):
     bias: nn.Parameter | None
     mask: Tensor | None
 
+    _biased = ("", "")  # the neurons' program as it was last seen, and that with a bias
+
     @explain_other_names
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Recurrent(OverTime):
             "bias", nn.Parameter(torch.empty(size).uniform_(-bound, bound)) if bias else None
         )
         self.register_buffer("mask", _checked_mask(mask, size, zero_diagonal))
+        self._rule()  # once before torch.compile, which would look into a cache
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -128,11 +133,11 @@ class Recurrent(OverTime):
                 another number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
-        rule, parameters = self.neuron.rule, self._parameters_of_neuron()
+        parameters = self._parameters_of_neuron()
         if self.bias is not None:
-            rule, parameters = rule.with_bias(), (*parameters, self.bias)
+            parameters = (*parameters, self.bias)
         out = run_recurrent(
-            rule,
+            self._rule(),
             current,
             self.weight if self.mask is None else self.weight * self.mask,
             self._start(state, current, num_steps),
@@ -151,6 +156,15 @@ class Recurrent(OverTime):
         masked = "" if self.mask is None else f", {int(self.mask.sum())} weights"
         axes = ", batch_first=True" if self.batch_first else ""
         return f"size={self.size}, bias={self.bias is not None}{masked}{axes}"
+
+    def _rule(self) -> Rule:
+        """Return that of the neurons, whose last parameter is the bias if there is one."""
+        rule = self.neuron.rule
+        if self.bias is None:
+            return rule
+        if self._biased[0] != rule.program:
+            self._biased = (rule.program, with_bias(rule.program))
+        return Rule(self._biased[1], rule.numbers, rule.states, (*rule.parameters, "bias"))
 
     def _parameters_of_neuron(self) -> Sequence[Tensor]:
         if isinstance(self.neuron, Spiking):

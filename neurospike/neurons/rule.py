@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from . import zoo
-from .program import windowed, with_bias
+from .program import windowed
 from .record import Recorded, record
 
 RESETS = ("subtract", "zero", "none")
@@ -28,16 +26,6 @@ class Rule:
     numbers: tuple[float, ...]
     states: tuple[str, ...]
     parameters: tuple[str, ...]
-
-    def with_bias(self) -> "Rule":
-        """Return a rule with one more parameter, `bias`, which is added to the current."""
-        program = _with_bias(self.program)
-        return Rule(program, self.numbers, self.states, (*self.parameters, "bias"))
-
-
-@torch.compiler.assume_constant_result  # which does not look inside, and finds no cache to tell of
-def _with_bias(program: str) -> str:
-    return with_bias(program)
 
 
 class Neuron:
