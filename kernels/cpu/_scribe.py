@@ -2,8 +2,9 @@
 
 Functions that a processor has no instruction for are computed in float64 and rounded, as the
 other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
-the gradient (`program.QUICK`) stay in the state's format. The exponential function is written out,
-for all numbers of a vector at once; the C library has the others, number by number.
+the gradient (`program.QUICK`) stay in the state's format. For float32 the exponential function is
+written out, for all numbers of a vector at once; the C library has the others, and those of float64
+too, whose last bit nothing rounds away, number by number.
 """
 
 import functools
@@ -19,7 +20,7 @@ I32 = ir.IntType(32)
 DOUBLE = ir.DoubleType()
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 # Of these LLVM knows what they are, whatever it makes of them.
-INTRINSIC = frozenset({"log", "sqrt", "sin", "cos", "fabs"})
+INTRINSIC = frozenset({"exp", "log", "sqrt", "sin", "cos", "fabs"})
 
 
 class _Exp(NamedTuple):
@@ -101,7 +102,7 @@ class Scribe:
 
     def call(self, name: str, value: Any) -> Any:
         """Return a function of the C library, in the format of its argument."""
-        if name == "exp":
+        if name == "exp" and self.kind.element != DOUBLE:
             return self.exp(value)
         build, kind = self.builder, value.type
         element = kind.element
