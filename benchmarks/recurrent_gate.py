@@ -64,8 +64,7 @@ def prove(
     theirs = torch.autograd.grad(list(wanted), inputs, comes)
     distances = [0.0]
     for k, (one, other) in enumerate(zip(ours, theirs)):
-        # What comes to a current in 16 bits is rounded, and then goes on to the bias.
-        rounded = spikes.dtype.itemsize == 2 and (k == 0 or inputs[k] is layer.bias)
+        rounded = spikes.dtype.itemsize == 2 and k == 0  # what comes to a current in 16 bits
         distance = check_close(f"gradient {k}", one, other, ROUNDED if rounded else budget)
         distances += [] if rounded else [distance]
     return max(distances)
@@ -78,12 +77,10 @@ def _names(layer: ns.Recurrent) -> list[str]:
 
 def _tensors(layer: ns.Recurrent, current: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Return what the operator is handed, as `run_recurrent` does."""
-    kind, shape, rule = state_dtype(current.dtype), current.shape[1:], layer.neuron.rule
-    values = zip(rule.parameters, layer._parameters_of_neuron())
+    kind, shape, rule = state_dtype(current.dtype), current.shape[1:], layer._rule()
+    values = zip(rule.parameters, layer._values())
     parameters = [flat_parameter(fitted(n, v, current, shape, kind), shape) for n, v in values]
     weight = layer.weight if layer.mask is None else layer.weight * layer.mask
-    if layer.bias is not None:
-        current = current + layer.bias.to(current.dtype)
     return [current, weight.to(kind), *state, *parameters]
 
 
@@ -92,7 +89,7 @@ def _sums(
     layer: ns.Recurrent, current: Tensor, state: Sequence[Tensor], lengths: Tensor | None
 ) -> Tensor:
     """Return the sums that reached the neurons, `[T, B, N]`."""
-    rule = layer.neuron.rule
+    rule = layer._rule()
     name = dispatch.choose(layer.neuron.backend, current.device).name
     many = 1 + len(rule.states)
     call = recurrent.Call(name, rule.program, rule.numbers, 0, many, len(state))
@@ -112,7 +109,7 @@ def _replayed(
     Raises:
         GateError: sums that are not those of the spikes.
     """
-    rule, many = layer.neuron.rule, len(layer.states)
+    rule, many = layer._rule(), len(layer.states)
     whole, weight, *others = _tensors(layer, current, state)
     whole = whole.to(weight.dtype)
     parameters = others[len(state) :]

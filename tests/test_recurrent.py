@@ -72,7 +72,7 @@ def test_spikes_of_replayed_currents_bit_for_bit(neuron):
     layer = made(neuron, 100)
     current, rule = currents(40, 9, 100), layer.neuron.rule
     call = operators.Call("numba", rule.program, rule.numbers, TRACES, len(layer.states), 0)
-    values = [one.detach().expand(100) for one in layer._parameters_of_neuron()]
+    values = [one.detach().expand(100) for one in layer._values()]
     found = operators._run(call, None, (current, layer.weight.detach(), *values), TRACES | SAVED)
     spikes, traces, total = found[0], found[1 + len(layer.states) : -1], found[-1]
     rest = layer._start(None, current, None)[1:]

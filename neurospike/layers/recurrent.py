@@ -133,15 +133,12 @@ class Recurrent(OverTime):
                 another number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
-        parameters = self._parameters_of_neuron()
-        if self.bias is not None:
-            parameters = (*parameters, self.bias)
         out = run_recurrent(
             self._rule(),
             current,
             self.weight if self.mask is None else self.weight * self.mask,
             self._start(state, current, num_steps),
-            parameters,
+            self._values(),
             num_steps,
             lengths,
             TRACES if return_trace else 0,
@@ -166,10 +163,13 @@ class Recurrent(OverTime):
             self._biased = (rule.program, with_bias(rule.program))
         return Rule(self._biased[1], rule.numbers, rule.states, (*rule.parameters, "bias"))
 
-    def _parameters_of_neuron(self) -> Sequence[Tensor]:
+    def _values(self) -> Sequence[Tensor]:
+        """Return the parameters of `_rule`."""
         if isinstance(self.neuron, Spiking):
-            return self.neuron.parameter_values()
-        return self.neuron._decay(), self.neuron.threshold
+            values = tuple(self.neuron.parameter_values())
+        else:
+            values = self.neuron._decay(), self.neuron.threshold
+        return values if self.bias is None else (*values, self.bias)
 
     def _start(
         self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
