@@ -17,7 +17,6 @@ from neurospike.kernels.cpu._scribe import DOUBLE, I32
 
 LINE = 64  # bytes that come from memory together
 I64 = ir.IntType(64)
-I16 = ir.IntType(16)
 
 Key = ParamSpec("Key")
 
@@ -78,7 +77,7 @@ class Function:
     def load(self, place: Any, kind: Any, form: str = "") -> Any:
         """Return a vector that lies in memory, there perhaps in one of `_halves.FORMS`."""
         build = self.build
-        stored = ir.VectorType(I16, kind.count) if form else kind
+        stored = ir.VectorType(_halves.I16, kind.count) if form else kind
         value = build.load(build.inttoptr(place, stored.as_pointer()))
         value.align = self.bytes_of(form)
         return _halves.widened(build, value, form) if form else value

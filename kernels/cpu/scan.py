@@ -451,9 +451,9 @@ def forward(
     )
     size, samples = finals[0].numel(), 0 if lengths is None else lengths.numel()
     past = _NOT if spikes is None else _past(spikes, HELD if constant else STREAMED, samples)
-    formats = (x.dtype, spikes_format, state)
+    formats, threads = (x.dtype, spikes_format, state), torch.get_num_threads()
     key = (
-        *("forward", neuron, formats, x.shape, size, steps, past, samples, torch.get_num_threads()),
+        *("forward", neuron, formats, x.shape, size, steps, past, samples, threads),
         *(bool(states), spikes is None, bool(traces), *[one.numel() for one in parameters]),
     )
     plan = _plans.get(key)
@@ -507,19 +507,9 @@ def backward(
     samples = 0 if lengths is None else lengths.numel()
     past = _NOT if constant else _past(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
-    formats = (x.dtype, current.dtype, wide.dtype)
+    formats, threads = (x.dtype, current.dtype, wide.dtype), torch.get_num_threads()
     key = (
-        *(
-            "backward",
-            neuron,
-            formats,
-            x.shape,
-            size,
-            steps,
-            past,
-            samples,
-            torch.get_num_threads(),
-        ),
+        *("backward", neuron, formats, x.shape, size, steps, past, samples, threads),
         *(bool(states), constant, bool(out_states), wanted),
         *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
         *[one.numel() for one in parameters],

@@ -190,7 +190,6 @@ def with_numbers(text: str, constants: int) -> str:
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def with_bias(text: str) -> str:
     """Return a program with one more parameter, which is added to the current."""
     neuron = Program.parse(text)
