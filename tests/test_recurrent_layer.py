@@ -7,9 +7,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import neurospike as ns
 from neurospike.formulas import fire
+from neurospike.ops.wants import OVERWRITE
 from neurospike.training.energy import count_operations
 
 
@@ -399,3 +401,48 @@ def test_a_bias_of_narrow_currents_is_added_in_the_states_format(backend):
     current = torch.full((1, 1, 3), 4.0, dtype=torch.bfloat16)  # which has no digits for as much
     _, (_, mem) = layer(current)
     torch.testing.assert_close(mem[0], 4.0 + layer.bias.detach())
+
+
+def saved_sums(layer, current):
+    """The spikes of a call, and where in memory the sums lie that it saved for its backward."""
+    found = []
+
+    def pack(tensor):
+        found.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        spikes, _ = layer(current)
+    return spikes, found[-1]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["gone", "kept"])
+def test_the_sums_of_a_graph_that_is_gone_are_written_over(kept):
+    layer, current = made("se_adlif", 7, batch=9, bias=True)
+    layer.neuron.backend = "numba"
+    grad = torch.randn(current.shape)
+    leaves = [current, *layer.parameters()]
+    wanted = torch.autograd.grad(layer(current)[0], leaves, grad, retain_graph=True)
+    spikes, sums = saved_sums(layer, current)
+    for _ in range(1 + kept):  # as long as it is kept, it gives the same again
+        found = torch.autograd.grad(spikes, leaves, grad, retain_graph=kept)
+        assert (found[0].data_ptr() == sums) is not kept
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_what_is_traced_is_not_written_over():
+    layer, current = made("subtract", 7)
+    layer.neuron.backend = "numba"
+
+    def step(current):
+        return torch.autograd.grad(layer(current)[0].square().sum(), [current, layer.weight])
+
+    wanted = step(current)
+    traced = make_fx(step)(current)
+    with torch.no_grad():
+        found = traced(current)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    asked = [node.args[-1] for node in traced.graph.nodes if "recurrent_backward" in str(node)]
+    assert [one & OVERWRITE for one in asked if isinstance(one, int)] == [0]

@@ -60,10 +60,11 @@ from neurospike.kernels.cpu.scan import (
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
-PANEL_BYTES = 512  # neurons whose sums stay in registers while rows are added
-BLOCK_BYTES = 128  # neurons whose sums stay in registers while a block of samples is multiplied
-TOGETHER = 8  # samples of such a block
-TILE = 16  # samples that go through time together, at most
+PANEL_BYTES = 256  # neurons whose sums stay in registers while rows of one sample are added
+BLOCK_BYTES = 64  # neurons whose sums stay in registers while a block of samples is multiplied
+TOGETHER = 4  # samples of such a block: 8 sums of the 16 registers that AVX2 has
+TILE = 8  # samples that go through time together, at most
+OVERWRITES = True  # a step's currents are read before their gradients are written
 SHARE = 0.35  # of the neurons that fire, from which on a dense product takes less time
 # Products of a dense weight gradient that take as long as reading one number of the currents'
 # gradients for an event-driven one, and as adding one to a sum.
@@ -78,8 +79,8 @@ STEPS, BATCH, NEURONS, WHOLE_TILE, PADDED, STATES, PARAMETERS, ONWARD, BACK = ra
 # What a kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
-PANEL = 128
-BLOCK = 32
+PANEL = 64
+BLOCK = 16
 
 
 def _sum(out, one, other):
@@ -116,45 +117,23 @@ def _list_fired(spikes, size, places, at):
     return count, odd == 0
 
 
-def _multiply(scratch, out_at, padded, at, size, count, matrix, width):
-    """Write the product of `count` rows `[size]` and a matrix in panels of `width` columns."""
-    for panel in range(padded // width):
-        base = panel * size * width
-        for column in range(0, width, BLOCK):
-            for m in range(0, count, TOGETHER):
-                to = out_at + m * padded + panel * width + column
-                first = base + column
-                if m + TOGETHER <= count:
-                    multiply_rows(
-                        scratch,
-                        to,
-                        padded,
-                        scratch,
-                        at + m * size,
-                        size,
-                        matrix,
-                        first,
-                        width,
-                        size,
-                        TOGETHER,
-                        BLOCK,
-                    )
-                else:
-                    for k in range(m, count):
-                        multiply_rows(
-                            scratch,
-                            out_at + k * padded + panel * width + column,
-                            padded,
-                            scratch,
-                            at + k * size,
-                            size,
-                            matrix,
-                            first,
-                            width,
-                            size,
-                            1,
-                            BLOCK,
-                        )
+def _multiply(scratch, out_at, padded, at, size, count, packed):
+    """Write the product of `count` rows `[size]` and a matrix in panels to `out_at`."""
+    for panel in range(padded // PANEL):
+        low, first = panel * PANEL, panel * PANEL * size
+        to, row, m = out_at + low, at, 0
+        while m + TOGETHER <= count:
+            for column in range(0, min(PANEL, size - low), BLOCK):
+                multiply_rows(
+                    scratch, to + column, padded, scratch, row, size, packed, first + column,
+                    PANEL, size, TOGETHER, BLOCK,
+                )  # fmt: skip
+            m, to, row = m + TOGETHER, to + TOGETHER * padded, row + TOGETHER * size
+        while m < count:
+            multiply_rows(
+                scratch, to, padded, scratch, row, size, packed, first, PANEL, size, 1, PANEL
+            )
+            m, to, row = m + 1, to + padded, row + size
 
 
 def _come_back(scratch, sums_at, padded, last_at, size, count, packed, places):
@@ -168,7 +147,7 @@ def _come_back(scratch, sums_at, padded, last_at, size, count, packed, places):
         fired += many
         plain = plain and is_plain
     if plain and fired > SHARE * count * size:
-        _multiply(scratch, sums_at, padded, last_at, size, count, packed, PANEL)
+        _multiply(scratch, sums_at, padded, last_at, size, count, packed)
         return
     zeros = row_of(scratch, sums_at + count * padded, PANEL)
     for panel in range(padded // PANEL):
@@ -384,7 +363,7 @@ def _backward(job_at):
                     ),
                 )
                 _copy(row_of(out, here, size), d)
-            _multiply(scratch, coming_at, padded, grads_at, size, having, packed, BLOCK)
+            _multiply(scratch, coming_at, padded, grads_at, size, having, packed)
             for m in range(having, count):
                 _start(row_of(out, (t * batch + order[low + m]) * size, size), nothing, 0)
         for m in range(count):
@@ -504,9 +483,9 @@ def backward(
     gs = rows(grad_spikes, state)
     gts = [rows(one, state) for one in grad_traces] or [None] * count
     wanted = mask_of([one is not None for one in out_parameters])
-    block = BLOCK_BYTES // state.itemsize
-    packed = pack(weight.T, block)
-    padded = packed.shape[0] * block
+    panel = PANEL_BYTES // state.itemsize
+    packed = pack(weight.T, panel)
+    padded = packed.shape[0] * panel
     alike, double = alike_of(parameters), state == torch.float64
     retrace = _rows.retrace(neuron, double, alike)
     retreat = _rows.retreat(neuron, double, alike, True, wanted, False)

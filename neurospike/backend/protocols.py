@@ -114,7 +114,8 @@ class Recurrence(Protocol):
     ) -> None:
         """Fill the gradients of currents, states (all or none) and parameters (that are no None).
 
-        A row with `checkpoint_every` is handed `traces`, the neuron's states after each step.
+        A row with `checkpoint_every` is handed `traces`, the neuron's states after each step. A
+        module with `OVERWRITES = True` may be handed `currents` as `out`.
         """
 
     def weight_gradient(self, *, grad: Tensor, spikes: Tensor, out: Tensor) -> None:

@@ -9,7 +9,8 @@ of the currents' gradients and the spikes before them, after either.
 
 Saved for backward: spikes, the sums that reached the neurons, and unless a backend's kernel
 computes them again, the states after each step. The neuron's states are preceded by one more, the
-last spikes.
+last spikes. A graph that is gone after its backward pass has its sums written over with their
+gradients, where the backend's kernel can: a sequence less in memory.
 """
 
 import functools
@@ -26,7 +27,7 @@ from . import batching, decomposed
 from .formats import state_dtype
 from .scan import Once, _asked, _maker
 from .stepped_recurrence import SteppedRecurrence
-from .wants import FIRST_PARAMETER, SAVED, STATES, TRACES
+from .wants import FIRST_PARAMETER, OVERWRITE, SAVED, STATES, TRACES
 
 if TYPE_CHECKING:
     from neurospike.backend.protocols import Recurrence
@@ -81,7 +82,7 @@ def _allocate_gradients(
     empty, dtype = _maker(currents), currents.dtype
     count = states if wants & STATES else 0
     return (
-        empty(*currents.shape, dtype=dtype),
+        currents if wants & OVERWRITE else empty(*currents.shape, dtype=dtype),
         [empty(*currents.shape[1:], dtype=dtype) for _ in range(count)],
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
@@ -124,6 +125,20 @@ def _recurrence_of(row: dispatch.Backend) -> "Recurrence":
 def _keeps_states(row: dispatch.Backend) -> bool:
     """Whether the backward pass is handed the states after each step."""
     return row.checkpoint_every > 0 or not row.recurrent
+
+
+def _may_overwrite(row: dispatch.Backend) -> bool:
+    """Whether the backward pass that runs is the last that reads what its forward pass saved.
+
+    A graph that is kept is read again; a tracer, which is on the stack of dispatch modes, would
+    take the operator for one that leaves its inputs alone.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and getattr(_recurrence_of(row), "OVERWRITES", False)
+    )
 
 
 def _states_of(neuron: str) -> int:
@@ -256,6 +271,7 @@ class _Recurrent(torch.autograd.Function):
         asked = STATES if True in needs[2 : 2 + given] else 0
         for k, need in enumerate((needs[1], *needs[2 + given :])):
             asked |= (FIRST_PARAMETER << k) if need else 0
+        asked |= OVERWRITE if _may_overwrite(dispatch.TABLE[call.name]) else 0
         finals = 1 + call.states
         found = getattr(torch.ops.neurospike, f"{call.name}_recurrent_backward")(
             grads[0],
