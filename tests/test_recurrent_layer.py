@@ -416,6 +416,16 @@ def saved_sums(layer, current):
     return spikes, found[-1]
 
 
+@pytest.mark.parametrize("size", [7, 64])
+def test_a_weight_may_lie_in_memory_by_columns(size, fused):
+    layer, current = made("subtract", size, steps=6)
+    wanted = outcome(layer, current)
+    layer.weight.data = layer.weight.data.T.contiguous().T
+    assert not layer.weight.is_contiguous()
+    layer.neuron.backend = fused
+    check_alike(wanted, outcome(layer, current))
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["gone", "kept"])
 def test_the_sums_of_a_graph_that_is_gone_are_written_over(kept):
     layer, current = made("se_adlif", 7, batch=9, bias=True)

@@ -268,8 +268,10 @@ def forward(
     return out
 
 
-def backward(*, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
-    """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
+def backward(
+    *, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool, out: Tensor | None = None
+) -> Tensor:
+    """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if that is given."""
     (rows, outputs), width, state = grad.shape, spikes.shape[1], grad.dtype
     chunk = min(CHUNK, words(rows) * WORD)
     columns, found = transposed(bits, rows, width, chunk, valued)
@@ -280,7 +282,7 @@ def backward(*, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Ten
     places, values = listed(columns, starts, grouped, given, state, strides)
     panel = PANEL_BYTES // state.itemsize
     panels = -(-outputs // panel)
-    out = buffers.empty((outputs, width), state)
+    out = buffers.empty((outputs, width), state) if out is None else out
     parts = _parts(panels, width)
     run(
         _compiled(_backward, state, panel, valued, grouped),

@@ -484,8 +484,10 @@ def backward(
     gts = [rows(one, state) for one in grad_traces] or [None] * count
     wanted = mask_of([one is not None for one in out_parameters])
     panel = PANEL_BYTES // state.itemsize
-    packed = pack(weight.T, panel)
-    padded = packed.shape[0] * panel
+    padded = -(-size // panel) * panel
+    # As `pack(weight.T, panel)`, without turning it twice.
+    whole = torch.nn.functional.pad(weight, (0, padded - size)) if padded > size else weight
+    packed = whole.reshape(size, -1, panel).transpose(0, 1).contiguous()
     alike, double = alike_of(parameters), state == torch.float64
     retrace = _rows.retrace(neuron, double, alike)
     retreat = _rows.retreat(neuron, double, alike, True, wanted, False)
@@ -523,6 +525,6 @@ def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
         found = find(spikes.contiguous(), bits)
         sums = found.events if found.valued else found.groups
         if ADD * sums + READ * count < count * size:
-            out.copy_(linear.backward(grad=grad, spikes=spikes, bits=bits, valued=found.valued))
+            linear.backward(grad=grad, spikes=spikes, bits=bits, valued=found.valued, out=out)
             return
     torch.mm(grad.T, spikes, out=out)

@@ -28,6 +28,8 @@ KEPT_BYTES = 1 << 30  # how much the C library may keep free, in a program of ou
 ALIGNMENT = 64  # a cache line
 GRANULE = 1 << 16  # sizes are rounded up, so that nearly equal ones share blocks
 
+_KINDS = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
+
 
 class _Pool:
     def __init__(self) -> None:
@@ -35,21 +37,29 @@ class _Pool:
         # Blocks come back in finalizers, which may run anywhere, also while the lock is held.
         self.returned: collections.deque[np.ndarray] = collections.deque()
         self.idle: list[tuple[int, np.ndarray]] = []  # when it came back, the block; oldest first
+        # By the number of what watches a view: that, and the block. (`weakref.finalize` does the
+        # same in three times the time.)
+        self.lent: dict[int, tuple[object, np.ndarray]] = {}
         self.loans = 0
 
-    def lend(self, size: int) -> np.ndarray:
-        """Return a new view of at least `size` bytes whose end brings the block back."""
-        wanted = -(-size // GRANULE) * GRANULE + ALIGNMENT
+    def lend(self, shape: Sequence[int], size: int, kind: type) -> np.ndarray:
+        """Return a new array of so many bytes whose end brings its block back."""
+        wanted = -(-size // GRANULE) * GRANULE
         with self.lock:
             self.loans += 1
             self.collect()
             block = self.take(wanted)
         if block is None:
-            block = np.empty(wanted, np.uint8)
-        start = -block.ctypes.data % ALIGNMENT
-        view = block[start : start + size]
-        weakref.finalize(view, self.returned.append, block).atexit = False
+            whole = np.empty(wanted + ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % ALIGNMENT
+            block = whole[start : start + wanted]
+        view = np.ndarray(shape, kind, block)
+        watch = weakref.ref(view, self.bring_back)
+        self.lent[id(watch)] = watch, block
         return view
+
+    def bring_back(self, watch: object) -> None:
+        self.returned.append(self.lent.pop(id(watch))[1])
 
     def take(self, wanted: int) -> np.ndarray | None:
         """Return the block lately used, warm in the caches, that is not much larger than wanted."""
@@ -88,7 +98,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_BYTES:
         return torch.empty(shape, dtype=dtype)
-    lent = torch.from_numpy(_pool.lend(size)).view(dtype).view(*shape)
+    kind = _KINDS.get(dtype)
+    if kind is None:
+        lent = torch.from_numpy(_pool.lend((size,), size, np.uint8)).view(dtype).view(*shape)
+    else:
+        lent = torch.from_numpy(_pool.lend(shape, size, kind))
     fills: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fills and torch.are_deterministic_algorithms_enabled():
         lent.fill_(_unwritten(dtype))
