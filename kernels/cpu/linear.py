@@ -30,7 +30,7 @@ from neurospike.kernels.cpu.events import threads as threads_for
 __all__ = ["backward", "find", "forward", "words"]  # what `neurospike.layers.spike_linear` asks for
 
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
-CHUNK = 1024  # rows of a gradient whose panel stays in the second-level cache
+CHUNK = 256  # rows of a gradient whose panel, of 64 kB, is summed while it is in a cache
 AHEAD = 8  # rows ahead that a gradient is fetched
 PARTS = 4  # a thread, at least, that sums are divided in
 

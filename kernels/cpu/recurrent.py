@@ -35,6 +35,7 @@ from neurospike.kernels.cpu._intrinsics import (
     lowest,
     multiply_rows,
     nonzero,
+    prefetch,
     sum_rows,
     take,
 )
@@ -222,6 +223,8 @@ def _forward(job_at):
             for m in range(having):
                 at = order[low + m] * size
                 out = t * batch * size + at
+                if t + 1 < steps:
+                    prefetch(current, (t + 1) * stride + at, size)
                 total = row_of(scratch, total_at, size)
                 if currents.size > 0:
                     total = row_of(currents, out, size)
@@ -334,6 +337,11 @@ def _backward(job_at):
             for m in range(having):
                 at = order[low + m] * size
                 here = t * batch * size + at
+                if t > 0:
+                    prefetch(currents, here - batch * size, size)
+                    if grad_spikes.size > 0:
+                        prefetch(grad_spikes, (t - 1) * stride + at, size)
+                    prefetch(scratch, history + (m * steps + t - 1) * states * size, states * size)
                 own = states_at + m * states * size
                 g = row_of(scratch, coming_at + m * padded, size)
                 if grad_spikes.size > 0:
