@@ -28,6 +28,7 @@ from torch import Tensor
 import neurospike as ns
 from neurospike.backend.dispatch import unsupported_reasons
 from neurospike.kernels.cuda import recurrent as kernels
+from neurospike.neurons.program import with_bias
 from neurospike.ops import state_dtype
 
 from . import rivals
@@ -69,6 +70,7 @@ class Kernel:
     lengths: bool = False
     given: bool = False  # states to start from
     wanted: bool = False  # gradients of the parameters
+    bias: bool = False  # one parameter more, of each neuron
 
     @property
     def label(self) -> str:
@@ -94,10 +96,12 @@ class Kernel:
         shared: dict[str, Any] = {
             "weight": torch.randn(size, size, dtype=state, device=device) / 10 / size**0.5,
             "states": row(1 + count) if self.given else [],
-            "parameters": [torch.full((1,), 0.9, dtype=state, device=device)]
-            * len(rule.parameters),
+            "parameters": [
+                *[torch.full((1,), 0.9, dtype=state, device=device)] * len(rule.parameters),
+                *[torch.zeros(size, dtype=state, device=device)] * self.bias,
+            ],
             "lengths": torch.full((batch,), steps, device=device) if self.lengths else None,
-            "neuron": rule.program,
+            "neuron": with_bias(rule.program) if self.bias else rule.program,
             "numbers": rule.numbers,
         }
         if self.kind == "forward":

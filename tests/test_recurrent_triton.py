@@ -43,8 +43,8 @@ def compiled(kernel, geometry=None):
 @pytest.mark.parametrize("case", ["2x64x128", "2x64x256", "2x64x512"])
 def test_the_layers_that_are_timed_spill_nothing(kind, case):
     """Nothing in the loop over rows; around it, once a step, a few values of 512 neurons."""
-    for dtype in (torch.float32, torch.float64):
-        made = compiled(Kernel(kind, case, dtype))
+    for dtype, bias in ((torch.float32, False), (torch.float64, False), (torch.float32, True)):
+        made = compiled(Kernel(kind, case, dtype, bias=bias, wanted=bias))
         assert usage_of(made)[1] <= 48  # bytes: 32 by Triton 3.8, 48 by 3.6
         rows = min(loops_of(made), key=len)
         assert any("LDG" in instruction for instruction in rows)
@@ -56,7 +56,7 @@ FACTORS = {
     "batch": (1, 64, 300),
     "dtype": (torch.float32, torch.bfloat16, torch.float64),
     "neuron": tuple(gpu_recurrent.NEURONS),
-    **dict.fromkeys(("traces", "lengths", "given", "wanted"), BOTH),
+    **dict.fromkeys(("traces", "lengths", "given", "wanted", "bias"), BOTH),
 }
 
 
