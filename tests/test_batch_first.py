@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import neurospike as ns
+from neurospike.ops import decomposed
 from neurospike.training.energy import count_operations
 
 LAYERS = {
@@ -90,6 +91,76 @@ def test_gradients_are_the_same(name):
     assert torch.allclose(given[0].grad.transpose(0, 1), given[1].grad, rtol=1e-6)
     for wanted, found in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.allclose(wanted.grad, found.grad, rtol=1e-6)
+
+
+# How a batch first may lie in memory: as it is, time first, a part of more steps or of every second
+# one, one sample for all, one step for all.
+LAYOUTS = {
+    "by sample": lambda x: x,
+    "time first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "some of the steps": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "every second step": lambda x: torch.stack([x, -x], 2).flatten(1, 2)[:, ::2],
+    "one sample": lambda x: x[:1].expand_as(x),
+    "one step": lambda x: x[:, :1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 9, 40), (2, 1, 7), (1, 4, 64), (5, 6, 3, 2), (4, 0, 5)])
+@pytest.mark.parametrize("laid", LAYOUTS)
+def test_no_layout_in_memory_changes_a_bit(laid, shape, dtype, fused):
+    layer = ns.ALIF(learn=("rise", "rho"), backend=fused)
+    layer.batch_first = True
+    whole = LAYOUTS[laid](torch.randn(shape).mul(2).to(dtype))
+    lengths = (torch.arange(shape[0]) * 2).clamp(max=shape[1])
+    grad = LAYOUTS[laid](torch.randn(shape).to(dtype))
+    found = []
+    for options in ({}, {"lengths": lengths}, {"return_trace": True}):
+        for layer.segment in (None, 4):
+            for layer.batch_first in (False, True):
+                x = whole.detach().requires_grad_()
+                given = x if layer.batch_first else x.transpose(0, 1).contiguous()
+                spikes, state, *traces = layer(given, **options)
+                sequences = (spikes, *(traces[0] if traces else ()))
+                if not layer.batch_first:
+                    sequences = exchanged(sequences)
+                total = sum((one * grad).sum() for one in sequences) + sum(map(torch.sum, state))
+                grads = torch.autograd.grad(total, [x, *layer.parameters()])
+                found.append((sequences, state, grads))
+            (spikes, state, grads), (others, ends, slopes) = found[-2:]
+            assert same(spikes, others)
+            assert same(state, ends)
+            assert torch.equal(grads[0], slopes[0])
+            torch.testing.assert_close(grads[1:], slopes[1:])
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_cpu_copies_no_sequence(steps):
+    layer = ns.LIF(0.9, backend="numba", batch_first=True)
+    x = torch.randn(3, steps, 40, requires_grad=True)
+    grad = torch.randn(3, steps, 40)
+    layer(x)[0].backward(grad)
+    with torch.profiler.profile() as seen:
+        spikes, _ = layer(x)
+        spikes.backward(grad)
+    assert not [one.name for one in seen.events() if one.name in ("aten::copy_", "aten::clone")]
+    assert spikes.is_contiguous()
+    assert x.grad.is_contiguous()
+
+
+def test_what_runs_without_this_library_lies_in_memory_alike():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = ns.LIF(0.9, backend="numba", batch_first=True)
+
+        def forward(self, x):
+            return self.lif(x)[0].view(-1, 4)
+
+    net, x = Flat(), torch.randn(3, 5, 4)
+    program = torch.export.export(net, (x,)).run_decompositions(decomposed.table())
+    assert not [node for node in program.graph.nodes if "neurospike" in str(node.target)]
+    assert torch.equal(program.module()(x), net(x))
 
 
 def test_a_network_exchanges_the_axes_at_its_ends_and_nowhere_else():

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import sys
 import types
@@ -11,6 +12,7 @@ import torch
 
 import neurospike as ns
 from neurospike.backend import buffers, parallel
+from neurospike.ops import delay, recurrent, scan
 
 LARGE = (buffers.LEAST_BYTES,)  # float32: four times the least size
 
@@ -103,6 +105,52 @@ def test_outputs_streamed_past_the_caches_are_complete(neurons):
         found.append((spikes, leaf.grad))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+GUARD = 999.0
+LAYERS = {
+    "LIF": lambda **o: ns.LIF(0.9, **o),
+    "LI": lambda **o: ns.LI(0.9, **o),
+    "ALIF": lambda **o: ns.ALIF(learn=("rise", "rho"), **o),
+    "Recurrent": lambda **o: ns.Recurrent(ns.LIF(0.9), 33, **o),
+    "Delay": lambda **o: ns.Delay(33, 3, **o),
+}
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Put numbers behind all that is allocated, and look afterwards that they are still there."""
+    made = []
+
+    def make(*shape, dtype):
+        count = math.prod(shape)
+        whole = torch.full((2 * count + 64,), GUARD, dtype=dtype)
+        made.append((whole[count:], shape, dtype))
+        return whole[:count].fill_(0.0).view(shape)
+
+    for module in (scan, recurrent, delay):
+        monkeypatch.setattr(module, "_maker", lambda *_: make)
+    yield made
+    guard = {dtype: torch.tensor(GUARD, dtype=dtype) for _, _, dtype in made}
+    assert not [(shape, dtype) for rest, shape, dtype in made if (rest != guard[dtype]).any()]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_is_written_behind_an_output(name, batch_first, dtype, guarded):
+    layer = LAYERS[name](batch_first=batch_first)
+    layer = layer.to(dtype) if dtype == torch.float64 else layer
+    for steps in (1, 2, 9):
+        x = torch.randn((3, steps, 33) if batch_first else (steps, 3, 33), requires_grad=True)
+        for lengths in (None, torch.tensor([steps, 0, 1])):
+            layer(x.to(dtype), lengths=lengths)[0].sum().backward()
+    x = torch.randn(3, 33, requires_grad=True)
+    if name != "Delay":
+        layer(x.to(dtype), num_steps=1)[0].sum().backward()
+    assert len(guarded) > 15
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -42,8 +42,8 @@ MUTANTS = {
     ),
     "a block short of its last neuron": (
         KERNEL,
-        "return low, min(block, job[COUNT] - low), job[STEPS]",
-        "return low, min(block, job[COUNT] - low) - 1, job[STEPS]",
+        "return sample, first, min(block, job[FEATURES] - first), steps",
+        "return sample, first, min(block, job[FEATURES] - first) - 1, steps",
     ),
     "parameters of the first block in each": (KERNEL, "k = start % values.size", "k = 0"),
     "backward stops before the first step": (

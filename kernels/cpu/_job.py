@@ -15,7 +15,7 @@ from torch import Tensor
 from neurospike.backend import buffers, parallel
 from neurospike.kernels.cpu._intrinsics import array_at
 
-NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 16
+NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 24
 
 
 def array_of(job_at, k, like):

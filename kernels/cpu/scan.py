@@ -1,9 +1,9 @@
 """The fused CPU backend of any recorded neuron: the whole time loop in one compiled kernel.
 
-Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. A block of neurons keeps its states in
-a cache while the loop runs over T; blocks are divided among threads. A few rows at a time are taken
-by vectorised loops, written of the neuron's own operations (`_rows`); the loops over time below run
-them by their addresses, and are the same for every neuron.
+Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous, or by sample `[B, T, F]`. A block of
+neurons keeps its states in a cache while the loop runs over T; blocks are divided among threads. A
+few rows at a time are taken by vectorised loops, written of the neuron's own operations (`_rows`);
+the loops over time below run them by their addresses, and are the same for every neuron.
 
 Forward, per block:                            Backward, per block:
     states  S rows   <- start                      history[0] <- start
@@ -15,10 +15,10 @@ again into a scratch of at most `HISTORY` bytes. That moves 8 bytes per neuron-s
 (read current, write spikes) and 12 backward (read current and the spikes' gradient, write the
 current's), for any number of states.
 
-What is the same at every step is one row: an array of N numbers in the place of T * N. With lengths
-a block lies within a sample and its loop ends with the sample; what comes after is only filled,
-never read. Number formats: state float32, or float64 if the current is; sequences of 16 bits are
-read and written as such, a vector at a time.
+What is the same at every step is one row: an array of N numbers in the place of T * N. By sample,
+and with lengths, a block lies within a sample; with lengths its loop ends with the sample, and what
+comes after is only filled, never read. Number formats: state float32, or float64 if the current is;
+sequences of 16 bits are read and written as such, a vector at a time.
 """
 
 import functools
@@ -48,12 +48,16 @@ HELD = 32 << 20  # the same where a constant current leaves the caches to the ou
 ALIGNED = 16  # bytes that have to divide a place for stores past the caches
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
-# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample; states and
-# parameters of a neuron; 1 if what is written goes past the caches; bytes of a number of the
-# current, of the spikes or their gradient, and of the current's gradient. Then addresses of
-# `_rows`: of `advance` or `retrace`, and of `retreat`.
+# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample (of all, if
+# blocks may lie in several); states and parameters of a neuron; 1 if what is written goes past the
+# caches; bytes of a number of the current, of the spikes or their gradient, and of the current's
+# gradient. Numbers between two steps and between two samples: of the current, of the spikes'
+# gradient, of the current's gradient, and of all other sequences; no numbers between two steps that
+# are one row. Then addresses of `_rows`: of `advance` or `retrace`, and of `retreat`.
 STEPS, WIDTH, COUNT, PARTS, FEATURES, STATES, PARAMETERS, PAST = range(SIZES, SIZES + 8)
-X_BYTES, SPIKES_BYTES, OUT_BYTES, ONWARD, BACK = range(PAST + 1, PAST + 6)
+X_BYTES, SPIKES_BYTES, OUT_BYTES = range(PAST + 1, PAST + 4)
+X_STEP, X_EACH, GRAD_STEP, GRAD_EACH, OUT_STEP, OUT_EACH, STEP, EACH = range(PAST + 4, PAST + 12)
+ONWARD, BACK = range(PAST + 12, PAST + 14)
 
 NUMBER = np.float32(0)  # rebound to the state's format
 BYTE = np.uint8(0)
@@ -90,15 +94,14 @@ def _step_of(count, size):
 
 
 def _place(job, lengths, part):
-    """Return a block's first neuron, how many it has, and how many steps they are taken."""
+    """Return a block's sample, its first neuron there, how many it has, and how many steps."""
     block = job[WIDTH]
-    if lengths.size == 0:
-        low = part * block
-        return low, min(block, job[COUNT] - low), job[STEPS]
     each = (job[FEATURES] + block - 1) // block
     sample, first = part // each, part % each * block
-    steps = max(0, min(lengths[sample], job[STEPS]))
-    return sample * job[FEATURES] + first, min(block, job[FEATURES] - first), steps
+    steps = job[STEPS]
+    if lengths.size > 0:
+        steps = max(0, min(lengths[sample], steps))
+    return sample, first, min(block, job[FEATURES] - first), steps
 
 
 def _begin(job_at, scratch, states_at, parameters_at, apart, low, n):
@@ -120,27 +123,29 @@ def _keep(job_at, states, scratch, own, apart, first, at, n):
             _start(row_of(array, at, n), scratch, own + s * apart)
 
 
-def _add_traces(job_at, states, scratch, own, apart, first, t, size, low, n):
-    """Add the gradients that come to states at step `t` of `size` numbers, those that are there."""
+def _add_traces(job_at, states, scratch, own, apart, first, at, low, size, n):
+    """Add the gradients that come to states at a step, those that are there.
+
+    A row for all steps, of `size` numbers, has them at `low`, a sequence at `at`.
+    """
     for s in range(states):
         trace = _array(job_at, first + s)
         if trace.size > 0:
-            at = t * _step_of(trace.size, size) + low
+            at = low if trace.size == size else at
             _add(row_of(scratch, own + s * apart, n), row_of(trace, at, n))
 
 
 def _forward(job_at):
     job = job_of(job_at)
     states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
-    current, x_count = place_of(job_at, 0)
+    current, _ = place_of(job_at, 0)
     outputs = 1 + states + parameters
     spikes, spikes_count = place_of(job_at, outputs)
     numbers = _array(job_at, outputs + 1 + 2 * states)
     traces, finals = outputs + 1, outputs + 1 + states
     lengths = array_of(job_at, outputs + 2 + 2 * states, 0)
     scratch = _array(job_at, outputs + 3 + 2 * states)
-    size, apart = job[COUNT], job[WIDTH] + PAD
-    stride = _step_of(x_count, size)
+    apart, x_step, step = job[WIDTH] + PAD, job[X_STEP], job[STEP]
     traced = states > 0 and _array(job_at, traces).size > 0
     each = 1 if traced else TOGETHER
     # Rows of the scratch: states, parameters, zeros to stream.
@@ -149,15 +154,17 @@ def _forward(job_at):
     zeros_at = parameters_at + parameters * apart
     part = take(job, NEXT)
     while part < job[PARTS]:
-        low, n, steps = _place(job, lengths, part)
+        sample, first, n, steps = _place(job, lengths, part)
+        low, begin = sample * job[FEATURES] + first, sample * job[EACH] + first
+        x_begin = sample * job[X_EACH] + first
         _begin(job_at, scratch, own, parameters_at, apart, low, n)
         for t in range(0, steps, each):
             taken = min(each, steps - t)
-            out = t * size + low
+            out = t * step + begin
             call(
                 job[ONWARD],
                 (
-                    current + (t * stride + low) * job[X_BYTES],
+                    current + (t * x_step + x_begin) * job[X_BYTES],
                     address(scratch, own),
                     address(scratch, parameters_at),
                     spikes + out * job[SPIKES_BYTES],
@@ -165,8 +172,8 @@ def _forward(job_at):
                     apart,
                     n,
                     taken,
-                    stride,
-                    size,
+                    x_step,
+                    step,
                 ),
             )
             if traced:
@@ -174,8 +181,8 @@ def _forward(job_at):
         zeros = address(scratch, zeros_at)
         for t in range(steps, job[STEPS]):
             if spikes_count > 0:
-                _zero(spikes, t * size + low, n, job[SPIKES_BYTES], zeros, past)
-            _keep(job_at, states, scratch, own, apart, traces, t * size + low, n)
+                _zero(spikes, t * step + begin, n, job[SPIKES_BYTES], zeros, past)
+            _keep(job_at, states, scratch, own, apart, traces, t * step + begin, n)
         _keep(job_at, states, scratch, own, apart, finals, low, n)
         part = take(job, NEXT)
     if past:
@@ -185,20 +192,20 @@ def _forward(job_at):
 def _backward(job_at):
     job = job_of(job_at)
     states, parameters, past = job[STATES], job[PARAMETERS], job[PAST] == 1
-    current, x_count = place_of(job_at, 0)
+    current, _ = place_of(job_at, 0)
     given = 1 + states + parameters
-    grad_spikes, spikes_count = place_of(job_at, given)
+    grad_spikes, _ = place_of(job_at, given)
     traces, finals = given + 1, given + 1 + states
     outputs = finals + states
-    out, out_count = place_of(job_at, outputs)
+    out, _ = place_of(job_at, outputs)
     wanted = outputs + 1 + states
     numbers = _array(job_at, wanted + parameters)
     lengths = array_of(job_at, wanted + parameters + 1, 0)
     scratch = _array(job_at, wanted + parameters + 2)
     nothing = row_of(scratch, 0, 0)
     size, apart = job[COUNT], job[WIDTH] + PAD
-    x_stride, spikes_stride = _step_of(x_count, size), _step_of(spikes_count, size)
-    out_stride = _step_of(out_count, size)
+    x_step, grad_step, step = job[X_STEP], job[GRAD_STEP], job[STEP]
+    out_step = job[OUT_STEP]
     traced = False
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0
@@ -212,56 +219,60 @@ def _backward(job_at):
     history = zeros_at + apart
     part = take(job, NEXT)
     while part < job[PARTS]:
-        low, n, steps = _place(job, lengths, part)
+        sample, first, n, steps = _place(job, lengths, part)
+        low, begin = sample * job[FEATURES] + first, sample * job[EACH] + first
+        x_begin, grad_begin = sample * job[X_EACH] + first, sample * job[GRAD_EACH] + first
+        out_begin = sample * job[OUT_EACH] + first
         _begin(job_at, scratch, history, parameters_at, apart, low, n)
         for t in range(0, steps - 1, TOGETHER):
             call(
                 job[ONWARD],
                 (
-                    current + (t * x_stride + low) * job[X_BYTES],
+                    current + (t * x_step + x_begin) * job[X_BYTES],
                     address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
                     address(numbers, 0),
                     apart,
                     n,
                     min(TOGETHER, steps - 1 - t),
-                    x_stride,
+                    x_step,
                 ),
             )
         for s in range(states):
             _start(row_of(scratch, own + s * apart, n), _array(job_at, finals + s), low)
         _start(row_of(scratch, sums_at, parameters * apart), nothing, 0)
-        if out_stride == 0:
+        if out_step == 0:
             _start(row_of(_array(job_at, outputs), low, n), nothing, 0)
         t = steps
         while t > 0:
             taken = min(each, t)
             t -= taken
             if traced:
-                _add_traces(job_at, states, scratch, own, apart, traces, t, size, low, n)
+                at = t * step + begin
+                _add_traces(job_at, states, scratch, own, apart, traces, at, low, size, n)
             call(
                 job[BACK],
                 (
-                    current + (t * x_stride + low) * job[X_BYTES],
+                    current + (t * x_step + x_begin) * job[X_BYTES],
                     address(scratch, history + t * states * apart),
                     address(scratch, parameters_at),
-                    grad_spikes + (t * spikes_stride + low) * job[SPIKES_BYTES],
+                    grad_spikes + (t * grad_step + grad_begin) * job[SPIKES_BYTES],
                     address(scratch, own),
-                    out + (t * out_stride + low) * job[OUT_BYTES],
+                    out + (t * out_step + out_begin) * job[OUT_BYTES],
                     address(scratch, sums_at),
                     address(numbers, 0),
                     apart,
                     n,
                     taken,
-                    x_stride,
-                    spikes_stride,
-                    out_stride,
+                    x_step,
+                    grad_step,
+                    out_step,
                 ),
             )
         zeros = address(scratch, zeros_at)
-        if out_stride > 0:
+        if out_step > 0:
             for t in range(steps, job[STEPS]):
-                _zero(out, t * size + low, n, job[OUT_BYTES], zeros, past)
+                _zero(out, t * step + begin, n, job[OUT_BYTES], zeros, past)
         _keep(job_at, states, scratch, own, apart, outputs + 1, low, n)
         asked = sums_at
         for p in range(parameters):
@@ -335,7 +346,7 @@ def _divided(
 ) -> tuple[tuple[int, ...], int]:
     """Return the first five sizes of a job, and how many threads share it.
 
-    samples: that have a length of their own; 0 if none has.
+    samples: whose blocks are apart, by sample or with lengths; 0 if blocks may lie in several.
     rows_each: rows of scratch that a block has, if they are to lie in a cache; else 0.
     """
     most = BLOCK if rows_each == 0 else min(BLOCK, HISTORY // (rows_each * state.itemsize))
@@ -362,6 +373,29 @@ def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
     return True, place if place >= ALIGNED else 0
 
 
+def _sequence(tensor: Given, state: torch.dtype, by_sample: bool, each: int | None = None) -> Given:
+    """Return a sequence as the kernels read it: as `rows` does, or by sample.
+
+    each: numbers between two samples, if they have to be so many.
+    """
+    if not by_sample or tensor is None or tensor.numel() == 0 or tensor.stride(0) == 0:
+        return rows(tensor, state)
+    if tensor.dtype == state and tensor[:, 0].is_contiguous() and each in (None, tensor.stride(1)):
+        return tensor
+    steps, batch, *shape = tensor.shape
+    return buffers.empty((batch, steps, *shape), state).transpose(0, 1).copy_(tensor)
+
+
+def _strides(tensor: Tensor | None, dim: int, features: int) -> tuple[int, int]:
+    """Return the numbers between two steps, and between two samples, of what `_sequence` gave.
+
+    A row `[B, *F]` for all steps has as many axes as `dim`.
+    """
+    if tensor is None or tensor.dim() == dim:
+        return 0, features
+    return tensor.stride(0), tensor.stride(1) if tensor.shape[1] > 1 else 0
+
+
 # By all that a plan depends on: the program, how many neurons and steps there are, which arrays
 # there are, and the shapes of those whose size does not follow from that.
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -378,13 +412,15 @@ def _plan(
     backward: tuple[int, bool, bool] | None,
     sizes: tuple[int, int, int],
     past: tuple[bool, int],
+    strides: tuple[int, ...],
 ) -> Plan:
     """Make the plan of calls like this one.
 
     formats: of the current, the spikes or their gradient, and the current's gradient.
     backward: of the backward pass, the parameters whose gradients are wanted, as bits, whether the
         current is constant, and whether the spikes have a gradient; None of the forward pass.
-    sizes: steps, neurons, and samples that have a length of their own.
+    sizes: steps, neurons, and samples whose blocks are apart.
+    strides: eight of a job, from `X_STEP` on.
     """
     states, many = Program.parse(neuron).states, len(parameters)
     alike, double = alike_of(parameters), state == torch.float64
@@ -404,7 +440,7 @@ def _plan(
     plan = Plan(
         _compiled(backward is not None, double),
         [0 if one is None else one.numel() for one in arrays],
-        (*blocks, states, many, past[0], *[one.itemsize for one in formats], *functions),
+        (*blocks, states, many, past[0], *[one.itemsize for one in formats], *strides, *functions),
         threads,
         scratch_rows * (blocks[WIDTH - SIZES] + PAD),
         state,
@@ -428,6 +464,7 @@ def forward(
     traces: Sequence[Tensor],
     finals: Sequence[Tensor],
     lengths: Tensor | None = None,
+    by_sample: bool = False,
 ) -> None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
@@ -436,7 +473,7 @@ def forward(
     the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state = finals[0].dtype
-    x = current.to(state).contiguous() if constant else rows(current, current.dtype)
+    x = current.to(state).contiguous() if constant else _sequence(current, current.dtype, by_sample)
     spikes_format = state if spikes is None else spikes.dtype
     nothing = (None,) * len(finals)
     arrays = (
@@ -449,17 +486,30 @@ def forward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    size, samples = finals[0].numel(), 0 if lengths is None else lengths.numel()
+    size, batch = finals[0].numel(), finals[0].shape[0]
+    samples = batch if by_sample or lengths is not None else 0
+    features = size // (batch or 1)
+    x_strides = _strides(x, finals[0].dim(), features)
     past = _NOT if spikes is None else _past(spikes, HELD if constant else STREAMED, samples)
     formats, threads = (x.dtype, spikes_format, state), torch.get_num_threads()
     key = (
         *("forward", neuron, formats, x.shape, size, steps, past, samples, threads),
-        *(bool(states), spikes is None, bool(traces), *[one.numel() for one in parameters]),
+        *(
+            x_strides,
+            by_sample,
+            lengths is None,
+            bool(states),
+            spikes is None,
+            bool(traces),
+            *[one.numel() for one in parameters],
+        ),
     )
     plan = _plans.get(key)
     if plan is None:
         sizes = (steps, size, samples)
-        plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past)
+        layout = (features, steps * features) if by_sample else (size, features)
+        strides = (*x_strides, 0, 0, 0, 0, *layout)
+        plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
 
 
@@ -479,14 +529,22 @@ def backward(
     out_states: Sequence[Tensor],
     out_parameters: Sequence[Tensor | None],
     lengths: Tensor | None = None,
+    by_sample: bool = False,
 ) -> None:
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
     nothing = (None,) * len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
-    size = current.numel() if constant else math.prod(current.shape[1:])
-    x = current.to(state).contiguous() if constant else rows(current, current.dtype)
-    gs = rows(grad_spikes, current.dtype)
-    gts = [rows(one, state) for one in grad_traces] if grad_traces else nothing
+    shape = current.shape if constant else current.shape[1:]
+    size, batch, dim = math.prod(shape), shape[0], len(shape)
+    features = size // (batch or 1)
+    layout = (features, steps * features) if by_sample else (size, features)
+    x = current.to(state).contiguous() if constant else _sequence(current, current.dtype, by_sample)
+    gs = _sequence(grad_spikes, current.dtype, by_sample)
+    gts = (
+        [_sequence(one, state, by_sample, layout[1]) for one in grad_traces]
+        if grad_traces
+        else nothing
+    )
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
     # What a constant current's gradient adds up to is rounded once.
     wide = torch.empty(out.shape, dtype=state) if constant and out.dtype != state else out
@@ -504,13 +562,15 @@ def backward(
         as_tensor(tuple(numbers), state),
         lengths,
     )
-    samples = 0 if lengths is None else lengths.numel()
+    samples = batch if by_sample or lengths is not None else 0
     past = _NOT if constant else _past(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
     formats, threads = (x.dtype, current.dtype, wide.dtype), torch.get_num_threads()
+    apart = [number for one in (x, gs, out) for number in _strides(one, dim, features)]
+    strides = (*apart, *layout)
     key = (
         *("backward", neuron, formats, x.shape, size, steps, past, samples, threads),
-        *(bool(states), constant, bool(out_states), wanted),
+        *(strides, by_sample, lengths is None, bool(states), constant, bool(out_states), wanted),
         *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
         *[one.numel() for one in parameters],
     )
@@ -518,7 +578,7 @@ def backward(
     if plan is None:
         kind = (mask_of(wanted), constant, gs is not None)
         sizes = (steps, size, samples)
-        plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past)
+        plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past, strides)
     plan.run(arrays)
     if wide is not out:
         out.copy_(wide)

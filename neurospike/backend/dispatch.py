@@ -43,6 +43,7 @@ class Backend:
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
+        by_sample: whether its sequences may lie in memory by sample; see `protocols.Scan`.
         instead: what to use where it cannot run.
     """
 
@@ -58,6 +59,7 @@ class Backend:
     device_types: tuple[str, ...] = ()
     fused: bool = True
     checkpoint_every: int = 0
+    by_sample: bool = False
     instead: str = "reference"
 
     def serves(self, device_type: str) -> bool:
@@ -90,6 +92,7 @@ TABLE: dict[str, Backend] = {
             ".kernels.cpu.delay",
             packages=("numba",),
             device_types=("cpu",),
+            by_sample=True,
         ),
         Backend(
             "reference", ".backend.reference", packages=("snntorch",), fused=False, instead="numba"

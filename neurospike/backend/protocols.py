@@ -18,7 +18,8 @@ class Scan(Protocol):
     """The time loop of any recorded neuron; column `module` of a fused row.
 
     A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
-    step.
+    step. One with `by_sample` may hand them `by_sample=True`: then the sequences to fill lie in
+    memory as `[B, T, *F]` does, of which they are the transpose.
 
     `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
     `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
@@ -40,7 +41,7 @@ class Scan(Protocol):
         traces: Sequence[Tensor],
         finals: Sequence[Tensor],
         lengths: Tensor | None = None,
-        **saved: Any,
+        **more: Any,
     ) -> None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
 
@@ -61,7 +62,7 @@ class Scan(Protocol):
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
         lengths: Tensor | None = None,
-        **saved: Any,
+        **more: Any,
     ) -> None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
 

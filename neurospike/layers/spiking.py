@@ -130,7 +130,7 @@ class Spiking(_Neuron):
             self._start(state, current, num_steps),
             self.parameter_values(),
             num_steps,
-            SPIKES | (TRACES if return_trace else 0),
+            SPIKES | (TRACES if return_trace else 0) | self._layout,
             self.backend,
             self.segment,
             lengths,

@@ -1,7 +1,7 @@
 """Where a layer's time axis is: first, second (`batch_first`), or nowhere, for one frame (`step`).
 
 Everything behind a layer has time first. What is given batch first is looked at the other way
-round, which copies nothing by itself: what runs over it may have to.
+round, which copies nothing by itself: a backend that cannot read it so has to.
 """
 
 import functools
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+from neurospike.ops.wants import BY_SAMPLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +55,11 @@ class OverTime(nn.Module):
     """A layer that is called over time, `layer(current, state)`, or for one frame, by `step`."""
 
     batch_first: bool = False
+
+    @property
+    def _layout(self) -> int:
+        """How sequences are to lie in memory, as one of the bits of `wants`."""
+        return BY_SAMPLE if self.batch_first else 0
 
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Run one frame `[B, *F]` and return `(output [B, *F], state)`.

@@ -19,7 +19,7 @@ from neurospike.neurons import stepped
 from neurospike.neurons.program import Program
 
 from .formats import state_dtype, step_shape
-from .wants import SPIKES, TRACES
+from .wants import BY_SAMPLE, SPIKES, TRACES
 
 _FORMS: dict[Any, Callable[..., Any]] = {}
 
@@ -61,7 +61,15 @@ def scan(
     start = states or [current.new_zeros(shape, dtype=state) for _ in range(many)]
     values = _values(parameters, numbers, shape[1:], current, state)
     step = stepped.forward_of(neuron)
-    return _over_time(step, current, start, values, num_steps, wants, lengths)
+    found = _over_time(step, current, start, values, num_steps, wants, lengths)
+    if not wants & BY_SAMPLE:
+        return found
+    # In memory as the operator leaves it: what comes after may look at it by `view`.
+    over_time = len(shape) + 1
+    return [
+        one.transpose(0, 1).contiguous().transpose(0, 1) if one.dim() == over_time else one
+        for one in found
+    ]
 
 
 def recurrent(

@@ -30,7 +30,7 @@ from neurospike.neurons.program import Program
 from . import batching, decomposed
 from .arguments import is_watched
 from .formats import state_dtype, step_shape
-from .wants import FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
+from .wants import BY_SAMPLE, FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 _COMMON = "Tensor current, Tensor[] states, Tensor[] parameters, "
@@ -90,18 +90,30 @@ def _lent(*shape: int, dtype: torch.dtype) -> Tensor:
     return buffers.empty(shape, dtype)
 
 
+def _sequence(
+    empty: Callable[..., Tensor], shape: Sequence[Any], dtype: torch.dtype, wants: int
+) -> Tensor:
+    """Return an empty sequence `[T, B, *F]` in the layout that is wanted."""
+    if wants & BY_SAMPLE:
+        steps, batch, *features = shape
+        return empty(batch, steps, *features, dtype=dtype).transpose(0, 1)
+    return empty(*shape, dtype=dtype)
+
+
 def _allocate(
-    current: Tensor, sizes: Sizes
+    current: Tensor, sizes: Sizes, wants: int
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
     """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
     state, step, spikes, traces, saved, count, largest = sizes
     empty = _maker(current, largest)
 
-    def each(shape: Sequence[Any] | None) -> list[Tensor]:
-        return [] if shape is None else [empty(*shape, dtype=state) for _ in range(count)]
+    def each(shape: Sequence[Any] | None, layout: int = 0) -> list[Tensor]:
+        if shape is None:
+            return []
+        return [_sequence(empty, shape, state, layout) for _ in range(count)]
 
-    found = None if spikes is None else empty(*spikes, dtype=current.dtype)
-    return found, each(step), each(traces), each(saved)
+    found = None if spikes is None else _sequence(empty, spikes, current.dtype, wants)
+    return found, each(step), each(traces, wants), each(saved)
 
 
 def _allocate_gradients(
@@ -113,7 +125,7 @@ def _allocate_gradients(
         state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
         states = [empty(*shape, dtype=state) for _ in range(Program.parse(neuron).states)]
     return (
-        empty(*current.shape, dtype=current.dtype),
+        _sequence(empty, current.shape, current.dtype, wants if num_steps < 0 else 0),
         states,
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
@@ -147,7 +159,7 @@ def define(row: dispatch.Backend) -> None:
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
         sizes = _sizes(every, current.shape, current.dtype, neuron, steps, wants)
-        return _listed(*_allocate(current, sizes))
+        return _listed(*_allocate(current, sizes, wants))
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
         current, _, parameters, _, neuron, _, steps, wants = arguments[3:11]
@@ -188,7 +200,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
         sizes = _known_sizes(every, current.shape, current.dtype, neuron, num_steps, wants)
-        spikes, finals, traces, saved = _allocate(current, sizes)
+        spikes, finals, traces, saved = _allocate(current, sizes, wants)
         given: dict[str, Any] = {
             "current": current,
             "states": states,
@@ -204,6 +216,8 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         }
         if every:
             given["saved"] = saved
+        if wants & BY_SAMPLE:
+            given["by_sample"] = True
         dispatch.scan_of(row).forward(**given)
         return _listed(spikes, finals, traces, saved)
 
@@ -242,6 +256,8 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         }
         if every:
             given["saved"] = saved
+        if wants & BY_SAMPLE:
+            given["by_sample"] = True
         dispatch.scan_of(row).backward(**given)
         return _asked(out, out_states, out_parameters)
 
@@ -292,7 +308,7 @@ class Call(NamedTuple):
         neuron: the program as text.
         numbers: that it reads.
         num_steps: of a constant current; -1 for one with a time axis.
-        wants: `SPIKES`, `TRACES` or both.
+        wants: `SPIKES`, `TRACES` or both, and `BY_SAMPLE` or not.
         states: how many the neuron has.
         given: how many of the tensors are states, after the current: all or none.
     """
@@ -325,10 +341,10 @@ class _Scan(torch.autograd.Function):
         kept = ctx.saved_tensors  # unpacked once
         lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
         first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
-        finals, asked = first + call.states, 0
+        finals, asked = first + call.states, call.wants & BY_SAMPLE
         if many > 1:
             needs = ctx.needs_input_grad[3:]
-            asked = STATES if True in needs[1:given] else 0
+            asked |= STATES if True in needs[1:given] else 0
             for k, need in enumerate(needs[given:]):
                 asked |= (FIRST_PARAMETER << k) if need else 0
         operator = _operator(f"{call.name}_scan_backward", is_watched((*kept, *grads)))

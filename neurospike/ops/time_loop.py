@@ -22,7 +22,7 @@ from .arguments import (
     parameter_of,
 )
 from .constants import constant
-from .wants import SPIKES, TRACES
+from .wants import BY_SAMPLE, SPIKES, TRACES
 
 
 class Outputs(NamedTuple):
@@ -52,7 +52,8 @@ def run(
         states: `[B, *F]` each, or none of them, which means zeros.
         parameters: each broadcasts against F; within their bounds.
         num_steps: of a constant current.
-        wants: `SPIKES`, `TRACES` or both.
+        wants: `SPIKES`, `TRACES` or both; with `BY_SAMPLE` what is returned lies in memory as
+            `[B, T, *F]` does, where the backend can do so.
         backend: `"auto"` or a name.
         segment: with gradients, run so many steps at a time, and carry states on without theirs.
             That is truncated backpropagation through time (Williams and Peng, Neural Computation
@@ -120,6 +121,8 @@ def _run(
         for name, one in zip(rule.states, states):
             check_state(name, one, current, shape, state)
     row = dispatch.choose(backend, current.device)
+    if not row.by_sample:
+        wants &= ~BY_SAMPLE
     watched = is_watched((current, *states))
     if row.fused and not watched and {*map(type, parameters)} <= _PLAIN:
         plain: Any = tuple(parameters)  # floats

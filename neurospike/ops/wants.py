@@ -4,9 +4,12 @@ from collections.abc import Iterable
 
 # Forward: spikes, the states at every step, and what the backward pass will need.
 SPIKES, TRACES, SAVED = 1, 2, 4
-# Backward, beside the gradient of the current: of the states, and from the last on of each
-# parameter. A recurrent layer may write over the sums that it saved.
-STATES, OVERWRITE, FIRST_PARAMETER = 1, 2, 4
+# Backward, beside the gradient of the current: of the states, and from here on of each parameter.
+STATES, FIRST_PARAMETER = 1, 2
+# Both: sequences lie in memory by sample, as `[B, T, *F]` does.
+BY_SAMPLE = 1 << 30
+# Backward: a recurrent layer may write over the sums that it saved.
+OVERWRITE = 1 << 31
 
 
 def mask_of(flags: Iterable[object]) -> int:
