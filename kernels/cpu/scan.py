@@ -46,6 +46,7 @@ TOGETHER = 4  # time steps that a row is taken at once
 STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
 HELD = 32 << 20  # the same where a constant current leaves the caches to the output
 ALIGNED = 16  # bytes that have to divide a place for stores past the caches
+WHOLE = 2048  # bytes of a row, from which on lines that it shares with others count little
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
 # Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample (of all, if
@@ -369,7 +370,10 @@ def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
     """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
     if out.nbytes < least or out.numel() == 0:
         return _NOT
-    place = math.gcd(out.data_ptr(), out.nbytes // (len(out) * (samples or 1)), _function.LINE)
+    row = out.nbytes // (len(out) * (samples or 1))
+    place = math.gcd(out.data_ptr(), row, _function.LINE)
+    if place < _function.LINE and row < WHOLE:
+        return _NOT
     return True, place if place >= ALIGNED else 0
 
 

@@ -240,8 +240,8 @@ class LIF(_Neuron):
     parameters. An `nn.Parameter` is kept, shared and learned, whatever these say. A learned beta
     may leave [0, 1]; it is clamped where it is used, and comes back where its gradient leads there
     (`beta_gradient`). `.half()` and `.bfloat16()` leave both in float32, like the membrane.
-    `batch_first=True` takes and gives `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. It is
-    transposed for the time loop and back, which copies the current once; see `Sequential`.
+    `batch_first=True` takes and gives `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. Where
+    the time loop needs steps in blocks, on a GPU, that copies the current once; see `Sequential`.
 
         lif = LIF(beta=0.95)
         spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
