@@ -594,3 +594,13 @@ def test_machine_code_for_a_hopper_gpu(dtype):
     for kernel in made:
         assert kernel.asm["cubin"].startswith(b"\x7fELF")
         assert "fma.rn" not in kernel.asm["ptx"]  # else the bits of a sum would not be the oracle's
+
+
+def test_a_kernel_that_the_layer_has_nothing_for_is_refused():
+    layer, current = ns.Delay(3, 4), torch.rand(5, 2, 3)
+    layer.kernel = "gaussian"
+    with pytest.raises(ValueError, match=r"made without a sigma.*ns.Delay\(..., sigma=8.0\)"):
+        layer(current)
+    layer.kernel = "square"
+    with pytest.raises(ValueError, match="unknown kernel 'square'; choose one of linear, gaussian"):
+        layer(current)

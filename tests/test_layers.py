@@ -747,3 +747,72 @@ def test_what_learns_is_loaded_out_of_range_and_clamped_where_it_is_used():
     current = torch.zeros(2, 1, 1)
     _, mem = layer(current, torch.full((1, 1), -2.0))
     assert mem.item() == -2.0  # nothing of it is lost, nothing is gained
+
+
+LEARNED = {
+    "LIF": lambda **o: ns.LIF(0.9, threshold=100.0, learn_beta=True, **o),
+    "LI": lambda **o: ns.LI(0.9, learn_beta=True, **o),
+    "ALIF": lambda **o: ns.ALIF(learn="beta", **o),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_stands_for_a_learned_decay_is_clamped_as_it_is(name):
+    """Plain tensors: of `functional_call`, of a parametrization, of a data-parallel replica."""
+    layer, current = LEARNED[name](), torch.full((6, 1, 1), 0.05)
+    with torch.no_grad():
+        layer.beta.fill_(1.2)
+    wanted = layer(current)
+    given = {"beta": layer.beta.detach().clone()}
+    called = torch.func.functional_call(layer, given, (current,))
+    replica = layer._replicate_for_data_parallel()
+    replica._parameters.pop("beta", None)
+    replica.beta = given["beta"]
+    torch.nn.utils.parametrize.register_parametrization(layer, "beta", torch.nn.Identity())
+    for found in (called, replica(current), layer(current)):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (ns.LIF(0.9), "reset", "zero"),
+        (ns.LIF(0.9), "surrogate", "sigmoid"),
+        (ns.LIF(0.9), "detach_reset", True),
+        (ns.ALIF(), "surrogate", "sigmoid"),
+        (ns.ALIF(), "grad_window", 1.0),
+    ],
+)
+def test_what_a_layer_was_made_of_is_not_changed_behind_it(layer, name, value):
+    before = getattr(layer, name)
+    with pytest.raises(AttributeError, match=f"{name} is part of what the .* was made of"):
+        setattr(layer, name, value)
+    assert getattr(layer, name) is before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ns.LIF(0.9),
+        lambda: ns.Recurrent(ns.LIF(0.9), 512),
+        lambda: ns.Delay(512, 3),
+        lambda: ns.SpikeLinear(512, 512),
+        lambda: ns.Sequential(ns.SpikeLinear(512, 512), ns.LIF(0.9)),
+    ],
+    ids=["LIF", "Recurrent", "Delay", "SpikeLinear", "Sequential"],
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_another_default_device_is_not_that_of_a_call(make, trained):
+    layer = make()
+    spikes = (torch.rand(25, 64, 512) < 0.02).float().requires_grad_(trained)
+    with torch.set_grad_enabled(trained):
+        wanted = layer(spikes)
+        with torch.device("meta"):
+            found = layer(spikes)
+            if not isinstance(layer, ns.SpikeLinear):
+                layer(spikes, lengths=[25] * 64)
+    wanted, found = ((one if isinstance(one, tuple) else (one,))[0] for one in (wanted, found))
+    assert torch.equal(found, wanted)
+    if trained:
+        with torch.device("meta"):
+            found.sum().backward()

@@ -27,10 +27,12 @@ def test_a_fused_backend_takes_what_its_protocol_says_by_name_only(name, column)
     module = dispatch.load(getattr(row, column))
     for function in ("forward", "backward"):
         promised = dict(inspect.signature(getattr(protocol, function)).parameters)
-        saved = promised.pop("saved", None)
+        more = set()
+        if promised.pop("more", None) is not None:
+            more |= {"saved"} if row.checkpoint_every else set()
+            more |= {"by_sample"} if row.by_sample else set()
         del promised["self"]
         taken = inspect.signature(getattr(module, function)).parameters
-        more = {"saved"} if saved is not None and row.checkpoint_every else set()
         assert set(taken) == set(promised) | more
         assert all(one.kind is one.KEYWORD_ONLY for one in taken.values())
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import neurospike as ns
+from neurospike.backend import dispatch
 from neurospike.formulas import fire
 from neurospike.ops.wants import OVERWRITE
 from neurospike.training.energy import count_operations
@@ -110,9 +111,21 @@ def test_currents_of_16_bits(dtype, fused):
     check_alike(wanted, got, budget=1e-2 if dtype == torch.bfloat16 else 2e-3)
 
 
-def test_autocast_changes_neither_sums_nor_states(fused):
-    layer, current = made("subtract", 6)
-    layer.neuron.backend = fused
+def test_autocast_changes_neither_sums_nor_states(backend):
+    layer = ns.Recurrent(ns.LIF(0.9, backend=backend), 6)
+    current = torch.randn(25, 3, 6, requires_grad=True)
+    spikes, states = layer(current)
+    wanted = torch.autograd.grad(spikes.square().sum(), [current, layer.weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        got, ends = layer(current)
+    found = torch.autograd.grad(got.square().sum(), [current, layer.weight])
+    for one, other in zip((got, *ends, *found), (spikes, *states, *wanted)):
+        assert torch.equal(one, other)
+
+
+def test_nor_does_a_backward_pass_within(fused):
+    layer = ns.Recurrent(ns.LIF(0.9, backend=fused), 6)
+    current = torch.randn(25, 3, 6, requires_grad=True)
     wanted = outcome(layer, current)
     with torch.autocast("cpu", torch.bfloat16):
         got = outcome(layer, current)
@@ -403,19 +416,6 @@ def test_a_bias_of_narrow_currents_is_added_in_the_states_format(backend):
     torch.testing.assert_close(mem[0], 4.0 + layer.bias.detach())
 
 
-def saved_sums(layer, current):
-    """The spikes of a call, and where in memory the sums lie that it saved for its backward."""
-    found = []
-
-    def pack(tensor):
-        found.append(tensor.data_ptr())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        spikes, _ = layer(current)
-    return spikes, found[-1]
-
-
 @pytest.mark.parametrize("size", [7, 64])
 def test_a_weight_may_lie_in_memory_by_columns(size, fused):
     layer, current = made("subtract", size, steps=6)
@@ -427,16 +427,24 @@ def test_a_weight_may_lie_in_memory_by_columns(size, fused):
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["gone", "kept"])
-def test_the_sums_of_a_graph_that_is_gone_are_written_over(kept):
+def test_the_sums_of_a_graph_that_is_gone_are_written_over(kept, monkeypatch):
+    kernel = dispatch.load(".kernels.cpu.recurrent")
+    forward, sums = kernel.forward, []
+
+    def spied(**given):
+        sums.append(given["currents"].data_ptr())
+        forward(**given)
+
+    monkeypatch.setattr(kernel, "forward", spied)
     layer, current = made("se_adlif", 7, batch=9, bias=True)
     layer.neuron.backend = "numba"
     grad = torch.randn(current.shape)
     leaves = [current, *layer.parameters()]
     wanted = torch.autograd.grad(layer(current)[0], leaves, grad, retain_graph=True)
-    spikes, sums = saved_sums(layer, current)
+    spikes, _ = layer(current)
     for _ in range(1 + kept):  # as long as it is kept, it gives the same again
         found = torch.autograd.grad(spikes, leaves, grad, retain_graph=kept)
-        assert (found[0].data_ptr() == sums) is not kept
+        assert (found[0].data_ptr() == sums[-1]) is not kept
         for one, other in zip(found, wanted, strict=True):
             assert torch.equal(one, other)
 
@@ -456,3 +464,66 @@ def test_what_is_traced_is_not_written_over():
         assert torch.equal(one, other)
     asked = [node.args[-1] for node in traced.graph.nodes if "recurrent_backward" in str(node)]
     assert [one & OVERWRITE for one in asked if isinstance(one, int)] == [0]
+
+
+def keep_all(kept):
+    """Hooks of somebody who keeps every saved tensor."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or len(kept) - 1, lambda place: kept[place]
+    )
+
+
+def test_what_somebody_keeps_is_not_written_over():
+    layer, current = made("subtract", 7)
+    layer.neuron.backend = "numba"
+    kept = []
+    with keep_all(kept):
+        spikes, _ = layer(current)
+    before = [one.clone() for one in kept]
+    spikes.sum().backward()
+    assert all(map(torch.equal, kept, before))
+
+
+def test_what_was_written_over_is_not_read_again():
+    layer, current = made("subtract", 7)
+    layer.neuron.backend = "numba"
+    total = layer(current)[0].sum()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    node = total.grad_fn.next_functions[0][0]
+    assert "_Recurrent" in node.name()
+    handle = node.register_hook(stop)  # after it
+    with pytest.raises(KeyboardInterrupt):
+        total.backward()
+    handle.remove()
+    with pytest.raises(RuntimeError, match="backward a second time, after an error in the first"):
+        total.backward()
+
+
+def test_saved_tensors_may_come_back_in_another_layout():
+    layer, current = made("subtract", 7)
+    layer.neuron.backend = "numba"
+    layer.weight.requires_grad_(False)
+    (wanted,) = torch.autograd.grad(layer(current)[0].square().sum(), current)
+
+    def turned(tensor):
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, turned):
+        spikes, _ = layer(current)
+    (found,) = torch.autograd.grad(spikes.square().sum(), current)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_there_is_a_first_derivative_with_create_graph_and_no_second(learned, fused):
+    layer, current = made("subtract", 7)
+    layer.neuron.backend = fused
+    layer.weight.requires_grad_(learned)
+    (wanted,) = torch.autograd.grad(layer(current)[0].square().sum(), current)
+    (found,) = torch.autograd.grad(layer(current)[0].square().sum(), current, create_graph=True)
+    assert torch.equal(found, wanted)
+    with pytest.raises(RuntimeError, match="use backend='reference', which has both"):
+        found.square().sum().backward()

@@ -60,7 +60,7 @@ def _scratch(count: int, state: torch.dtype) -> Tensor:
         return buffers.empty((count,), state)
     kept = _own.kept.get(state)
     if kept is None or kept.numel() < count:
-        kept = _own.kept[state] = torch.empty(count, dtype=state)
+        kept = _own.kept[state] = torch.empty(count, dtype=state, device="cpu")
     return kept
 
 

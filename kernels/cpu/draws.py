@@ -114,11 +114,11 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
     None, and the generator as it is, if another thread has drawn from it meanwhile.
     """
     generator = torch.default_generator if generator is None else generator
-    out = torch.empty((num_steps, *probability.shape), dtype=torch.uint8)
+    out = torch.empty((num_steps, *probability.shape), dtype=torch.uint8, device="cpu")
     if out.numel() == 0:
         return out
     limit = (probability * DIGITS).contiguous()
-    scratch = torch.empty(2 * SIZE, dtype=torch.int32)
+    scratch = torch.empty(2 * SIZE, dtype=torch.int32, device="cpu")
     with _lock:
         state = generator.get_state()
         before = state.clone()

@@ -201,7 +201,7 @@ def _counted(counts: Tensor, valued: bool) -> Found:
 def find(spikes: Tensor, bits: Tensor) -> Found:
     """Fill `bits` `[M, W]` and count them."""
     rows, width = spikes.shape
-    counts = torch.zeros((2, rows + 1), dtype=torch.int64)
+    counts = torch.zeros((2, rows + 1), dtype=torch.int64, device="cpu")
     if bits.numel() == 0:
         return _counted(counts, False)
     job = run(
@@ -221,8 +221,8 @@ def transposed(
     chunk: rows, a multiple of 64, whose bits of a column are one row of the result.
     """
     chunks, padded = -(-rows // chunk), words(width) * WORD
-    columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64)
-    counts = torch.zeros((2, 1 + chunks * padded), dtype=torch.int64)
+    columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64, device="cpu")
+    counts = torch.zeros((2, 1 + chunks * padded), dtype=torch.int64, device="cpu")
     run(
         _compiled(_transpose),
         (bits, columns, counts[0], counts[1]),
@@ -248,9 +248,9 @@ def listed(
     the spikes of row `r` are at `r // a * b + r % a + place * c`.
     """
     rows, count = bits.shape[0], int(starts[-1])
-    places = torch.empty(count, dtype=torch.int32)
+    places = torch.empty(count, dtype=torch.int32, device="cpu")
     valued = spikes is not None
-    values = torch.empty(count, dtype=state) if valued else None
+    values = torch.empty(count, dtype=state, device="cpu") if valued else None
     kernel = (
         _compiled(_list, state, spikes.dtype, True)
         if spikes is not None

@@ -79,7 +79,7 @@ def spikes(
     """
     steps, batch = len(edges) + 1, data.shape[0]
     width = data[0].numel()
-    table = torch.tensor([-1.0, *edges, 2.0, threshold], dtype=data.dtype)
+    table = torch.tensor([-1.0, *edges, 2.0, threshold], dtype=data.dtype, device="cpu")
     out = buffers.empty((steps, *data.shape), dtype)
     threads = parallel.threads(1 + out.numel() // GRAIN, batch)
     kernel = _compiled(data.dtype, dtype, last)

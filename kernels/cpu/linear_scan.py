@@ -293,7 +293,7 @@ def forward(
     panel = PANEL_BYTES // state.itemsize
     packed = pack(weight, panel)
     spikes = buffers.empty((steps, batch, outputs), state)
-    final = torch.empty((batch, outputs), dtype=state)
+    final = torch.empty((batch, outputs), dtype=state, device="cpu")
     parts = panels(outputs, state)
     # Threads share a panel and not its samples, whose rows end in cache lines of the next panel's.
     blocks = max(1, min(batch, PARTS * torch.get_num_threads()))
@@ -335,11 +335,11 @@ def backward(
     stride = 0 if gs is None or gs.numel() == batch * outputs else batch * outputs
     panel = PANEL_BYTES // state.itemsize
     out = buffers.empty((outputs, width), state)
-    out_bias = None if bias is None else torch.empty(outputs, dtype=state)
-    out_mem = torch.empty((batch, outputs), dtype=state) if want_mem else None
+    out_bias = None if bias is None else torch.empty(outputs, dtype=state, device="cpu")
+    out_mem = torch.empty((batch, outputs), dtype=state, device="cpu") if want_mem else None
     out_beta = out_th = None
     if want_parameters:
-        out_beta, out_th = torch.empty((2, outputs), dtype=state)
+        out_beta, out_th = torch.empty((2, outputs), dtype=state, device="cpu")
     final = None if grad_final is None else grad_final.contiguous()
     alike, double = alike_of((beta, threshold)), state == torch.float64
     wanted = 3 if want_parameters else 0

@@ -348,7 +348,7 @@ def _backward(job_at):
                     _add(g, row_of(grad_spikes, t * stride + at, size))
                 if traced:
                     _add_traces(
-                        job_at, states, scratch, own, size, traces, t, batch * size, at, size
+                        job_at, states, scratch, own, size, traces, here, at, batch * size, size
                     )
                 d = row_of(scratch, grads_at + m * size, size)
                 call(
@@ -415,7 +415,7 @@ def _tiles(batch: int) -> tuple[int, int]:
 def _in_order(lengths: Tensor | None, batch: int) -> Tensor:
     """Return the samples, those with the most steps first."""
     if lengths is None:
-        return torch.arange(batch)
+        return torch.arange(batch, device="cpu")
     return torch.argsort(lengths, descending=True, stable=True)
 
 
@@ -459,7 +459,7 @@ def forward(
         as_tensor(tuple(numbers), state),
         *_given(traces, count),
         *finals,
-        torch.empty(threads * tile * (size + 1), dtype=torch.int32),
+        torch.empty(threads * tile * (size + 1), dtype=torch.int32, device="cpu"),
     )
     scratch = (tile * (count + 1) + len(parameters) + 1) * size + tile * padded + panel
     sizes = (steps, batch, size, tile, padded, count, len(parameters), advance)
@@ -500,7 +500,7 @@ def backward(
     retrace = _rows.retrace(neuron, double, alike)
     retreat = _rows.retreat(neuron, double, alike, True, wanted, False)
     shape = (batch, size)
-    asked = [None if one is None else torch.empty(shape, dtype=state) for one in out_parameters]
+    asked = [None if one is None else out.new_empty(shape) for one in out_parameters]
     tile, tiles = _tiles(batch)
     arrays = (
         currents,
@@ -529,7 +529,7 @@ def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
     """Fill `out` `[N, N]` with `grad.T @ spikes`, by events where few neurons fired."""
     count, size = spikes.shape
     if count > 0 and size > READ:
-        bits = torch.empty((count, words(size)), dtype=torch.int64)
+        bits = spikes.new_empty((count, words(size)), dtype=torch.int64)
         found = find(spikes.contiguous(), bits)
         sums = found.events if found.valued else found.groups
         if ADD * sums + READ * count < count * size:

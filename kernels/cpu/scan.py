@@ -339,7 +339,7 @@ def rows(tensor: Given, state: torch.dtype) -> Given:
 @functools.lru_cache(maxsize=4096)
 def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     """Return numbers as a tensor, the same one each time."""
-    return torch.tensor(values, dtype=state)
+    return torch.tensor(values, dtype=state, device="cpu")
 
 
 def _divided(
@@ -551,8 +551,8 @@ def backward(
     )
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
     # What a constant current's gradient adds up to is rounded once.
-    wide = torch.empty(out.shape, dtype=state) if constant and out.dtype != state else out
-    asked = [None if one is None else torch.empty(size, dtype=state) for one in out_parameters]
+    wide = out.new_empty(out.shape, dtype=state) if constant and out.dtype != state else out
+    asked = [None if one is None else x.new_empty(size, dtype=state) for one in out_parameters]
     arrays = (
         x,
         *([one.contiguous() for one in states] if states else nothing),

@@ -97,7 +97,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_BYTES:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     kind = _KINDS.get(dtype)
     if kind is None:
         lent = torch.from_numpy(_pool.lend((size,), size, np.uint8)).view(dtype).view(*shape)

@@ -156,8 +156,16 @@ class Linear(Events, Protocol):
     ) -> Tensor:
         """Return `spikes @ weight.T + bias` `[M, N]`."""
 
-    def backward(self, *, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool) -> Tensor:
-        """Return the weight's gradient, `grad.T @ spikes` `[N, K]`."""
+    def backward(
+        self,
+        *,
+        grad: Tensor,
+        spikes: Tensor,
+        bits: Tensor,
+        valued: bool,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if that is given."""
 
 
 class LinearScan(Events, Protocol):

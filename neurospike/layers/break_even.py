@@ -151,7 +151,7 @@ def machine_factor(row: dispatch.Backend, dtype: torch.dtype, threads: int) -> f
     """Measure how the ratio of event-driven to dense time is to the one that `Policy` expects."""
     module = dispatch.linear_of(row)
     rows, width, outputs = SHAPE
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         spikes = torch.rand(rows, width, generator=generator) < DENSITY
         wide = spikes.to(dtype)

@@ -60,7 +60,8 @@ class Delay(_Neuron):
             `nn.Parameter` is kept, shared and learned. Default: drawn for each channel, uniform.
         learn: make the delays a parameter. Those learned may leave their bounds; they are clamped
             where they are used, and come back where their gradient leads there.
-        kernel: `"linear"` or `"gaussian"`; an attribute that may be changed.
+        kernel: `"linear"` or `"gaussian"`; an attribute that may be changed, to `"gaussian"` where
+            the layer has a sigma.
         sigma: width of the Gaussian, in steps, above 0. A buffer in the state dict.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
         batch_first: take and give `[B, T, *F]`; the state stays `[max_delay, B, *F]`. See `LIF`.
@@ -126,6 +127,7 @@ class Delay(_Neuron):
             ValueError: a wrong shape or device, lengths out of range.
             BackendError: the backend named cannot run here; every reason is listed.
         """
+        self._check_kernel()
         steps = check_current(current, num_steps)
         if lengths is not None:
             lengths = check_lengths(lengths, current, steps)
@@ -144,6 +146,11 @@ class Delay(_Neuron):
         d = fitted("delay", within, current, current.shape[1:], state_dtype(current.dtype))
         d = (d.reshape(()) if d.numel() == 1 else d).expand(features).reshape(-1)
         if self.kernel == "gaussian":
+            if not hasattr(self, "sigma"):
+                raise ValueError(
+                    "this Delay was made without a sigma, which kernel='gaussian' needs; give one "
+                    "when it is made, ns.Delay(..., sigma=8.0)"
+                )
             ago = torch.arange(self.max_delay + 1, dtype=d.dtype, device=d.device).unsqueeze(1)
             # A sigma that was shrunk to nothing leaves the nearest step.
             distance = (ago - d) / self.sigma.to(d.dtype).clamp(min=1e-6)

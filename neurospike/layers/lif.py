@@ -143,6 +143,9 @@ def _checked_rule(
 
 _known_rule = functools.lru_cache(maxsize=512)(_checked_rule)
 
+# What a layer's rule follows from, once.
+_MADE_OF = {"surrogate", "grad_window", "reset", "reset_delay", "detach_reset", "neuron"}
+
 
 class _Neuron(OverTime):
     """Decay and threshold as buffers or parameters: what every layer here keeps."""
@@ -186,8 +189,25 @@ class _Neuron(OverTime):
 
     def _decay(self) -> Tensor:
         """Return beta within 0 and 1: one that learns is clamped, another was checked."""
-        beta = self.beta
-        return clamped(beta, self.beta_gradient) if isinstance(beta, nn.Parameter) else beta
+        return self.beta if self._is_constant("beta") else clamped(self.beta, self.beta_gradient)
+
+    def _is_constant(self, name: str) -> bool:
+        """Whether a value is the constant that was checked.
+
+        Another one learns, or stands for one that does: `functional_call`, a parametrization and
+        the replicas of `DataParallel` have plain tensors in its place.
+        """
+        value = self._buffers.get(name)
+        return value is not None and not value.requires_grad
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _MADE_OF and "rule" in self.__dict__:
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{name} is part of what the {kind} was made of and cannot be changed: it would "
+                f"compute as before. Make another layer, {kind}(..., {name}=...)"
+            )
+        super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Load as torch does, and refuse a constant that a layer would not have been made with.
@@ -318,7 +338,7 @@ class LIF(_Neuron):
         super().__setstate__(state)
         self._clamp_constant()
         # A process that unpickles the layer has not seen a surrogate of the user's own.
-        self.surrogate = resolve(self.surrogate)
+        self.__dict__["surrogate"] = resolve(self.surrogate)
         self._follow()
 
     def _follow(self) -> None:

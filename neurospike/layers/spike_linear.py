@@ -248,7 +248,8 @@ def find(row: dispatch.Backend, spikes: Tensor) -> tuple[Tensor, Any]:
     other than 0 and 1; and what the backend counted.
     """
     module, rows = dispatch.linear_of(row), len(spikes)
-    found = torch.ones(HEAD + rows * module.words(spikes.shape[1]), dtype=torch.int64)
+    count = HEAD + rows * module.words(spikes.shape[1])
+    found = torch.ones(count, dtype=torch.int64, device=spikes.device)
     events = module.find(spikes.detach().contiguous(), found[HEAD:].view(rows, -1))
     found[HEAD - 1] = events.valued
     return found, events
@@ -321,7 +322,7 @@ def _define(row: dispatch.Backend) -> None:
         module = dispatch.linear_of(row)
         rows, width = spikes.shape
         spikes = spikes.contiguous()
-        found = torch.empty(HEAD + rows * module.words(width), dtype=torch.int64)
+        found = spikes.new_empty(HEAD + rows * module.words(width), dtype=torch.int64)
         bits = found[HEAD:].view(rows, module.words(width))
         pays = spikes.numel() > 0 and break_even.promising(row, spikes, weight, trained)
         valued = False

@@ -167,7 +167,7 @@ class Spiking(_Neuron):
     def _bounded(self, name: str) -> Tensor:
         value: Tensor = getattr(self, name)
         limits = self.bounds.get(name)
-        if limits is None or not isinstance(value, nn.Parameter):
+        if limits is None or self._is_constant(name):
             return value
         return clamped(value, self.bound_gradient) if limits == UNIT else value.clamp(*limits)
 

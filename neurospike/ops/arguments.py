@@ -100,7 +100,7 @@ def _listed_lengths(lengths: Any) -> Tensor:
         raise TypeError(
             f"lengths must be a tensor of integers [B] or a list of them, got {lengths!r}"
         )
-    return torch.tensor(lengths, dtype=torch.int64)
+    return torch.tensor(lengths, dtype=torch.int64, device="cpu")
 
 
 def _check_values(lengths: Tensor, steps: int) -> None:

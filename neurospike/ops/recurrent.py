@@ -127,16 +127,23 @@ def _keeps_states(row: dispatch.Backend) -> bool:
     return row.checkpoint_every > 0 or not row.recurrent
 
 
-def _may_overwrite(row: dispatch.Backend) -> bool:
+def _is_hooked() -> bool:
+    """Whether what is saved goes through hooks, whose owner may keep it."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _may_overwrite(row: dispatch.Backend, ctx: Any) -> bool:
     """Whether the backward pass that runs is the last that reads what its forward pass saved.
 
-    A graph that is kept is read again; a tracer, which is on the stack of dispatch modes, would
-    take the operator for one that leaves its inputs alone.
+    A graph that is kept is read again, and what went through hooks may be somebody else's; a
+    tracer, which is on the stack of dispatch modes, would take the operator for one that leaves
+    its inputs alone.
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
         and torch._C._len_torch_dispatch_stack() == 0
+        and not ctx.is_hooked
         and getattr(_recurrence_of(row), "OVERWRITES", False)
     )
 
@@ -194,6 +201,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         numbers: list[float],
         wants: int,
     ) -> list[Tensor]:
+        currents = currents.contiguous()  # hooks may have laid it out anew
         out, out_states, out_parameters = _allocate_gradients(
             currents, weight, parameters, _states_of(neuron), wants
         )
@@ -256,6 +264,8 @@ class _Recurrent(torch.autograd.Function):
         lengths_kept = () if lengths is None else (lengths,)
         ctx.save_for_backward(*lengths_kept, *tensors[1:], spikes, currents, *kept)
         ctx.options = (call, len(tensors) - 1, len(lengths_kept))
+        ctx.is_hooked = not torch.compiler.is_compiling() and _is_hooked()
+        ctx.is_spent = False  # whether what was saved has been written over
         ctx.set_materialize_grads(False)
         return (spikes, *finals, *(traces if call.wants & TRACES else ()))
 
@@ -263,6 +273,12 @@ class _Recurrent(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         call, many, has_lengths = ctx.options
         kept = ctx.saved_tensors
+        if ctx.is_spent:  # an error came after it, for which torch keeps the graph
+            raise RuntimeError(
+                "a recurrent layer was to go backward a second time, after an error in the first, "
+                "in which its saved tensors were written over; call it again, or go backward with "
+                "retain_graph=True"
+            )
         lengths = kept[0] if has_lengths else None
         weight, *others = kept[has_lengths : has_lengths + many]
         spikes, currents, *traces = kept[has_lengths + many :]
@@ -271,25 +287,29 @@ class _Recurrent(torch.autograd.Function):
         asked = STATES if True in needs[2 : 2 + given] else 0
         for k, need in enumerate((needs[1], *needs[2 + given :])):
             asked |= (FIRST_PARAMETER << k) if need else 0
-        asked |= OVERWRITE if _may_overwrite(dispatch.TABLE[call.name]) else 0
+        if _may_overwrite(dispatch.TABLE[call.name], ctx):
+            ctx.is_spent = True
+            asked |= OVERWRITE
         finals = 1 + call.states
-        found = getattr(torch.ops.neurospike, f"{call.name}_recurrent_backward")(
-            grads[0],
-            grads[1:finals],
-            grads[finals:] if call.wants & TRACES else (),
-            spikes,
-            currents,
-            traces,
-            weight,
-            others[:given],
-            others[given:],
-            lengths,
-            call.neuron,
-            call.numbers,
-            asked,
-        )
+        with torch.no_grad():
+            found = getattr(torch.ops.neurospike, f"{call.name}_recurrent_backward")(
+                grads[0],
+                grads[1:finals],
+                grads[finals:] if call.wants & TRACES else (),
+                spikes,
+                currents,
+                traces,
+                weight,
+                others[:given],
+                others[given:],
+                lengths,
+                call.neuron,
+                call.numbers,
+                asked,
+            )
         if torch.is_grad_enabled():  # create_graph=True
-            inputs = (one for one in (weight, *others, *grads) if one is not None)
+            # The spikes stand for the current, on which they depend.
+            inputs = (one for one in (spikes, weight, *others, *grads) if one is not None)
             found = Once.apply(*found, *inputs)[: len(found)]
         whole = iter(found)
         current = next(whole)

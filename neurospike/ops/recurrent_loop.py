@@ -106,7 +106,9 @@ def _run(
         spike, *after = neuron(x + last @ weight.T, *others)
         return spike, spike, *after
 
-    spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
+    # Sums are in the state's format, as those of every backend.
+    with torch.autocast(current.device.type, enabled=False):
+        spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
     return Outputs(
         spikes.to(current.dtype), tuple(finals), tuple(traces[1:]) if wants & TRACES else ()
     )

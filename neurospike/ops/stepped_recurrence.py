@@ -4,13 +4,25 @@ It serves backends without a kernel of their own for it, and layers that such a 
 take. On a GPU a CUDA graph leaves of it what the device computes.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurospike.backend import dispatch
+
+
+def _in_full(run: Callable[..., None]) -> Callable[..., None]:
+    """Let products be in the state's format under autocast, too."""
+
+    @functools.wraps(run)
+    def in_full(self: Any, *, weight: Tensor, **given: Any) -> None:
+        with torch.autocast(weight.device.type, enabled=False):
+            run(self, weight=weight, **given)
+
+    return in_full
 
 
 class SteppedRecurrence:
@@ -20,6 +32,7 @@ class SteppedRecurrence:
         self.scan = dispatch.scan_of(row)
         self.saves = row.checkpoint_every > 0
 
+    @_in_full
     def forward(
         self,
         *,
@@ -68,6 +81,7 @@ class SteppedRecurrence:
         for final, found in zip(finals, (last, *before)):
             final.copy_(found)
 
+    @_in_full
     def backward(
         self,
         *,
