@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import neurospike as ns
-from neurospike.coding import losses
+from neurospike.coding import decoding, losses
 from neurospike.errors import NeuroSpikeError
 from neurospike.training import load_checkpoint
 
@@ -246,6 +246,52 @@ def test_sequences_are_read_out_over_their_own_steps():
     whole, alone = trainer.evaluate(loader(6)), trainer.evaluate(loader(1))
     assert whole.loss == pytest.approx(alone.loss, rel=1e-5)
     assert whole.spike_rates == pytest.approx(alone.spike_rates)
+
+
+class FiresOn(nn.Module):
+    """Uses the lengths in its readout only: its neurons fire at every step, beyond the end too."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.batch_first = batch_first
+        self.lif, self.out = ns.LIF(0.9, 0.2, batch_first=batch_first), nn.Linear(INPUTS, CLASSES)
+
+    def forward(self, x, lengths=None):
+        scores = self.out(self.lif(x)[0])
+        scores = scores.transpose(0, 1) if self.batch_first else scores
+        return decoding.membrane(scores, lengths=lengths)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_spikes_beyond_a_samples_end_are_not_counted(batch_first):
+    x = torch.zeros(10, 4, INPUTS)
+    lengths = torch.tensor([1, 2, 1, 4])
+    x[torch.arange(10)[:, None] >= lengths] = 5.0  # all fire there
+    x[:2, 3, 0] = 5.0
+    given = x.transpose(0, 1) if batch_first else x
+    trainer = trainer_of(lambda: FiresOn(batch_first))
+    found = trainer.evaluate([(given, lengths, torch.tensor([0, 1, 2, 0]))])
+    spikes = trainer.model.lif(given)[0]
+    spikes = spikes.transpose(0, 1) if batch_first else spikes
+    assert spikes.mean() > 0.5
+    wanted = torch.cat([spikes[:steps, k] for k, steps in enumerate(lengths.tolist())]).mean(0)
+    assert 0 < wanted[0] < 1 and not wanted[1:].any()
+    assert found.spike_rates["lif"] == pytest.approx(float(wanted.mean()))
+    assert found.activity["lif"].dead == pytest.approx(1 - 1 / INPUTS)
+    assert found.activity["lif"].saturated == 0
+
+
+class Halves(FiresOn):
+    """Its neurons run over every second step."""
+
+    def forward(self, x, lengths=None):
+        return self.out(self.lif(x[::2])[0]).mean(0)
+
+
+def test_the_rate_of_a_layer_of_fewer_steps_is_no_more_than_1():
+    trainer = trainer_of(lambda: Halves(False))
+    batch = (torch.full((10, 2, INPUTS), 5.0), torch.tensor([10, 1]), torch.tensor([0, 1]))
+    assert trainer.evaluate([batch]).spike_rates["lif"] == 1
 
 
 # Number formats, graphs, TensorBoard

@@ -78,9 +78,9 @@ class Evaluation:
         self._measures.add(scores, targets, count)
         for name, spikes in activity.items():
             sums = self._spikes[name]
-            sums[:-1] += spikes.sum((0, 1), dtype=torch.float32).flatten()
-            # Beyond its end a sample has no spikes.
-            sums[-1] += lengths.sum() if lengths is not None else spikes.shape[0] * spikes.shape[1]
+            fired, steps = _own(spikes, lengths)
+            sums[:-1] += fired.flatten()
+            sums[-1] += steps
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no samples.
@@ -122,6 +122,19 @@ class Evaluation:
 
     def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def _own(spikes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """Return each neuron's spikes in the steps that belong to a sample, and how many these are.
+
+    Layers that are given no lengths, or other steps than the network, run beyond a sample's end.
+    """
+    if lengths is None or len(lengths) != spikes.shape[1]:
+        return spikes.sum((0, 1), dtype=torch.float32), spikes.shape[0] * spikes.shape[1]
+    # Not `own_steps`, which refuses lengths above T: a layer may run fewer steps than the input.
+    own = torch.arange(len(spikes), device=spikes.device)[:, None] < lengths.to(spikes.device)
+    beyond = ~own.view(*own.shape, *(1,) * (spikes.dim() - 2))
+    return spikes.masked_fill(beyond, 0).sum((0, 1), dtype=torch.float32), own.sum()
 
 
 def _activity(sums: Tensor, shape: torch.Size) -> Activity:
