@@ -219,6 +219,20 @@ def test_losses_of_padded_outputs_are_the_mean_of_those_alone(name):
     )
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_what_lies_beyond_a_samples_end_may_be_anything(name):
+    lengths, labels = torch.tensor([3, 0, 5]), torch.tensor([0, 2, 1])
+    output = (torch.rand(5, 3, 3, generator=seeded()) > 0.6).float()
+    beyond = (torch.arange(5)[:, None] >= lengths)[:, :, None]
+    found = []
+    for padding in (0.0, float("nan")):
+        given = output.masked_fill(beyond, padding).requires_grad_()
+        loss = losses.LOSSES[name](given, labels, lengths=lengths)
+        found.append((loss.detach(), *torch.autograd.grad(loss, given)))
+    assert found[0][0] > 0 and found[0][1].any()
+    assert all(torch.equal(*pair) for pair in zip(*found))
+
+
 def test_the_penalty_on_rates_counts_a_samples_own_steps():
     spikes = torch.zeros(8, 2, 3)
     spikes[:2, 0] = 1

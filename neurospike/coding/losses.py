@@ -54,6 +54,9 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     so a gradient reaches every spike that decides it.
     """
     scores = _scores(spikes)
+    if lengths is not None:
+        # What lies beyond may be anything, and 0 times NaN would be its gradient.
+        spikes = torch.where(own_steps.within(spikes, lengths), spikes, 0.0)
     return -own_steps.total((1 - spikes).cumprod(0), lengths, scores)
 
 
