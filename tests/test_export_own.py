@@ -235,6 +235,55 @@ def test_onnx_of_a_constant_current_and_of_lengths(tmp_path):
     assert all(same(found, net(x, lengths=lengths)))
 
 
+class BatchFirst(nn.Module):
+    """A network of one's own that hands its lengths to its layers."""
+
+    batch_first = True
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.lif = nn.Linear(8, 4), ns.LIF(0.9, 0.2, batch_first=True)
+
+    def forward(self, x, lengths=None):
+        return self.lif(self.linear(x), lengths=lengths)[0]
+
+
+def batch_first(which):
+    layers = nn.Linear(8, 4), ns.LIF(0.9, 0.2)
+    net = BatchFirst() if which == "own" else ns.Sequential(*layers, batch_first=True)
+    with torch.no_grad():
+        for one in net.parameters():  # whose sums are exact, in whatever order they are taken
+            one.copy_((one * 64).round() / 64)
+    return net
+
+
+@pytest.mark.parametrize("which", ["own", "sequential"])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_to_pt2_leaves_the_batch_open_where_it_comes_first(tmp_path, which, with_lengths):
+    net, x = batch_first(which), torch.rand(5, 7, 8).round()
+    sample, given = {}, {}
+    if with_lengths:
+        sample["lengths"], given["lengths"] = torch.tensor([3, 7, 0]), torch.tensor([7, 0, 2, 5, 1])
+    ns.to_pt2(net, tmp_path / "net.pt2", x[:3], **sample)
+    found = torch.export.load(tmp_path / "net.pt2").module()(x, **given)
+    wanted = net(x, **given)
+    assert all(same(pytree.tree_leaves(found), wanted))
+
+
+@needs_onnx
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_to_onnx_names_the_batch_where_it_comes_first(tmp_path, with_lengths):
+    net, x = batch_first("sequential"), torch.rand(5, 7, 8).round()
+    sample, given = {}, {}
+    if with_lengths:
+        sample["lengths"], given["lengths"] = torch.tensor([3, 7, 0]), torch.tensor([7, 0, 2, 5, 1])
+    ns.to_onnx(net, tmp_path / "net.onnx", x[:3], **sample)
+    found, session = answers(tmp_path / "net.onnx", x, *given.values())
+    assert all(same(found, net(x, **given)))
+    assert session.get_inputs()[0].shape == ["batch", 7, 8]
+    assert session.get_outputs()[0].shape == ["batch", 7, 4]
+
+
 def test_to_pt2_runs_with_torch_alone_through_the_reference(tmp_path):
     net = network()
     with ns.use_backend("reference"):

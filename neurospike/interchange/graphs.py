@@ -80,7 +80,8 @@ def to_onnx(
         axes: names of the axes whose length the file leaves open, `{axis: name}` for the first
             argument, or as torch's `dynamic_shapes` a tuple with an entry for each argument, in
             which None closes all. Default: `"batch"`, axis 1 of `[T, B, *F]`, and axis 0 of
-            pictures and with `num_steps`.
+            pictures, with `num_steps`, and of a network with `batch_first = True`. One of your own
+            whose layers have that needs the attribute too, or axes.
         options: keyword arguments of the call. Numbers are fixed in the file.
 
     Raises:
@@ -251,7 +252,8 @@ def _axes_of(
         each = axes
     elif len(arguments) == 1:
         is_picture = isinstance(net, SpikingNetwork) and net.encoding in WHOLE
-        batch = 0 if is_picture or "num_steps" in options else 1
+        is_first = is_picture or "num_steps" in options or getattr(net, "batch_first", False)
+        batch = 0 if is_first else 1
         each = ({batch: "batch"} if axes is None else axes,)
     else:
         raise ValueError(
