@@ -215,6 +215,88 @@ def test_ready_networks_are_recorded_by_their_modules():
     assert ns.spike_rates(own)["hidden1"].shape == (9,)
 
 
+class Own(nn.Module):
+    """A network of one's own, whose sums are exact in whatever order they are taken."""
+
+    def __init__(self, batch_first=False):
+        super().__init__()
+        self.batch_first = batch_first
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.lif = ns.LIF(0.9, 0.3, batch_first=batch_first)
+        self.li = ns.LI(0.9, batch_first=batch_first)
+        with torch.no_grad():
+            for one in (*self.one.parameters(), *self.two.parameters()):
+                one.copy_((one * 16).round() / 16)
+
+    def forward(self, x, lengths=None):
+        spikes, _ = self.lif(self.one(x), lengths=lengths)
+        return self.li(self.two(spikes), lengths=lengths)
+
+
+class Scores(Own):
+    """Of 5 classes, after 5 steps."""
+
+    def forward(self, x):
+        return super().forward(x)[0].mean(1)
+
+
+class Silent(nn.Module):
+    """Does not say that the batch comes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Own(batch_first=True)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def twins():
+    first, last = Own(), Own(batch_first=True)
+    last.load_state_dict(first.state_dict())
+    return first, last
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 8), (4, 4, 8)])
+def test_a_network_of_ones_own_with_the_batch_first_is_recorded_time_first(shape):
+    time_first, batch_first = twins()
+    x, chunk = torch.randint(0, 17, shape) / 4, torch.rand(2, 4, 8)
+    wanted = ns.record(time_first, x)
+    seen = ns.record(batch_first, x.transpose(0, 1))
+    for name in ("current", "output", "votes"):
+        one, other = getattr(seen, name), getattr(wanted, name)
+        torch.testing.assert_close(one, other)
+        assert one.shape[:2] == shape[:2]
+    with ns.recording(batch_first) as seen:
+        for part in (x, chunk):
+            batch_first(part.transpose(0, 1))
+    assert torch.equal(seen.current, torch.cat([x, chunk]))
+
+
+def test_scores_of_a_network_with_the_batch_first_stay_as_they_are():
+    seen = ns.record(Scores(batch_first=True), torch.rand(3, 5, 8))
+    assert (seen.output.shape, seen.votes.shape) == ((3, 5), (5, 3, 5))
+    assert seen.current.shape == (5, 3, 8)
+
+
+@pytest.mark.parametrize("steps", [6, 3])
+def test_a_network_that_does_not_say_where_its_batch_is_is_asked(steps):
+    net, x = Silent(), torch.rand(3, steps, 8)
+    seen = ns.record(net, x)
+    assert seen.spikes["net.lif"].shape == (steps, 3, 8)
+    wanted = (
+        rf"Silent has no batch_first, while its LIF has batch_first=True, .*\[3, {steps}, 8\], "
+        r"which may be \[B, T, \*F\]: set batch_first = True on the Silent"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        _ = seen.current
+    for name in ("output", "votes"):
+        with pytest.raises(ValueError, match=rf"returned \[3, {steps}, 5\]"):
+            getattr(seen, name)
+    net.batch_first = True
+    assert ns.record(net, x).votes.shape == (steps, 3, 5)
+
+
 def test_operations_of_a_network_of_ones_own():
     net = ns.Sequential(nn.Linear(8, 4), ns.LIF(0.9), nn.Linear(4, 2), ns.LI(0.9))
     x = torch.rand(5, 3, 8) * 4

@@ -25,6 +25,11 @@ _IN_TURN = (nn.Sequential, nn.ModuleList)  # call, or are called, each of their 
 class Recording:
     """What the spiking layers of a network did, step by step. Time is the first axis of all of it.
 
+    What a network with `batch_first = True` was given and returned is turned round to that, unless
+    it has two axes only, `[B, F]`, and no time. Of one that does not say while layers of it have
+    the batch first nobody can tell: `current`, `output` and `votes` raise ValueError then if what
+    they are of begins with `[B, T]`.
+
     Layers have their dotted names of `net.named_modules()`, in the order of their first calls. One
     that is called again with a state, chunk by chunk or step by step, goes on in time: its calls
     are joined. One that is called again from rest begins anew, and is then also there as
@@ -214,15 +219,40 @@ def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) ->
     if seen._first is None:
         return
     lead = (seen._steps, seen._first.shape[0])
+    seen._given.doubt = seen._returned.doubt = _doubt(net)
     tensors = [one for one in (*given, *options.values()) if isinstance(one, Tensor)]
     first = tensors[0] if tensors else None
     if first is not None and options.get("num_steps") is not None:
-        first = first.expand(lead[0], *first.shape)
+        first, seen._given.doubt = first.expand(lead[0], *first.shape), ""
     else:
-        first = _time_first(net, first)
+        first = _of_network(net, first, lead)
     seen._given.add(first, lead)
     out = out[0] if isinstance(out, (tuple, list)) and out else out
-    seen._returned.add(_time_first(net, out), lead)
+    seen._returned.add(_of_network(net, out, lead), lead)
+
+
+def _of_network(net: nn.Module, one: Any, lead: tuple[int, int]) -> Any:
+    """Return what a network was given or returned with time first, if it has a time axis."""
+    if isinstance(net, (OverTime, Sequential)):
+        return _time_first(net, one)
+    # Of [B, C] nobody knows whether it is scores: it would be turned round if C were T.
+    turn = getattr(net, "batch_first", False) and isinstance(one, Tensor) and one.dim() > 2
+    return one.transpose(0, 1) if turn and one.shape[:2] == lead[::-1] else one
+
+
+def _doubt(net: nn.Module) -> str:
+    """Return what to ask about the time axis of a network, "" if there is nothing to ask."""
+    if hasattr(net, "batch_first"):
+        return ""
+    layers = [one for one in spiking_layers(net) if getattr(one, "batch_first", False)]
+    layers += [one for one in net.modules() if isinstance(one, Sequential) and one.batch_first]
+    if not layers:
+        return ""
+    return (
+        f"{type(net).__name__} has no batch_first, while its {type(layers[0]).__name__} has "
+        "batch_first=True, and was given or returned {}, which may be [B, T, *F]: set batch_first "
+        f"= True on the {type(net).__name__} if it is, or batch_first = False if it is [T, B, *F]"
+    )
 
 
 def _time_first(module: nn.Module, given: Any) -> Any:
@@ -237,18 +267,27 @@ class _Parts:
 
     def __init__(self) -> None:
         self.last: Any = None
+        self.doubt = ""  # of where time is in what begins with [B, T]
+        self._unclear = ""
         self._parts: list[Tensor] | None = []  # None as soon as one has no time
 
     def add(self, one: Any, lead: tuple[int, int]) -> None:
         self.last = one
         has_time = isinstance(one, Tensor) and one.shape[:2] == lead
+        if self.doubt and isinstance(one, Tensor) and one.dim() > 2 and one.shape[:2] == lead[::-1]:
+            self._unclear = self.doubt.format(list(one.shape))
         if self._parts is not None and has_time:
             self._parts.append(one)
         else:
             self._parts = None
 
     def over_time(self) -> Tensor | None:
-        """Return the calls joined over time; None if one has none."""
+        """Return the calls joined over time; None if one has none.
+
+        Raises ValueError if nobody can tell which axis that is.
+        """
+        if self._unclear:
+            raise ValueError(self._unclear)
         if not self._parts:
             return None
         self._parts[:] = [_joined(self._parts)]
