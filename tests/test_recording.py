@@ -251,8 +251,8 @@ class Silent(nn.Module):
         return self.net(x)
 
 
-def twins():
-    first, last = Own(), Own(batch_first=True)
+def twins(make=Own):
+    first, last = make(), make(batch_first=True)
     last.load_state_dict(first.state_dict())
     return first, last
 
@@ -315,6 +315,69 @@ def test_operations_of_a_network_of_ones_own():
     assert some.acs == pytest.approx(
         float(ns.record(net, x, lengths=lengths).spikes["1"].sum()) * 2 / 3
     )
+
+
+class Flat(Own):
+    """Takes a layer over time and batch as one axis, and then it again, once per sample."""
+
+    def forward(self, x, lengths=None):
+        spikes, _ = self.lif(self.one(x))
+        over_time = self.two(spikes.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return over_time + self.two(spikes.sum(1 if self.batch_first else 0)).mean()
+
+
+class Turned(Own):
+    """Takes the batch first and has an `ns.Sequential` with time first in it."""
+
+    def __init__(self, batch_first=False):
+        super().__init__(batch_first)
+        self.net = ns.Sequential(self.one, ns.LIF(0.9, 0.3), self.two, ns.LI(0.9))
+
+    def forward(self, x, lengths=None):
+        if not self.batch_first:
+            return self.net(x, lengths=lengths)[0]
+        return self.net(x.transpose(0, 1), lengths=lengths)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("make", [Own, Flat, Turned])
+@pytest.mark.parametrize("steps", [6, 4])
+def test_operations_are_the_same_with_the_batch_first(make, steps):
+    lengths = torch.tensor([steps, 3, 1, 0])
+    time_first, batch_first = twins(make)
+    x = torch.randint(0, 17, (steps, 4, 8)) / 4
+    batch = x.transpose(0, 1)
+    assert count_operations(batch_first, batch) == count_operations(time_first, x)
+    some = count_operations(batch_first, batch, lengths)
+    assert some == count_operations(time_first, x, lengths)
+    own = int(lengths.sum())
+    assert some.macs >= own / 4 * 8 * 8
+    if make is Own:
+        spikes = ns.record(batch_first, batch, lengths=lengths).spikes["lif"]
+        assert some.macs == own / 4 * 8 * 8
+        assert some.acs == pytest.approx(float(spikes.detach().sum()) * 5 / 4)
+        assert some.dense_macs == own / 4 * (8 * 8 + 8 * 5)
+
+
+class Halved(Own):
+    """Takes its second layer over every second step."""
+
+    def forward(self, x, lengths=None):
+        return self.two(super().forward(x, lengths)[0][::2].repeat(1, 1, 2)[..., :8])
+
+
+def test_operations_of_steps_that_lengths_do_not_tell_are_refused():
+    x, lengths = torch.rand(6, 4, 8), torch.tensor([6, 3, 1, 0])
+    wanted = r"a Linear was given \[3, 4\] before its features, and lengths are of \[T=6, B=4\]"
+    with pytest.raises(ValueError, match=wanted):
+        count_operations(Halved(), x, lengths)
+    assert count_operations(Halved(), x).macs > 0
+    with pytest.raises(ValueError, match=r"Silent has no batch_first, .* set batch_first = True"):
+        count_operations(Silent(), x.transpose(0, 1), lengths)
+
+
+def test_lengths_of_a_single_step_are_counted():
+    net, x = ns.Sequential(nn.Linear(8, 4), ns.LIF(0.9)), torch.rand(1, 4, 8)
+    assert count_operations(net, x, torch.tensor([1, 0, 0, 1])).macs == 2 / 4 * 8 * 4
 
 
 def test_a_film_of_a_network_of_ones_own(tmp_path):

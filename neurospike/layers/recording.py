@@ -219,7 +219,7 @@ def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) ->
     if seen._first is None:
         return
     lead = (seen._steps, seen._first.shape[0])
-    seen._given.doubt = seen._returned.doubt = _doubt(net)
+    seen._given.doubt = seen._returned.doubt = doubt_of(net)
     tensors = [one for one in (*given, *options.values()) if isinstance(one, Tensor)]
     first = tensors[0] if tensors else None
     if first is not None and options.get("num_steps") is not None:
@@ -240,8 +240,8 @@ def _of_network(net: nn.Module, one: Any, lead: tuple[int, int]) -> Any:
     return one.transpose(0, 1) if turn and one.shape[:2] == lead[::-1] else one
 
 
-def _doubt(net: nn.Module) -> str:
-    """Return what to ask about the time axis of a network, "" if there is nothing to ask."""
+def doubt_of(net: nn.Module) -> str:
+    """Return what to ask of a network whose time axis is unclear, for the shape; else ""."""
     if hasattr(net, "batch_first"):
         return ""
     layers = [one for one in spiking_layers(net) if getattr(one, "batch_first", False)]

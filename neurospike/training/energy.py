@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurospike.layers.recording import recording, spiking_layers
+from neurospike.layers.recording import doubt_of, recording, spiking_layers
 from neurospike.layers.recurrent import Recurrent
+from neurospike.layers.sequential import Sequential
 from neurospike.models.network import READING
 
 MAC_PICOJOULES = 4.6
@@ -55,8 +56,10 @@ def count_operations(
 
         count_operations(net, x, num_steps=25)     # a network of your own, as you would call it
 
-    images: of a network that takes sequences these, `[T, B, ...]`. lengths: of sequences how many
-    of the steps belong to each, int64 `[B]`; no others are counted. options: of the call.
+    images: of a network that takes sequences these, `[T, B, ...]`, or `[B, T, ...]` if it has
+    `batch_first = True`. lengths: of sequences how many of the steps belong to each, int64 `[B]`;
+    no others are counted. options: of the call. Raises ValueError where it cannot be told which
+    steps a layer was given, or which axis of the images is time.
 
     Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
     spike but those of the last step comes back; a product that the model takes once for all time
@@ -66,11 +69,13 @@ def count_operations(
     encoding = getattr(model, "encoding", None)
     is_ready = encoding is not None or not spiking_layers(model)
     own_axis = getattr(model, "batch_first", False) and "num_steps" not in options
+    if lengths is not None and not own_axis and (doubt := doubt_of(model)):
+        raise ValueError(doubt.format(list(images.shape)))
     steps = options.get("num_steps", images.shape[own_axis])
     own = None
     if lengths is not None:
         own = torch.arange(steps, device=images.device)[:, None] < lengths
-    counter = _Counter(own)
+    counter = _Counter(own, bool(own_axis), _in_sequentials(model))
     with (
         counter.looking(model),
         nullcontext() if is_ready else recording(model, states=False) as seen,
@@ -83,12 +88,21 @@ def count_operations(
     return counter.operations(count, reads)
 
 
+def _in_sequentials(model: nn.Module) -> set[nn.Module]:
+    """Return the modules in an `ns.Sequential`, which are given time first whatever it is given."""
+    outer = [one for one in model.modules() if isinstance(one, Sequential)]
+    return {inner for one in outer for inner in one.modules()}
+
+
 class _Counter:
     """Notes of each call of a layer with weights what it does."""
 
-    def __init__(self, own: Tensor | None) -> None:
-        """own: which steps belong to each sample, `[T, B]`; None: all."""
-        self.own = own
+    def __init__(self, own: Tensor | None, batch_first: bool, time_first: set[nn.Module]) -> None:
+        """own: which steps belong to each sample, `[T, B]`; None: all.
+
+        batch_first: layers are given `[B, T, *F]`, but for those of time_first.
+        """
+        self.own, self.batch_first, self.time_first = own, batch_first, time_first
         # Whether its input spikes, what it does, all its products, and samples (with their steps).
         self.found: list[tuple[bool, float, float, int]] = []
         self.back: list[tuple[float, float, int]] = []  # of recurrent layers
@@ -113,12 +127,11 @@ class _Counter:
                 handle.remove()
 
     def look(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        (given,), own = inputs, self.own
+        (given,) = inputs
         is_linear = isinstance(layer, nn.Linear)
-        if own is not None and is_linear and given.shape[:-1] == own.shape:
+        own = self.own_of(layer, given.shape[: -1 if is_linear else 1])
+        if own is not None:
             given, output = given[own], output[own]
-        elif own is not None and given.shape[0] == own.numel():  # time and batch as one axis
-            given, output = given[own.flatten()], output[own.flatten()]
         nonzero = given != 0
         spiking = bool((given[nonzero] == 1).all())
         weight: Any = layer.weight
@@ -126,6 +139,29 @@ class _Counter:
         used = products * float(nonzero.float().mean()) if spiking else products
         samples = given[..., 0].numel() if is_linear else given.shape[0]
         self.found.append((spiking, used, products, samples))
+
+    def own_of(self, layer: nn.Module, lead: torch.Size) -> Tensor | None:
+        """Return which of what a layer is given belong to a sample's own steps; None: all.
+
+        lead: the axes of it before the features, of which the first are time and batch.
+        """
+        own = self.own
+        if own is None:
+            return None
+        turn = self.batch_first and layer not in self.time_first
+        for one in (own.T, own) if turn else (own, own.T):
+            if lead[:2] == one.shape:
+                return one
+        if lead[:1] == (own.numel(),):  # time and batch as one axis
+            return (own.T if turn else own).flatten()
+        if lead == own.shape[1:]:  # each sample once, as what comes after a mean over its steps
+            return None
+        steps, batch = own.shape
+        raise ValueError(
+            f"a {type(layer).__name__} was given {list(lead)} before its features, and lengths are "
+            f"of [T={steps}, B={batch}], [B, T], both as one axis, or [B]: leave lengths out and "
+            "count each sequence on its own"
+        )
 
     def look_back(self, layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
         spikes = output[0].transpose(0, 1) if layer.batch_first else output[0]
