@@ -111,6 +111,20 @@ def test_constants_come_back_bit_for_bit(dtype, dt, tmp_path):
         assert torch.equal(getattr(again, name), getattr(net, name)), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dt", [1e-4, 1e-3, 1.0, 0.0137])
+def test_delays_come_back_bit_for_bit(dtype, dt, tmp_path):
+    steps = torch.cat((torch.rand(2000, dtype=dtype) * 60, torch.arange(61, dtype=dtype)))
+    net = ns.Delay(2061, 60, steps, learn=False).to(dtype)
+    x = torch.rand(70, 1, 2061, dtype=dtype)
+    ns.to_nir(net, tmp_path / "net.nir", x, dt=dt)
+    (again,) = ns.from_nir(tmp_path / "net.nir")
+    assert again.delay.dtype == dtype and torch.equal(again.delay, net.delay)
+    assert torch.equal(again(x)[0], net(x)[0])
+    (halved,) = ns.from_nir(tmp_path / "net.nir", dt=2 * dt)  # of half as many steps
+    torch.testing.assert_close(halved.delay, net.delay / 2)
+
+
 def test_time_constants_are_those_of_euler_steps(tmp_path):
     net = ns.Sequential(ns.LIF(0.9, 0.5, **AT_ONCE), ns.Synaptic(0.75, 0.5, **AT_ONCE), ns.LI(0.8))
     ns.to_nir(net, tmp_path / "net.nir", frames(), dt=1e-3)

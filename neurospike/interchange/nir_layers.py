@@ -78,9 +78,13 @@ class Reading(NeuronReading):
         return [("", Scale(as_tensor(values, dtype)))]
 
     def delay(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return delays in steps."""
+        """Return delays in steps, bit for bit if `to_nir` wrote them, for the dt it wrote."""
         kept = self.kept(place.node)
-        steps = torch.as_tensor(numbers(place.node.delay) / self.dt, dtype=self.dtype(place.node))
+        found = numbers(place.node.delay) / self.dt
+        exact = np.asarray(kept.get("delay", math.nan))
+        if exact.shape == found.shape and np.allclose(exact, found, rtol=1e-12, atol=0):
+            found = exact
+        steps = torch.as_tensor(found, dtype=self.dtype(place.node))
         longest = int(kept.get("max_delay", 0)) or max(1, math.ceil(float(steps.max())))
         learn = "delay" in str(kept.get("learn", ""))
         return [("", Delay(tuple(steps.shape), longest, steps, learn, backend=self.backend))]

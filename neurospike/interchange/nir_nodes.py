@@ -113,9 +113,11 @@ def _delay(nir: Any, layer: Delay, before: torch.Size, after: Any, dt: float) ->
             f"NIR delays by one time, this spreads over several (kernel={layer.kernel!r}); set "
             "kernel = 'linear' when sigma has been shrunk"
         )
-    delay = layer.delay.clamp(0, layer.max_delay)
+    steps = _full(layer.delay.clamp(0, layer.max_delay), before)
     metadata = {"max_delay": layer.max_delay, **_format(layer.delay), **_learned(layer)}
-    return [nir.Delay(delay=_full(delay, before) * dt, metadata=metadata)]
+    if not np.array_equal((steps * dt / dt).astype(_array(layer.delay).dtype), steps):
+        metadata["delay"] = steps  # the last bits, as of decays
+    return [nir.Delay(delay=steps * dt, metadata=metadata)]
 
 
 def _integrator(nir: Any, layer: LI, before: torch.Size, after: Any, dt: float) -> list[Any]:
