@@ -319,6 +319,12 @@ def test_confusion_matrix_counts_what_a_loop_counts(visualizer):
         assert axes.get_title() == f"accuracy {wanted.trace() / 200:.2%}"
 
 
+def test_whole_numbers_in_any_format_are_counts(visualizer):
+    for counts in (np.eye(3), np.eye(3, dtype=bool), torch.eye(3, dtype=torch.float16)):
+        _, axes = visualizer.plot_confusion_matrix(counts)
+        assert [text.get_text() for text in axes.texts] == ["1"] * 3
+
+
 def test_class_names_are_on_the_axes(visualizer):
     _, axes = visualizer.plot_confusion_matrix(np.eye(2, dtype=int), classes=["cat", "dog"])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "dog"]
@@ -510,6 +516,22 @@ def test_a_single_axes_takes_the_raster_alone(visualizer):
         (lambda v: v.plot_confusion_matrix(torch.zeros(3)), "must be a matrix"),
         (lambda v: v.plot_confusion_matrix([0, 1], [0, 1, 1]), r"predictions \[N\] or \[N, C\]"),
         (lambda v: v.plot_confusion_matrix([0, -1], [0, 1]), "negative"),
+        (
+            lambda v: v.plot_confusion_matrix([[0.9, 0.1], [0.5, 0.5]]),
+            "counts must be whole numbers; of shares draw the counts, got 0.9",
+        ),
+        (
+            lambda v: v.plot_confusion_matrix(torch.tensor([0.0, 1.5]), [0, 1]),
+            "labels must be whole numbers, each the number of a class, got 1.5",
+        ),
+        (
+            lambda v: v.plot_confusion_matrix([0, 1], torch.tensor([0.0, torch.nan])),
+            "predictions must be whole numbers, .* got nan",
+        ),
+        (
+            lambda v: v.plot_confusion_matrix([0, 1], torch.tensor([[0.0, torch.nan], [1, 0]])),
+            r"predictions \[N, C\] have NaN in 1 of 2 rows, .* leave these samples out",
+        ),
         (
             lambda v: v.plot_confusion_matrix(np.eye(3), classes=["a"]),
             "there are 3 classes, got 1 names",

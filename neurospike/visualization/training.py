@@ -98,7 +98,8 @@ class TrainingPlots(Canvas):
 
         labels: classes `[N]`, with predictions `[N]` of classes or `[N, C]` of scores; or alone, a
         matrix `[C, C]` of counts, rows the true classes. classes: their names. Colour is the share
-        of the row, on a scale on which single mistakes can be seen. ax: one Axes.
+        of the row, on a scale on which single mistakes can be seen. ax: one Axes. Raises ValueError
+        for classes and counts that are no whole numbers, and for scores that are NaN.
         """
         matrix = _confusion(labels, predictions)
         count = len(matrix)
@@ -227,9 +228,14 @@ def _confusion(labels: Any, predictions: Any) -> "Array":
                 f"labels alone must be a matrix [C, C] of counts, got shape {truth.shape}; with "
                 "labels [N] hand in predictions"
             )
-        return truth.astype(np.int64)
+        return _whole("counts", truth)
     answers = to_numpy("predictions", predictions)
     if answers.ndim == 2:
+        if np.isnan(answers).any():
+            raise ValueError(
+                f"predictions [N, C] have NaN in {np.isnan(answers).any(1).sum()} of "
+                f"{len(answers)} rows, of which no class is the highest: leave these samples out"
+            )
         count, answers = answers.shape[1], answers.argmax(1)
     else:
         count = 0
@@ -238,11 +244,20 @@ def _confusion(labels: Any, predictions: Any) -> "Array":
             f"labels must be [N] and predictions [N] or [N, C], got {truth.shape} and "
             f"{tuple(np.shape(predictions))}"
         )
-    truth, answers = truth.astype(np.int64), answers.astype(np.int64)
+    truth, answers = _whole("labels", truth), _whole("predictions", answers)
     if min(truth.min(), answers.min()) < 0:
         raise ValueError("classes must be 0 or more, got a negative one")
     count = max(count, int(truth.max()) + 1, int(answers.max()) + 1)
     return np.bincount(truth * count + answers, minlength=count * count).reshape(count, count)
+
+
+def _whole(name: str, values: "Array") -> "Array":
+    """Return whole numbers, in whatever format they are, as int64. Raises ValueError for others."""
+    others = values[~np.isfinite(values) | (values != np.trunc(values))]
+    if others.size:
+        hint = "; of shares draw the counts" if name == "counts" else ", each the number of a class"
+        raise ValueError(f"{name} must be whole numbers{hint}, got {others[0]:g}")
+    return values.astype(np.int64)
 
 
 def _fields(weights: Any, shape: tuple[int, int] | None) -> "Array":
