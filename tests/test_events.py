@@ -80,6 +80,13 @@ def test_events_outside_the_sensor_and_too_many_steps_are_refused():
     outside = structured(np.array([[0, 700, 0, 0]]), (700, 1, 1))
     with pytest.raises(ValueError, match="events have x from 0 to 700, and the sensor's are 0 to"):
         Binning((700, 1, 1))(outside)
+    for name, wrong in (("t", np.nan), ("x", -np.inf)):
+        events = {key: np.array([0.0, 5.0, 6.0]) for key in ("t", "x", "p")}
+        assert Binning((700, 1, 1))(events).sum() == 3
+        events[name][1] = wrong
+        wanted = rf"events have {name}={wrong} at 1 of 3 places, the first is 1: leave these events"
+        with pytest.raises(ValueError, match=wanted):
+            Binning((700, 1, 1))(events)
     long = structured(np.array([[0, 0, 0, 0], [7 * US, 0, 0, 0]]), (128, 128, 2))
     with pytest.raises(ValueError, match=r"7000001 steps of 2 x 128 x 128 are too many .* of 7 s"):
         Binning((128, 128, 2), time_bin=0.001)(long)

@@ -83,7 +83,8 @@ class Binning:
 
         events: structured, as tonic has them: `t` in microseconds, `x`, and for a camera `y` and
         `p`. Without any, one frame of zeros, or `bins` of them. Raises ValueError for events
-        outside the sensor, and for more cells than 2**31 - 1.
+        outside the sensor, for numbers that are NaN or infinite, and for more cells than
+        2**31 - 1.
         """
         cells, steps = self.cells(events)
         counts = torch.bincount(cells, minlength=steps * math.prod(self.shape))
@@ -91,7 +92,7 @@ class Binning:
 
     def cells(self, events: Any) -> tuple[Tensor, int]:
         """Return in which cell of the frames, laid out flat, each event is, int32, and T."""
-        times = np.asarray(events["t"]).astype(np.int64)
+        times = _finite(events, "t").astype(np.int64)
         times -= times.min(initial=times[0] if len(times) else 0)
         last = int(times.max(initial=0))
         if self.bins is None:
@@ -114,7 +115,7 @@ class Binning:
 
     def _along(self, events: Any, name: str, side: int) -> np.ndarray:
         """Return where events are along one side of a frame."""
-        found = np.asarray(events[name]).astype(np.int64)
+        found = _finite(events, name).astype(np.int64)
         low, high = found.min(initial=0), found.max(initial=0)
         if low < 0 or high >= self.sensor_size[side]:
             raise ValueError(
@@ -122,6 +123,18 @@ class Binning:
                 f"{self.sensor_size[side] - 1}"
             )
         return found if name == "p" else found // self.pool
+
+
+def _finite(events: Any, name: str) -> np.ndarray:
+    """Return a column of events. Raises ValueError for one with NaN or infinity."""
+    found = np.asarray(events[name])
+    wrong = ~np.isfinite(found)
+    if wrong.any():
+        raise ValueError(
+            f"events have {name}={found[wrong][0]} at {wrong.sum()} of {len(found)} places, the "
+            f"first is {int(wrong.argmax())}: leave these events out"
+        )
+    return found
 
 
 def _is_whole(value: object) -> bool:
