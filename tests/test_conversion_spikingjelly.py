@@ -210,6 +210,56 @@ def test_a_layer_of_torch_that_is_given_sequences_is_given_them_here():
     assert [state is None for state in states] == [True, True, False]
 
 
+STEPPED = {  # layers whose step_mode "s" makes another thing of a sequence, and of which shape
+    "Flatten": (lambda: layer.Flatten(start_dim=2, step_mode="s"), (6, 3, 1, 4, 4)),
+    "BatchNorm1d": (lambda: layer.BatchNorm1d(3, step_mode="s"), (6, 3, 16)),
+    "GroupNorm": (lambda: layer.GroupNorm(3, 3, step_mode="s"), (6, 3, 16)),
+    "Conv1d": (lambda: layer.Conv1d(3, 3, 1, step_mode="s"), (6, 3, 16)),
+    "Container": (
+        lambda: layer.StepModeContainer(False, "s", layer.BatchNorm1d(3)),
+        (6, 3, 16),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_layers_in_single_steps_among_neurons_that_take_sequences(name):
+    make, shape = STEPPED[name]
+    torch.manual_seed(4)
+    net = whole(
+        neuron.IFNode(step_mode="m"), make(), layer.Linear(16, 4, step_mode="s"),
+        neuron.IFNode(0.3, step_mode="m"),
+    )  # fmt: skip
+    frames = torch.randint(0, 3, shape).float()
+    wanted = stepped(copy.deepcopy(net), frames)
+    found, _ = ns.convert(net)(frames)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("made", "mode", "message"),
+    [
+        (layer.Dropout(0.5, "s"), "m", "1: this Dropout takes single steps, in a place .* whole"),
+        (layer.Dropout2d(0.5, "m"), "s", "1: this Dropout2d takes whole sequences, .* single"),
+        (layer.Linear(4, 4, step_mode="m"), "s", "1: this Linear takes whole .* make all layers"),
+        (
+            layer.MultiStepContainer(nn.Linear(4, 4)),
+            "s",
+            "1: this MultiStepContainer takes whole sequences, in a place that is given single",
+        ),
+        (
+            layer.SeqToANNContainer(nn.Linear(4, 4)),
+            "s",
+            "1: this SeqToANNContainer takes whole sequences, in a place that is given single",
+        ),
+    ],
+)
+def test_layers_of_the_other_step_mode_are_refused(made, mode, message):
+    with pytest.raises(ValueError, match=message):
+        ns.convert(nn.Sequential(neuron.IFNode(step_mode=mode), made))
+
+
 class Renamed(neuron.LIFNode):
     """A LIFNode with another default."""
 

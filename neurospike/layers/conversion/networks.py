@@ -41,8 +41,9 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
 
     SpikingJelly 2.0: `LIFNode`, `ParametricLIFNode` and `IFNode`, in both step modes, become
     `Spiking` layers that reset at once and fire at the threshold, too (`>=`), as theirs do. Its
-    `layer.Conv2d` and the like become torch's own with the same parameters, `layer.Dropout` keeps
-    one mask for all steps; `SeqToANNContainer`, `MultiStepContainer` and `StepModeContainer` are
+    `layer.Conv2d` and the like become torch's own with the same parameters, which are given whole
+    sequences where `step_mode="s"` stands among neurons with `"m"`; `layer.Dropout` keeps one mask
+    for all steps; `SeqToANNContainer`, `MultiStepContainer` and `StepModeContainer` are
     opened. States are membranes.
 
     Norse 1.1: `LIFBoxCell`, `LIFCell`, `LIF`, `IAFCell`, `IAF`, `LICell`, `LI` and `LIBoxCell`
@@ -67,8 +68,8 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
         TypeError: other neurons of these libraries, with what to use; a module that steps neurons
             in a `forward` of its own, which has to be rewritten with the fused layers.
         ValueError: neurons with an option that a fused layer does not have, such as recurrence by
-            convolution, which is named; neurons that stand in the network twice; neurons that take
-            single steps beside others that take sequences.
+            convolution, which is named; neurons that stand in the network twice; neurons or
+            dropout that take single steps beside others that take sequences.
     """
     found = _Conversion(surrogate).of(module, "", last=True, sequences=_takes_sequences(module))
     if not isinstance(found, Converted):
@@ -113,10 +114,16 @@ class _Conversion:
                 return self.neurons(library, module, kind, path, last, sequences)
             found = library.other(module)
             if found is not None:
+                kind = type(module).__name__
                 if carries_state(found):
-                    self.meet(module, type(module).__name__, path)
-                return found
+                    self.meet(module, kind, path)
+                if carries_state(found) or library.takes_sequences(module):
+                    _check_place(library.takes_sequences(module), kind, path, sequences)
+                    return found
+                return _on_sequences(found) if sequences else found
         inside = _opened(module)
+        if inside is not None and (inside.by_steps or inside.keeps_no_state):
+            _check_place(True, type(module).__name__, path, sequences)
         if inside is not None and not isinstance(module, nn.Sequential):  # a wrapper of one layer
             ((name, layer),) = inside.layers.items()
             inner_path = f"{path}.{name}" if path else name
@@ -171,16 +178,21 @@ class _Conversion:
     ) -> nn.Module:
         """Return the fused layer of neurons of a class `kind` of a library."""
         self.meet(theirs, kind, path)
-        if library.takes_sequences(theirs) != sequences:
-            own = ("single steps", "whole sequences")
-            raise ValueError(
-                f"layer {path}: this {kind} takes {own[not sequences]}, in a place that is given "
-                f"{own[sequences]}; make all neurons of the network take the same"
-            )
+        _check_place(library.takes_sequences(theirs), kind, path, sequences)
         try:
             return library.fused(theirs, kind, last and library.is_shown(theirs), self.surrogate)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {path}: {error}" if path else str(error)) from None
+
+
+def _check_place(takes_sequences: bool, kind: str, path: str, sequences: bool) -> None:
+    """Raise ValueError for single steps where sequences are given, or the other way round."""
+    if takes_sequences != sequences:
+        own = ("single steps", "whole sequences")
+        raise ValueError(
+            f"layer {path}: this {kind} takes {own[takes_sequences]}, in a place that is given "
+            f"{own[sequences]}; make all layers of the network take the same"
+        )
 
 
 _IN_A_ROW = (nn.Sequential.forward, Sequential.forward)
