@@ -86,6 +86,15 @@ def test_without_a_surrogate_no_gradient_passes_the_spikes():
     assert torch.equal(current.grad, torch.zeros_like(current))
 
 
+def test_float64_has_the_digits_of_theirs():
+    current = torch.full((20, 1, 1), 0.3, dtype=torch.float64)
+    for theirs in (snntorch.Leaky(0.9, 0.3), snntorch.Leaky(0.9, 0.3).double()):
+        wanted, trace = stepped(theirs, current)
+        for layer in (ns.LIF.from_snntorch(theirs), ns.LIF.from_snntorch(theirs).double()):
+            spikes, _, found = layer(current, return_trace=True)
+            assert torch.equal(spikes, wanted.double()) and torch.equal(found, trace)
+
+
 def test_parameters_that_are_learned_are_shared():
     leaky = snntorch.Leaky(0.9, threshold=torch.tensor(0.5), learn_beta=True, learn_threshold=True)
     layer = ns.LIF.from_snntorch(leaky.eval(), backend="reference")

@@ -76,6 +76,18 @@ def test_neurons_are_theirs_bit_for_bit(name):
         assert torch.equal(v, whole[-1])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_float64_has_the_digits_of_theirs(name):
+    theirs = CASES[name]().double()
+    current = torch.randn(25, 3, 20, dtype=torch.float64) * 2 + 0.5
+    layer = ns.convert(theirs).double()
+    (found, state), (wanted, last) = layer(current), stepped(theirs, current, "Cell" not in name)
+    assert all(torch.equal(*pair) for pair in zip((found, *state), (wanted, *last)))
+    rate = nn.Parameter(torch.tensor(137.0))
+    learning = ns.convert(norse.LIF(LIF._replace(tau_mem_inv=rate))).double()
+    assert (learning.tau_mem_inv.dtype, learning.v_th.dtype) == (torch.float64, torch.float32)
+
+
 @pytest.mark.parametrize("name", ["LIF away", "LI"])
 def test_the_fused_loop_gives_the_same_bits(name):
     theirs = CASES[name]()

@@ -63,6 +63,41 @@ def test_neurons_are_theirs_bit_for_bit(kind, detach, v_reset):
         check(KINDS[kind](**options, step_mode=mode), torch.randn(15, 3, 20) * 1.5 + 0.3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_has_the_digits_of_theirs(kind):
+    theirs = KINDS[kind](v_threshold=0.3, v_reset=0.1, step_mode="m").double()
+    check(theirs, torch.randn(15, 3, 20, dtype=torch.float64) * 1.5 + 0.3)
+    x = torch.full((10, 1, 1), 0.3, dtype=torch.float64)
+    theirs = neuron.IFNode(v_threshold=0.3, step_mode="m")
+    for backend in ("reference", "numba"):
+        with ns.use_backend(backend):
+            for net in (ns.convert(theirs), ns.convert(theirs).double()):
+                assert torch.equal(net(x)[0], stepped(theirs, x))
+
+
+def test_digits_of_64_bits_change_nothing_in_other_formats():
+    theirs = neuron.LIFNode(tau=3.7, v_threshold=0.3, v_reset=-0.1, step_mode="m")
+    x = torch.randn(15, 3, 20) * 1.5 + 0.3
+    layer = check(theirs, x)
+    formats = {name: one.dtype for name, one in layer.state_dict().items()}
+    assert set(formats.values()) == {torch.float64}
+    assert ns.convert(neuron.IFNode(0.5)).v_threshold.dtype == torch.float32  # which holds it
+    wanted, (v,) = layer(x)
+    for backend in ("reference", "numba"):
+        with ns.use_backend(backend):
+            for net in (copy.deepcopy(layer), copy.deepcopy(layer).float()):
+                spikes, (found,) = net(x)
+                assert torch.equal(spikes, wanted) and torch.equal(found, v)
+    half, _ = copy.deepcopy(layer).half()(x.half())
+    assert torch.equal(half, layer(x.half().float())[0].half())
+    earlier = {name: one.float() for name, one in layer.state_dict().items()}
+    layer.load_state_dict(earlier)  # as it was saved before
+    assert torch.equal(layer(x)[0], wanted)
+    networks = [ns.Recurrent(one, 20) for one in (ns.convert(theirs), layer.float())]
+    networks[1].load_state_dict(networks[0].state_dict())
+    assert torch.equal(*(one(x)[0] for one in networks))
+
+
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 def test_a_membrane_exactly_at_the_threshold_fires_as_theirs_does(backend):
     x = (torch.randn(20, 3, 50) * 4).round() / 2

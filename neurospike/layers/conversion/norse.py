@@ -123,6 +123,18 @@ class Euler(Spiking):
         super().__init__(function, **options)
         self.dt = dt
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Euler":
+        """Move constants, but leave their number formats, as Norse does, by which `dt` rounds."""
+        constants = {id(one) for one in self._buffers.values()}
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            is_converted = id(tensor) in constants and found.dtype != tensor.dtype
+            return tensor.to(found.device) if is_converted else found
+
+        super()._apply(moved, recurse)
+        return self
+
     def parameter_values(self) -> tuple[Tensor, ...]:
         """Return the parameters, inverse time constants times `dt`."""
         return tuple(

@@ -5,6 +5,7 @@ above it (`>`); converted ones fire as theirs. They compute in the order of Spik
 over steps, so that membranes are equal in every bit. Needs no SpikingJelly that is not loaded.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -174,6 +175,16 @@ def _surrogate_of(theirs: Any, surrogate: Replacement) -> Replacement | Surrogat
     return Surrogate(*found)
 
 
+def _exact(value: float) -> float | Tensor:
+    """Return a number that float32 does not hold as float64, for networks in float64.
+
+    SpikingJelly keeps Python's numbers, which have 64 bits. Any other stays a number, which layers
+    keep in float32: the calls of a float32 network need not round it each time.
+    """
+    is_held = ctypes.c_float(value).value == value
+    return value if is_held else torch.tensor(value, dtype=torch.float64)
+
+
 def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiking:
     """Return the fused layer of neurons of SpikingJelly."""
     if theirs._neuron_precision is not None:
@@ -181,16 +192,16 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
             f"this {kind} keeps its membrane in a number format of its own "
             f"({theirs._neuron_precision}), which the fused layer does not; leave that out"
         )
-    values: dict[str, Any] = {"v_threshold": theirs.v_threshold}
+    values: dict[str, Any] = {"v_threshold": _exact(theirs.v_threshold)}
     options: dict[str, Any] = {"surrogate": _surrogate_of(theirs, surrogate)}
     if theirs.v_reset is not None:
-        values["v_reset"] = theirs.v_reset
+        values["v_reset"] = _exact(theirs.v_reset)
         options["rest"] = {"v": theirs.v_reset}
     made: type[Spiking] = Spiking
     if kind == "IFNode":
         function = _if_of(theirs)
     elif kind == "LIFNode":
-        function, values["tau"] = _lif_of(theirs, _divided), theirs.tau
+        function, values["tau"] = _lif_of(theirs, _divided), _exact(theirs.tau)
     else:
         function, values["w"] = _lif_of(theirs, _multiplied), theirs.w
         made = ParametricLIF
