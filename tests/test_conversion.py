@@ -511,6 +511,32 @@ def test_what_cannot_be_converted_is_named():
         ns.convert(nn.Sequential(nn.ReLU(), snntorch.Leaky(0.9, graded_spikes_factor=2.0)))
 
 
+HOOKS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+
+
+@pytest.mark.parametrize("register", HOOKS)
+def test_hooks_on_what_is_replaced_are_refused(register):
+    def watch(*given):
+        """Do nothing."""
+
+    inner = nn.Sequential(nn.Linear(4, 4), snntorch.Leaky(0.9, init_hidden=True))
+    net = nn.Sequential(inner, nn.Sequential(nn.ReLU()))
+    for module, where in ((inner, "0 is a Seq"), (net, "the network is a Seq")):
+        handle = getattr(module, register)(watch)
+        with pytest.raises(ValueError, match=rf"{where}.* with the hook \S+watch, .*remove it"):
+            ns.convert(net)
+        handle.remove()
+    for kept in (inner[0], net[1]):
+        getattr(kept, register)(watch)
+    converted = ns.convert(net)
+    assert converted[0][0] is inner[0] and converted[1] is net[1]
+
+
 SCRIPTS = ("before", "after", "class_before", "class_after")
 
 

@@ -237,6 +237,15 @@ def test_what_cannot_be_converted_is_named(module, error, message):
         ns.convert(module)
 
 
+def test_a_hook_on_a_lifted_layer_is_kept_and_on_the_container_refused():
+    net = norse.SequentialState(norse.Lift(nn.Linear(4, 4)), norse.LIF())
+    net[0].lifted_module.register_forward_hook(print)
+    assert ns.convert(net)[0] is net[0].lifted_module
+    net[0].register_forward_hook(print)
+    with pytest.raises(ValueError, match=r"0 is a Lift with the hook print, .*remove it before"):
+        ns.convert(net)
+
+
 def test_a_surrogate_in_place_of_theirs():
     theirs = norse.LIF(LIF._replace(method="adjoint"))
     layer = ns.convert(theirs, surrogate="boxcar")

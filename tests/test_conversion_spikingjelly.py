@@ -295,6 +295,27 @@ def test_layers_of_the_other_step_mode_are_refused(made, mode, message):
         ns.convert(nn.Sequential(neuron.IFNode(step_mode=mode), made))
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: layer.MultiStepContainer(nn.Linear(4, 4)),
+        lambda: layer.SeqToANNContainer(nn.Linear(4, 4)),
+        lambda: layer.Dropout(0.5, "m"),
+    ],
+)
+def test_hooks_on_containers_and_dropout_are_refused(made):
+    hooked = made()
+    hooked.register_forward_hook(print)
+    net = nn.Sequential(hooked, neuron.IFNode(step_mode="m"))
+    with pytest.raises(ValueError, match=r"0 is a \w+ with the hook print, which the module in"):
+        ns.convert(net)
+    net[0] = layer.Linear(4, 4, step_mode="m")
+    seen = []
+    net[0].register_forward_hook(lambda *given: seen.append(given))
+    ns.convert(net)(torch.rand(5, 2, 4))
+    assert len(seen) == 1
+
+
 class Renamed(neuron.LIFNode):
     """A LIFNode with another default."""
 

@@ -30,8 +30,9 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
     All other layers, the recurrent weights, and the decays and thresholds that are learned, are
     those of `module` itself, not copies; the new network begins at rest, whatever state the old one
     is in. A layer that stands in the network twice is run twice. Hooks on neurons are not carried
-    over. In training, batch normalisation takes its statistics over all steps at once, as
-    SpikingJelly does with `step_mode="m"`, where a loop over steps takes them step by step.
+    over, those on layers that are kept are. In training, batch normalisation takes its statistics
+    over all steps at once, as SpikingJelly does with `step_mode="m"`, where a loop over steps takes
+    them step by step.
 
     snnTorch: `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky`
     and `RSynaptic` become `OneToOne` with `all_to_all=False`, and `Recurrent` with
@@ -69,7 +70,8 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
             in a `forward` of its own, which has to be rewritten with the fused layers.
         ValueError: neurons with an option that a fused layer does not have, such as recurrence by
             convolution, which is named; neurons that stand in the network twice; neurons or
-            dropout that take single steps beside others that take sequences.
+            dropout that take single steps beside others that take sequences; a hook on a container
+            or on dropout, in whose place another module stands.
     """
     found = _Conversion(surrogate).of(module, "", last=True, sequences=_takes_sequences(module))
     if not isinstance(found, Converted):
@@ -117,6 +119,7 @@ class _Conversion:
                 kind = type(module).__name__
                 if carries_state(found):
                     self.meet(module, kind, path)
+                    _check_hooks(module, path)
                 if carries_state(found) or library.takes_sequences(module):
                     _check_place(library.takes_sequences(module), kind, path, sequences)
                     return found
@@ -125,6 +128,7 @@ class _Conversion:
         if inside is not None and (inside.by_steps or inside.keeps_no_state):
             _check_place(True, type(module).__name__, path, sequences)
         if inside is not None and not isinstance(module, nn.Sequential):  # a wrapper of one layer
+            _check_hooks(module, path)
             ((name, layer),) = inside.layers.items()
             inner_path = f"{path}.{name}" if path else name
             return self.of(layer, inner_path, last, sequences and not inside.by_steps)
@@ -160,6 +164,8 @@ class _Conversion:
             is_same = all(layer is inside.layers[name] for name, layer in layers.items())
             if is_same and type(module).forward in _IN_A_ROW:
                 return module
+        _check_hooks(module, path)
+        if path and not has_memory:
             return nn.Sequential(OrderedDict(layers)).train(module.training)
         first = getattr(module, "batch_first", False)
         return Sequential(OrderedDict(layers), batch_first=first).train(module.training)
@@ -192,6 +198,21 @@ def _check_place(takes_sequences: bool, kind: str, path: str, sequences: bool) -
         raise ValueError(
             f"layer {path}: this {kind} takes {own[takes_sequences]}, in a place that is given "
             f"{own[sequences]}; make all layers of the network take the same"
+        )
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _check_hooks(module: nn.Module, path: str) -> None:
+    """Raise ValueError for a module with hooks in whose place another one will stand."""
+    hooks = [one for kind in _HOOKS for one in getattr(module, kind).values()]
+    if hooks:
+        names = ", ".join(getattr(one, "__qualname__", repr(one)) for one in hooks)
+        raise ValueError(
+            f"{path or 'the network'} is a {type(module).__name__} with the hook {names}, which "
+            "the module in its place would not have; remove it before ns.convert, and register it "
+            "on the new network or on a layer that is kept"
         )
 
 
