@@ -190,6 +190,49 @@ class Net(nn.Module):
         return self.row(x)[0]
 
 
+class Averaging(nn.Module):
+    """A layer that hands on its state, which a SequentialState sees by the name."""
+
+    def forward(self, x, state=None):
+        state = x if state is None else 0.5 * (state + x)
+        return state, state
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRU(4, 4), nn.RNN(4, 4), Averaging()])
+def test_layers_whose_state_norse_hands_on_are_refused(layer):
+    name = type(layer).__name__
+    message = f"{name}.* its (output|state), which no layer here hands on.*carries_state = True"
+    rows = {
+        "1": norse.SequentialState(norse.LIF(), layer, norse.LIF()),
+        "0": norse.SequentialState(layer, norse.LIF()),
+        "1.lifted_module": norse.SequentialState(norse.LIF(), norse.Lift(layer)),
+    }
+    for place, net in rows.items():
+        with pytest.raises(TypeError, match=f"cannot convert {place}, {message}"):
+            ns.convert(net)
+
+
+def test_a_layer_of_ours_keeps_its_state_among_theirs():
+    ours = ns.Synaptic(0.8, 0.9, threshold=0.3)
+    net = norse.SequentialState(norse.LIF(LIF), ours, norse.LI())
+    current = torch.randn(20, 3, 8) * 2 + 0.5
+    wanted, _ = net(current)
+    converted = ns.convert(net)
+    found, states = converted(current)
+    assert converted[1] is ours and len(states[1]) == 2
+    assert torch.equal(found, wanted) and found.abs().sum() > 0
+
+
+def test_a_layer_that_is_given_sequences_returns_a_tensor():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    net = ns.convert(norse.SequentialState(norse.LIF(), Pair()))
+    with pytest.raises(TypeError, match=r"layer 1 .*Pair returned a tuple, wanted one tensor"):
+        net(torch.rand(5, 2, 4))
+
+
 def changed(**attributes):
     theirs = norse.LIF()
     vars(theirs).update(attributes)

@@ -17,11 +17,13 @@ class Opened:
         layers: what it holds, by the names there, run in a row.
         by_steps: it is given all steps, and gives its layers one step at a time.
         keeps_no_state: it takes all steps for samples of one batch, which neurons cannot do.
+        hands_states: it keeps the state of any layer whose forward takes an argument `state`.
     """
 
     layers: Mapping[str, nn.Module]
     by_steps: bool = False
     keeps_no_state: bool = False
+    hands_states: bool = False
 
 
 @dataclass(frozen=True)

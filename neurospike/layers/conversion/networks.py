@@ -1,5 +1,6 @@
 """Walk through a network of another library, and put our layer in the place of each of theirs."""
 
+import inspect
 from collections import OrderedDict
 from typing import Any
 
@@ -66,8 +67,9 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
             `neurospike.surrogate`, or the derivative as a function of u.
 
     Raises:
-        TypeError: other neurons of these libraries, with what to use; a module that steps neurons
-            in a `forward` of its own, which has to be rewritten with the fused layers.
+        TypeError: other neurons of these libraries, with what to use; other layers that hand on a
+            state, such as `nn.LSTM`, and have no `carries_state = True`; a module that steps
+            neurons in a `forward` of its own, which has to be rewritten with the fused layers.
         ValueError: neurons with an option that a fused layer does not have, such as recurrence by
             convolution, which is named; neurons that stand in the network twice; neurons or
             dropout that take single steps beside others that take sequences; a hook on a container
@@ -92,8 +94,14 @@ class _OnSequences(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, state: None = None, *, lengths: Any = None) -> tuple[Any, None]:
-        """Return `(layer(x), None)`."""
-        return self.layer(x), None
+        """Return `(layer(x), None)`; TypeError if that is no tensor."""
+        y = self.layer(x)
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"{type(self.layer).__name__} returned a {type(y).__name__}, wanted one tensor; a "
+                "layer with a state of its own needs the attribute carries_state = True"
+            )
+        return y, None
 
 
 class _Conversion:
@@ -131,6 +139,8 @@ class _Conversion:
             _check_hooks(module, path)
             ((name, layer),) = inside.layers.items()
             inner_path = f"{path}.{name}" if path else name
+            if inside.hands_states:
+                _check_stateless(module, layer, inner_path)
             return self.of(layer, inner_path, last, sequences and not inside.by_steps)
         if inside is not None:
             return self.row(module, inside, path, last, sequences)
@@ -138,13 +148,21 @@ class _Conversion:
             theirs = LIBRARIES.get(library_of(inner) or "")
             if theirs is not None and (inner is module or _is_stepped(theirs, inner)):
                 raise TypeError(_refusal(theirs, module, name, inner, path))
-        return _on_sequences(module) if sequences else module
+        if isinstance(module, nn.RNNBase):
+            raise TypeError(
+                f"cannot convert {path or 'the module'}, {type(module).__name__} of torch: it "
+                f"returns its state beside its output, {_NO_STATE}"
+            )
+        return _on_sequences(module) if sequences and not carries_state(module) else module
 
     def row(
         self, module: nn.Module, inside: Opened, path: str, last: bool, sequences: bool
     ) -> nn.Module:
         """Return what stands for layers that run in a row."""
         names = list(inside.layers)
+        if inside.hands_states:
+            for name, child in inside.layers.items():
+                _check_stateless(module, child, f"{path}.{name}" if path else name)
         layers: dict[str, nn.Module] = {
             name: self.of(
                 child,
@@ -198,6 +216,22 @@ def _check_place(takes_sequences: bool, kind: str, path: str, sequences: bool) -
         raise ValueError(
             f"layer {path}: this {kind} takes {own[takes_sequences]}, in a place that is given "
             f"{own[sequences]}; make all layers of the network take the same"
+        )
+
+
+_NO_STATE = (
+    "which no layer here hands on; convert what comes before and after it apart, or write it as a "
+    "module with carries_state = True for ns.Sequential, which is given [T, B, *F] and its state"
+)
+
+
+def _check_stateless(container: nn.Module, layer: nn.Module, path: str) -> None:
+    """Raise TypeError for a layer, none of a library or of ours, that a container hands a state."""
+    is_known = library_of(layer) is not None or carries_state(layer)
+    if not is_known and "state" in inspect.signature(layer.forward).parameters:
+        raise TypeError(
+            f"cannot convert {path}, {type(layer).__name__}: its forward takes the argument "
+            f"state, in which a {type(container).__name__} hands it its state, {_NO_STATE}"
         )
 
 

@@ -272,10 +272,12 @@ def _refusal(module: nn.Module, inside: str) -> str:
 def _opened(module: Any) -> Opened | None:
     library = sys.modules.get("norse.torch")
     if type(module) is getattr(library, "Lift", None):
-        return Opened({"lifted_module": module.lifted_module}, by_steps=True)
+        lifted = {"lifted_module": module.lifted_module}
+        return Opened(lifted, by_steps=True, hands_states=True)
     if type(module) is not getattr(library, "SequentialState", None) or module.return_hidden:
         return None
-    return Opened({name: one for name, one in module._modules.items() if one is not None})
+    layers = {name: one for name, one in module._modules.items() if one is not None}
+    return Opened(layers, hands_states=True)
 
 
 LIBRARY = Library(
