@@ -511,6 +511,31 @@ def test_what_cannot_be_converted_is_named():
         ns.convert(nn.Sequential(nn.ReLU(), snntorch.Leaky(0.9, graded_spikes_factor=2.0)))
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.Softmax(0), "dim"),
+        (nn.LogSoftmax(0), "dim"),
+        (nn.Softmin(0), "dim"),
+        (nn.GLU(0), "dim"),
+        (nn.Unflatten(0, (1, -1)), "dim"),
+        (nn.Flatten(0), "start_dim"),
+    ],
+)
+def test_layers_along_the_batch_of_a_step_are_refused(layer, name):
+    def row(last):
+        return nn.Sequential(
+            nn.Linear(4, 4), snntorch.Leaky(0.9, init_hidden=True), nn.Sequential(last),
+            snntorch.Leaky(0.5, threshold=0.3, init_hidden=True),
+        )  # fmt: skip
+
+    message = rf"layer 2.0: this {type(layer).__name__} has {name}=0, the batch of a .*\[T \* B"
+    with pytest.raises(ValueError, match=message):
+        ns.convert(row(layer))
+    for kept in (nn.Softmax(1), nn.Softmax(-1), nn.Flatten(), nn.Unflatten(1, (4,))):
+        assert ns.convert(row(kept))[2][0] is kept
+
+
 HOOKS = (
     "register_forward_hook",
     "register_forward_pre_hook",

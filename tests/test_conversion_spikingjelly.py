@@ -245,6 +245,27 @@ def test_a_layer_of_torch_that_is_given_sequences_is_given_them_here():
     assert [state is None for state in states] == [True, True, False]
 
 
+def test_a_layer_along_the_batch_of_all_steps_works_along_it_here():
+    net = whole(
+        layer.SeqToANNContainer(nn.Linear(8, 8), nn.Softmax(0)), neuron.IFNode(0.1, step_mode="m")
+    )
+    frames = torch.randint(0, 4, (6, 3, 8)).float()
+    wanted = stepped(net, frames)
+    found, _ = ns.convert(net)(frames)
+    assert 0 < wanted.sum() < wanted.numel()
+    assert torch.equal(found, wanted)
+    for flat in (layer.Flatten(0), layer.MultiStepContainer(nn.Softmax(0))):
+        mode = "s" if isinstance(flat, layer.Flatten) else "m"
+        with pytest.raises(ValueError, match=r"layer 0\S*: this \w+ has (start_)?dim=0, the batch"):
+            ns.convert(nn.Sequential(flat, neuron.IFNode(step_mode=mode)))
+
+
+def test_a_row_without_neurons_is_given_what_its_layers_take():
+    net = nn.Sequential(layer.Flatten(step_mode="m"), layer.Linear(4, 4, step_mode="m"))
+    x = torch.rand(6, 3, 2, 2)
+    assert torch.equal(ns.convert(net)(x)[0], net(x))
+
+
 STEPPED = {  # layers whose step_mode "s" makes another thing of a sequence, and of which shape
     "Flatten": (lambda: layer.Flatten(start_dim=2, step_mode="s"), (6, 3, 1, 4, 4)),
     "BatchNorm1d": (lambda: layer.BatchNorm1d(3, step_mode="s"), (6, 3, 16)),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections import OrderedDict
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,15 +74,24 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
         ValueError: neurons with an option that a fused layer does not have, such as recurrence by
             convolution, which is named; neurons that stand in the network twice; neurons or
             dropout that take single steps beside others that take sequences; a hook on a container
-            or on dropout, in whose place another module stands.
+            or on dropout, in whose place another module stands; a layer of torch along the batch
+            of a single step, such as `nn.Softmax(0)`.
     """
-    found = _Conversion(surrogate).of(module, "", last=True, sequences=_takes_sequences(module))
+    found = _Conversion(surrogate).of(module, "", last=True, given=_given(module))
     if not isinstance(found, Converted):
         raise TypeError(
             "convert takes neurons of snnTorch, SpikingJelly or Norse or an nn.Sequential of them, "
             f"got {type(module).__name__}"
         )
     return found
+
+
+class _Given(Enum):
+    """What a place in the network it comes from is given."""
+
+    STEPS = "single steps"  # [B, *F]
+    SEQUENCES = "whole sequences"  # [T, B, *F]
+    BATCH = "all steps as one batch"  # [T * B, *F]
 
 
 class _OnSequences(nn.Module):
@@ -111,17 +121,17 @@ class _Conversion:
         self.surrogate = surrogate
         self.met: dict[int, str] = {}
 
-    def of(self, module: nn.Module, path: str, last: bool, sequences: bool) -> nn.Module:
+    def of(self, module: nn.Module, path: str, last: bool, given: _Given) -> nn.Module:
         """Return what stands for `module` in the new network.
 
         path: where it stands in the old one.
         last: nothing comes after it.
-        sequences: it is given all steps at once there, `[T, B, *F]`.
+        given: what it is given there.
         """
         library = LIBRARIES.get(library_of(module) or "")
         if library is not None:
             if kind := library.kind_of(module):
-                return self.neurons(library, module, kind, path, last, sequences)
+                return self.neurons(library, module, kind, path, last, given)
             found = library.other(module)
             if found is not None:
                 kind = type(module).__name__
@@ -129,21 +139,21 @@ class _Conversion:
                     self.meet(module, kind, path)
                     _check_hooks(module, path)
                 if carries_state(found) or library.takes_sequences(module):
-                    _check_place(library.takes_sequences(module), kind, path, sequences)
+                    _check_place(library.takes_sequences(module), kind, path, given)
                     return found
-                return _on_sequences(found) if sequences else found
+                return _kept(found, path, given)
         inside = _opened(module)
         if inside is not None and (inside.by_steps or inside.keeps_no_state):
-            _check_place(True, type(module).__name__, path, sequences)
+            _check_place(True, type(module).__name__, path, given)
         if inside is not None and not isinstance(module, nn.Sequential):  # a wrapper of one layer
             _check_hooks(module, path)
             ((name, layer),) = inside.layers.items()
             inner_path = f"{path}.{name}" if path else name
             if inside.hands_states:
                 _check_stateless(module, layer, inner_path)
-            return self.of(layer, inner_path, last, sequences and not inside.by_steps)
+            return self.of(layer, inner_path, last, _given_in(inside, given))
         if inside is not None:
-            return self.row(module, inside, path, last, sequences)
+            return self.row(module, inside, path, last, given)
         for name, inner in module.named_modules():
             theirs = LIBRARIES.get(library_of(inner) or "")
             if theirs is not None and (inner is module or _is_stepped(theirs, inner)):
@@ -153,10 +163,10 @@ class _Conversion:
                 f"cannot convert {path or 'the module'}, {type(module).__name__} of torch: it "
                 f"returns its state beside its output, {_NO_STATE}"
             )
-        return _on_sequences(module) if sequences and not carries_state(module) else module
+        return module if carries_state(module) else _kept(module, path, given)
 
     def row(
-        self, module: nn.Module, inside: Opened, path: str, last: bool, sequences: bool
+        self, module: nn.Module, inside: Opened, path: str, last: bool, given: _Given
     ) -> nn.Module:
         """Return what stands for layers that run in a row."""
         names = list(inside.layers)
@@ -168,7 +178,7 @@ class _Conversion:
                 child,
                 f"{path}.{name}" if path else name,
                 last and name == names[-1],
-                sequences and not (inside.by_steps or inside.keeps_no_state),
+                _given_in(inside, given),
             )
             for name, child in inside.layers.items()
         }
@@ -198,24 +208,24 @@ class _Conversion:
             )
 
     def neurons(
-        self, library: Library, theirs: Any, kind: str, path: str, last: bool, sequences: bool
+        self, library: Library, theirs: Any, kind: str, path: str, last: bool, given: _Given
     ) -> nn.Module:
         """Return the fused layer of neurons of a class `kind` of a library."""
         self.meet(theirs, kind, path)
-        _check_place(library.takes_sequences(theirs), kind, path, sequences)
+        _check_place(library.takes_sequences(theirs), kind, path, given)
         try:
             return library.fused(theirs, kind, last and library.is_shown(theirs), self.surrogate)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {path}: {error}" if path else str(error)) from None
 
 
-def _check_place(takes_sequences: bool, kind: str, path: str, sequences: bool) -> None:
+def _check_place(takes_sequences: bool, kind: str, path: str, given: _Given) -> None:
     """Raise ValueError for single steps where sequences are given, or the other way round."""
-    if takes_sequences != sequences:
-        own = ("single steps", "whole sequences")
+    if takes_sequences != (given is _Given.SEQUENCES):
+        own = _Given.SEQUENCES if takes_sequences else _Given.STEPS
         raise ValueError(
-            f"layer {path}: this {kind} takes {own[takes_sequences]}, in a place that is given "
-            f"{own[sequences]}; make all layers of the network take the same"
+            f"layer {path}: this {kind} takes {own.value}, in a place that is given "
+            f"{given.value}; make all layers of the network take the same"
         )
 
 
@@ -261,18 +271,28 @@ def _opened(module: nn.Module) -> Opened | None:
     return None if library is None else library.opened(module)
 
 
-def _takes_sequences(module: nn.Module) -> bool:
-    """Return whether a network is called with all steps at once: its first neurons say so."""
+def _given(module: nn.Module) -> _Given:
+    """Return what a network is given: its first neurons say so, or its layers if it has none."""
+    layers = []
     for inner in module.modules():
         library = LIBRARIES.get(library_of(inner) or "")
         if library is None:
             continue
         if library.kind_of(inner):
-            return library.takes_sequences(inner)
+            return _Given.SEQUENCES if library.takes_sequences(inner) else _Given.STEPS
         inside = library.opened(inner)
         if inside is not None and (inside.by_steps or inside.keeps_no_state):
-            return True
-    return False
+            return _Given.SEQUENCES
+        if library.other(inner) is not None:
+            layers.append(library.takes_sequences(inner))
+    return _Given.SEQUENCES if any(layers) else _Given.STEPS
+
+
+def _given_in(inside: Opened, given: _Given) -> _Given:
+    """Return what the layers of a container are given that is given `given`."""
+    if inside.by_steps:
+        return _Given.STEPS
+    return _Given.BATCH if inside.keeps_no_state else given
 
 
 def _is_stepped(library: Library, module: nn.Module) -> bool:
@@ -284,9 +304,24 @@ def _is_stepped(library: Library, module: nn.Module) -> bool:
 _EACH_STEP = (nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout)
 
 
-def _on_sequences(layer: nn.Module) -> nn.Module:
-    """Return a layer that was given `[T, B, *F]` for a `Sequential`, which gives `[T * B, *F]`."""
+def _kept(layer: nn.Module, path: str, given: _Given) -> nn.Module:
+    """Return a layer without a state for a `Sequential`, which gives it `[T * B, *F]`.
+
+    Raises ValueError for one of torch that works along the axis of the batch of each step.
+    """
     kind = type(layer)
+    of_torch = kind.__module__.startswith("torch.nn.modules.")
+    if given is _Given.STEPS and of_torch:
+        for name in ("dim", "start_dim"):
+            if getattr(layer, name, None) == 0:
+                raise ValueError(
+                    f"layer {path}: this {kind.__name__} has {name}=0, the batch of a single step, "
+                    "where the new network has all steps and samples, [T * B, *F]; give it an axis "
+                    "of the features, or write it as a module with carries_state = True for "
+                    "ns.Sequential, which is given [T, B, *F]"
+                )
+    if given is not _Given.SEQUENCES:
+        return layer
     is_elementwise = kind.__module__ == "torch.nn.modules.activation" and not hasattr(layer, "dim")
     if kind in _EACH_STEP or (is_elementwise and kind is not nn.MultiheadAttention):
         return layer
