@@ -260,6 +260,20 @@ def test_a_layer_along_the_batch_of_all_steps_works_along_it_here():
             ns.convert(nn.Sequential(flat, neuron.IFNode(step_mode=mode)))
 
 
+def test_a_recurrent_layer_of_torch_is_refused_unless_it_returns_its_output_alone():
+    class Output(nn.GRU):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    net = nn.Sequential(nn.GRU(4, 4), neuron.IFNode(step_mode="m"))
+    message = "convert 0, GRU: it returns its state beside its output, which no layer here"
+    with pytest.raises(TypeError, match=message):
+        ns.convert(net)
+    net[0] = Output(4, 4)
+    x = torch.randn(6, 3, 4) * 4
+    assert torch.equal(ns.convert(net)(x)[0], stepped(net, x))
+
+
 def test_a_row_without_neurons_is_given_what_its_layers_take():
     net = nn.Sequential(layer.Flatten(step_mode="m"), layer.Linear(4, 4, step_mode="m"))
     x = torch.rand(6, 3, 2, 2)

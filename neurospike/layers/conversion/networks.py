@@ -1,8 +1,6 @@
 """Walk through a network of another library, and put our layer in the place of each of theirs."""
 
-import inspect
 from collections import OrderedDict
-from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +14,14 @@ from neurospike.layers.sequential import Sequential, carries_state
 from neurospike.layers.spiking import Spiking
 
 from . import norse, snntorch, spikingjelly
+from .checks import (
+    Given,
+    check_axis,
+    check_hooks,
+    check_place,
+    check_returns_no_state,
+    check_stateless,
+)
 from .library import Library, Opened
 
 LIBRARIES = {one.name: one for one in (snntorch.LIBRARY, spikingjelly.LIBRARY, norse.LIBRARY)}
@@ -86,14 +92,6 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
     return found
 
 
-class _Given(Enum):
-    """What a place in the network it comes from is given."""
-
-    STEPS = "single steps"  # [B, *F]
-    SEQUENCES = "whole sequences"  # [T, B, *F]
-    BATCH = "all steps as one batch"  # [T * B, *F]
-
-
 class _OnSequences(nn.Module):
     """A layer that is given all steps at once, `[T, B, *F]`, as in the network it comes from."""
 
@@ -121,7 +119,7 @@ class _Conversion:
         self.surrogate = surrogate
         self.met: dict[int, str] = {}
 
-    def of(self, module: nn.Module, path: str, last: bool, given: _Given) -> nn.Module:
+    def of(self, module: nn.Module, path: str, last: bool, given: Given) -> nn.Module:
         """Return what stands for `module` in the new network.
 
         path: where it stands in the old one.
@@ -137,20 +135,20 @@ class _Conversion:
                 kind = type(module).__name__
                 if carries_state(found):
                     self.meet(module, kind, path)
-                    _check_hooks(module, path)
+                    check_hooks(module, path)
                 if carries_state(found) or library.takes_sequences(module):
-                    _check_place(library.takes_sequences(module), kind, path, given)
+                    check_place(library.takes_sequences(module), kind, path, given)
                     return found
                 return _kept(found, path, given)
         inside = _opened(module)
         if inside is not None and (inside.by_steps or inside.keeps_no_state):
-            _check_place(True, type(module).__name__, path, given)
+            check_place(True, type(module).__name__, path, given)
         if inside is not None and not isinstance(module, nn.Sequential):  # a wrapper of one layer
-            _check_hooks(module, path)
+            check_hooks(module, path)
             ((name, layer),) = inside.layers.items()
             inner_path = f"{path}.{name}" if path else name
             if inside.hands_states:
-                _check_stateless(module, layer, inner_path)
+                check_stateless(module, layer, inner_path)
             return self.of(layer, inner_path, last, _given_in(inside, given))
         if inside is not None:
             return self.row(module, inside, path, last, given)
@@ -158,21 +156,17 @@ class _Conversion:
             theirs = LIBRARIES.get(library_of(inner) or "")
             if theirs is not None and (inner is module or _is_stepped(theirs, inner)):
                 raise TypeError(_refusal(theirs, module, name, inner, path))
-        if isinstance(module, nn.RNNBase):
-            raise TypeError(
-                f"cannot convert {path or 'the module'}, {type(module).__name__} of torch: it "
-                f"returns its state beside its output, {_NO_STATE}"
-            )
+        check_returns_no_state(module, path)
         return module if carries_state(module) else _kept(module, path, given)
 
     def row(
-        self, module: nn.Module, inside: Opened, path: str, last: bool, given: _Given
+        self, module: nn.Module, inside: Opened, path: str, last: bool, given: Given
     ) -> nn.Module:
         """Return what stands for layers that run in a row."""
         names = list(inside.layers)
         if inside.hands_states:
             for name, child in inside.layers.items():
-                _check_stateless(module, child, f"{path}.{name}" if path else name)
+                check_stateless(module, child, f"{path}.{name}" if path else name)
         layers: dict[str, nn.Module] = {
             name: self.of(
                 child,
@@ -192,7 +186,7 @@ class _Conversion:
             is_same = all(layer is inside.layers[name] for name, layer in layers.items())
             if is_same and type(module).forward in _IN_A_ROW:
                 return module
-        _check_hooks(module, path)
+        check_hooks(module, path)
         if path and not has_memory:
             return nn.Sequential(OrderedDict(layers)).train(module.training)
         first = getattr(module, "batch_first", False)
@@ -208,56 +202,15 @@ class _Conversion:
             )
 
     def neurons(
-        self, library: Library, theirs: Any, kind: str, path: str, last: bool, given: _Given
+        self, library: Library, theirs: Any, kind: str, path: str, last: bool, given: Given
     ) -> nn.Module:
         """Return the fused layer of neurons of a class `kind` of a library."""
         self.meet(theirs, kind, path)
-        _check_place(library.takes_sequences(theirs), kind, path, given)
+        check_place(library.takes_sequences(theirs), kind, path, given)
         try:
             return library.fused(theirs, kind, last and library.is_shown(theirs), self.surrogate)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {path}: {error}" if path else str(error)) from None
-
-
-def _check_place(takes_sequences: bool, kind: str, path: str, given: _Given) -> None:
-    """Raise ValueError for single steps where sequences are given, or the other way round."""
-    if takes_sequences != (given is _Given.SEQUENCES):
-        own = _Given.SEQUENCES if takes_sequences else _Given.STEPS
-        raise ValueError(
-            f"layer {path}: this {kind} takes {own.value}, in a place that is given "
-            f"{given.value}; make all layers of the network take the same"
-        )
-
-
-_NO_STATE = (
-    "which no layer here hands on; convert what comes before and after it apart, or write it as a "
-    "module with carries_state = True for ns.Sequential, which is given [T, B, *F] and its state"
-)
-
-
-def _check_stateless(container: nn.Module, layer: nn.Module, path: str) -> None:
-    """Raise TypeError for a layer, none of a library or of ours, that a container hands a state."""
-    is_known = library_of(layer) is not None or carries_state(layer)
-    if not is_known and "state" in inspect.signature(layer.forward).parameters:
-        raise TypeError(
-            f"cannot convert {path}, {type(layer).__name__}: its forward takes the argument "
-            f"state, in which a {type(container).__name__} hands it its state, {_NO_STATE}"
-        )
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def _check_hooks(module: nn.Module, path: str) -> None:
-    """Raise ValueError for a module with hooks in whose place another one will stand."""
-    hooks = [one for kind in _HOOKS for one in getattr(module, kind).values()]
-    if hooks:
-        names = ", ".join(getattr(one, "__qualname__", repr(one)) for one in hooks)
-        raise ValueError(
-            f"{path or 'the network'} is a {type(module).__name__} with the hook {names}, which "
-            "the module in its place would not have; remove it before ns.convert, and register it "
-            "on the new network or on a layer that is kept"
-        )
 
 
 _IN_A_ROW = (nn.Sequential.forward, Sequential.forward)
@@ -271,7 +224,7 @@ def _opened(module: nn.Module) -> Opened | None:
     return None if library is None else library.opened(module)
 
 
-def _given(module: nn.Module) -> _Given:
+def _given(module: nn.Module) -> Given:
     """Return what a network is given: its first neurons say so, or its layers if it has none."""
     layers = []
     for inner in module.modules():
@@ -279,20 +232,20 @@ def _given(module: nn.Module) -> _Given:
         if library is None:
             continue
         if library.kind_of(inner):
-            return _Given.SEQUENCES if library.takes_sequences(inner) else _Given.STEPS
+            return Given.SEQUENCES if library.takes_sequences(inner) else Given.STEPS
         inside = library.opened(inner)
         if inside is not None and (inside.by_steps or inside.keeps_no_state):
-            return _Given.SEQUENCES
+            return Given.SEQUENCES
         if library.other(inner) is not None:
             layers.append(library.takes_sequences(inner))
-    return _Given.SEQUENCES if any(layers) else _Given.STEPS
+    return Given.SEQUENCES if any(layers) else Given.STEPS
 
 
-def _given_in(inside: Opened, given: _Given) -> _Given:
+def _given_in(inside: Opened, given: Given) -> Given:
     """Return what the layers of a container are given that is given `given`."""
     if inside.by_steps:
-        return _Given.STEPS
-    return _Given.BATCH if inside.keeps_no_state else given
+        return Given.STEPS
+    return Given.BATCH if inside.keeps_no_state else given
 
 
 def _is_stepped(library: Library, module: nn.Module) -> bool:
@@ -304,24 +257,13 @@ def _is_stepped(library: Library, module: nn.Module) -> bool:
 _EACH_STEP = (nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout)
 
 
-def _kept(layer: nn.Module, path: str, given: _Given) -> nn.Module:
-    """Return a layer without a state for a `Sequential`, which gives it `[T * B, *F]`.
-
-    Raises ValueError for one of torch that works along the axis of the batch of each step.
-    """
-    kind = type(layer)
-    of_torch = kind.__module__.startswith("torch.nn.modules.")
-    if given is _Given.STEPS and of_torch:
-        for name in ("dim", "start_dim"):
-            if getattr(layer, name, None) == 0:
-                raise ValueError(
-                    f"layer {path}: this {kind.__name__} has {name}=0, the batch of a single step, "
-                    "where the new network has all steps and samples, [T * B, *F]; give it an axis "
-                    "of the features, or write it as a module with carries_state = True for "
-                    "ns.Sequential, which is given [T, B, *F]"
-                )
-    if given is not _Given.SEQUENCES:
+def _kept(layer: nn.Module, path: str, given: Given) -> nn.Module:
+    """Return a layer without a state for a `Sequential`, which gives it `[T * B, *F]`."""
+    if given is Given.STEPS:
+        check_axis(layer, path)
+    if given is not Given.SEQUENCES:
         return layer
+    kind = type(layer)
     is_elementwise = kind.__module__ == "torch.nn.modules.activation" and not hasattr(layer, "dim")
     if kind in _EACH_STEP or (is_elementwise and kind is not nn.MultiheadAttention):
         return layer
