@@ -506,3 +506,25 @@ def test_only_a_run_in_the_working_folder_leaves_its_model_there(finished, tmp_p
         "best_model.pth stays as it was: this run's best model is no better than guessing" in said
     )
     assert published.read_bytes() == good
+
+
+def test_the_published_copy_is_calibrated_after_a_resume_without_a_better_epoch(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    published, trainer = Path("published.pth"), begin()[0]
+    first = Run("run", config={}, published=published)
+    first.save_epoch(trainer.state_dict(), is_best=True)
+    trainer.waited = 1
+    first.save_epoch(trainer.state_dict(), is_best=False)
+    first.release()
+    for other in (False, True):  # whether another run has published meanwhile
+        if other:
+            published.write_bytes(b"another run's")
+        run = Run("run", config={}, published=published, resumed=True)
+        run.go_on([], 4)
+        run.calibrate(1.5)
+        run.release()
+        assert load_checkpoint(run.best)["temperature"] == 1.5
+        assert (published.read_bytes() == run.best.read_bytes()) is not other
+    assert capsys.readouterr().out.count("is this run's best model from now on") == 1

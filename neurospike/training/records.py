@@ -5,6 +5,7 @@ last the test; `checkpoints/best_model.pth` and `checkpoints/last.pth`; `trainin
 the pictures of `neurospike.training.pictures`.
 """
 
+import filecmp
 import importlib.metadata
 import json
 import math
@@ -93,6 +94,8 @@ class Run:
         resumed = {"kind": "resume", "step": step, **environment(), **self.record}
         rows = [*starts, *map(_line, history), _line(resumed)]
         replace_file(path, ("\n".join(rows) + "\n").encode())
+        # What another run has published since is left alone.
+        self.has_published = _are_equal(self.published, self.best)
         if self.last.exists():
             try:
                 state = load_checkpoint(self.last)
@@ -180,6 +183,13 @@ class Run:
             return False
         copy_checkpoint(self.best, path)
         return True
+
+
+def _are_equal(one: Path | None, other: Path) -> bool:
+    """True for two files that hold the same bytes."""
+    if one is None or not (one.is_file() and other.is_file()):
+        return False
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def _line(row: Mapping[str, Any]) -> str:
