@@ -113,6 +113,7 @@ def train(
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)
         state = None if resumed is None else newest_state(Path(resumed))
+        fabric.barrier()  # before the first process changes what it finds there
         check_epochs(config, state)
         torch.manual_seed(config.seed)
         model = build_model(config)
@@ -204,7 +205,7 @@ def _train_and_test(
         go_on(trainer, state, train_batches, f"{why_not} changed?")
     if run is not None and run.resumed:
         tell(trainer, state, config, epochs, run.folder)
-        run.go_on(trainer.history, trainer.step)
+        run.go_on(trainer.history, trainer.step, None if state is None else state["path"])
     board = None
     if config.tensorboard and run is not None:
         # Here, because other runs need not load what it draws with.

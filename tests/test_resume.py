@@ -18,6 +18,7 @@ from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.layers.break_even import Policy, use_policy
 from neurospike.training import Run, SNNTrainer, load_checkpoint
+from neurospike.training.checkpoint import save_checkpoint
 from neurospike.training.resume import newest_state
 from neurospike.training.state import part_of, random_state, set_random_state
 
@@ -478,6 +479,42 @@ def test_a_run_can_start_from_weights(finished, capsys):
         assert len(said.err.splitlines()) == 1
         assert not said.out
         assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_a_run_whose_best_model_is_lost_goes_on_with_another(finished, capsys, how, epochs):
+    best, last = (Path("run/checkpoints") / name for name in ("best_model.pth", "last.pth"))
+    state = load_checkpoint(last)
+    save_checkpoint({**state, "best": (1.0, 0.0), "waited": 1}, last)  # the best was before
+    best.unlink()
+    if how == "damaged":
+        best.write_bytes(b"no checkpoint")
+    assert train.main(["--resume=run", f"--epochs={epochs}"]) == 0
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == (
+        f"{best} is lost; the best model is from now on that of {last}, until a better one is "
+        "trained"
+    )
+    assert len(said.splitlines()) == 1 + (how == "damaged")
+    known = [row for row in rows(finished) if row["kind"] == "epoch"][1:]
+    expected = max(known, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert load_checkpoint(best)["step"] == expected["step"]
+    assert rows(finished)[-1]["kind"] == "test"
+
+
+def test_the_score_of_a_state_is_that_of_the_validation_it_was_saved_after(tmp_path):
+    trainer, train_batches, validation = begin()
+    run = Run(tmp_path / "run", config={})
+    fit(run, trainer, train_batches, validation)
+    told = trainer.history[-1]
+    run.best.unlink()
+    state = {**trainer.state_dict(train_batches), "best": (2.0, 0.0), "waited": 1}
+    scores = []
+    for steps in (0, 1):  # since the validation
+        run.save({**state, "step": state["step"] + steps}, run.last)
+        scores.append(newest_state(run.folder)["best"])
+    assert scores == [(told["validation_accuracy"], -told["validation_loss"]), None]
 
 
 # What is left for prediction

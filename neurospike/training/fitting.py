@@ -160,6 +160,7 @@ def open_run(
     fabric = trainer.fabric
     fabric.barrier()  # before the first process makes the folder
     state = newest_state(folder) if is_there else None
+    fabric.barrier()  # before the first process changes what it finds there
     if state is not None:
         name = type(trainer.model).__name__
         go_on(trainer, state, train, f"this {name} and its optimiser cannot go on from it:")
@@ -174,7 +175,7 @@ def open_run(
         }
         run = Run(folder, config=config, record=record, resumed=is_there)
         if is_there:
-            run.go_on(trainer.history, trainer.step)
+            run.go_on(trainer.history, trainer.step, None if state is None else state["path"])
             print(_how_it_goes_on(trainer, folder, epochs, state), flush=True)  # noqa: T201
     return run
 

@@ -78,10 +78,13 @@ class Run:
         if not resumed:
             self.log("run", **environment(), **self.record)
 
-    def go_on(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+    def go_on(
+        self, history: Sequence[Mapping[str, Any]], step: int, start: str | Path | None = None
+    ) -> None:
         """Make the folder what it was after `step`, whatever was written or half written since.
 
         history: the records up to then. Where the best model was not yet copied it is now.
+        start: the checkpoint gone on from, which becomes the best if that cannot be read.
         """
         for left in (
             *self.folder.glob(".metrics.jsonl.*"),
@@ -96,13 +99,11 @@ class Run:
         replace_file(path, ("\n".join(rows) + "\n").encode())
         # What another run has published since is left alone.
         self.has_published = _are_equal(self.published, self.best)
-        if self.last.exists():
-            try:
-                state = load_checkpoint(self.last)
-            except CheckpointError:
-                return  # told of already
-            if state.get("waited") == 0:
-                self._keep_best(state)
+        last = _read(self.last)  # why it cannot be read was told already
+        if last is not None and last.get("waited") == 0:
+            self._keep_best(last, self.last)
+        elif start is not None and history and _read(self.best) is None:
+            self._keep_best(load_checkpoint(start), Path(start))
 
     @property
     def best(self) -> Path:
@@ -159,7 +160,7 @@ class Run:
         """
         self.save(state, self.last)
         if is_best:
-            self._keep_best(state)
+            self._keep_best(state, self.last)
 
     def calibrate(self, temperature: float) -> None:
         """Keep in the best model, and in its copy, what its scores are divided by."""
@@ -167,8 +168,9 @@ class Run:
         if self.published is not None and self.has_published:
             self._publish(self.published)
 
-    def _keep_best(self, state: Mapping[str, Any]) -> None:
-        copy_checkpoint(self.last, self.best)
+    def _keep_best(self, state: Mapping[str, Any], path: Path) -> None:
+        """Copy the file of `state`."""
+        copy_checkpoint(path, self.best)
         if self.published is None or state.get("guessing"):
             return
         if self._publish(self.published) and not self.has_published:
@@ -183,6 +185,13 @@ class Run:
             return False
         copy_checkpoint(self.best, path)
         return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError:
+        return None
 
 
 def _are_equal(one: Path | None, other: Path) -> bool:

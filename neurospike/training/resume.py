@@ -49,10 +49,12 @@ def resumable(
 def newest_state(folder: Path) -> dict[str, Any] | None:
     """The furthest of a run's checkpoints that is whole; None if it was stopped before its first.
 
-    Tells of damaged ones on stderr. Raises CheckpointError if all there are are damaged.
+    If the best model is lost, that state is the best from then on. Tells of what is damaged on
+    stderr. Raises CheckpointError if all there are are damaged.
     """
     found: list[dict[str, Any]] = []
     failures = []
+    is_best_kept = False
     for name in NAMES:
         path = folder / "checkpoints" / name
         if not path.exists():
@@ -62,6 +64,8 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
         except CheckpointError as error:
             failures.append(error)
             continue
+        if name == "best_model.pth" or (name == "last.pth" and state.get("waited") == 0):
+            is_best_kept = True  # `Run.go_on` copies such a last one
         if not isinstance(state.get("epoch_sums"), list):  # of each process its own
             reason = "written by a version that cannot resume as this one does"
             failures.append(CheckpointError(f"{path}: {reason}; start a new run by --init_from"))
@@ -71,7 +75,25 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
         raise failures[0]
     for failure in failures:
         print(f"{failure}; going on from another", file=sys.stderr)  # noqa: T201 (a warning)
-    return max(found, key=lambda state: (state["step"], state["epoch"])) if found else None
+    if not found:
+        return None
+    newest = max(found, key=lambda state: (state["step"], state["epoch"]))
+    if newest["history"] and not is_best_kept:
+        print(  # noqa: T201 (a warning)
+            f"{folder / 'checkpoints' / 'best_model.pth'} is lost; the best model is from now on "
+            f"that of {newest['path']}, until a better one is trained",
+            file=sys.stderr,
+        )
+        newest.update(best=_score(newest), waited=0)
+    return newest
+
+
+def _score(state: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return what `SNNTrainer.best` is of a state; None unless it was saved after a validation."""
+    row = state["history"][-1]
+    if row["step"] != state["step"] or row["validation_loss"] is None:
+        return None
+    return (row["validation_accuracy"] or 0.0, -row["validation_loss"])
 
 
 def check_epochs(config: "Config", state: Mapping[str, Any] | None) -> None:
