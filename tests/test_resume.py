@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from neurospike import train
 from neurospike.data import Batches, Split
 from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.layers.break_even import Policy, use_policy
-from neurospike.training import Run, SNNTrainer, load_checkpoint
+from neurospike.training import Run, SNNTrainer, load_checkpoint, metrics
 from neurospike.training.checkpoint import save_checkpoint
 from neurospike.training.resume import newest_state
 from neurospike.training.state import part_of, random_state, set_random_state
@@ -327,6 +328,27 @@ def test_batches_that_a_layer_does_not_look_at_are_counted_on():
     ]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])  # so the counts matter here
+
+
+def test_checks_within_an_epoch_do_not_count_as_time_of_training(monkeypatch):
+    now = [0.0]  # a clock that stands still, but for validations and steps
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer, train_batches, validation = begin()
+    step, evaluate = trainer._train_step, trainer.evaluate
+
+    def taking(seconds, call):
+        def take(*given):
+            now[0] += seconds
+            return call(*given)
+
+        return take
+
+    monkeypatch.setattr(trainer, "_train_step", taking(1, step))
+    monkeypatch.setattr(trainer, "evaluate", taking(100, evaluate))
+    fit(None, trainer, train_batches, validation, check_every=3)
+    seconds = [(row["kind"], row["seconds"]) for row in trainer.history]
+    assert seconds == [("step", 3), ("epoch", 4), ("step", 2), ("epoch", 4)]
+    assert trainer.history[-1]["samples_per_second"] == pytest.approx(41 / 4)
 
 
 def test_after_an_interrupt_the_same_trainer_goes_on():

@@ -76,8 +76,11 @@ class Fit:
     def _after_step(self) -> None:
         trainer = self.trainer
         if self.check_every is not None and trainer.step % self.check_every == 0:
-            self._check(trainer.read(), within_epoch=True)
+            trained = trainer.read()
+            trainer.meter.stop()  # an epoch's time is that of its training
+            self._check(trained, within_epoch=True)
             trainer.model.train()
+            trainer.meter.start()
 
     def _check(self, trained: Metrics, *, within_epoch: bool = False) -> None:
         """Validate, record and save, after an epoch or within it."""
