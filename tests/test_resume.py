@@ -330,6 +330,24 @@ def test_batches_that_a_layer_does_not_look_at_are_counted_on():
     assert not torch.equal(found[0], found[2])  # so the counts matter here
 
 
+@pytest.mark.parametrize(("step", "last"), [(3, "check"), (5, "whole epoch"), (6, "check")])
+def test_what_an_interrupted_run_keeps_is_called_what_it_is(step, last, tmp_path):
+    def stop(run, step, last):
+        trainer, *batches = begin()
+        if run.resumed:
+            state = newest_state(run.folder)
+            trainer.load_state_dict(state, batches[0])
+            run.go_on(trainer.history, trainer.step, state["path"])
+        interrupt_in(trainer, step)
+        with pytest.raises(KeyboardInterrupt, match=f", the last {last} in last.pth$"):
+            fit(run, trainer, *batches, check_every=3)
+        run.release()
+
+    stop(Run(tmp_path / "run", config={}), step, last)
+    if step != 5:  # the process that goes on says the same before its first check
+        stop(Run(tmp_path / "run", config={}, resumed=True), step + 1, last)
+
+
 def test_checks_within_an_epoch_do_not_count_as_time_of_training(monkeypatch):
     now = [0.0]  # a clock that stands still, but for validations and steps
     monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -58,6 +58,7 @@ class Run:
         self.record = dict(record or {})
         self.published = None if published is None else Path(published)
         self.has_published = False
+        self.is_last_within = False  # `last` is of a check within an epoch
         self.resumed = resumed
         text = yaml.safe_dump(self.config, sort_keys=False)
         try:
@@ -100,6 +101,7 @@ class Run:
         # What another run has published since is left alone.
         self.has_published = _are_equal(self.published, self.best)
         last = _read(self.last)  # why it cannot be read was told already
+        self.is_last_within = _is_within(last)
         if last is not None and last.get("waited") == 0:
             self._keep_best(last, self.last)
         elif start is not None and history and _read(self.best) is None:
@@ -112,21 +114,22 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last epoch that was finished."""
+        """The checkpoint of the last check: at the end of an epoch, or by `check_every` in one."""
         return self.folder / "checkpoints" / "last.pth"
 
     @property
     def interrupted(self) -> Path:
-        """The state at Ctrl-C, in the middle of an epoch; `last` stays a whole epoch's."""
+        """The state at Ctrl-C, in the middle of an epoch; `last` stays that of a check."""
         return self.folder / "checkpoints" / "interrupted.pth"
 
     def kept(self) -> str:
         """Where an interrupted run is kept, in words; empty if nothing is."""
-        whole = f"the last whole epoch in {self.last.name}" if self.last.exists() else ""
+        what = "check" if self.is_last_within else "whole epoch"
+        last = f"the last {what} in {self.last.name}" if self.last.exists() else ""
         if not self.interrupted.exists():
-            return whole and f"{whole} of {self.last.parent}"
+            return last and f"{last} of {self.last.parent}"
         kept = f"the state so far is in {self.interrupted}"
-        return kept + (f", {whole}" if whole else "")
+        return kept + (f", {last}" if last else "")
 
     def hold(self) -> None:
         """Let no other process write to the folder. Raises NeuroSpikeError if one does."""
@@ -159,6 +162,7 @@ class Run:
         state: as `SNNTrainer.state_dict` gives it.
         """
         self.save(state, self.last)
+        self.is_last_within = _is_within(state)
         if is_best:
             self._keep_best(state, self.last)
 
@@ -192,6 +196,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         return load_checkpoint(path)
     except CheckpointError:
         return None
+
+
+def _is_within(state: Mapping[str, Any] | None) -> bool:
+    """True for a state saved within an epoch."""
+    return state is not None and state.get("epoch_step", 0) > 0
 
 
 def _are_equal(one: Path | None, other: Path) -> bool:
