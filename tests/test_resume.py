@@ -134,6 +134,18 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path, monkeypatch, capsys, argv,
     assert len(said.splitlines()) == 1
 
 
+def test_a_run_of_ones_own_network_is_gone_on_with_in_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trainer, train_batches, _ = begin()
+    trainer.fit(train_batches, None, 1, "mine")
+    assert train.main(["--resume=mine"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --resume: the network of the run in mine is neurospike.models.mlp.SNNModel, "
+        "one of your own, which a run folder does not hold: make it, then "
+        "SNNTrainer(...).fit(..., run='mine', resume=True)\n"
+    )
+
+
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     first = Run(tmp_path / "run", config={})
     with pytest.raises(NeuroSpikeError, match=r"another process is training in .*/run now"):

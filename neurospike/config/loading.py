@@ -27,7 +27,7 @@ def load_config(
     """
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
-    values = {} if path is None else _read_mapping(Path(path))
+    values = {} if path is None else read_mapping(Path(path))
     source = str(path or "configuration")
     overrides = overrides or {}
     for key, value in overrides.items():
@@ -71,7 +71,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file's keys and values, unchecked. Raises ConfigError as `load_config` does."""
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.load(text, Loader=_Loader)

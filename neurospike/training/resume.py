@@ -28,8 +28,12 @@ def resumable(
 ) -> Path:
     """The configuration file of a run to go on with.
 
-    Raises ConfigError for a folder without a run, and for flags that would make another run of it.
+    Raises ConfigError for a folder without a run or with that of a network of one's own, and for
+    flags that would make another run of it.
     """
+    # Here, because a run in Python needs none of what a configuration is checked with.
+    from neurospike.config.loading import read_mapping
+
     if init_from is not None:
         raise ConfigError(
             "--init_from: starts a new run, and --resume goes on with one; leave one of them out"
@@ -37,6 +41,13 @@ def resumable(
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"--resume: {folder} holds no run: it has no config.yaml")
+    own = read_mapping(path).get("own_network")
+    if own is not None:
+        raise ConfigError(
+            f"--resume: the network of the run in {folder} is {own}, one of your own, which a run "
+            f"folder does not hold: make it, then SNNTrainer(...).fit(..., run={folder!r}, "
+            "resume=True)"
+        )
     changed = ["config"] * (config is not None) + [key for key in overrides if key not in FREE]
     if changed:
         raise ConfigError(
