@@ -1,10 +1,12 @@
 """A run that was killed goes on and ends as if it had never stopped."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +152,19 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
     first = Run(tmp_path / "run", config={})
     with pytest.raises(NeuroSpikeError, match=r"another process is training in .*/run now"):
         Run(first.folder, config={}, resumed=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_run_that_is_let_go_of_is_free_whatever_was_forked_meanwhile(tmp_path):
+    first = Run(tmp_path / "run", config={})
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        first.release()
+        Run(first.folder, config={}, resumed=True).release()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,8 @@ class Run:
     def release(self) -> None:
         """Let others go on with the run; `hold` before more is written."""
         if self._lock is not None:
+            # Closed it would still be held by processes forked since, such as a loader's workers.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
