@@ -52,11 +52,17 @@ def sampled():
     return DataLoader(Augmented(), 10, sampler=sampler)
 
 
+def persistent(**options):
+    data = TensorDataset(*points(40))
+    return DataLoader(data, 10, num_workers=1, persistent_workers=True, **options)
+
+
 SOURCES = {
     "shuffled": lambda: DataLoader(Augmented(), 10, shuffle=True),
     "generator": lambda: DataLoader(Augmented(), 10, shuffle=True, generator=seeded(3)),
     "sampler": sampled,
     "workers": lambda: DataLoader(Augmented(), 10, shuffle=True, num_workers=1),
+    "persistent": lambda: persistent(shuffle=True),
     "list": lambda: list(DataLoader(TensorDataset(*points(40)), 10)),
 }
 
@@ -110,7 +116,21 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(source, step, tmp_p
     assert f"again: {(step - 1) // 4} of 3 epochs are done, and " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("source", ["shuffled", "sampler"])
+def test_persistent_workers_of_the_validation_start_apart_from_the_training(tmp_path):
+    trainer, loader = begin("shuffled")
+    trainer.fit(loader, persistent(), 3, tmp_path / "whole")
+
+    trainer, loader = begin("shuffled")
+    interrupt_in(trainer, 6)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(loader, persistent(), 3, tmp_path / "again")
+
+    trainer, loader = begin("shuffled", seed=7)
+    trainer.fit(loader, persistent(), 3, tmp_path / "again", resume=True)
+    same_end(tmp_path / "again", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("source", ["shuffled", "sampler", "persistent"])
 def test_the_same_trainer_goes_on_after_ctrl_c(source, tmp_path):
     trainer, loader = begin(source)
     trainer.fit(loader, None, 3, tmp_path / "whole")

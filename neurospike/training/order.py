@@ -34,6 +34,7 @@ class Order:
         for owner in owners_of(batches):
             if hasattr(owner, "set_epoch"):  # a DistributedSampler draws by it
                 owner.set_epoch(epoch)
+        start_workers(batches, self.device)
         done, self._done = self._done, 0
         if not done or self._begun is None:
             self._begun = self._now(batches, within=True)
@@ -116,6 +117,22 @@ def keeps_account(batches: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def start_workers(batches: Any, device: torch.device) -> None:
+    """Start workers that stay for all epochs, before any epoch.
+
+    A DataLoader draws a number when it starts them. Those of a run that goes on start in a later
+    epoch than they did before: what is drawn then is therefore drawn apart from the epoch.
+    """
+    stay = getattr(batches, "persistent_workers", False) and getattr(batches, "num_workers", 0)
+    if not stay or getattr(batches, "_iterator", None) is not None:
+        return
+    generators = [generator.get_state() for generator in _generators(batches)]
+    random = random_state(device)
+    iter(batches)  # which the next one begins anew
+    _set_generators(batches, generators)
+    set_random_state(random, device)
 
 
 def owners_of(batches: Any) -> list[Any]:

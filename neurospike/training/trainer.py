@@ -28,7 +28,7 @@ from .evaluation import Evaluation
 from .fitting import Fit, Stopped, open_run
 from .judging import loss_of, penalty_of
 from .metrics import Meter, Metrics, NotFiniteError, figures
-from .order import Order
+from .order import Order, start_workers
 from .progress import OnStep
 from .records import Run
 from .scale import Precision, make_fabric
@@ -299,6 +299,7 @@ class SNNTrainer:
         is NaN or infinite.
         """
         self.model.eval()
+        start_workers(batches, self.device)
         evaluation = Evaluation(name, self.device, self.measures)
         with nullcontext() if self.average is None else self.average.resting():
             for batch in batches:
