@@ -7,7 +7,8 @@ This is also the one place that chooses a backend; model and trainer know none.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,11 @@ from neurospike.training.loading import build_model
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
 from neurospike.training.scale import launch, leave, make_fabric
 from neurospike.training.setup import check_batch, make_trainer
+from neurospike.training.stopping import stopping_whole
 
 if TYPE_CHECKING:
     from neurospike.config import Config
+    from neurospike.training import SNNTrainer
 
 ABOUT = (
     "Train a spiking network to recognise digits, test it, and keep all of it in a run folder. "
@@ -229,6 +232,39 @@ def _train_and_test(
     finally:
         if board is not None:
             board.close()
+    with _interrupted_after_training(run):
+        return _test(config, data, model, trainer, batches, held_out, run)
+
+
+@contextmanager
+def _interrupted_after_training(run: Run | None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the test, and say what there is and who does the rest."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with stopping_whole(stop):
+            yield
+    except KeyboardInterrupt as interrupt:
+        if run is not None and not interrupt.args:
+            interrupt.args = (
+                f"the trained network is in {run.best}; --resume {run.folder} tests it",
+            )
+        raise
+
+
+def _test(
+    config: Config,
+    data: DigitData | EventData,
+    model: SpikingNetwork,
+    trainer: SNNTrainer,
+    batches: Callable[[Split | Recordings], Batches],
+    held_out: Split | Recordings | None,
+    run: Run | None,
+) -> Metrics | None:
+    """Test the best model, fit its temperature, draw; None but in the first process."""
+    fabric = trainer.fabric
     fabric.barrier()
     path = fabric.broadcast(run.best if run is not None else None)
     best = load_checkpoint(path, fabric.device)
@@ -238,7 +274,8 @@ def _train_and_test(
         return None
     temperature = 1.0
     if held_out is not None:
-        one = Batches(held_out, training.batch_size, device=fabric.device)  # of all processes
+        # All of it is in this one process.
+        one = Batches(held_out, config.training.batch_size, device=fabric.device)
         temperature = temperature_of(model, one, config.seed)
         run.calibrate(temperature)
         print(f"confidences have the temperature {temperature:.3g}, fitted to the validation")

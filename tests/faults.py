@@ -370,13 +370,21 @@ def ctrl_c_before_the_first_save(patch):
 
 
 def ctrl_c_during_the_test(patch):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    spoil(patch, SNNTrainer, "evaluate", after(4, interrupt))
+    spoil(patch, SNNTrainer, "evaluate", after(4, press(signal.SIGINT)))
     return NEW
 
 
+def terminated_during_the_test(patch):
+    spoil(patch, SNNTrainer, "evaluate", after(4, press(signal.SIGTERM)))
+    return NEW
+
+
+def terminated_while_it_draws(patch):
+    patch.setattr(train, "draw_network", lambda *_: press(signal.SIGTERM)())
+    return NEW
+
+
+TRAINED = "interrupted; the trained network is in new/checkpoints/best_model.pth; --resume new"
 LR = (
     "Try a smaller learning rate or gradient clipping (training.clip, in Python clip). "
     "Checkpoints saved before are good."
@@ -432,7 +440,9 @@ TABLE = [
     (ctrl_c_twice, 130, "interrupted; the last whole epoch in last.pth of new/checkpoints"),
     (terminated, 130, "interrupted; the state so far is in new/checkpoints/interrupted.pth"),
     (ctrl_c_before_the_first_save, 130, "interrupted; the state so far is in new/checkpoints/"),
-    (ctrl_c_during_the_test, 130, "interrupted"),
+    (ctrl_c_during_the_test, 130, TRAINED),
+    (terminated_during_the_test, 130, TRAINED),
+    (terminated_while_it_draws, 130, TRAINED),
 ]
 SPOILT = {  # by the fault itself
     published_copy_is_a_folder: {PUBLISHED},
