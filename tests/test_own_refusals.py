@@ -91,6 +91,11 @@ MISUSES = [
         "or pass a function from the output over time [T, B, C] to scores [B, C]",
     ),
     ({"readout": 3}, TypeError, "readout must be a name or a function from the output over time"),
+    ({"clip": -1}, ValueError, "clip must be a norm above 0, such as 1.0, or None for no clip"),
+    ({"clip": 0}, ValueError, "None for no clipping, got 0"),
+    ({"clip": float("nan")}, ValueError, "None for no clipping, got nan"),
+    ({"clip": "a"}, TypeError, "clip must be a number, or None for no clipping, got str"),
+    ({"clip": True}, TypeError, "clip must be a number, or None for no clipping, got bool"),
     ({"metrics": [len]}, TypeError, "metrics must be a dict of names to functions or torchmetric"),
     ({"metrics": {"loss": len}}, ValueError, "the metric 'loss' has a name that is taken; choose"),
     ({"metrics": {"zeros": Sums}}, TypeError, "an object with update, compute and reset, got Sums"),
@@ -102,7 +107,7 @@ def test_misuse_is_told_at_construction(given, kind, message):
     net = given.get("make", Logits)()
     make = given.get("optimizer", lambda net: torch.optim.SGD(net.parameters(), 0.1))
     optimizer = make(net if isinstance(net, nn.Module) else Logits())
-    options = {k: given[k] for k in ("readout", "metrics") if k in given}
+    options = {k: given[k] for k in ("readout", "metrics", "clip") if k in given}
     if "scheduler" in given:
         options["scheduler"] = given["scheduler"](optimizer)
     criterion = given.get("criterion", nn.CrossEntropyLoss())
@@ -233,6 +238,25 @@ def test_epochs_in_the_place_of_the_validation_are_told():
         TypeError, match=r"needs a number of epochs, such as fit\(train, epochs=10\)"
     ):
         trainer_of(Logits).fit(batches(), 3)
+
+
+@pytest.mark.parametrize("name", ["epochs", "check_every", "patience"])
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (0, ValueError, "must be at least 1, got 0"),
+        (-1, ValueError, "must be at least 1, got -1"),
+        (2.5, TypeError, "must be a whole number, such as 10, got 2.5"),
+        ("2", TypeError, "must be a whole number, such as 10, got '2'"),
+        (True, TypeError, "must be a whole number, such as 10, got True"),
+    ],
+)
+def test_counts_of_a_fit_are_whole_numbers_of_1_or_more(tmp_path, name, value, kind, message):
+    trainer = trainer_of(Logits)
+    with pytest.raises(kind) as caught:
+        trainer.fit(batches(), batches(), run=tmp_path / "run", **{"epochs": 1, name: value})
+    assert str(caught.value) == f"{name} {message}"
+    assert trainer.step == 0 and not (tmp_path / "run").exists()
 
 
 def test_a_batch_as_long_as_time_is_not_guessed_at():

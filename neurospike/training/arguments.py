@@ -1,6 +1,7 @@
 """What `SNNTrainer` is given: whether it can do with it. Each refusal is one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -52,6 +53,32 @@ def check_ema(ema: Any) -> None:
         raise ValueError(
             f"ema must be at least 0 (no average) and below 1, such as 0.998, got {ema}"
         )
+
+
+def check_clip(clip: Any) -> None:
+    """Raise TypeError or ValueError unless it is None or a norm above 0."""
+    if clip is None:
+        return
+    if isinstance(clip, bool) or not isinstance(clip, Real):
+        raise TypeError(f"clip must be a number, or None for no clipping, got {name_of(clip)}")
+    if not float(clip) > 0:
+        raise ValueError(
+            f"clip must be a norm above 0, such as 1.0, or None for no clipping, got {clip}"
+        )
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise TypeError or ValueError for arguments of `fit` that are no whole numbers of 1 or more.
+
+    None is left out: what it means is each argument's own.
+    """
+    for name, count in counts.items():
+        if count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(f"{name} must be a whole number, such as 10, got {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def check_measures(measures: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from neurospike.coding.intensities import can_look
 from neurospike.errors import CheckpointError, NeuroSpikeError
 
 from .answering import Asker, Readout
-from .arguments import check_ema, check_measures, check_parts
+from .arguments import check_clip, check_counts, check_ema, check_measures, check_parts
 from .averaging import Average
 from .batch import Parts, parts_of
 from .checkpoint import load_checkpoint
@@ -82,7 +82,7 @@ class SNNTrainer:
     also says how many processes. precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
     scheduler: anything with `step()`, called after every *step* (batch), not every epoch; if it has
     `report(loss)`, told every validation loss. clip: largest norm of all gradients together, which
-    are scaled down to it.
+    are scaled down to it, above 0.
 
     ema: decay per step of an exponential moving average of the weights, from 0 (none) to below 1;
     0.998 is the mean of about 500 steps, and of fewer at the start. The network holds the average
@@ -123,6 +123,7 @@ class SNNTrainer:
     ) -> None:
         check_parts(model, optimizer, criterion, scheduler)
         check_ema(ema)
+        check_clip(clip)
         self.asker = Asker(model, readout, on_output)
         self.measures = check_measures(metrics)
         self.fabric = make_fabric(device, precision) if fabric is None else fabric
@@ -336,11 +337,12 @@ class SNNTrainer:
         KeyboardInterrupt another call goes on where it stopped.
 
         Raises NeuroSpikeError for a folder with a run that is not to be resumed, CheckpointError
-        for one of another network, TypeError or ValueError for batches that cannot be, or without
-        `epochs`.
+        for one of another network, TypeError or ValueError for batches that cannot be, without
+        `epochs`, and for `epochs`, `check_every` or `patience` that are no whole numbers >= 1.
         """
         if epochs is None:
             raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
+        check_counts(epochs=epochs, check_every=check_every, patience=patience)
         options: dict[str, Any] = {
             "check_every": check_every,
             "patience": patience,
