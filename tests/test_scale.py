@@ -166,9 +166,32 @@ def test_the_first_gpu_is_meant_where_none_is_named(monkeypatch):
     assert make_fabric("cpu").device == torch.device("cpu")
 
 
-def test_a_gpu_that_is_not_there_is_told():
-    with pytest.raises(ConfigError, match="devices: got 1, but torch finds 0 CUDA devices"):
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    told = "device: got 'cuda', but torch finds 0 CUDA devices here; use cpu$"
+    with pytest.raises(ConfigError, match=told):
         make_fabric("cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    told = "device: got 'cuda:2', but torch finds 2 CUDA devices here; use cpu or cuda$"
+    with pytest.raises(ConfigError, match=told):
+        make_fabric("cuda:2")
+    with pytest.raises(ConfigError, match="devices: got 3, but torch finds 2 CUDA devices here"):
+        make_fabric("cuda", devices=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device: got 'gpu', allowed: cpu, cuda or cuda:N; a GPU of torch's is"),
+        ({"device": None}, "device: got None, allowed: cpu, cuda or cuda:N"),
+        ({"precision": "fp16"}, "precision: got 'fp16', allowed: 32-true, bf16-mixed, 16-mixed"),
+        ({"precision": 16}, "precision: got 16, allowed: 32-true, bf16-mixed, 16-mixed"),
+    ],
+)
+def test_a_device_or_precision_there_is_not_is_told(options, message):
+    net = nn.Linear(2, 2)
+    with pytest.raises(ConfigError) as caught:
+        SNNTrainer(net, torch.optim.SGD(net.parameters(), 0.1), nn.CrossEntropyLoss(), **options)
+    assert message in str(caught.value)
 
 
 # Adam

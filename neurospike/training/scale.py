@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -124,9 +124,13 @@ def make_fabric(
     the numbers are torchrun's, under `fabric run` everything is its flags'.
 
     Gives a `lightning_fabric.Fabric` for several processes, for `"16-mixed"` and under
-    `fabric run`, else a `OneProcess`. Raises ConfigError for what the device cannot do.
+    `fabric run`, else a `OneProcess`. Raises ConfigError for another precision, for a device that
+    torch does not know or find, and for what it cannot do.
     """
-    device = torch.device(device)
+    if precision not in get_args(Precision):
+        names = ", ".join(get_args(Precision))
+        raise ConfigError(f"precision: got {precision!r}, allowed: {names}")
+    device = _device(device)
     if precision == "16-mixed" and device.type == "cpu":
         # Fabric would take bfloat16 with no more than a warning.
         raise ConfigError("precision: got 16-mixed, which a CPU cannot do; use bf16-mixed")
@@ -136,6 +140,11 @@ def make_fabric(
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     available = torch.cuda.device_count() if device.type == "cuda" else devices
+    if device.type == "cuda" and (device.index or 0) >= available:
+        raise ConfigError(
+            f"device: got {str(device)!r}, but torch finds {available} CUDA devices here; use "
+            + ("cpu" if not available else "cpu or cuda")
+        )
     if devices > available:
         raise ConfigError(f"devices: got {devices}, but torch finds {available} CUDA devices here")
     several = devices * num_nodes > 1
@@ -151,6 +160,19 @@ def make_fabric(
         precision=precision,
         strategy="ddp" if several else "auto",
     )
+
+
+def _device(device: Any) -> torch.device:
+    """What torch makes of a device's name. Raises ConfigError for one that it does not know."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        # Here, because `import neurospike` need not load the configuration.
+        from neurospike.config.words import about_device
+
+        raise ConfigError(
+            f"device: got {device!r}, allowed: cpu, cuda or cuda:N{about_device(device)}"
+        ) from None
 
 
 def _lightning(**options: Any) -> Any:

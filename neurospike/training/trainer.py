@@ -98,9 +98,9 @@ class SNNTrainer:
     model with hooks, or one that counts or draws in Python, is not recorded. The
     optimiser has to be made with `fused=True` or `capturable=True`.
 
-    Raises TypeError or ValueError, in a sentence, for arguments that do not fit together, and
-    GraphError for `cuda_graph="on"` where it cannot be. What the network returns is looked at when
-    the first batch has been through it.
+    Raises TypeError or ValueError, in a sentence, for arguments that do not fit together,
+    ConfigError for a device or precision there is not, and GraphError for `cuda_graph="on"` where
+    it cannot be. What the network returns is looked at when the first batch has been through it.
     """
 
     def __init__(
