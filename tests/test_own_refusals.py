@@ -97,7 +97,10 @@ MISUSES = [
     ({"clip": "a"}, TypeError, "clip must be a number, or None for no clipping, got str"),
     ({"clip": True}, TypeError, "clip must be a number, or None for no clipping, got bool"),
     ({"metrics": [len]}, TypeError, "metrics must be a dict of names to functions or torchmetric"),
-    ({"metrics": {"loss": len}}, ValueError, "the metric 'loss' has a name that is taken; choose"),
+    *(
+        ({"metrics": {name: len}}, ValueError, f"the metric {name!r} has a name that is taken; c")
+        for name in ("loss", "seconds", "spike_rates", "dead_neurons", "saturated_neurons")
+    ),
     ({"metrics": {"zeros": Sums}}, TypeError, "an object with update, compute and reset, got Sums"),
 ]
 

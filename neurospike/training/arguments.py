@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from .judging import is_object, name_of
 from .order import owners_of
 
-RESERVED = ("loss", "seconds", "samples_per_second", "confusion", "class_accuracy")
+RESERVED = (
+    "loss",
+    "seconds",
+    "samples_per_second",
+    "confusion",
+    "class_accuracy",
+    "spike_rates",
+    "dead_neurons",
+    "saturated_neurons",
+)
 
 
 def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> None:
