@@ -211,6 +211,15 @@ def test_what_cannot_be_read_says_why(image, said):
         read(image)
 
 
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "kmnist"])
+@pytest.mark.parametrize("ink", ["auto", "light", "dark"])
+def test_a_blank_picture_of_the_training_pictures_size_is_told_as_any_other(dataset, ink):
+    for shade in (0, 3, 252, 255):
+        content = file_of(Image.new("L", (28, 28), shade))
+        with pytest.raises(PictureError, match=r"^p: blank: "):
+            read_picture("p", ink, dataset, content=content)
+
+
 def test_specks_alone_and_grain_alone():
     page = np.full((300, 300), 250, np.uint8)
     page[40:44, 50:53] = page[200:203, 100:105] = 0

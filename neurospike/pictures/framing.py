@@ -14,12 +14,14 @@ PURE = 0.04  # of full scale: as near to black or white as a JPEG leaves it
 def as_it_is(grey: np.ndarray, ink: Ink, dataset: str) -> np.ndarray | None:
     """The picture `[28, 28]` itself or its negative if it is one of `dataset`, else None.
 
-    Training pictures have much pure black, and MNIST's digits have a place: all 70,000 are within
-    these bounds.
+    A blank picture is none of them. Training pictures have much pure black, and MNIST's digits have
+    a place: all 70,000 are within these bounds.
     """
     black, white = float((grey <= PURE).mean()), float((grey >= 1 - PURE).mean())
     light = ink == "light" or (ink == "auto" and black >= white)
     ground, picture = (black, grey) if light else (white, 1 - grey)
+    if picture.max() <= PURE:
+        return None
     if dataset != "mnist":
         return picture if ground >= 0.2 else None
     return picture if ground >= 0.5 and _lies_as_mnist(picture) else None
