@@ -1,7 +1,10 @@
 """Checkpoint files: whole or refused, on any system, and back to the network they are of."""
 
+import errno
 import io
+import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,24 @@ def test_the_sum_is_a_comment_that_others_read_past(path):
         assert archive.testzip() is None
         assert archive.comment.startswith(b"neurospike crc32 ")
     assert torch.load(path, weights_only=True).keys() == load_checkpoint(path).keys()
+
+
+@pytest.mark.parametrize("room", [0, 100, 20_000])
+def test_a_disk_that_is_full_is_told_by_its_own_name(path, monkeypatch, room):
+    before = path.read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Full(self, mode))
+    with pytest.raises(CheckpointError, match=r"m\.pth: cannot write .*: No space left"):
+        save_checkpoint(state(), path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
 def places(content):

@@ -154,8 +154,20 @@ def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "check
         finally:
             temporary.unlink(missing_ok=True)  # gone already if all went well
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = _told_by_the_system(error) or str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot write the {what}: {reason}") from error
+
+
+def _told_by_the_system(error: BaseException | None) -> str | None:
+    """Return the reason of the first OSError that led to an error, None if none did.
+
+    torch's writer raises an error of its own over that of the disk.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _move(temporary: Path, path: Path) -> None:
