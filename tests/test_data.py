@@ -226,7 +226,19 @@ def test_auto_without_mnist_and_network_takes_digits_and_says_so(tmp_path, capfd
         assert words in loaded.note
     assert socket.getdefaulttimeout() == before
     assert capfd.readouterr() == ("", "")
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_made_for_what_cannot_be_fetched(tmp_path, no_network):
+    pytest.importorskip("torchvision")
+    with pytest.raises(DataError, match="could not be downloaded"):
+        data.load("mnist", tmp_path / "fresh" / "a")
+    assert no_network != []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="could not be downloaded"):
+        data.load("mnist", tmp_path / "mine" / "a")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_nothing_is_asked_of_the_network_without_permission(tmp_path, no_network):

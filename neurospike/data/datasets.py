@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -186,8 +186,7 @@ def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
         if not download:
             raise RuntimeError("downloading was not allowed")
         dataset = getattr(_require("torchvision.datasets", "torchvision"), name)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+        with _made(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
             reach([mirror + dataset.resources[0][0] for mirror in dataset.mirrors])
             with _quiet_and_bounded():
                 dataset(folder, download=True)
@@ -205,6 +204,19 @@ def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
             f"could not be downloaded ({reason}).\n"
             "Add what is missing, or delete the folder and try again."
         ) from error
+
+
+@contextmanager
+def _made(root: Path) -> Iterator[None]:
+    """Make a folder and those above it, and take away what of them is still empty at the end."""
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # not empty, as after a download
+            for folder in new:
+                folder.rmdir()
 
 
 def _move_files(source: Path, target: Path) -> None:
