@@ -90,7 +90,10 @@ def evaluate(
         "data": data.note,
         "classes": list(trained.classes),
         **metrics,
-        "calibration": calibration(torch.cat(answers), torch.cat(truth), trained.temperature),
+        "calibration": {
+            "fitted": "temperature" in trained.checkpoint,
+            **calibration(torch.cat(answers), torch.cat(truth), trained.temperature),
+        },
         "a_picture": energy,
     }
     if pictures is not None:
@@ -208,10 +211,15 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
         f"layers without spikes, run once: {energy['dense_nanojoules']:,.0f} nJ"
     )
     found = result["calibration"]
+    fitted = (
+        f"with the temperature {found['temperature']:.3g} of the validation; by "
+        f"{found['uncalibrated_ece']:.2%} without"
+        if found["fitted"]
+        else "without a temperature: none was fitted to a validation"
+    )
     lines.append(
         f"confidence and share of right answers differ by {found['ece']:.2%} on average (ECE, "
-        f"{BINS} bins), with the temperature {found['temperature']:.3g} of the validation; by "
-        f"{found['uncalibrated_ece']:.2%} without"
+        f"{BINS} bins), {fitted}"
     )
     if result.get("pictures"):
         lines.append(f"pictures in {Path(result['pictures'][0]).parent}")

@@ -87,10 +87,16 @@ def test_training_keeps_the_temperature_of_its_validation(tmp_path, monkeypatch,
     assert evaluate.main(["--json", "--no_pictures"]) == 0
     found = json.loads(capsys.readouterr().out)["calibration"]
     assert found["temperature"] == kept["temperature"]
-    assert 0 < found["ece"] < found["uncalibrated_ece"]
+    assert 0 < found["ece"] < found["uncalibrated_ece"] and found["fitted"]
+    assert evaluate.main(["--no_pictures"]) == 0
+    assert f", with the temperature {kept['temperature']:.3g} of the" in capsys.readouterr().out
 
     save_checkpoint({k: v for k, v in kept.items() if k != "temperature"}, "of_0_1.pth")
     assert load_trained("of_0_1.pth").temperature == 1.0
     assert evaluate.main(["--json", "--no_pictures", "--model_path=of_0_1.pth"]) == 0
     found = json.loads(capsys.readouterr().out)["calibration"]
-    assert found["ece"] == found["uncalibrated_ece"]
+    assert found["ece"] == found["uncalibrated_ece"] and not found["fitted"]
+    assert evaluate.main(["--no_pictures", "--model_path=of_0_1.pth"]) == 0
+    told = capsys.readouterr().out
+    assert ", without a temperature: none was fitted to a validation\n" in told
+    assert "of the validation" not in told
