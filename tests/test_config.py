@@ -1,5 +1,6 @@
 """The configuration: its defaults, what it takes, and how it says what it does not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,18 @@ def refused(call, *args):
     message = str(caught.value)
     assert message.count("\n") <= 1
     return message
+
+
+def test_files_and_modules_that_are_named_exist():
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    text += "\n".join(about for _, about, _, _ in fields())
+    files, modules = (
+        set(re.findall(pattern, text))
+        for pattern in (r"neurospike(?:/\w+)+\.py", r"neurospike(?:\.\w+)+")
+    )
+    assert files and modules
+    for name in files | {f"{name.replace('.', '/')}.py" for name in modules}:
+        assert (ROOT / name).is_file(), name
 
 
 def test_file_of_the_repository_is_the_defaults_and_names_every_key():

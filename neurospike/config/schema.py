@@ -389,7 +389,7 @@ class TrainingConfig(Section):
     ] = Field(
         default="cross_entropy",
         description="of the readout's scores, or of the output's membranes (readout membrane) or "
-        "spikes (readout spikes, first_spike) as neurospike.losses says",
+        "spikes (readout spikes, first_spike) as neurospike.coding.losses says",
     )
     rate_penalty: Number = Field(
         default=100.0,
