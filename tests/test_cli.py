@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import neurospike.__main__ as modes
-from neurospike import train
+from neurospike import evaluate, train
 from neurospike.config import Config, cli, fields, load_config
 from neurospike.data import DigitData, Split
 from neurospike.errors import ConfigError, NeuroSpikeError
@@ -370,6 +370,20 @@ def test_what_a_user_gets_wrong_is_one_line(folder, capsys, argv, expected):
 
 class Begun(Exception):
     """A run went on beyond all that can be known before it."""
+@pytest.mark.parametrize(
+    "key",
+    ["run_dir", "dataset", "training.patience", "model.hidden_size", "tensorboard", "resume"],
+)
+def test_an_empty_value_is_not_taken_for_none(folder, capsys, key):
+    for argv, got in (([f"--{key}="], ""), ([f"--{key}", " "], " ")):
+        assert train.main([*SMALL, *argv]) == 2
+        said = f"--{key}: got {got!r}, wanted a value; leave the flag out"
+        assert capsys.readouterr().err == f"error: {said} for the default\n"
+    assert evaluate.main(["--data_path="]) == 2
+    assert "--data_path: got '', wanted a value" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     ("argv", "expected"),
     [
         (["--dataset=minst"], "unknown data set 'minst': did you mean 'mnist'?"),
-        (["--dataset="], "unknown data set '': The names are"),
+        (["--dataset="], "--dataset: got '', wanted a value; leave the flag out for the default"),
         (["--backend=x"], "unknown backend 'x'; choose one of auto, "),
         (["--device=gpu"], "device: got 'gpu', allowed: auto, cpu, cuda or cuda:N; a GPU"),
         (["--device=cuda:9"], "torch finds 0 CUDA devices here; use cpu or auto"),

@@ -111,12 +111,18 @@ class Parser(argparse.ArgumentParser):
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The flags' values; None takes the process's own arguments.
 
-        Raises ConfigError for a flag there is not, with the nearest one, or one without value.
+        Raises ConfigError for a flag there is not, with the nearest one, or one without value
+        or with an empty one.
         """
         words = [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
         known, unknown = self.parse_known_args(words)
         if unknown:
             raise ConfigError(self._explain(unknown[0]))
+        for name, value in vars(known).items():
+            if isinstance(value, str) and not value.strip():
+                raise ConfigError(
+                    f"--{name}: got {value!r}, wanted a value; leave the flag out for the default"
+                )
         return known
 
     def error(self, message: str) -> NoReturn:
