@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import yaml
 import neurospike.__main__ as modes
 from neurospike import evaluate, train
 from neurospike.config import Config, cli, fields, load_config
-from neurospike.data import DigitData, Split
+from neurospike.data import DigitData, Split, load
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import SNNTrainer, load_checkpoint
+from neurospike.training.checks import check_data
 from neurospike.training.records import check_folder
 from neurospike.training.setup import make_optimizer
 
@@ -368,8 +370,6 @@ def test_what_a_user_gets_wrong_is_one_line(folder, capsys, argv, expected):
     assert len(message.splitlines()) == 1
 
 
-class Begun(Exception):
-    """A run went on beyond all that can be known before it."""
 @pytest.mark.parametrize(
     "key",
     ["run_dir", "dataset", "training.patience", "model.hidden_size", "tensorboard", "resume"],
@@ -384,6 +384,8 @@ def test_an_empty_value_is_not_taken_for_none(folder, capsys, key):
     assert list(folder.iterdir()) == []
 
 
+class Begun(Exception):
+    """A run went on beyond all that can be known before it."""
 
 
 @pytest.fixture
@@ -508,9 +510,26 @@ def test_a_share_that_holds_no_picture_out(folder, capsys):
     assert train.main([*SMALL, "--training.validation=0.001"]) == 2
     assert capsys.readouterr().err == (
         "error: training.validation: got 0.001, which holds none of the 200 pictures of auto out; "
-        "use 0, or at least 0.005\n"
+        "use 0, or more than 1/400 (about 0.0025)\n"
     )
     assert list(folder.iterdir()) == []
+
+
+def test_the_share_that_is_advised_holds_a_picture_out():
+    data = load("digits", "unused")
+    for count in (*range(2, 30), 200, 1437):
+        few = replace(data, train=data.train.select(torch.arange(count)))
+        with pytest.raises(ConfigError, match=f"use 0, or more than 1/{2 * count} "):
+            check_data(Config(training={"validation": 0.5 / count - 1e-6}), few)
+        for share in (0.0, 0.5 / count + 1e-6):
+            check_data(Config(training={"validation": share}), few)
+
+
+def test_one_picture_is_not_advised_to_be_held_out():
+    data = load("digits", "unused")
+    data = replace(data, train=data.train.select(torch.arange(1)))
+    with pytest.raises(ConfigError, match=r"digits has one picture to train on, .* too; use 0$"):
+        check_data(Config(training={"validation": 0.5}), data)
 
 
 def test_memory_that_runs_out_during_a_run_is_one_line(folder, capsys, monkeypatch):

@@ -69,12 +69,19 @@ def with_classes(config: Config) -> Config:
 def check_data(config: Config, data: DigitData | EventData) -> None:
     """Raise ConfigError if no picture or recording would be held out of the data."""
     share, count = config.training.validation, len(data.train)
-    what = "pictures" if isinstance(data, DigitData) else "recordings"
-    if share and not round(share * count):
+    what = "picture" if isinstance(data, DigitData) else "recording"
+    if not share or round(share * count):
+        return
+    if count == 1:
         raise ConfigError(
-            f"training.validation: got {share}, which holds none of the {count:,} {what} of "
-            f"{data.name} out; use 0, or at least {1 / count:.2g}"
+            f"training.validation: got {share}, but {data.name} has one {what} to train on, which "
+            "cannot be held out, too; use 0"
         )
+    # A share of half a picture is rounded to none.
+    raise ConfigError(
+        f"training.validation: got {share}, which holds none of the {count:,} {what}s of "
+        f"{data.name} out; use 0, or more than 1/{2 * count} (about {0.5 / count:.2g})"
+    )
 
 
 def _check_pictures(config: Config) -> None:
