@@ -34,7 +34,7 @@ from neurospike.errors import MissingDependencyError, NeuroSpikeError
 from neurospike.models import SpikingNetwork
 from neurospike.training import Metrics, Run, draw_curves, draw_network, load_checkpoint
 from neurospike.training.calibration import temperature_of
-from neurospike.training.checks import check_data, check_run, with_classes
+from neurospike.training.checks import check_data, check_run, pictures_left, with_classes
 from neurospike.training.fitting import Stopped, go_on
 from neurospike.training.loading import build_model
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
@@ -125,6 +125,7 @@ def train(
             start_from(init_from, model, config)
         data = _load(config)
         check_data(config, data)
+        check_batch(config, model, fabric.world_size, pictures_left(config, data))
         run = None
         if fabric.is_global_zero:
             print(data.note, flush=True)

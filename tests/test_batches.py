@@ -290,6 +290,29 @@ def test_the_share_of_each_of_several_processes_counts():
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_data_that_leave_one_picture_are_refused_where_it_cannot_be_trained_on(
+    count, tmp_path, monkeypatch, capsys
+):
+    data = DigitData("mnist", digits(2 * count), digits(10), "few")
+    monkeypatch.setattr(train, "load", lambda name, data_path: data)
+    monkeypatch.setattr(train, "draw_network", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model.hidden_size=8", "--model.num_steps=3", "--epochs=1", "--run_dir=out"]
+    argv += ["--training.validation=0.5", "--model.normalization=batch"]
+    code, said = train.main(argv), capsys.readouterr().err
+    if count == 2:
+        assert code == 0
+        return
+    assert code == 2
+    assert said == (
+        "error: training.validation: got 0.5, which leaves 1 picture for 1 process, but batch "
+        "normalisation cannot train on one picture; hold out less, add pictures until at least 2 "
+        "are left, or --model.normalization layer\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 class _DividesAsCuda(TorchDispatchMode):
     """Multiplies by the reciprocal where the divisor is a number, as torch's kernels on CUDA do."""
 

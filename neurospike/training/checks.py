@@ -84,6 +84,11 @@ def check_data(config: Config, data: DigitData | EventData) -> None:
     )
 
 
+def pictures_left(config: Config, data: DigitData | EventData) -> int:
+    """Return how many pictures or recordings are trained on: those that are not held out."""
+    return len(data.train) - round(config.training.validation * len(data.train))
+
+
 def _check_pictures(config: Config) -> None:
     """Refuse a network that does not fit the pictures or has too few classes."""
     from neurospike.config.steps import size_after  # with the configuration: it takes pydantic

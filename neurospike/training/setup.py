@@ -71,9 +71,15 @@ def make_optimizer(config: "Config", model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
-    """Raise ConfigError if a process gets one picture per step and the network needs more."""
-    size = config.training.batch_size
+def check_batch(
+    config: "Config", model: nn.Module, processes: int, pictures: int | None = None
+) -> None:
+    """Raise ConfigError if a process gets one picture per step and the network needs more.
+
+    pictures: how many there are to train on, once that is known.
+    """
+    wanted = config.training.batch_size
+    size = wanted if pictures is None else min(wanted, pictures)
     if size // processes >= 2 or config.encoding.kind == "none":  # a sequence has several steps
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -81,9 +87,16 @@ def check_batch(config: "Config", model: nn.Module, processes: int) -> None:
             copy.deepcopy(model).train()(torch.zeros(1, *config.picture))
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
+                by = f"{processes} process{'es' if processes > 1 else ''}"
+                why = "but batch normalisation cannot train on one picture"
+                other = "or --model.normalization layer"
+                if size == wanted:
+                    raise ConfigError(
+                        f"training.batch_size: got {size} for {by}, {why}; use a --batch_size of "
+                        f"at least {2 * processes}, {other}"
+                    ) from None
                 raise ConfigError(
-                    f"training.batch_size: got {size} for {processes} process"
-                    f"{'es' if processes > 1 else ''}, but batch normalisation cannot train on "
-                    f"one picture; use a --batch_size of at least {2 * processes}, or "
-                    "--model.normalization layer"
+                    f"training.validation: got {config.training.validation}, which leaves {size} "
+                    f"picture{'s' if size > 1 else ''} for {by}, {why}; hold out less, add "
+                    f"pictures until at least {2 * processes} are left, {other}"
                 ) from None
