@@ -118,11 +118,11 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(words)
         if unknown:
             raise ConfigError(self._explain(unknown[0]))
+        required = {action.dest for action in self._actions if action.required}
         for name, value in vars(known).items():
             if isinstance(value, str) and not value.strip():
-                raise ConfigError(
-                    f"--{name}: got {value!r}, wanted a value; leave the flag out for the default"
-                )
+                hint = "" if name in required else "; leave the flag out for the default"
+                raise ConfigError(f"--{name}: got {value!r}, wanted a value{hint}")
         return known
 
     def error(self, message: str) -> NoReturn:
