@@ -377,12 +377,12 @@ def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
     return True, place if place >= ALIGNED else 0
 
 
-def _sequence(tensor: Given, state: torch.dtype, by_sample: bool, each: int | None = None) -> Given:
-    """Return a sequence as the kernels read it: as `rows` does, or by sample.
+def _samples(tensor: Given, state: torch.dtype, each: int | None = None) -> Given:
+    """Return a sequence by sample, or as `rows` does if all steps are alike.
 
     each: numbers between two samples, if they have to be so many.
     """
-    if not by_sample or tensor is None or tensor.numel() == 0 or tensor.stride(0) == 0:
+    if tensor is None or tensor.numel() == 0 or tensor.stride(0) == 0:
         return rows(tensor, state)
     if tensor.dtype == state and tensor[:, 0].is_contiguous() and each in (None, tensor.stride(1)):
         return tensor
@@ -391,7 +391,7 @@ def _sequence(tensor: Given, state: torch.dtype, by_sample: bool, each: int | No
 
 
 def _strides(tensor: Tensor | None, dim: int, features: int) -> tuple[int, int]:
-    """Return the numbers between two steps, and between two samples, of what `_sequence` gave.
+    """Return the numbers between two steps, and between two samples, of what there is to read.
 
     A row `[B, *F]` for all steps has as many axes as `dim`.
     """
@@ -477,7 +477,8 @@ def forward(
     the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state = finals[0].dtype
-    x = current.to(state).contiguous() if constant else _sequence(current, current.dtype, by_sample)
+    read = _samples if by_sample else rows
+    x = current.to(state).contiguous() if constant else read(current, current.dtype)
     spikes_format = state if spikes is None else spikes.dtype
     nothing = (None,) * len(finals)
     arrays = (
@@ -493,7 +494,8 @@ def forward(
     size, batch = finals[0].numel(), finals[0].shape[0]
     samples = batch if by_sample or lengths is not None else 0
     features = size // (batch or 1)
-    x_strides = _strides(x, finals[0].dim(), features)
+    # Those of steps in blocks follow from the shape.
+    x_strides = _strides(x, finals[0].dim(), features) if by_sample else None
     past = _NOT if spikes is None else _past(spikes, HELD if constant else STREAMED, samples)
     formats, threads = (x.dtype, spikes_format, state), torch.get_num_threads()
     key = (
@@ -512,6 +514,7 @@ def forward(
     if plan is None:
         sizes = (steps, size, samples)
         layout = (features, steps * features) if by_sample else (size, features)
+        x_strides = x_strides or _strides(x, finals[0].dim(), features)
         strides = (*x_strides, 0, 0, 0, 0, *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
@@ -542,13 +545,14 @@ def backward(
     size, batch, dim = math.prod(shape), shape[0], len(shape)
     features = size // (batch or 1)
     layout = (features, steps * features) if by_sample else (size, features)
-    x = current.to(state).contiguous() if constant else _sequence(current, current.dtype, by_sample)
-    gs = _sequence(grad_spikes, current.dtype, by_sample)
-    gts = (
-        [_sequence(one, state, by_sample, layout[1]) for one in grad_traces]
-        if grad_traces
-        else nothing
-    )
+    read = _samples if by_sample else rows
+    x = current.to(state).contiguous() if constant else read(current, current.dtype)
+    gs = read(grad_spikes, current.dtype)
+    gts: Sequence[Tensor | None] = nothing
+    if grad_traces and by_sample:
+        gts = [_samples(one, state, layout[1]) for one in grad_traces]
+    elif grad_traces:
+        gts = [rows(one, state) for one in grad_traces]
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
     # What a constant current's gradient adds up to is rounded once.
     wide = out.new_empty(out.shape, dtype=state) if constant and out.dtype != state else out
@@ -570,8 +574,9 @@ def backward(
     past = _NOT if constant else _past(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
     formats, threads = (x.dtype, current.dtype, wide.dtype), torch.get_num_threads()
-    apart = [number for one in (x, gs, out) for number in _strides(one, dim, features)]
-    strides = (*apart, *layout)
+    strides: tuple[int, ...] | None = None  # those of steps in blocks follow from the shapes
+    if by_sample:
+        strides = (*_strides(x, dim, features), *_strides(gs, dim, features))
     key = (
         *("backward", neuron, formats, x.shape, size, steps, past, samples, threads),
         *(strides, by_sample, lengths is None, bool(states), constant, bool(out_states), wanted),
@@ -582,6 +587,8 @@ def backward(
     if plan is None:
         kind = (mask_of(wanted), constant, gs is not None)
         sizes = (steps, size, samples)
+        strides = strides or (*_strides(x, dim, features), *_strides(gs, dim, features))
+        strides += (*_strides(out, dim, features), *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past, strides)
     plan.run(arrays)
     if wide is not out:

@@ -189,16 +189,17 @@ class _Neuron(OverTime):
 
     def _decay(self) -> Tensor:
         """Return beta within 0 and 1: one that learns is clamped, another was checked."""
-        return self.beta if self._is_constant("beta") else clamped(self.beta, self.beta_gradient)
+        beta = self._constant("beta")
+        return clamped(self.beta, self.beta_gradient) if beta is None else beta
 
-    def _is_constant(self, name: str) -> bool:
-        """Whether a value is the constant that was checked.
+    def _constant(self, name: str) -> Tensor | None:
+        """Return a value if it is the constant that was checked, else None.
 
         Another one learns, or stands for one that does: `functional_call`, a parametrization and
         the replicas of `DataParallel` have plain tensors in its place.
         """
         value = self._buffers.get(name)
-        return value is not None and not value.requires_grad
+        return None if value is None or value.requires_grad else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _MADE_OF and "rule" in self.__dict__:

@@ -165,9 +165,12 @@ class Spiking(_Neuron):
         return self.parameter_names
 
     def _bounded(self, name: str) -> Tensor:
+        constant = self._constant(name)
+        if constant is not None:
+            return constant
         value: Tensor = getattr(self, name)
         limits = self.bounds.get(name)
-        if limits is None or self._is_constant(name):
+        if limits is None:
             return value
         return clamped(value, self.bound_gradient) if limits == UNIT else value.clamp(*limits)
 

@@ -90,14 +90,11 @@ def _lent(*shape: int, dtype: torch.dtype) -> Tensor:
     return buffers.empty(shape, dtype)
 
 
-def _sequence(
-    empty: Callable[..., Tensor], shape: Sequence[Any], dtype: torch.dtype, wants: int
+def _by_sample(
+    empty: Callable[..., Tensor], steps: int, batch: int, *features: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return an empty sequence `[T, B, *F]` in the layout that is wanted."""
-    if wants & BY_SAMPLE:
-        steps, batch, *features = shape
-        return empty(batch, steps, *features, dtype=dtype).transpose(0, 1)
-    return empty(*shape, dtype=dtype)
+    """Return an empty sequence `[T, B, *F]` that lies in memory as `[B, T, *F]` does."""
+    return empty(batch, steps, *features, dtype=dtype).transpose(0, 1)
 
 
 def _allocate(
@@ -105,27 +102,29 @@ def _allocate(
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
     """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
     state, step, spikes, traces, saved, count, largest = sizes
-    empty = _maker(current, largest)
+    empty = sequence = _maker(current, largest)
+    if wants & BY_SAMPLE:
+        sequence = functools.partial(_by_sample, empty)
 
-    def each(shape: Sequence[Any] | None, layout: int = 0) -> list[Tensor]:
-        if shape is None:
-            return []
-        return [_sequence(empty, shape, state, layout) for _ in range(count)]
+    def each(shape: Sequence[Any] | None, make: Callable[..., Tensor] = empty) -> list[Tensor]:
+        return [] if shape is None else [make(*shape, dtype=state) for _ in range(count)]
 
-    found = None if spikes is None else _sequence(empty, spikes, current.dtype, wants)
-    return found, each(step), each(traces, wants), each(saved)
+    found = None if spikes is None else sequence(*spikes, dtype=current.dtype)
+    return found, each(step), each(traces, sequence), each(saved)
 
 
 def _allocate_gradients(
     current: Tensor, parameters: Sequence[Tensor], neuron: str, num_steps: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     states: list[Tensor] = []
-    empty = _maker(current)
+    empty = sequence = _maker(current)
+    if wants & BY_SAMPLE and num_steps < 0:
+        sequence = functools.partial(_by_sample, empty)
     if wants & STATES:
         state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
         states = [empty(*shape, dtype=state) for _ in range(Program.parse(neuron).states)]
     return (
-        _sequence(empty, current.shape, current.dtype, wants if num_steps < 0 else 0),
+        sequence(*current.shape, dtype=current.dtype),
         states,
         [
             one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
