@@ -29,7 +29,8 @@ from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._function import LINE
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
-from neurospike.kernels.cpu.scan import ALIGNED, GRAIN, STREAMED, rows
+from neurospike.kernels.cpu._sequences import ALIGNED, STREAMED, rows
+from neurospike.kernels.cpu.scan import GRAIN
 
 BLOCK = 528  # channels that are taken through time together, at most
 CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache

@@ -37,10 +37,11 @@ from neurospike.kernels.cpu._intrinsics import (
     take,
 )
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._sequences import rows
 from neurospike.kernels.cpu.events import FORMATS, Found, find, listed, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack, turn_block
-from neurospike.kernels.cpu.scan import alike_of, as_tensor, rows
+from neurospike.kernels.cpu.scan import alike_of, as_tensor
 from neurospike.neurons.rule import Rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.layers.spike_layer`

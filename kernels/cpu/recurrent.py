@@ -40,6 +40,7 @@ from neurospike.kernels.cpu._intrinsics import (
     take,
 )
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, row_of, run
+from neurospike.kernels.cpu._sequences import rows
 from neurospike.kernels.cpu.events import FORMATS, find, words
 from neurospike.kernels.cpu.events import threads as threads_for
 from neurospike.kernels.cpu.linear import pack
@@ -55,7 +56,6 @@ from neurospike.kernels.cpu.scan import (
     _step_of,
     alike_of,
     as_tensor,
-    rows,
     sum_over_batch,
 )
 from neurospike.neurons.program import Program

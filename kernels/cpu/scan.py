@@ -24,17 +24,26 @@ sequences of 16 bits are read and written as such, a vector at a time.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neurospike.backend import buffers, parallel
-from neurospike.kernels.cpu import _function, _halves, _rows
+from neurospike.backend import parallel
+from neurospike.kernels.cpu import _halves, _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, Plan, array_of, job_of, place_of, row_of
+from neurospike.kernels.cpu._sequences import (
+    HELD,
+    NOT_PAST,
+    STREAMED,
+    by_samples,
+    past_of,
+    rows,
+    strides_of,
+)
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
@@ -43,10 +52,6 @@ UNIT = 64  # neurons that a block is a multiple of
 HISTORY = 3 << 19  # bytes of a block's history, at most
 PAD = 16  # numbers between rows of scratch, else those of some steps meet in few lines of a cache
 TOGETHER = 4  # time steps that a row is taken at once
-STREAMED = 4 << 20  # bytes of an output that is not kept in a cache for whoever reads it
-HELD = 32 << 20  # the same where a constant current leaves the caches to the output
-ALIGNED = 16  # bytes that have to divide a place for stores past the caches
-WHOLE = 2048  # bytes of a row, from which on lines that it shares with others count little
 GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
 
 # Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample (of all, if
@@ -322,20 +327,6 @@ def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | No
     return tensors or [None] * count
 
 
-Given = TypeVar("Given", Tensor, "Tensor | None")
-
-
-def rows(tensor: Given, state: torch.dtype) -> Given:
-    """Return a sequence `[T, ...]` contiguous in the state's format; one row if all are alike."""
-    if tensor is None or (tensor.dtype == state and tensor.is_contiguous()):
-        return tensor
-    if tensor.numel() > 0 and tensor.stride(0) == 0:
-        tensor = tensor[0]
-        if tensor.dtype == state and tensor.is_contiguous():
-            return tensor
-    return buffers.empty(tensor.shape, state).copy_(tensor)
-
-
 @functools.lru_cache(maxsize=4096)
 def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
     """Return numbers as a tensor, the same one each time."""
@@ -361,43 +352,6 @@ def _divided(
     block = UNIT * max(1, -(-features // (parts * UNIT)))
     parts = batch * -(-features // block)
     return (steps, block, size, parts, features), min(threads, max(1, parts))
-
-
-_NOT = (False, 0)
-
-
-def _past(out: Tensor, least: int, samples: int) -> tuple[bool, int]:
-    """Return whether an output goes past the caches, and how many bytes divide its rows' places."""
-    if out.nbytes < least or out.numel() == 0:
-        return _NOT
-    row = out.nbytes // (len(out) * (samples or 1))
-    place = math.gcd(out.data_ptr(), row, _function.LINE)
-    if place < _function.LINE and row < WHOLE:
-        return _NOT
-    return True, place if place >= ALIGNED else 0
-
-
-def _samples(tensor: Given, state: torch.dtype, each: int | None = None) -> Given:
-    """Return a sequence by sample, or as `rows` does if all steps are alike.
-
-    each: numbers between two samples, if they have to be so many.
-    """
-    if tensor is None or tensor.numel() == 0 or tensor.stride(0) == 0:
-        return rows(tensor, state)
-    if tensor.dtype == state and tensor[:, 0].is_contiguous() and each in (None, tensor.stride(1)):
-        return tensor
-    steps, batch, *shape = tensor.shape
-    return buffers.empty((batch, steps, *shape), state).transpose(0, 1).copy_(tensor)
-
-
-def _strides(tensor: Tensor | None, dim: int, features: int) -> tuple[int, int]:
-    """Return the numbers between two steps, and between two samples, of what there is to read.
-
-    A row `[B, *F]` for all steps has as many axes as `dim`.
-    """
-    if tensor is None or tensor.dim() == dim:
-        return 0, features
-    return tensor.stride(0), tensor.stride(1) if tensor.shape[1] > 1 else 0
 
 
 # By all that a plan depends on: the program, how many neurons and steps there are, which arrays
@@ -477,7 +431,7 @@ def forward(
     the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
     """
     state = finals[0].dtype
-    read = _samples if by_sample else rows
+    read = by_samples if by_sample else rows
     x = current.to(state).contiguous() if constant else read(current, current.dtype)
     spikes_format = state if spikes is None else spikes.dtype
     nothing = (None,) * len(finals)
@@ -495,8 +449,8 @@ def forward(
     samples = batch if by_sample or lengths is not None else 0
     features = size // (batch or 1)
     # Those of steps in blocks follow from the shape.
-    x_strides = _strides(x, finals[0].dim(), features) if by_sample else None
-    past = _NOT if spikes is None else _past(spikes, HELD if constant else STREAMED, samples)
+    x_strides = strides_of(x, finals[0].dim(), features) if by_sample else None
+    past = NOT_PAST if spikes is None else past_of(spikes, HELD if constant else STREAMED, samples)
     formats, threads = (x.dtype, spikes_format, state), torch.get_num_threads()
     key = (
         *("forward", neuron, formats, x.shape, size, steps, past, samples, threads),
@@ -514,7 +468,7 @@ def forward(
     if plan is None:
         sizes = (steps, size, samples)
         layout = (features, steps * features) if by_sample else (size, features)
-        x_strides = x_strides or _strides(x, finals[0].dim(), features)
+        x_strides = x_strides or strides_of(x, finals[0].dim(), features)
         strides = (*x_strides, 0, 0, 0, 0, *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
@@ -545,12 +499,12 @@ def backward(
     size, batch, dim = math.prod(shape), shape[0], len(shape)
     features = size // (batch or 1)
     layout = (features, steps * features) if by_sample else (size, features)
-    read = _samples if by_sample else rows
+    read = by_samples if by_sample else rows
     x = current.to(state).contiguous() if constant else read(current, current.dtype)
     gs = read(grad_spikes, current.dtype)
     gts: Sequence[Tensor | None] = nothing
     if grad_traces and by_sample:
-        gts = [_samples(one, state, layout[1]) for one in grad_traces]
+        gts = [by_samples(one, state, layout[1]) for one in grad_traces]
     elif grad_traces:
         gts = [rows(one, state) for one in grad_traces]
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
@@ -571,12 +525,12 @@ def backward(
         lengths,
     )
     samples = batch if by_sample or lengths is not None else 0
-    past = _NOT if constant else _past(wide, STREAMED, samples)
+    past = NOT_PAST if constant else past_of(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
     formats, threads = (x.dtype, current.dtype, wide.dtype), torch.get_num_threads()
     strides: tuple[int, ...] | None = None  # those of steps in blocks follow from the shapes
     if by_sample:
-        strides = (*_strides(x, dim, features), *_strides(gs, dim, features))
+        strides = (*strides_of(x, dim, features), *strides_of(gs, dim, features))
     key = (
         *("backward", neuron, formats, x.shape, size, steps, past, samples, threads),
         *(strides, by_sample, lengths is None, bool(states), constant, bool(out_states), wanted),
@@ -587,8 +541,8 @@ def backward(
     if plan is None:
         kind = (mask_of(wanted), constant, gs is not None)
         sizes = (steps, size, samples)
-        strides = strides or (*_strides(x, dim, features), *_strides(gs, dim, features))
-        strides += (*_strides(out, dim, features), *layout)
+        strides = strides or (*strides_of(x, dim, features), *strides_of(gs, dim, features))
+        strides += (*strides_of(out, dim, features), *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past, strides)
     plan.run(arrays)
     if wide is not out:
