@@ -171,6 +171,19 @@ def test_the_loop_over_a_scan_computes_the_same(neuron, lengths, monkeypatch):
     assert_equal(found[1], own[1], 1e-12)
 
 
+def test_its_products_are_in_the_states_format_under_autocast_too(monkeypatch):
+    current = currents(12, 5, 33)
+    loop = operators.SteppedRecurrence(dispatch.TABLE["numba"])
+    monkeypatch.setattr(operators, "_recurrence_of", lambda _: loop)
+    monkeypatch.setattr(operators, "_keeps_states", lambda _: True)
+    layer = made(lambda **o: ns.LIF(0.9, **o), 33)
+    wanted = answers(layer, current)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers(layer, current)
+    for one, other in zip(found, wanted):
+        assert_equal(one, other, 0)
+
+
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("lengths", [None, [9, 4, 0, 11]], ids=["whole", "lengths"])
 def test_segment_by_segment_equals_the_whole(backend, lengths):
