@@ -14,14 +14,16 @@ from neurospike.backend import dispatch
 from neurospike.kernels.cuda import scan
 
 NAME = "triton"
+_ON_CPU = torch.empty(0)
 
 
 class Driver:
     """Answers as Triton's driver of a GPU does, for tensors on the CPU."""
 
     def get_current_device(self) -> int:
-        """Return the index of the CPU."""
-        return torch.empty(0).get_device()
+        """Return the index of the CPU, asking first whether there is CUDA as torch would."""
+        torch.cuda.is_initialized()
+        return _ON_CPU.get_device()
 
     def get_current_stream(self, device: int) -> int:
         """Return the default stream."""

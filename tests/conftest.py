@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import neurospike as ns
+from neurospike import ops
 from neurospike.backend import dispatch
 
 WORKERS = 4  # at most: each holds torch and its compiled kernels in memory
@@ -42,6 +43,7 @@ def _start_alike() -> Iterator[None]:
     """Let no test see what one before it in the same process has drawn, or where it has gone."""
     torch.manual_seed(0)
     dispatch.forget()
+    ops.forget()
     folder = Path.cwd()
     yield
     os.chdir(folder)

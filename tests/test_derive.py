@@ -146,8 +146,9 @@ def test_random_neurons_run_fused_as_they_do_in_torch(seed):
         parameters = [drawn(37) for _ in range(program.parameters)]
         current, *states = inputs
         text, count = str(program), program.states
-        call = ops.Call("numba", text, numbers, -1, wants, count, count)
-        ours = ops.fused_scan(call, (current, *states, *parameters))
+        call = ops.Call("numba", text, -1, wants, count, count)
+        found = ops.fused_scan(call, numbers, (current, *states, *parameters))
+        ours = found[0], found[1 : 1 + count], found[1 + count :]
         theirs = reference.scan(current, states, parameters, text, numbers)
         totals = []
         for spikes, finals, traces in (ours, theirs):

@@ -16,7 +16,7 @@ from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import take
 from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, array_of, job_of, run
 from neurospike.kernels.cpu.events import FORMATS
-from neurospike.ops.arguments import is_plain
+from neurospike.ops.watching import is_plain
 
 GRAIN = 1 << 16  # spikes that are worth waking a thread for
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import buffers
+from neurospike.backend.tensors import sum_over_batch
 from neurospike.kernels.cpu import _rows, linear
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import (
@@ -56,7 +57,6 @@ from neurospike.kernels.cpu.scan import (
     _step_of,
     alike_of,
     as_tensor,
-    sum_over_batch,
 )
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of

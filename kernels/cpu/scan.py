@@ -23,7 +23,7 @@ sequences of 16 bits are read and written as such, a vector at a time.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from neurospike.backend import parallel
+from neurospike.backend.tensors import are_same, sum_over_batch
 from neurospike.kernels.cpu import _halves, _rows
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
@@ -423,7 +424,7 @@ def forward(
     finals: Sequence[Tensor],
     lengths: Tensor | None = None,
     by_sample: bool = False,
-) -> None:
+) -> Callable[..., None] | None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
     `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
@@ -433,24 +434,16 @@ def forward(
     state = finals[0].dtype
     read = by_samples if by_sample else rows
     x = current.to(state).contiguous() if constant else read(current, current.dtype)
+    starts = [one.contiguous() for one in states]
+    values = [one.contiguous() for one in parameters]
     spikes_format = state if spikes is None else spikes.dtype
-    nothing = (None,) * len(finals)
-    arrays = (
-        x,
-        *([one.contiguous() for one in states] if states else nothing),
-        *([one.contiguous() for one in parameters] if parameters else ()),
-        spikes,
-        *(traces or nothing),
-        *finals,
-        as_tensor(tuple(numbers), state),
-        lengths,
-    )
     size, batch = finals[0].numel(), finals[0].shape[0]
     samples = batch if by_sample or lengths is not None else 0
     features = size // (batch or 1)
     # Those of steps in blocks follow from the shape.
     x_strides = strides_of(x, finals[0].dim(), features) if by_sample else None
-    past = NOT_PAST if spikes is None else past_of(spikes, HELD if constant else STREAMED, samples)
+    least = HELD if constant else STREAMED
+    past = NOT_PAST if spikes is None else past_of(spikes, least, samples)
     formats, threads = (x.dtype, spikes_format, state), torch.get_num_threads()
     key = (
         *("forward", neuron, formats, x.shape, size, steps, past, samples, threads),
@@ -464,6 +457,23 @@ def forward(
             *[one.numel() for one in parameters],
         ),
     )
+    nothing = (None,) * len(finals)
+
+    def arrays_of(
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        spikes: Tensor | None,
+        finals: Sequence[Tensor],
+        traces: Sequence[Tensor],
+    ) -> tuple[Tensor | None, ...]:
+        constants = as_tensor(tuple(numbers), state)
+        given = (x, *(states or nothing), *parameters)
+        return (*given, spikes, *(traces or nothing), *finals, constants, lengths)
+
+    arrays = arrays_of(x, starts, values, numbers, lengths, spikes, finals, traces)
     plan = _plans.get(key)
     if plan is None:
         sizes = (steps, size, samples)
@@ -472,6 +482,13 @@ def forward(
         strides = (*x_strides, 0, 0, 0, 0, *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
+    if not are_same((current, *states, *parameters), (x, *starts, *values)):
+        return None
+    if spikes is not None and spikes.nbytes >= least:
+        return None  # where the next ones lie decides how they are written
+    if x.dim() < current.dim():
+        return None  # one row for all steps
+    return lambda *given: plan.run(arrays_of(*given[:-1]))  # the last are saved, of which are none
 
 
 def backward(
@@ -491,7 +508,7 @@ def backward(
     out_parameters: Sequence[Tensor | None],
     lengths: Tensor | None = None,
     by_sample: bool = False,
-) -> None:
+) -> Callable[..., None] | None:
     """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
     nothing = (None,) * len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
@@ -502,28 +519,16 @@ def backward(
     read = by_samples if by_sample else rows
     x = current.to(state).contiguous() if constant else read(current, current.dtype)
     gs = read(grad_spikes, current.dtype)
-    gts: Sequence[Tensor | None] = nothing
+    gts: Sequence[Tensor | None] = ()
     if grad_traces and by_sample:
         gts = [by_samples(one, state, layout[1]) for one in grad_traces]
     elif grad_traces:
         gts = [rows(one, state) for one in grad_traces]
     gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
+    starts = [one.contiguous() for one in states]
+    values = [one.contiguous() for one in parameters]
     # What a constant current's gradient adds up to is rounded once.
     wide = out.new_empty(out.shape, dtype=state) if constant and out.dtype != state else out
-    asked = [None if one is None else x.new_empty(size, dtype=state) for one in out_parameters]
-    arrays = (
-        x,
-        *([one.contiguous() for one in states] if states else nothing),
-        *([one.contiguous() for one in parameters] if parameters else ()),
-        gs,
-        *gts,
-        *gfs,
-        wide,
-        *(out_states or nothing),
-        *asked,
-        as_tensor(tuple(numbers), state),
-        lengths,
-    )
     samples = batch if by_sample or lengths is not None else 0
     past = NOT_PAST if constant else past_of(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
@@ -534,9 +539,32 @@ def backward(
     key = (
         *("backward", neuron, formats, x.shape, size, steps, past, samples, threads),
         *(strides, by_sample, lengths is None, bool(states), constant, bool(out_states), wanted),
-        *[None if one is None else one.shape for one in (gs, *gts, *gfs)],
+        *[None if one is None else one.shape for one in (gs, *(gts or nothing), *gfs)],
         *[one.numel() for one in parameters],
     )
+
+    def arrays_of(
+        gs: Tensor | None,
+        gfs: Sequence[Tensor | None],
+        gts: Sequence[Tensor | None],
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        asked: Sequence[Tensor | None],
+    ) -> tuple[Tensor | None, ...]:
+        constants = as_tensor(tuple(numbers), state)
+        given = (x, *(states or nothing), *parameters, gs, *(gts or nothing), *gfs)
+        return (*given, out, *(out_states or nothing), *asked, constants, lengths)
+
+    def each_of(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if one is None else one.new_empty(size) for one in parameters]
+
+    asked = each_of(out_parameters)
+    arrays = arrays_of(gs, gfs, gts, x, starts, values, numbers, lengths, wide, out_states, asked)
     plan = _plans.get(key)
     if plan is None:
         kind = (mask_of(wanted), constant, gs is not None)
@@ -545,13 +573,39 @@ def backward(
         strides += (*strides_of(out, dim, features), *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, kind, sizes, past, strides)
     plan.run(arrays)
+    sum_over_batch(asked, out_parameters)
     if wide is not out:
         out.copy_(wide)
-    sum_over_batch(asked, out_parameters)
+        return None
+    if not constant and out.nbytes >= STREAMED:
+        return None  # where the next one lies decides how it is written
+    given = (current, *grad_traces, *grad_finals, *states, *parameters)
+    if not are_same((grad_spikes, *given), (gs, x, *gts, *gfs, *starts, *values)):
+        return None
+    if (not constant and x.dim() == dim) or any(
+        one is not None and one.dim() == dim for one in gts
+    ):
+        return None  # one row for all steps
+    is_row = gs is not None and gs.dim() == dim
 
+    def again(
+        grad_spikes: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        saved: Sequence[Tensor],
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        out_parameters: Sequence[Tensor | None],
+    ) -> None:
+        gs = grad_spikes[0] if is_row and grad_spikes is not None else grad_spikes
+        asked = each_of(out_parameters)
+        options = (gs, grad_finals, grad_traces, current, states, parameters, numbers, lengths)
+        plan.run(arrays_of(*options, out, out_states, asked))
+        sum_over_batch(asked, out_parameters)
 
-def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
-    """Sum each neuron's gradients of parameters, `[B * N]`, over the neurons that share one."""
-    for target, found in zip(out, each):
-        if target is not None and found is not None and target.numel():
-            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
+    return again

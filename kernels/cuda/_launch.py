@@ -43,7 +43,7 @@ class Launch:
         self.kernel, self.programs, self.warps, self.device = kernel, programs, warps, device
         self.found: Any = None
 
-    def __call__(self, given: Iterable[Tensor | None], *arguments: Any) -> None:
+    def __call__(self, given: Iterable[Tensor | None], arguments: tuple[Any, ...]) -> None:
         """Run the kernel; see `launch`.
 
         Args:
@@ -54,23 +54,17 @@ class Launch:
         for one in given:
             if one is not None:
                 bits |= one.data_ptr()
-        if bits & 15 or self.found is None or not self._is_usual():
-            found = launch(self.kernel, self.programs, self.warps, *arguments)
-            if found is not None and self.found is None and not bits & 15 and runs_direct():
-                self.found = (found.run, found.function, found.packed_metadata)
-            return
-        run, function, packed = self.found
-        stream = triton.runtime.driver.active.get_current_stream(self.device)
-        run(self.programs, 1, 1, stream, function, packed, None, None, None, *arguments)
-
-    def _is_usual(self) -> bool:
-        """True on the current device where nobody asked Triton to be told of launches."""
-        hooks = triton.knobs.runtime
-        return (
-            triton.runtime.driver.active.get_current_device() == self.device
-            and not hooks.launch_enter_hook.calls
-            and not hooks.launch_exit_hook.calls
-        )
+        if not bits & 15 and self.found is not None:
+            run, function, packed = self.found
+            driver, hooks = triton.runtime.driver.active, triton.knobs.runtime
+            told = hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls
+            if not told and driver.get_current_device() == self.device:
+                stream = driver.get_current_stream(self.device)
+                run(self.programs, 1, 1, stream, function, packed, None, None, None, *arguments)
+                return
+        found = launch(self.kernel, self.programs, self.warps, *arguments)
+        if found is not None and self.found is None and not bits & 15 and runs_direct():
+            self.found = (found.run, found.function, found.packed_metadata)
 
 
 @functools.cache

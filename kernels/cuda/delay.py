@@ -190,7 +190,7 @@ def forward(
     flags = (("TAPS", len(weights)), ("GIVEN", before is not None), ("ENDS", lengths is not None))
     go = _prepared("forward", -(-steps // CHUNK), size, form, flags)
     given = (x, before, lag, weights.contiguous(), lengths, out)
-    go(given, *given, size, channels, stride, max_delay, steps)
+    go(given, (*given, size, channels, stride, max_delay, steps))
 
 
 def backward(
@@ -230,6 +230,6 @@ def backward(
         )
         go = _prepared("backward", chunks, size, (*form, steps.bit_length() > 31), flags)
         given = (g, x, before, lag, weights.contiguous(), lengths, out, out_history, each)
-        go(given, *given, size, channels, grad_stride, stride, max_delay, steps)
+        go(given, (*given, size, channels, grad_stride, stride, max_delay, steps))
     if out_weights is not None and each is not None:
         torch.sum(each, (0, 2), out=out_weights)

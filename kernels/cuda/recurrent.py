@@ -23,10 +23,11 @@ from torch import Tensor
 
 from neurospike.backend.binding import bind
 from neurospike.backend.dispatch import TABLE
+from neurospike.backend.tensors import sum_over_batch
 from neurospike.kernels.cuda._compile import bits_of, jit
 from neurospike.kernels.cuda._launch import Launch
 from neurospike.kernels.cuda._recurrent_loop import _backward, _forward
-from neurospike.kernels.cuda.scan import _rows, names_of, sum_over_batch
+from neurospike.kernels.cuda.scan import _rows, names_of
 from neurospike.ops.stepped_recurrence import SteppedRecurrence
 from neurospike.ops.wants import mask_of
 
@@ -185,23 +186,25 @@ def forward(
         lengths = lengths.contiguous()
     go(
         (x, matrix, *starts, *values, lengths),
-        x,
-        matrix,
-        starts or (None,) * len(finals),
-        values,
-        bits,
-        lengths,
-        spikes,
-        tuple(traces) or (None,) * (len(finals) - 1),
-        currents,
-        tuple(finals),
-        torch.empty_like(finals[0]),
-        torch.empty_like(finals[0], dtype=torch.int32),
-        size,
-        batch,
-        matrix.shape[1],
-        counts,
-        steps,
+        (
+            x,
+            matrix,
+            starts or (None,) * len(finals),
+            values,
+            bits,
+            lengths,
+            spikes,
+            tuple(traces) or (None,) * (len(finals) - 1),
+            currents,
+            tuple(finals),
+            torch.empty_like(finals[0]),
+            torch.empty_like(finals[0], dtype=torch.int32),
+            size,
+            batch,
+            matrix.shape[1],
+            counts,
+            steps,
+        ),
     )
 
 
@@ -268,25 +271,27 @@ def backward(
         lengths = lengths.contiguous()
     go(
         (gs, *finals, *more, currents, *traces, matrix, *starts, *values, lengths),
-        gs,
-        finals,
-        more,
-        currents,
-        tuple(traces),
-        matrix,
-        starts or (None,) * len(finals),
-        values,
-        bits,
-        lengths,
-        out,
-        tuple(out_states) or (None,) * len(finals),
-        tuple(each),
-        torch.empty_like(out[0]),
-        size,
-        batch,
-        matrix.shape[1],
-        counts,
-        steps,
+        (
+            gs,
+            finals,
+            more,
+            currents,
+            tuple(traces),
+            matrix,
+            starts or (None,) * len(finals),
+            values,
+            bits,
+            lengths,
+            out,
+            tuple(out_states) or (None,) * len(finals),
+            tuple(each),
+            torch.empty_like(out[0]),
+            size,
+            batch,
+            matrix.shape[1],
+            counts,
+            steps,
+        ),
     )
     sum_over_batch(each, out_parameters)
 

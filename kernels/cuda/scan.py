@@ -32,11 +32,13 @@ from torch import Tensor
 
 from neurospike.backend.binding import bind
 from neurospike.backend.dispatch import TABLE
+from neurospike.backend.tensors import are_same, sum_over_batch
 from neurospike.kernels.cuda._compile import bits_of, jit
 from neurospike.kernels.cuda._formulas import NAMES
 from neurospike.kernels.cuda._launch import Launch
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
+from neurospike.ops import running
 from neurospike.ops.wants import mask_of
 
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
@@ -467,18 +469,11 @@ def _prepared(
     return Launch(kernel, programs, warps, device), bits_of(numbers)
 
 
-def _samples(size: int, lengths: Tensor | None) -> tuple[int, tuple[Tensor, int] | None]:
-    """Return how many neurons a sample has, 0 without lengths, and the kernel's argument."""
-    if lengths is None:
-        return 0, None
-    features = size // lengths.numel()
-    return features, (lengths, features)
-
-
 def forget() -> None:
     """Forget what was compiled in this process."""
     compiled.cache_clear()
     _prepared.cache_clear()
+    running.forget()
 
 
 def forward(
@@ -495,41 +490,64 @@ def forward(
     finals: Sequence[Tensor],
     saved: Sequence[Tensor],
     lengths: Tensor | None = None,
-) -> None:
+) -> Callable[..., None] | None:
     """Fill `spikes`, `traces` and `finals` as `kernels.cpu.scan.forward` does, and `saved`, if any.
 
     `saved` are the states before every chunk, `[ceil(T/EVERY) * B * F]` each.
     """
     count, size = len(finals), finals[0].numel()
     if size == 0:
-        return
+        return None
     if steps == 0:
         for k, final in enumerate(finals):
             final.copy_(states[k]) if states else final.zero_()
-        return
+        return None
     x, held = (current.contiguous(), True) if constant else _rows(current)
     counts, nothing = tuple([one.numel() for one in parameters]), (None,) * count
     starts = tuple([one.contiguous() for one in states])
     values = tuple([one.contiguous() for one in parameters])
     asked = (len(states) > 0, spikes is not None, len(traces) > 0, len(saved) > 0, held)
-    features, samples = _samples(size, lengths)
+    features = 0 if lengths is None else size // lengths.numel()
     form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
-    go, bits = _prepared("forward", neuron, tuple(numbers), form, counts, asked)
-    go(
-        (x, lengths, *starts, *values),
-        x,
-        starts or nothing,
-        values,
-        bits,
-        spikes,
-        tuple(traces) or nothing,
-        tuple(saved) or nothing,
-        tuple(finals),
-        size,
-        counts,
-        steps,
-        samples,
-    )
+    last = tuple(numbers)
+    kept = (last, *_prepared("forward", neuron, last, form, counts, asked))
+
+    def fill(
+        x: Tensor | None,
+        states: tuple[Tensor, ...],
+        parameters: tuple[Tensor, ...],
+        numbers: tuple[float, ...],
+        lengths: Tensor | None,
+        spikes: Tensor | None,
+        finals: Sequence[Tensor],
+        traces: Sequence[Tensor],
+        saved: Sequence[Tensor],
+    ) -> None:
+        nonlocal kept
+        last, go, bits = kept
+        if numbers != last:  # with other bits Triton may have to compile another kernel
+            go, bits = _prepared("forward", neuron, numbers, form, counts, asked)
+            kept = numbers, go, bits
+        go(
+            (x, lengths, *states, *parameters),
+            (
+                x,
+                states or nothing,
+                parameters,
+                bits,
+                spikes,
+                tuple(traces) or nothing,
+                tuple(saved) or nothing,
+                tuple(finals),
+                size,
+                counts,
+                steps,
+                None if lengths is None else (lengths, features),
+            ),
+        )
+
+    fill(x, starts, values, last, lengths, spikes, finals, traces, saved)
+    return fill if are_same((current, *states, *parameters), (x, *starts, *values)) else None
 
 
 def backward(
@@ -549,65 +567,91 @@ def backward(
     out_parameters: Sequence[Tensor | None],
     saved: Sequence[Tensor],
     lengths: Tensor | None = None,
-) -> None:
+) -> Callable[..., None] | None:
     """Fill the gradients as `kernels.cpu.scan.backward` does; `saved` is what `forward` filled."""
     count = len(saved)
     size = math.prod(current.shape if constant else current.shape[1:])
-    each = [
-        None if one is None else one.new_empty(size) if steps else one.new_zeros(size)
-        for one in out_parameters
-    ]
     finals = tuple([None if one is None else one.contiguous() for one in grad_finals])
-    if size and steps:
-        x, held = (current.contiguous(), True) if constant else _rows(current)
-        gs, gs_held = _rows(grad_spikes)
-        nothing = (None,) * count
-        traces, trace_held = nothing, (False,) * count
-        if grad_traces:
-            traces, trace_held = zip(*map(_rows, grad_traces))
-        counts = tuple([one.numel() for one in parameters])
-        values = tuple([one.contiguous() for one in parameters])
-        asked = (
-            gs is not None,
-            tuple([one is not None for one in traces]),
-            constant,
-            tuple([one is not None for one in each]),
-            len(out_states) > 0,
-            held,
-            gs_held,
-            trace_held,
-            tuple([one is not None for one in finals]),
-        )
-        features, samples = _samples(size, lengths)
-        form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
-        go, bits = _prepared("backward", neuron, tuple(numbers), form, counts, asked)
-        go(
-            (gs, lengths, *traces, *finals, x, *values),
-            gs,
-            traces,
-            finals or nothing,
-            x,
-            tuple(saved),
-            values,
-            bits,
-            out,
-            tuple(out_states) or nothing,
-            tuple(each),
-            size,
-            counts,
-            steps,
-            samples,
-        )
-    elif size:
-        if constant:
+    nothing = (None,) * count
+    if not size or not steps:
+        if size and constant:
             out.zero_()
-        for before, final in zip(out_states, finals or (None,) * count):
+        for before, final in zip(out_states, finals or nothing):
             before.zero_() if final is None else before.copy_(final)
-    sum_over_batch(each, out_parameters)
+        for one in out_parameters:
+            if one is not None:
+                one.zero_()
+        return None
+    x, held = (current.contiguous(), True) if constant else _rows(current)
+    gs, gs_held = _rows(grad_spikes)
+    traces, trace_held = nothing, (False,) * count
+    if grad_traces:
+        traces, trace_held = zip(*map(_rows, grad_traces))
+    counts = tuple([one.numel() for one in parameters])
+    values = tuple([one.contiguous() for one in parameters])
+    wanted = tuple([one is not None for one in out_parameters])
+    asked = (
+        gs is not None,
+        tuple([one is not None for one in traces]),
+        constant,
+        wanted,
+        len(out_states) > 0,
+        held,
+        gs_held,
+        trace_held,
+        tuple([one is not None for one in finals]),
+    )
+    features = 0 if lengths is None else size // lengths.numel()
+    form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
+    last = tuple(numbers)
+    kept = (last, *_prepared("backward", neuron, last, form, counts, asked))
 
+    def fill(
+        grad_spikes: Tensor | None,
+        grad_finals: tuple[Tensor | None, ...],
+        grad_traces: tuple[Tensor | None, ...],
+        x: Tensor | None,
+        states: Sequence[Tensor],
+        parameters: tuple[Tensor, ...],
+        numbers: tuple[float, ...],
+        lengths: Tensor | None,
+        saved: tuple[Tensor, ...],
+        out: Tensor,
+        out_states: Sequence[Tensor],
+        out_parameters: Sequence[Tensor | None],
+    ) -> None:
+        nonlocal kept
+        last, go, bits = kept
+        if numbers != last:
+            go, bits = _prepared("backward", neuron, numbers, form, counts, asked)
+            kept = numbers, go, bits
+        each: Sequence[Tensor | None] = ()
+        if out_parameters:
+            each = [None if one is None else one.new_empty(size) for one in out_parameters]
+        go(
+            (grad_spikes, lengths, *grad_traces, *grad_finals, x, *parameters),
+            (
+                grad_spikes,
+                grad_traces or nothing,
+                grad_finals or nothing,
+                x,
+                saved,
+                parameters,
+                bits,
+                out,
+                tuple(out_states) or nothing,
+                tuple(each),
+                size,
+                counts,
+                steps,
+                None if lengths is None else (lengths, features),
+            ),
+        )
+        if each:
+            sum_over_batch(each, out_parameters)
 
-def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
-    """Sum each neuron's gradients of parameters, `[B * N]`, over the neurons that share one."""
-    for target, found in zip(out, each):
-        if target is not None and found is not None and target.numel():
-            torch.sum(found.view(-1, target.numel()), 0, out=target.view(-1))
+    results = (out, out_states, out_parameters)
+    fill(gs, finals, traces, x, states, values, last, lengths, tuple(saved), *results)
+    given = (grad_spikes, *grad_traces, *grad_finals, current, *parameters)
+    used = (gs, *(traces if grad_traces else ()), *finals, x, *values)
+    return fill if are_same(given, used) else None

@@ -5,7 +5,7 @@ name only. Tensors are on the backend's device; `state` is the format float32, o
 input is float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,13 @@ class Scan(Protocol):
     A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
     step. One with `by_sample` may hand them `by_sample=True`: then the sequences to fill lie in
     memory as `[B, T, *F]` does, of which they are the transpose.
+
+    Each may return a function that does the same for other tensors of the same formats, shapes and
+    strides, on as many threads, with other numbers; it is called in its stead then, and the host
+    has less to do. It takes its arguments by their places: that of `forward` current, states,
+    parameters, numbers, lengths, spikes, finals, traces and saved; that of `backward` the gradients
+    of spikes, finals and traces, current, states, parameters, numbers, lengths, saved, out,
+    out_states and out_parameters.
 
     `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
     `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
@@ -42,7 +49,7 @@ class Scan(Protocol):
         finals: Sequence[Tensor],
         lengths: Tensor | None = None,
         **more: Any,
-    ) -> None:
+    ) -> Callable[..., None] | None:
         """Fill spikes `[T, B, *F]`, traces (one for each state, or none) and finals `[B, *F]`."""
 
     def backward(
@@ -63,7 +70,7 @@ class Scan(Protocol):
         out_parameters: Sequence[Tensor | None],
         lengths: Tensor | None = None,
         **more: Any,
-    ) -> None:
+    ) -> Callable[..., None] | None:
         """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurospike.ops.arguments import refuse_ragged
-from neurospike.ops.scan import state_dtype
+from neurospike.ops.formats import state_dtype
 
 from . import own_steps
 from .own_steps import Lengths

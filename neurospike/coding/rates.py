@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from neurospike.ops.arguments import refuse_ragged
-from neurospike.ops.scan import state_dtype
+from neurospike.ops.formats import state_dtype
 
 from . import own_steps
 from .own_steps import Lengths

@@ -16,7 +16,7 @@ from neurospike.backend import dispatch
 from neurospike.ops.arguments import check_current, check_lengths, fitted
 from neurospike.ops.bounds import clamped
 from neurospike.ops.delay import delay
-from neurospike.ops.scan import state_dtype
+from neurospike.ops.formats import state_dtype
 
 from .lif import _Neuron, _show, _values
 from .other_names import explain_other_names

@@ -18,7 +18,7 @@ from neurospike.neurons.rule import Neuron, Rule
 from neurospike.neurons.surrogate import Surrogate, resolve
 from neurospike.ops.arguments import decay_of, window_of
 from neurospike.ops.bounds import check_beta, check_beta_gradient, check_threshold, clamped
-from neurospike.ops.time_loop import run
+from neurospike.ops.time_loop import run, run_whole
 from neurospike.ops.wants import SPIKES, TRACES
 
 from .leaky import from_leaky
@@ -99,7 +99,7 @@ def lif(
         and neuron is grad_window is None
         and not torch.compiler.is_compiling()
     )
-    out = run(
+    return run_whole(
         (_known_rule if is_plain else _checked_rule)(
             beta,
             threshold,
@@ -113,14 +113,12 @@ def lif(
         ),
         current,
         () if mem is None else (mem,),
-        (decay_of(beta, beta_gradient), threshold),
+        (beta if is_plain else decay_of(beta, beta_gradient), threshold),
         num_steps,
         SPIKES | (TRACES if return_trace else 0),
         backend,
-        lengths=lengths,
+        lengths,
     )
-    assert out.spikes is not None
-    return (out.spikes, *out.states, *out.traces)
 
 
 def _rule(
@@ -358,7 +356,7 @@ class LIF(_Neuron):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return `(spikes, mem)`, and with `return_trace` `(spikes, mem, trace)`; see `lif`."""
-        out = run(
+        return run(
             self.rule,
             current,
             () if mem is None else (mem,),
@@ -369,8 +367,6 @@ class LIF(_Neuron):
             self.segment,
             lengths,
         )
-        assert out.spikes is not None
-        return (out.spikes, *out.states, *out.traces)
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
@@ -427,7 +423,7 @@ class LI(_Neuron):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return `(trace [T, B, *F], mem [B, *F])`."""
-        out = run(
+        mem, trace = run(
             rule.LI,
             current,
             () if mem is None else (mem,),
@@ -438,7 +434,7 @@ class LI(_Neuron):
             self.segment,
             lengths,
         )
-        return out.traces[0], out.states[0]
+        return trace, mem
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""

@@ -99,11 +99,15 @@ def explain_other_names(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **options: P.kwargs) -> R:
+        if not accepted.issuperset(options):
+            refuse(options)
+        return function(*args, **options)
+
+    def refuse(options: dict[str, Any]) -> None:
         for name, value in options.items():
             if name not in accepted and (name in OTHER_NAMES or not takes_any):
                 what = function.__qualname__.removesuffix(".__init__")
                 raise TypeError(f"{what} has no argument {name}=; {instead(name, value, known)}")
-        return function(*args, **options)
 
     return checked
 

@@ -16,7 +16,8 @@ from torch.nn.modules import module as nn_module
 from neurospike import ops
 from neurospike.backend import dispatch
 from neurospike.neurons.rule import Rule
-from neurospike.ops.arguments import fitted, flat_parameter, is_plain
+from neurospike.ops.arguments import fitted, flat_parameter
+from neurospike.ops.watching import is_plain
 
 from . import break_even
 from .lif import LIF

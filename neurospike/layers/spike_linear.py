@@ -20,7 +20,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from neurospike.backend import buffers, dispatch
-from neurospike.ops.arguments import PAIR, is_plain
+from neurospike.ops.arguments import PAIR
+from neurospike.ops.watching import is_plain
 
 from . import break_even
 

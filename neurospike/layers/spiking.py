@@ -16,8 +16,8 @@ from neurospike.neurons.record import record
 from neurospike.neurons.rule import rule_of
 from neurospike.neurons.surrogate import Surrogate, resolve
 from neurospike.ops.arguments import check_current, window_of
-from neurospike.ops.bounds import check_beta_gradient, clamped
-from neurospike.ops.scan import state_dtype, step_shape
+from neurospike.ops.bounds import check_beta_gradient, clamped, lies_between
+from neurospike.ops.formats import state_dtype, step_shape
 from neurospike.ops.time_loop import run
 from neurospike.ops.wants import SPIKES, TRACES
 
@@ -124,7 +124,7 @@ class Spiking(_Neuron):
                 another number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
-        out = run(
+        spikes, *rest = run(
             self.rule,
             current,
             self._start(state, current, num_steps),
@@ -135,8 +135,9 @@ class Spiking(_Neuron):
             self.segment,
             lengths,
         )
-        assert out.spikes is not None
-        return (out.spikes, out.states, out.traces) if return_trace else (out.spikes, out.states)
+        many = len(self.states)
+        states = tuple(rest[:many])
+        return (spikes, states, tuple(rest[many:])) if return_trace else (spikes, states)
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -170,7 +171,7 @@ class Spiking(_Neuron):
             return constant
         value: Tensor = getattr(self, name)
         limits = self.bounds.get(name)
-        if limits is None:
+        if limits is None or lies_between(value, *limits):
             return value
         return clamped(value, self.bound_gradient) if limits == UNIT else value.clamp(*limits)
 

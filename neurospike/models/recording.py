@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neurospike.layers.recording import held
-from neurospike.ops.scan import state_dtype
+from neurospike.ops.formats import state_dtype
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,16 @@
 """What a layer is handed: whether it will do, and in the form that backends take."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .bounds import clamped
+from .watching import is_watched
 
-_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 PAIR = (
     "a layer of neurons returns (output, state): hand on the output alone, or put the layers in "
     "ns.Sequential in place of nn.Sequential"
@@ -182,10 +181,6 @@ def decay_of(beta: float | Tensor, gradient: str) -> float | Tensor:
         return min(max(_number("beta", beta), 0.0), 1.0)
     if beta.dtype not in FLOATS:
         return beta  # which is refused later
-    # One number is read sooner than clamped, and between the bounds nothing is to be done.
-    is_read = beta.numel() == 1 and beta.device.type == "cpu" and not is_watched((beta,))
-    if is_read and 0.0 < beta.item() < 1.0:
-        return beta
     return clamped(beta, gradient)
 
 
@@ -195,34 +190,6 @@ def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
     if value.numel() == 1 or value.shape == features == (value.numel(),):
         return value
     return value.expand(features).reshape(-1)
-
-
-def is_watched(tensors: Iterable[Tensor | None]) -> bool:
-    """True where operators are seen: by torch.compile, modes, `torch.func`, tracing, the profiler.
-
-    True as well for tensors of other classes, such as those that stand for values.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-        or not _PLAIN.issuperset(map(type, tensors))
-    )
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """True for a plain CPU tensor outside of compile, autocast, functorch and forward AD."""
-    return (
-        type(tensor) is Tensor
-        and tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
 
 
 def _number(name: str, value: float) -> float:

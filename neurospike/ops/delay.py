@@ -16,7 +16,8 @@ from neurospike.backend import dispatch
 from neurospike.backend.delayed import delayed
 
 from . import batching, decomposed
-from .scan import Once, _maker
+from .running import maker
+from .scan import Once
 from .wants import mask_of
 
 _LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
@@ -29,7 +30,7 @@ CURRENT, HISTORY, WEIGHTS = 1, 2, 4  # bits of `wants`: whose gradients are aske
 def _asked(wants: int, *tensors: Tensor | None) -> list[Tensor | None]:
     """Return memory for the gradient of each tensor that it is asked for of, else None."""
     return [
-        _maker(one)(*one.shape, dtype=one.dtype) if one is not None and wants >> k & 1 else None
+        maker(one)(*one.shape, dtype=one.dtype) if one is not None and wants >> k & 1 else None
         for k, one in enumerate(tensors)
     ]
 
@@ -72,7 +73,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         lengths: Tensor | None,
         max_delay: int,
     ) -> Tensor:
-        out = _maker(current)(*current.shape, dtype=current.dtype)
+        out = maker(current)(*current.shape, dtype=current.dtype)
         dispatch.delay_of(row).forward(
             current=current,
             history=history,

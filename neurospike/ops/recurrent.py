@@ -25,7 +25,8 @@ from neurospike.backend import dispatch
 
 from . import batching, decomposed
 from .formats import state_dtype
-from .scan import Once, _asked, _maker
+from .running import gradients_of, maker
+from .scan import Once
 from .stepped_recurrence import SteppedRecurrence
 from .wants import FIRST_PARAMETER, OVERWRITE, SAVED, STATES, TRACES
 
@@ -66,7 +67,7 @@ def _allocate(
     current: Tensor, many: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor | None]:
     """Return `(spikes, finals, traces, currents)`; the last two as far as they are wanted."""
-    state, shape, empty = state_dtype(current.dtype), current.shape, _maker(current)
+    state, shape, empty = state_dtype(current.dtype), current.shape, maker(current)
     return (
         empty(*shape, dtype=current.dtype),
         [empty(*shape[1:], dtype=state) for _ in range(many)],
@@ -79,7 +80,7 @@ def _allocate_gradients(
     currents: Tensor, weight: Tensor, parameters: Sequence[Tensor], states: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """Return those of currents, states, and weight and parameters that are wanted."""
-    empty, dtype = _maker(currents), currents.dtype
+    empty, dtype = maker(currents), currents.dtype
     count = states if wants & STATES else 0
     return (
         currents if wants & OVERWRITE else empty(*currents.shape, dtype=dtype),
@@ -106,7 +107,7 @@ def define(row: dispatch.Backend) -> None:
         spikes, currents, _, weight, _, parameters, _, neuron, _, wants = arguments[3:]
         many = _states_of(neuron)
         out, out_states, others = _allocate_gradients(currents, weight, parameters, many, wants)
-        return _asked(out.new_empty(out.shape, dtype=spikes.dtype), out_states, others)
+        return gradients_of(out.new_empty(out.shape, dtype=spikes.dtype), out_states, others)
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     decomposed.register(name, fake_forward, decomposed.recurrent)
@@ -212,7 +213,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             for one in out_parameters:
                 if one is not None:
                     one.zero_()
-            return _asked(out.to(spikes.dtype), out_states, out_parameters)
+            return gradients_of(out.to(spikes.dtype), out_states, out_parameters)
         _recurrence_of(row).backward(
             grad_spikes=grad_spikes,
             grad_finals=grad_finals,
@@ -237,7 +238,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
             )
             if states:
                 out_weight.addmm_(out[0].T, states[0])
-        return _asked(out.to(spikes.dtype), out_states, out_parameters)
+        return gradients_of(out.to(spikes.dtype), out_states, out_parameters)
 
     _LIBRARY.impl(f"{row.name}_recurrent", forward, device_type.upper())
     _LIBRARY.impl(f"{row.name}_recurrent_backward", backward, device_type.upper())

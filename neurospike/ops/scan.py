@@ -15,22 +15,29 @@ torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for o
 What a backend must provide says `Scan` of `neurospike.backend.protocols`.
 """
 
-import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from neurospike.backend import buffers, dispatch
+from neurospike.backend import dispatch
 from neurospike.neurons.program import Program
 
 from . import batching, decomposed
-from .arguments import is_watched
-from .formats import state_dtype, step_shape
+from .running import (
+    Call,
+    Runner,
+    allocate,
+    allocate_gradients,
+    gradients_of,
+    listed,
+    maker,
+    sizes_of,
+)
 from .wants import BY_SAMPLE, FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
+from .watching import is_watched
 
 _LIBRARY = torch.library.Library("neurospike", "DEF")
 _COMMON = "Tensor current, Tensor[] states, Tensor[] parameters, "
@@ -40,105 +47,6 @@ _BACKWARD = (
     "(Tensor? grad_spikes, Tensor?[] grad_finals, Tensor?[] grad_traces, "
     f"{_COMMON}Tensor[] saved, {_REST}) -> Tensor[]"
 )
-
-
-class Sizes(NamedTuple):
-    """What a call's results are like; None for what is not asked for."""
-
-    state: torch.dtype
-    step: Sequence[Any]  # [B, *F]
-    spikes: Sequence[Any] | None
-    traces: Sequence[Any] | None
-    saved: Sequence[Any] | None
-    states: int  # how many there are
-    largest: int  # bytes of a sequence in the state's format
-
-
-def _sizes(
-    every: int, shape: torch.Size, dtype: torch.dtype, neuron: str, num_steps: int, wants: int
-) -> Sizes:
-    step = shape if num_steps >= 0 else shape[1:]
-    steps = num_steps if num_steps >= 0 else shape[0]
-    saved = (-(-steps // every) * math.prod(step),) if every and wants & SAVED else None
-    sequence = (steps, *step)
-    return Sizes(
-        state_dtype(dtype),
-        step,
-        sequence if wants & SPIKES else None,
-        sequence if wants & TRACES else None,
-        saved,
-        Program.parse(neuron).states,
-        math.prod(sequence) * state_dtype(dtype).itemsize,
-    )
-
-
-_known_sizes = functools.lru_cache(maxsize=4096)(_sizes)  # of numbers, not of symbols
-
-
-def _maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
-    """Return what makes empty tensors where `like` is, of so many bytes at most, or its own.
-
-    Each number of a shape is an argument of its own, which torch reads in half the time.
-    """
-    if like.is_cpu and type(like) is Tensor:
-        largest = like.nbytes if largest is None else largest
-        return torch.empty if largest < buffers.LEAST_BYTES else _lent
-    return like.new_empty  # on a GPU, or a fake one of torch.compile
-
-
-def _lent(*shape: int, dtype: torch.dtype) -> Tensor:
-    return buffers.empty(shape, dtype)
-
-
-def _by_sample(
-    empty: Callable[..., Tensor], steps: int, batch: int, *features: int, dtype: torch.dtype
-) -> Tensor:
-    """Return an empty sequence `[T, B, *F]` that lies in memory as `[B, T, *F]` does."""
-    return empty(batch, steps, *features, dtype=dtype).transpose(0, 1)
-
-
-def _allocate(
-    current: Tensor, sizes: Sizes, wants: int
-) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
-    """Return `(spikes, finals, traces, saved)`, as far as they are wanted."""
-    state, step, spikes, traces, saved, count, largest = sizes
-    empty = sequence = _maker(current, largest)
-    if wants & BY_SAMPLE:
-        sequence = functools.partial(_by_sample, empty)
-
-    def each(shape: Sequence[Any] | None, make: Callable[..., Tensor] = empty) -> list[Tensor]:
-        return [] if shape is None else [make(*shape, dtype=state) for _ in range(count)]
-
-    found = None if spikes is None else sequence(*spikes, dtype=current.dtype)
-    return found, each(step), each(traces, sequence), each(saved)
-
-
-def _allocate_gradients(
-    current: Tensor, parameters: Sequence[Tensor], neuron: str, num_steps: int, wants: int
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    states: list[Tensor] = []
-    empty = sequence = _maker(current)
-    if wants & BY_SAMPLE and num_steps < 0:
-        sequence = functools.partial(_by_sample, empty)
-    if wants & STATES:
-        state, shape = state_dtype(current.dtype), step_shape(current, num_steps)
-        states = [empty(*shape, dtype=state) for _ in range(Program.parse(neuron).states)]
-    return (
-        sequence(*current.shape, dtype=current.dtype),
-        states,
-        [
-            one.new_empty(one.shape) if wants & FIRST_PARAMETER << k else None
-            for k, one in enumerate(parameters)
-        ],
-    )
-
-
-def _listed(spikes: Tensor | None, *others: list[Tensor]) -> list[Tensor]:
-    """Return an operator's results, those that there are."""
-    found = [] if spikes is None else [spikes]
-    for each in others:
-        found += each
-    return found
 
 
 def define(row: dispatch.Backend) -> None:
@@ -157,12 +65,15 @@ def define(row: dispatch.Backend) -> None:
         wants: int,
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
-        sizes = _sizes(every, current.shape, current.dtype, neuron, steps, wants)
-        return _listed(*_allocate(current, sizes, wants))
+        sizes = sizes_of(every, current.shape, current.dtype, neuron, steps, wants)
+        empty = maker(current, sizes.largest)
+        return listed(*allocate(empty, current.dtype, sizes, wants))
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
         current, _, parameters, _, neuron, _, steps, wants = arguments[3:11]
-        return _asked(*_allocate_gradients(current, parameters, neuron, steps, wants))
+        many = Program.parse(neuron).states
+        empty = maker(current)
+        return gradients_of(*allocate_gradients(empty, current, parameters, many, steps, wants))
 
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     decomposed.register(name, fake_forward, decomposed.scan)
@@ -173,107 +84,61 @@ def define(row: dispatch.Backend) -> None:
         implement(row, device)
 
 
-_implemented: dict[str, Callable[..., list[Tensor]]] = {}
-
-
-def _operator(name: str, watched: bool) -> Callable[..., Any]:
-    """Return an operator, or where nobody sees which one is called, its function itself.
-
-    The function alone costs a small layer less of the host's time; see `benchmarks.compare`.
-    """
-    return getattr(torch.ops.neurospike, name) if watched else _implemented[name]
+_runners: dict[str, Runner] = {}  # by the names of their rows
 
 
 def implement(row: dispatch.Backend, device_type: str) -> None:
     """Make the operators of `row` work on tensors of `device_type`."""
-    every = row.checkpoint_every
+    runner = _runners[row.name] = Runner(row)
+
+    def call_of(states: Sequence[Tensor], neuron: str, num_steps: int, wants: int) -> Call:
+        many = Program.parse(neuron).states
+        shown = wants & (SPIKES | TRACES | BY_SAMPLE)
+        return Call(row.name, neuron, num_steps, shown, many, len(states))
 
     def forward(
         current: Tensor,
-        states: list[Tensor],
-        parameters: list[Tensor],
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
         neuron: str,
-        numbers: list[float],
+        numbers: Sequence[float],
         num_steps: int,
         wants: int,
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
-        sizes = _known_sizes(every, current.shape, current.dtype, neuron, num_steps, wants)
-        spikes, finals, traces, saved = _allocate(current, sizes, wants)
-        given: dict[str, Any] = {
-            "current": current,
-            "states": states,
-            "parameters": parameters,
-            "neuron": neuron,
-            "numbers": numbers,
-            "steps": num_steps if num_steps >= 0 else current.shape[0],
-            "constant": num_steps >= 0,
-            "spikes": spikes,
-            "traces": traces,
-            "finals": finals,
-            "lengths": lengths,
-        }
-        if every:
-            given["saved"] = saved
-        if wants & BY_SAMPLE:
-            given["by_sample"] = True
-        dispatch.scan_of(row).forward(**given)
-        return _listed(spikes, finals, traces, saved)
+        call = call_of(states, neuron, num_steps, wants)
+        tensors = (current, *states, *parameters)
+        return runner.forward(call, tuple(numbers), bool(wants & SAVED), lengths, tensors)[0]
 
     def backward(
         grad_spikes: Tensor | None,
-        grad_finals: list[Tensor | None],
-        grad_traces: list[Tensor | None],
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
         current: Tensor,
-        states: list[Tensor],
-        parameters: list[Tensor],
-        saved: list[Tensor],
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        saved: Sequence[Tensor],
         neuron: str,
-        numbers: list[float],
+        numbers: Sequence[float],
         num_steps: int,
         wants: int,
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
-        out, out_states, out_parameters = _allocate_gradients(
-            current, parameters, neuron, num_steps, wants
-        )
-        given: dict[str, Any] = {
-            "grad_spikes": grad_spikes,
-            "grad_traces": grad_traces,
-            "grad_finals": grad_finals,
-            "current": current,
-            "states": states,
-            "parameters": parameters,
-            "neuron": neuron,
-            "numbers": numbers,
-            "steps": num_steps if num_steps >= 0 else current.shape[0],
-            "constant": num_steps >= 0,
-            "out": out,
-            "out_states": out_states,
-            "out_parameters": out_parameters,
-            "lengths": lengths,
-        }
-        if every:
-            given["saved"] = saved
-        if wants & BY_SAMPLE:
-            given["by_sample"] = True
-        dispatch.scan_of(row).backward(**given)
-        return _asked(out, out_states, out_parameters)
+        shown = SPIKES | (TRACES if grad_traces else 0) | wants & BY_SAMPLE
+        call = call_of(states, neuron, num_steps, shown)
+        tensors = (current, *states, *parameters)
+        known = runner.about(call, True, lengths, tensors)
+        grads = (grad_spikes, *grad_finals, *grad_traces)
+        options = (known, wants, lengths, grads, tensors, tuple(saved))
+        return runner.backward(call, tuple(numbers), *options)
 
     _LIBRARY.impl(f"{row.name}_scan", forward, device_type.upper())
     _LIBRARY.impl(f"{row.name}_scan_backward", backward, device_type.upper())
-    _implemented[f"{row.name}_scan"] = forward
-    _implemented[f"{row.name}_scan_backward"] = backward
 
 
 for _row in dispatch.TABLE.values():
     if _row.fused:
         define(_row)
-
-
-def _asked(out: Tensor, states: list[Tensor], parameters: list[Tensor | None]) -> list[Tensor]:
-    """Return the gradients that were asked for."""
-    return [out, *states, *[one for one in parameters if one is not None]]
 
 
 class Once(torch.autograd.Function):
@@ -299,77 +164,65 @@ class Once(torch.autograd.Function):
         )
 
 
-class Call(NamedTuple):
-    """What a call asks of a backend beside its tensors.
-
-    Attributes:
-        name: of the operator's backend.
-        neuron: the program as text.
-        numbers: that it reads.
-        num_steps: of a constant current; -1 for one with a time axis.
-        wants: `SPIKES`, `TRACES` or both, and `BY_SAMPLE` or not.
-        states: how many the neuron has.
-        given: how many of the tensors are states, after the current: all or none.
-    """
-
-    name: str
-    neuron: str
-    numbers: Sequence[float]
-    num_steps: int
-    wants: int
-    states: int
-    given: int
-
-
 class _Scan(torch.autograd.Function):
-    """The pair of operators as one differentiable function."""
+    """The pair of operators as one differentiable function.
+
+    Where nobody sees which operators are called, their runner is called instead: that costs a small
+    layer less of the host's time.
+    """
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
     @staticmethod
     def forward(
-        ctx: Any, call: Call, lengths: Tensor | None, watched: bool, *tensors: Tensor
+        ctx: Any,
+        call: Call,
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        watched: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        output = _run(call, lengths, watched, tensors)
-        shown = _shown(call, output)
-        _keep(ctx, call, lengths, tensors, output[len(shown) :])
-        return shown
+        if watched:
+            found, known = _by_operator(call, numbers, call.wants | SAVED, lengths, tensors), None
+            shown = call.shown
+        else:
+            found, known = _runners[call.name].forward(call, numbers, True, lengths, tensors)
+            shown = known.shown
+        ctx.save_for_backward(lengths, *tensors, *found[shown:])
+        ctx.options = (call, numbers, len(tensors), known)
+        ctx.set_materialize_grads(False)
+        return tuple(found[:shown])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        call, many = ctx.options
+        call, numbers, many, known = ctx.options
         kept = ctx.saved_tensors  # unpacked once
         lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
-        first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
-        finals, asked = first + call.states, call.wants & BY_SAMPLE
+        given, wanted = 1 + call.given, call.wants & BY_SAMPLE
         if many > 1:
-            needs = ctx.needs_input_grad[3:]
-            asked |= STATES if True in needs[1:given] else 0
+            needs = ctx.needs_input_grad[4:]
+            wanted |= STATES if True in needs[1:given] else 0
             for k, need in enumerate(needs[given:]):
-                asked |= (FIRST_PARAMETER << k) if need else 0
-        operator = _operator(f"{call.name}_scan_backward", is_watched((*kept, *grads)))
-        found = operator(
-            grads[0] if first else None,
-            grads[first:finals],
-            grads[finals : finals + call.states] if call.wants & TRACES else (),
-            tensors[0],
-            tensors[1:given],
-            tensors[given:],
-            saved,
-            call.neuron,
-            call.numbers,
-            call.num_steps,
-            asked,
-            lengths,
-        )
+                wanted |= (FIRST_PARAMETER << k) if need else 0
+        if known is None or is_watched((*kept, *grads)):
+            found = _backward_by_operator(call, numbers, wanted, lengths, grads, tensors, saved)
+        else:
+            runner = _runners[call.name]
+            found = runner.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
         if many == 1:
-            return (None, None, None, found[0])
+            return (None, None, None, None, found[0])
         whole = iter(found)
-        gradients = [next(whole)]
-        gradients += [next(whole) if asked & STATES else None for _ in range(call.given)]
+        gradients: list[Tensor | None] = [next(whole)]
+        gradients += [next(whole) if wanted & STATES else None for _ in range(call.given)]
         gradients += [next(whole) if need else None for need in needs[given:]]
-        return (None, None, None, *(grad if need else None for grad, need in zip(gradients, needs)))
+        return (
+            None,
+            None,
+            None,
+            None,
+            *(grad if need else None for grad, need in zip(gradients, needs)),
+        )
 
 
 class _Split(_Scan):
@@ -379,54 +232,76 @@ class _Split(_Scan):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        call: Call, lengths: Tensor | None, watched: bool, *tensors: Tensor
+        call: Call,
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        watched: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        return _run(call, lengths, watched, tensors)
+        return tuple(_by_operator(call, numbers, call.wants | SAVED, lengths, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        call, lengths, _, *tensors = inputs
-        saved = output[len(_shown(call, output)) :]
-        _keep(ctx, call, lengths, tensors, saved)
+        call, numbers, lengths, _, *tensors = inputs
+        saved = output[call.shown :]
+        ctx.save_for_backward(lengths, *tensors, *saved)
+        ctx.options = (call, numbers, len(tensors), None)
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*saved)
 
 
-def _run(
-    call: Call, lengths: Tensor | None, watched: bool, tensors: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    operator = _operator(f"{call.name}_scan", watched)
-    given = 1 + call.given
-    states, parameters = tensors[1:given], tensors[given:]
-    options = (call.neuron, call.numbers, call.num_steps, call.wants | SAVED, lengths)
-    return tuple(operator(tensors[0], states, parameters, *options))
-
-
-def _shown(call: Call, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return what of an operator's output is not there for the backward pass alone."""
-    states = call.states * (2 if call.wants & TRACES else 1)
-    return output[: states + (1 if call.wants & SPIKES else 0)]
-
-
-def _keep(
-    ctx: Any,
+def _by_operator(
     call: Call,
+    numbers: Sequence[float],
+    wants: int,
     lengths: Tensor | None,
     tensors: Sequence[Tensor],
+) -> list[Tensor]:
+    operator = getattr(torch.ops.neurospike, f"{call.name}_scan")
+    given = 1 + call.given
+    states, parameters = tensors[1:given], tensors[given:]
+    options = (call.neuron, numbers, call.num_steps, wants, lengths)
+    found: list[Tensor] = operator(tensors[0], states, parameters, *options)
+    return found
+
+
+def _backward_by_operator(
+    call: Call,
+    numbers: Sequence[float],
+    wanted: int,
+    lengths: Tensor | None,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
     saved: Sequence[Tensor],
-) -> None:
-    """Keep what the backward pass needs."""
-    ctx.save_for_backward(lengths, *tensors, *saved)
-    ctx.options = (call, len(tensors))
-    ctx.set_materialize_grads(False)
+) -> list[Tensor]:
+    operator = getattr(torch.ops.neurospike, f"{call.name}_scan_backward")
+    first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
+    finals = first + call.states
+    found: list[Tensor] = operator(
+        grads[0] if first else None,
+        grads[first:finals],
+        grads[finals:],
+        tensors[0],
+        tensors[1:given],
+        tensors[given:],
+        saved,
+        call.neuron,
+        numbers,
+        call.num_steps,
+        wanted,
+        lengths,
+    )
+    return found
 
 
 def fused_scan(
     call: Call,
+    numbers: Sequence[float],
     tensors: Sequence[Tensor],
     lengths: Tensor | None = None,
     watched: bool | None = None,
-) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Run a fused backend; return `(spikes, states, traces)`, as far as they are wanted.
+) -> tuple[Tensor, ...]:
+    """Run a fused backend; return spikes, states and traces, as far as they are wanted.
 
     Tensors: the current `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; the states, none of them
     which means zeros, or each `[B, *F]` in the state's number format; the parameters, of one number
@@ -440,14 +315,11 @@ def fused_scan(
     # In forward mode the Function refuses; the bare operator would give tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
-        function = _Split if torch._C._are_functorch_transforms_active() else _Scan
-        found = function.apply(call, lengths, watched, *tensors)
-    else:
-        operator = _operator(f"{call.name}_scan", watched)
-        given = 1 + call.given
-        options = (call.neuron, call.numbers, call.num_steps, call.wants, lengths)
-        found = operator(tensors[0], tensors[1:given], tensors[given:], *options)
-    first = 1 if call.wants & SPIKES else 0
-    finals = first + call.states
-    traces = tuple(found[finals : finals + call.states]) if call.wants & TRACES else ()
-    return found[0] if first else None, tuple(found[first:finals]), traces
+        if torch._C._are_functorch_transforms_active():
+            every: tuple[Tensor, ...] = _Split.apply(call, numbers, lengths, watched, *tensors)
+            return every[: call.shown]
+        found: tuple[Tensor, ...] = _Scan.apply(call, numbers, lengths, watched, *tensors)
+        return found
+    if watched:
+        return tuple(_by_operator(call, numbers, call.wants, lengths, tensors))
+    return tuple(_runners[call.name].forward(call, numbers, False, lengths, tensors)[0])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from neurospike import ops
 from neurospike.backend import dispatch
@@ -14,15 +15,16 @@ from neurospike.neurons.program import Program, with_numbers
 from neurospike.neurons.rule import Rule
 
 from .arguments import (
+    FLOATS,
     check_current,
     check_lengths,
     check_state,
     flat_parameter,
-    is_watched,
     parameter_of,
 )
 from .constants import constant
-from .wants import BY_SAMPLE, SPIKES, TRACES
+from .wants import BY_SAMPLE, SPIKES, TRACES, mask_of
+from .watching import is_watched
 
 
 class Outputs(NamedTuple):
@@ -31,6 +33,14 @@ class Outputs(NamedTuple):
     spikes: Tensor | None
     states: tuple[Tensor, ...]
     traces: tuple[Tensor, ...]
+
+
+def outputs_of(found: tuple[Tensor, ...], states: int, wants: int) -> Outputs:
+    """Return by their kinds what `run` does in one row."""
+    first = 1 if wants & SPIKES else 0
+    return Outputs(
+        found[0] if first else None, found[first : first + states], found[first + states :]
+    )
 
 
 def run(
@@ -43,39 +53,34 @@ def run(
     backend: str,
     segment: int | None = None,
     lengths: Tensor | Sequence[int] | None = None,
-) -> Outputs:
-    """Check the arguments, choose the backend and call it.
+) -> tuple[Tensor, ...]:
+    """Check the arguments, choose the backend and call it, for the whole sequence or in segments.
 
-    Args:
-        rule: of the layer.
-        current: `[T, B, *F]`, or `[B, *F]` with `num_steps`.
-        states: `[B, *F]` each, or none of them, which means zeros.
-        parameters: each broadcasts against F; within their bounds.
-        num_steps: of a constant current.
-        wants: `SPIKES`, `TRACES` or both; with `BY_SAMPLE` what is returned lies in memory as
-            `[B, T, *F]` does, where the backend can do so.
-        backend: `"auto"` or a name.
-        segment: with gradients, run so many steps at a time, and carry states on without theirs.
-            That is truncated backpropagation through time (Williams and Peng, Neural Computation
-            2(4), 1990). Time enters a network of such layers through their states alone, so cutting
-            these is cutting the whole network.
-        lengths: `[B]`, how many of the steps belong to each sample; see `check_lengths`. The states
-            of one that ends in an earlier segment have the gradient that they have there.
+    segment: with gradients, run so many steps at a time, and carry states on without theirs. That
+    is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4), 1990).
+    Time enters a network of such layers through their states alone, so cutting these is cutting the
+    whole network. The states of a sample that ends in an earlier segment have the gradient that
+    they have there. The other arguments, and what is returned, are those of `run_whole`.
     """
+    if segment is None or not torch.is_grad_enabled():
+        return run_whole(rule, current, states, parameters, num_steps, wants, backend, lengths)
     steps = check_current(current, num_steps)
     own = None if lengths is None else check_lengths(lengths, current, steps)
     total = steps if steps >= 0 else current.shape[0]
-    if segment is None or segment >= total or not torch.is_grad_enabled():
-        return _run(rule, current, states, parameters, steps, wants, backend, own)
+    if segment >= total:
+        return run_whole(rule, current, states, parameters, num_steps, wants, backend, own)
     # The gradient of a split is put together once, where each slice would add a whole sequence.
     pieces = () if steps >= 0 else current.split(segment)
 
     # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
     def part(k: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
-        given, count = (pieces[k], -1) if pieces else (current, length)
-        return _run(rule, given, states, parameters, count, wants, backend, left)
+        given, count = (pieces[k], None) if pieces else (current, length)
+        found = run_whole(rule, given, states, parameters, count, wants, backend, left)
+        return outputs_of(found, len(rule.states), wants)
 
-    return in_segments(part, total, segment, states, own)
+    found = in_segments(part, total, segment, states, own)
+    spikes = () if found.spikes is None else (found.spikes,)
+    return (*spikes, *found.states, *found.traces)
 
 
 def in_segments(
@@ -88,8 +93,9 @@ def in_segments(
     """Run `part(k, length, states, lengths)`, `segment` steps after another; see `run`."""
     parts: list[Outputs] = []
     for k, start in enumerate(range(0, total, segment)):
-        left = None if lengths is None else (lengths - start).clamp(min=0)
-        found = part(k, min(segment, total - start), states, left)
+        length = min(segment, total - start)
+        left = None if lengths is None else (lengths - start).clamp(0, length)
+        found = part(k, length, states, left)
         states = tuple(one.detach() for one in found.states)
         if left is not None and parts:
             found = found._replace(states=_ended(left > 0, found.states, parts[-1].states))
@@ -106,69 +112,130 @@ def _ended(goes: Tensor, states: Sequence[Tensor], before: Sequence[Tensor]) -> 
     return tuple(torch.where(goes, one, other) for one, other in zip(states, before))
 
 
-def _run(
+def run_whole(
     rule: Rule,
     current: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[float | Tensor],
-    steps: int,
+    num_steps: int | None,
     wants: int,
     backend: str,
-    lengths: Tensor | None,
-) -> Outputs:
+    lengths: Tensor | Sequence[int] | None = None,
+) -> tuple[Tensor, ...]:
+    """Check the arguments, choose the backend and call it.
+
+    Args:
+        rule: of the layer.
+        current: `[T, B, *F]`, or `[B, *F]` with `num_steps`.
+        states: `[B, *F]` each, or none of them, which means zeros.
+        parameters: each broadcasts against F; within their bounds.
+        num_steps: of a constant current.
+        wants: `SPIKES`, `TRACES` or both; with `BY_SAMPLE` what is returned lies in memory as
+            `[B, T, *F]` does, where the backend can do so.
+        backend: `"auto"` or a name.
+        lengths: `[B]`, how many of the steps belong to each sample; see `check_lengths`.
+
+    Returns:
+        The spikes, each state at last, and each state at every step, as far as they are wanted.
+    """
+    steps = check_current(current, num_steps)
+    own = None if lengths is None else check_lengths(lengths, current, steps)
     if states:
         shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
         for name, one in zip(rule.states, states):
             check_state(name, one, current, shape, state)
+    watched = is_watched((current, *states, *parameters))
+    compiling = watched and torch.compiler.is_compiling()
     row = dispatch.choose(backend, current.device)
     if not row.by_sample:
         wants &= ~BY_SAMPLE
-    watched = is_watched((current, *states))
-    if row.fused and not watched and {*map(type, parameters)} <= _PLAIN:
-        plain: Any = tuple(parameters)  # floats
-        call = _call_of(row.name, rule, plain, steps, wants, len(states))
-        return Outputs(*ops.fused_scan(call, (current, *states), lengths, watched))
+    if row.fused and not compiling:
+        numbers: Any = tuple(parameters)
+        tensors: Sequence[Tensor] = ()
+        if not _FLOAT.issuperset(map(type, parameters)):
+            numbers, tensors = _apart(rule, current, parameters, steps, watched)
+        call, numbers = _call_of(row.name, rule, numbers, steps, wants, len(states))
+        return ops.fused_scan(call, numbers, (current, *states, *tensors), own, watched)
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
     values = [
-        value if type(value) is float else parameter_of(name, value, current, shape, state)
+        parameter_of(name, value, current, shape, state)
         for name, value in zip(rule.parameters, parameters)
     ]
-    program, numbers = rule.program, rule.numbers
-    if row.fused and not torch.compiler.is_compiling():
-        floats = tuple([None if isinstance(one, Tensor) else float(one) for one in values])
-        program, numbers = _inlined(program, numbers, floats)
-        values = [one for one in values if isinstance(one, Tensor)]
     tensors = [
         one if isinstance(one, Tensor) else _filled(one, state, current.device) for one in values
     ]
     if row.fused:
-        flat = tuple([flat_parameter(one, shape) for one in tensors])
-        call = ops.Call(row.name, program, numbers, steps, wants, len(rule.states), len(states))
-        return Outputs(*ops.fused_scan(call, (current, *states, *flat), lengths))
+        flat = [flat_parameter(one, shape) for one in tensors]
+        call = ops.Call(row.name, rule.program, steps, wants, len(rule.states), len(states))
+        given = (current, *states, *flat)
+        return ops.fused_scan(call, rule.numbers, given, own, watched)
     whole = current.to(state)
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
     # Not by `dispatch.load`, of whose cache torch.compile would warn.
     scan = importlib.import_module(row.module, "neurospike").scan
-    spikes, finals, traces = scan(whole, start, tensors, program, numbers, lengths)
-    return Outputs(
-        spikes.to(current.dtype) if wants & SPIKES else None,
-        tuple(finals),
-        traces if wants & TRACES else (),
-    )
+    found = scan(whole, start, tensors, rule.program, rule.numbers, own)
+    spikes, finals, traces = found
+    shown = (spikes.to(current.dtype),) if wants & SPIKES else ()
+    return (*shown, *finals, *(traces if wants & TRACES else ()))
 
 
-_PLAIN = {float}
+_FLOAT = frozenset({float})
+
+
+def _apart(
+    rule: Rule, current: Tensor, parameters: Sequence[float | Tensor], steps: int, watched: bool
+) -> tuple[tuple[float | None, ...], list[Tensor]]:
+    """Return the parameters that are numbers, None in place of the others, and the others.
+
+    A constant on the CPU is read: as a tensor it would cost the call more time.
+    """
+    shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
+    # In forward mode a tensor may have a tangent.
+    reads = current.is_cpu and not watched and forward_ad._current_level < 0
+    numbers: list[float | None] = []
+    tensors: list[Tensor] = []
+    for name, value in zip(rule.parameters, parameters):
+        if reads and isinstance(value, Tensor) and _is_constant(value):
+            numbers.append(value.item())
+            continue
+        found = parameter_of(name, value, current, shape, state)
+        if isinstance(found, Tensor):
+            numbers.append(None)
+            tensors.append(flat_parameter(found, shape))
+        else:
+            numbers.append(float(found))
+    return tuple(numbers), tensors
+
+
+def _is_constant(value: Tensor) -> bool:
+    """Whether a tensor is one number on the CPU whose gradient nobody asks for."""
+    learns = value.requires_grad and torch.is_grad_enabled()
+    return value.is_cpu and value.numel() == 1 and value.dtype in FLOATS and not learns
 
 
 @functools.lru_cache(maxsize=4096)
 def _call_of(
-    backend: str, rule: Rule, parameters: tuple[float, ...], steps: int, wants: int, given: int
-) -> ops.Call:
-    """Return a call of a fused backend whose parameters are plain numbers."""
-    program, numbers = _inlined(rule.program, rule.numbers, parameters)
-    return ops.Call(backend, program, numbers, steps, wants, len(rule.states), given)
+    backend: str,
+    rule: Rule,
+    parameters: tuple[float | None, ...],
+    steps: int,
+    wants: int,
+    given: int,
+) -> tuple[ops.Call, tuple[float, ...]]:
+    """Return a call of a fused backend and its numbers, with the parameters that are not None.
+
+    As tensors they would cost every call time, and have to be copied to a GPU.
+    """
+    program, numbers = rule.program, rule.numbers
+    constants = mask_of([one is not None for one in parameters])
+    if constants:
+        own = Program.parse(program).numbers[0]
+        plain = [one for one in parameters if one is not None]
+        numbers = (*numbers[:own], *plain, *numbers[own:])
+        program = with_numbers(program, constants)
+    return ops.Call(backend, program, steps, wants, len(rule.states), given), numbers
 
 
 def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -176,19 +243,3 @@ def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type == "cpu" and type(value) is float:
         return constant((value,), dtype, device)
     return torch.full((1,), value, dtype=dtype, device=device)
-
-
-@functools.lru_cache(maxsize=1024)
-def _inlined(
-    program: str, numbers: tuple[float, ...], values: tuple[float | None, ...]
-) -> tuple[str, tuple[float, ...]]:
-    """Return program and numbers with those parameters among the numbers that are not None.
-
-    As tensors they would cost every call time, and have to be copied to a GPU.
-    """
-    constants = sum(1 << k for k, one in enumerate(values) if one is not None)
-    if not constants:
-        return program, numbers
-    own = Program.parse(program).numbers[0]
-    plain = tuple(one for one in values if one is not None)
-    return with_numbers(program, constants), (*numbers[:own], *plain, *numbers[own:])

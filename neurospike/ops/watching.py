@@ -1,0 +1,42 @@
+"""Who sees what a call does: torch's own tools, or nobody."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_PLAIN = frozenset({Tensor, nn.Parameter, type(None), float, int})
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+_profiler = torch.autograd._profiler_enabled
+
+
+def is_watched(tensors: Iterable[Tensor | float | None]) -> bool:
+    """True where operators are seen: by torch.compile, modes, `torch.func`, tracing, the profiler.
+
+    True as well for tensors of other classes, such as those that stand for values.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _transforms()
+        or _tracing() is not None
+        or _profiler()
+        or not _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """True for a plain CPU tensor outside of compile, autocast, functorch and forward AD."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )

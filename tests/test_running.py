@@ -1,0 +1,249 @@
+"""Calls that are like one before are run by what that one left, and give the same bits."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import neurospike as ns
+from neurospike import ops
+from neurospike.backend import dispatch
+from neurospike.ops import running
+
+STEPS, BATCH, SIZE = 11, 3, 10
+LAYERS = {
+    "LIF": lambda **o: ns.LIF(0.9, **o),
+    "LIF that learns": lambda **o: ns.LIF(0.9, learn_beta=True, learn_threshold=True, **o),
+    "LIF of values by neuron": lambda **o: ns.LIF(torch.linspace(0.5, 0.9, SIZE), **o),
+    "LI": lambda **o: ns.LI(0.9, **o),
+    "Synaptic that learns": lambda **o: ns.Synaptic(0.5, 0.9, learn=("alpha", "beta"), **o),
+}
+CURRENTS = {
+    "steps in blocks": lambda draw: draw(STEPS, BATCH, SIZE),
+    "by sample": lambda draw: draw(BATCH, STEPS, SIZE).transpose(0, 1),
+    "with gaps": lambda draw: draw(STEPS, BATCH, SIZE, 2)[..., 0],
+    "the same at every step": lambda draw: draw(1, BATCH, SIZE).expand(STEPS, BATCH, SIZE),
+    "one step": lambda draw: draw(1, BATCH, SIZE),
+}
+GRADIENTS = {
+    "dense": lambda out, draw: draw(*out.shape),
+    "the same at every step": lambda out, draw: draw(1, *out.shape[1:]).expand(out.shape),
+    "of one number": lambda out, draw: draw(1)[0].expand(out.shape),
+    "turned": lambda out, draw: draw(*reversed(out.shape)).permute(*reversed(range(out.dim()))),
+}
+
+
+def flat(found):
+    return (
+        [found]
+        if isinstance(found, torch.Tensor)
+        else [one for part in found for one in flat(part)]
+    )
+
+
+def once(layer, current, gradient, seed, dtype, options, *, anew):
+    """Outputs and gradients of one call, of numbers that follow from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    if anew:
+        ops.forget()
+    x = CURRENTS[current](draw)
+    x = x.clone(memory_format=torch.preserve_format) if x.stride(0) else x.detach()
+    x.requires_grad_()
+    found = [one for one in flat(layer(x, **options)) if one.requires_grad]
+    given = [GRADIENTS[gradient](one, draw).to(one.dtype) for one in found]
+    learned = [*layer.parameters()]
+    grads = torch.autograd.grad(found, [x, *learned], given)
+    return [*found, *grads]
+
+
+def check(layer, current, gradient, dtype, options):
+    wanted = [once(layer, current, gradient, seed, dtype, options, anew=True) for seed in range(3)]
+    ops.forget()
+    for seed in (5, *range(3)):
+        found = once(layer, current, gradient, seed, dtype, options, anew=False)
+        if seed < 3:
+            assert all(map(torch.equal, found, wanted[seed]))
+
+
+def known(backend):
+    """What of the calls so far, and of their backward passes, can be run again."""
+    (runner,) = [one for one in running._runners if one.row.name == backend and one.known]
+    every = runner.known.values()
+    return [one.again is not None for one in every], [len(one.backward) for one in every]
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("current", CURRENTS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_gives_what_a_first_call_gives(name, current, gradient, fused):
+    check(LAYERS[name](backend=fused), current, gradient, torch.float32, {})
+
+
+def test_one_kind_of_call_is_not_taken_for_another(fused):
+    layers = [make(backend=fused) for make in LAYERS.values()]
+    layers += [
+        ns.LIF(torch.full(shape, 0.8), learn_beta=True, backend=fused) for shape in ((1,), (SIZE,))
+    ]
+    float32, lengths = torch.float32, {"lengths": torch.tensor([STEPS, 0, 4])}
+    kinds = [
+        (layer, current, gradient, 7, float32, {})
+        for layer in layers
+        for current in CURRENTS
+        for gradient in GRADIENTS
+    ]
+    kinds += [
+        (layer, "steps in blocks", gradient, 7, dtype, options)
+        for layer in layers
+        for gradient in GRADIENTS
+        for dtype, options in ((torch.float16, {}), (torch.bfloat16, {}), (float32, lengths))
+    ]
+    wanted = [once(*kind, anew=True) for kind in kinds]
+    ops.forget()
+    for _ in range(2):
+        for kind, each in zip(kinds, wanted):
+            assert all(map(torch.equal, once(*kind, anew=False), each))
+
+
+def test_one_that_nobody_learns_from_leaves_nothing_for_one_that_is_learned_from(fused):
+    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    results = []
+    for before in (False, True):
+        ops.forget()
+        for _ in range(2 if before else 0):
+            layer(x)
+        leaf = x.clone().requires_grad_()
+        layer(leaf)[0].sum().backward()
+        results.append(leaf.grad)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["LIF", "LIF that learns"])
+def test_in_every_format(name, dtype, fused):
+    layer = LAYERS[name](backend=fused)
+    layer = layer.double() if dtype == torch.float64 else layer
+    check(layer, "steps in blocks", "the same at every step", dtype, {})
+
+
+@pytest.mark.parametrize("options", ["lengths", "num_steps", "trace", "batch_first"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_whatever_is_asked_for(name, options, fused):
+    layer, given = LAYERS[name](backend=fused, batch_first=options == "batch_first"), {}
+    if options == "lengths":
+        given["lengths"] = torch.tensor([STEPS, 0, 4])
+    elif options == "trace" and name != "LI":
+        given["return_trace"] = True
+    elif options == "num_steps":
+        given["num_steps"] = 5
+    check(
+        layer,
+        "by sample" if options == "batch_first" else "steps in blocks",
+        "dense",
+        torch.float32,
+        given,
+    )
+
+
+def test_states_are_those_of_the_call(fused):
+    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    for mem in torch.randn(3, BATCH, SIZE):
+        found = layer(x, mem)
+        ops.forget()
+        assert all(map(torch.equal, found, layer(x, mem)))
+
+
+def test_a_call_like_one_before_is_known(fused):
+    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE, requires_grad=True)
+    ops.forget()
+    for _ in range(3):
+        layer(x)[0].sum(0).backward(torch.randn(BATCH, SIZE))
+    assert known(fused) == ([True], [1])
+
+
+def test_what_has_to_be_copied_is_not_run_by_what_was_left(fused):
+    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE, 2)[..., 0]
+    ops.forget()
+    layer(x.requires_grad_())[0].backward(torch.randn(SIZE, BATCH, STEPS).permute(2, 1, 0))
+    assert known(fused) == ([False], [0])
+
+
+def test_hooks_of_saved_tensors_may_hand_back_other_strides(fused):
+    layer = ns.LIF(torch.linspace(0.5, 0.9, SIZE), backend=fused)
+    x, grad = torch.randn(STEPS, BATCH, SIZE), torch.randn(STEPS, BATCH, SIZE)
+    results = []
+    for unpack in (torch.clone, lambda one: one.clone(), lambda one: one.mT.contiguous().mT):
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: one, lambda one, unpack=unpack: unpack(one) if one.dim() > 1 else one
+        ):
+            spikes, _ = layer(leaf)
+        spikes.backward(grad)
+        results.append(leaf.grad)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_another_number_of_threads_is_another_call():
+    if "numba" not in dispatch.TABLE:
+        pytest.skip("numba does not run here")
+    before, x = torch.get_num_threads(), torch.randn(400, 8, 64)
+    ops.forget()
+    try:
+        for threads in (1, 2, 1, 2):
+            torch.set_num_threads(threads)
+            ns.lif(x, beta=0.9, backend="numba")
+        assert known("numba")[0] == [True, True]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_share_what_is_known():
+    if "numba" not in dispatch.TABLE:
+        pytest.skip("numba does not run here")
+    layer = ns.LIF(0.9, backend="numba")
+    ops.forget()
+
+    def work(seed):
+        x = torch.randn(STEPS, BATCH, SIZE, generator=torch.Generator().manual_seed(seed))
+        first = layer(x)
+        return all(all(map(torch.equal, layer(x), first)) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_other_numbers_are_other_numbers(fused):
+    """Also where a kernel was compiled for those of before."""
+    results = []
+    for anew in (True, False):
+        ops.forget()
+        for beta, slope in ((0.5, 2.0), (0.7, 2.5), (0.5, 2.0), (0.25, 3.0), (0.5, 2.1)):
+            if anew:
+                ops.forget()
+            x = torch.linspace(-1, 3, STEPS * 4).view(STEPS, 1, 4).requires_grad_()
+            found = ns.lif(x, beta=beta, surrogate=ns.surrogate.atan(slope), backend=fused)
+            found[0].sum().backward()
+            results.append((*found, x.grad))
+    half = len(results) // 2
+    for one, other in zip(results[:half], results[half:]):
+        assert all(map(torch.equal, one, other))
+
+
+def test_only_so_many_kinds_of_calls_are_kept(fused, monkeypatch):
+    monkeypatch.setattr(running, "KEPT", 3)
+    ops.forget()
+    for steps in range(1, 9):
+        ns.lif(torch.randn(steps, 1, 4), beta=0.9, backend=fused)
+    assert len(known(fused)[0]) <= 3
+
+
+def test_constants_that_are_changed_in_place_are_read_anew(fused):
+    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    layer(x)
+    layer.beta.data.fill_(0.5)
+    layer.threshold.mul_(0.7)
+    assert all(map(torch.equal, layer(x), ns.lif(x, beta=0.5, threshold=0.7, backend=fused)))
