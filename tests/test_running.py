@@ -247,3 +247,16 @@ def test_constants_that_are_changed_in_place_are_read_anew(fused):
     layer.beta.data.fill_(0.5)
     layer.threshold.mul_(0.7)
     assert all(map(torch.equal, layer(x), ns.lif(x, beta=0.5, threshold=0.7, backend=fused)))
+
+
+def test_a_parameter_that_fits_one_current_is_looked_at_beside_another(fused):
+    layer = ns.LIF(torch.full((SIZE,), 0.9), learn_beta=True, backend=fused)
+    for _ in range(2):
+        layer(torch.randn(STEPS, BATCH, SIZE))
+        layer(torch.randn(STEPS, BATCH, 4, SIZE))
+        wide, _ = layer(torch.randn(STEPS, BATCH, SIZE, dtype=torch.float64))
+        assert wide.dtype == torch.float64
+        with pytest.raises(ValueError, match="does not broadcast"):
+            layer(torch.randn(STEPS, BATCH, SIZE + 1))
+        with pytest.raises(ValueError, match="may mean the first axis or the last"):
+            layer(torch.randn(STEPS, BATCH, SIZE, SIZE))

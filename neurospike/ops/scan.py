@@ -210,8 +210,8 @@ class _Scan(torch.autograd.Function):
             found = runner.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
-        if many == 1:
-            return (None, None, None, None, found[0])
+        if len(found) == 1:  # of the current alone
+            return (None, None, None, None, found[0], *(None,) * (many - 1))
         whole = iter(found)
         gradients: list[Tensor | None] = [next(whole)]
         gradients += [next(whole) if wanted & STATES else None for _ in range(call.given)]

@@ -19,6 +19,7 @@ from .arguments import (
     check_current,
     check_lengths,
     check_state,
+    fitted,
     flat_parameter,
     parameter_of,
 )
@@ -197,16 +198,34 @@ def _apart(
     numbers: list[float | None] = []
     tensors: list[Tensor] = []
     for name, value in zip(rule.parameters, parameters):
-        if reads and isinstance(value, Tensor) and _is_constant(value):
+        if not isinstance(value, Tensor):
+            numbers.append(float(parameter_of(name, value, current, shape, state)))
+        elif reads and _is_constant(value):
             numbers.append(value.item())
-            continue
-        found = parameter_of(name, value, current, shape, state)
-        if isinstance(found, Tensor):
-            numbers.append(None)
-            tensors.append(flat_parameter(found, shape))
         else:
-            numbers.append(float(found))
+            numbers.append(None)
+            tensors.append(_flat(name, value, current, shape, state))
     return tuple(numbers), tensors
+
+
+def _flat(
+    name: str, value: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
+) -> Tensor:
+    """Return a parameter as backends take it: of one number, or `[P]`, in the state's format."""
+    kind = (value.shape, value.dtype, value.device, current.device, shape, state)
+    if kind in _fitting:
+        return value
+    found = flat_parameter(fitted(name, value, current, shape, state), shape)
+    if found is value:
+        if len(_fitting) >= FITTING:
+            _fitting.clear()
+        _fitting.add(kind)
+    return found
+
+
+# What parameters are like that are handed on as they are, and the current and state beside them.
+_fitting: set[tuple[Any, ...]] = set()
+FITTING = 4096  # that are kept
 
 
 def _is_constant(value: Tensor) -> bool:
