@@ -273,14 +273,15 @@ class _Caller:
 def _checked(
     states: Sequence[State] | None, layers: list[tuple[str, nn.Module]]
 ) -> Sequence[State]:
-    names = [f"{name} ({type(layer).__name__})" for name, layer in layers if carries_state(layer)]
+    carrying = [(name, layer) for name, layer in layers if carries_state(layer)]
     if states is None:
-        return [None] * len(names)
+        return [None] * len(carrying)
     if isinstance(states, Tensor) or not isinstance(states, Sequence):
         raise TypeError(
             f"states must be the tuple that an earlier call returned, got {type(states).__name__}"
         )
-    if len(states) != len(names):
+    if len(states) != len(carrying):
+        names = [f"{name} ({type(layer).__name__})" for name, layer in carrying]
         if not names:
             wanted = "be empty or left out, as no layer carries one"
         elif len(names) == 1:
