@@ -19,6 +19,7 @@ from . import batching, decomposed
 from .running import maker
 from .scan import Once
 from .wants import mask_of
+from .watching import implemented, operation
 
 _LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
 _TENSORS = "Tensor current, Tensor? history, Tensor lag, Tensor weights, Tensor? lengths, "
@@ -111,8 +112,9 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         )
         return [one for one in found if one is not None]
 
-    _LIBRARY.impl(f"{row.name}_delay", forward, device_type.upper())
-    _LIBRARY.impl(f"{row.name}_delay_backward", backward, device_type.upper())
+    for name, function in (("delay", forward), ("delay_backward", backward)):
+        _LIBRARY.impl(f"{row.name}_{name}", function, device_type.upper())
+        implemented[f"{row.name}_{name}"] = function
 
 
 for _row in dispatch.TABLE.values():
@@ -135,8 +137,8 @@ class _Delay(torch.autograd.Function):
         lengths: Tensor | None,
         max_delay: int,
     ) -> Tensor:
-        operator = getattr(torch.ops.neurospike, f"{name}_delay")
-        found: Tensor = operator(current, history, lag, weights, lengths, max_delay)
+        forward = operation(f"{name}_delay", (current, history, lag, weights, lengths))
+        found: Tensor = forward(current, history, lag, weights, lengths, max_delay)
         return found
 
     @staticmethod
@@ -148,11 +150,14 @@ class _Delay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         name, max_delay = ctx.options
-        current, history, lag, weights, lengths = ctx.saved_tensors
+        current, history, lag, weights, lengths = kept = ctx.saved_tensors
         _, of_current, of_history, _, of_weights, _, _ = ctx.needs_input_grad
         needs = (of_current, of_history, of_weights)
-        operator = getattr(torch.ops.neurospike, f"{name}_delay_backward")
-        found = operator(grad, current, history, lag, weights, lengths, max_delay, mask_of(needs))
+        backward = operation(f"{name}_delay_backward", (grad, *kept))
+        with torch.no_grad():
+            found = backward(
+                grad, current, history, lag, weights, lengths, max_delay, mask_of(needs)
+            )
         if torch.is_grad_enabled():  # create_graph=True
             given = [one for one in (current, history, weights, grad) if one is not None]
             found = Once.apply(*found, *given)[: len(found)]

@@ -29,6 +29,7 @@ from .running import gradients_of, maker
 from .scan import Once
 from .stepped_recurrence import SteppedRecurrence
 from .wants import FIRST_PARAMETER, OVERWRITE, SAVED, STATES, TRACES
+from .watching import implemented, operation
 
 if TYPE_CHECKING:
     from neurospike.backend.protocols import Recurrence
@@ -240,8 +241,9 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
                 out_weight.addmm_(out[0].T, states[0])
         return gradients_of(out.to(spikes.dtype), out_states, out_parameters)
 
-    _LIBRARY.impl(f"{row.name}_recurrent", forward, device_type.upper())
-    _LIBRARY.impl(f"{row.name}_recurrent_backward", backward, device_type.upper())
+    for name, function in (("recurrent", forward), ("recurrent_backward", backward)):
+        _LIBRARY.impl(f"{row.name}_{name}", function, device_type.upper())
+        implemented[f"{row.name}_{name}"] = function
 
 
 for _row in dispatch.TABLE.values():
@@ -292,8 +294,9 @@ class _Recurrent(torch.autograd.Function):
             ctx.is_spent = True
             asked |= OVERWRITE
         finals = 1 + call.states
+        backward = operation(f"{call.name}_recurrent_backward", (*kept, *grads))
         with torch.no_grad():
-            found = getattr(torch.ops.neurospike, f"{call.name}_recurrent_backward")(
+            found = backward(
                 grads[0],
                 grads[1:finals],
                 grads[finals:] if call.wants & TRACES else (),
@@ -323,7 +326,7 @@ class _Recurrent(torch.autograd.Function):
 
 def _run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor], wants: int) -> list[Tensor]:
     given = 2 + call.given
-    found: list[Tensor] = getattr(torch.ops.neurospike, f"{call.name}_recurrent")(
+    found: list[Tensor] = operation(f"{call.name}_recurrent", (lengths, *tensors))(
         tensors[0],
         tensors[1],
         tensors[2:given],
