@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import in_one_part
 from .derive import derived
 from .program import Program, half, written
 
@@ -211,4 +212,4 @@ def fire_of(neuron: str, numbers: tuple[Tensor, ...]) -> Callable[[Tensor], Tens
     text = neuron.split("|", 3)[3]
     _know_surrogate(text)
     slope = _surrogates[text]
-    return lambda u: _Fire.apply(u, slope, numbers)
+    return lambda u: in_one_part.apply(_Fire, u, slope, numbers)

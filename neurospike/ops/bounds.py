@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurospike.neurons import in_one_part
+
 from .watching import is_watched
 
 BETA_GRADIENTS = ("inward", "clamp")
@@ -44,7 +46,8 @@ def clamped(value: Tensor, gradient: str, high: float = 1.0) -> Tensor:
         return value
     if gradient == "clamp" or not (value.requires_grad and torch.is_grad_enabled()):
         return value.clamp(0.0, high)
-    return _Inward.apply(value, high)
+    found: Tensor = in_one_part.apply(_Inward, value, high)
+    return found
 
 
 def lies_between(value: Tensor, low: float, high: float) -> bool:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from neurospike.backend import dispatch
 from neurospike.backend.delayed import delayed
+from neurospike.neurons import in_one_part
 
 from . import batching, decomposed
 from .running import maker
@@ -184,6 +185,6 @@ def delay(
         one is not None and one.requires_grad for one in tensors
     )
     if learns or forward_ad._current_level >= 0:
-        found: Tensor = _Delay.apply(row.name, *tensors, max_delay)
+        found: Tensor = in_one_part.apply(_Delay, row.name, *tensors, max_delay)
         return found
     return _Delay.forward(row.name, *tensors, max_delay)
