@@ -204,6 +204,16 @@ def test_backward_twice_second_derivatives_and_a_weight_changed_meanwhile(togeth
         out.sum().backward()
 
 
+def test_several_gradients_at_once_are_those_of_each(together):
+    linear, neurons, spikes, mem = problem(SHAPES[1])
+    out, _ = ns.spike_layer(linear, neurons, spikes, mem)
+    wanted, several = (*linear.parameters(), mem), torch.randn(3, *out.shape)
+    each = [torch.autograd.grad(out, wanted, one, retain_graph=True) for one in several]
+    found = torch.autograd.grad(out, wanted, several, is_grads_batched=True)
+    assert together
+    assert all(map(torch.equal, found, map(torch.stack, zip(*each))))
+
+
 # When it is two layers after all
 
 

@@ -195,6 +195,22 @@ def test_a_large_dense_product_lends_the_memory_of_its_input_gradient():
     assert values.grad.untyped_storage().data_ptr() == lent  # the block lent before
 
 
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_several_gradients_at_once_are_those_of_each(density, events):
+    values = (torch.rand(25, 60, 200) < density).float().requires_grad_()  # over a MB
+    linear = ns.SpikeLinear(200, 10)
+    if density == 1:  # a dense product
+        with use_policy(Policy()):
+            out = linear(values)
+    else:
+        out = linear(values)
+    wanted, several = (values, *linear.parameters()), torch.randn(3, *out.shape)
+    each = [torch.autograd.grad(out, wanted, one, retain_graph=True) for one in several]
+    found = torch.autograd.grad(out, wanted, several, is_grads_batched=True)
+    for ours, theirs in zip(found, map(torch.stack, zip(*each))):
+        close(ours, theirs, torch.float32)
+
+
 # The choice.
 
 

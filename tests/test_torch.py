@@ -250,6 +250,44 @@ def test_a_second_derivative_is_refused_or_right(backend):
         assert torch.allclose(second, (up - down) / (2 * epsilon), rtol=1e-4, atol=1e-6)
 
 
+SEVERAL = {
+    "LIF": lambda backend: ns.LIF(0.9, learn_beta=True, learn_threshold=True, backend=backend),
+    "Synaptic": lambda backend: ns.Synaptic(0.8, 0.9, backend=backend),
+    "Recurrent": lambda backend: ns.Recurrent(ns.LIF(0.9, backend=backend), 5),
+    "Delay": lambda backend: ns.Delay(5, 3, backend=backend),
+    "Sequential": lambda backend: ns.Sequential(
+        ns.SpikeLinear(5, 6, backend=backend),
+        ns.LIF(0.9, backend=backend),
+        nn.Linear(6, 2),
+        ns.LI(0.9, backend=backend),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_gradients_at_once_are_those_of_each(kind, fused):
+    layer = SEVERAL[kind](fused).to(device_of(fused))
+    x = torch.rand(6, 3, 5, device=device_of(fused)).mul_(2).requires_grad_()
+    wanted = [x, *(one for one in layer.parameters() if one.requires_grad)]
+    out = layer(x)[0]
+    several = torch.randn(4, *out.shape, device=out.device)
+    each = [torch.autograd.grad(out, wanted, one, retain_graph=True) for one in several]
+    expected = tuple(map(torch.stack, zip(*each)))
+    kept = {"is_grads_batched": True, "retain_graph": True}
+    for _ in range(2):
+        found = torch.autograd.grad(out, wanted, several, **kept)
+        torch.testing.assert_close(found, expected)
+    found = torch.autograd.grad(layer(x)[0], wanted, several, is_grads_batched=True)
+    torch.testing.assert_close(found, expected)
+
+    def last(x):
+        return layer(x)[0][-1, 0]
+
+    jacobian = torch.autograd.functional.jacobian
+    expected = jacobian(last, x.detach())
+    torch.testing.assert_close(jacobian(last, x.detach(), vectorize=True), expected)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
 def test_forward_mode_is_refused_and_not_zero(backend):
     x = torch.randn(4, 2, 5, device=device_of(backend))

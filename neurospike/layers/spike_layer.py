@@ -16,6 +16,7 @@ from torch.nn.modules import module as nn_module
 from neurospike import ops
 from neurospike.backend import dispatch
 from neurospike.neurons.rule import Rule
+from neurospike.ops import batching
 from neurospike.ops.arguments import fitted, flat_parameter
 from neurospike.ops.watching import is_plain
 
@@ -152,6 +153,8 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if batching.is_batched(grads):
+            return batching.one_by_one(_Layer.backward, ctx, grads)
         weight, *given = ctx.saved_tensors
         needs = ctx.needs_input_grad[3:8]
         gradients: tuple[Tensor | None, ...] = (None,) * 5

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from neurospike.backend import buffers, dispatch
+from neurospike.ops import batching
 from neurospike.ops.arguments import PAIR
 from neurospike.ops.watching import is_plain
 
@@ -203,7 +204,8 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """Return `grad @ weight`, `[M, K]`, the largest of the gradients, in memory used again."""
-    if type(grad) is not Tensor or grad.device.type != "cpu" or torch.is_grad_enabled():
+    is_plain_here = type(grad) is Tensor and grad.is_cpu and not batching.is_batched((grad,))
+    if not is_plain_here or torch.is_grad_enabled():
         return grad @ weight
     out = buffers.empty((grad.shape[0], weight.shape[1]), grad.dtype)
     return torch.mm(grad, weight, out=out)

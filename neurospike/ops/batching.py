@@ -7,7 +7,7 @@ for each of the V parts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,40 @@ def refuse(what: str, backend: str) -> None:
     raise BackendError(
         f"{what} was asked of backend {backend!r}, which does not have it; make the "
         "layer with backend='reference', or call it under ns.use_backend('reference')"
+    )
+
+
+def is_batched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether gradients are several in one, as `is_grads_batched=True` makes them."""
+    if torch.compiler.is_compiling():
+        return False
+    # Not what `torch.vmap` maps over: torch has an older vmap of its own for this.
+    is_several = torch._C._functorch.is_legacy_batchedtensor
+    return any(one is not None and is_several(one) for one in grads)
+
+
+def one_by_one(
+    backward: Callable[..., Sequence[Tensor | None]], ctx: Any, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return what `backward` makes of gradients that are several in one, each alone."""
+    level, is_several = 1, torch._C._functorch.is_legacy_batchedtensor
+    whole = [
+        torch._remove_batch_dim(one, level, 1, 0) if one is not None and is_several(one) else None
+        for one in grads
+    ]
+    if is_batched(whole):
+        raise RuntimeError(
+            "gradients within gradients (is_grads_batched=True, or jacobian with vectorize=True, "
+            "inside of another) were asked of a fused backend; use backend='reference'"
+        )
+    size = next(len(one) for one in whole if one is not None)
+    found = [
+        backward(ctx, *(one if many is None else many[k] for one, many in zip(grads, whole)))
+        for k in range(size)
+    ]
+    return tuple(
+        None if each[0] is None else torch._add_batch_dim(torch.stack(each), 0, level)
+        for each in zip(*found, strict=True)
     )
 
 

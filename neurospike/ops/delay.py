@@ -150,6 +150,8 @@ class _Delay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if batching.is_batched((grad,)):
+            return batching.one_by_one(_Delay.backward, ctx, (grad,))
         name, max_delay = ctx.options
         current, history, lag, weights, lengths = kept = ctx.saved_tensors
         _, of_current, of_history, _, of_weights, _, _ = ctx.needs_input_grad

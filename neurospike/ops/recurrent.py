@@ -145,7 +145,7 @@ def _may_overwrite(row: dispatch.Backend, ctx: Any) -> bool:
         not torch.compiler.is_compiling()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
         and torch._C._len_torch_dispatch_stack() == 0
-        and not ctx.is_hooked
+        and not ctx.is_read_again
         and getattr(_recurrence_of(row), "OVERWRITES", False)
     )
 
@@ -267,13 +267,16 @@ class _Recurrent(torch.autograd.Function):
         lengths_kept = () if lengths is None else (lengths,)
         ctx.save_for_backward(*lengths_kept, *tensors[1:], spikes, currents, *kept)
         ctx.options = (call, len(tensors) - 1, len(lengths_kept))
-        ctx.is_hooked = not torch.compiler.is_compiling() and _is_hooked()
+        ctx.is_read_again = not torch.compiler.is_compiling() and _is_hooked()
         ctx.is_spent = False  # whether what was saved has been written over
         ctx.set_materialize_grads(False)
         return (spikes, *finals, *(traces if call.wants & TRACES else ()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if batching.is_batched(grads):
+            ctx.is_read_again = True
+            return batching.one_by_one(_Recurrent.backward, ctx, grads)
         call, many, has_lengths = ctx.options
         kept = ctx.saved_tensors
         if ctx.is_spent:  # an error came after it, for which torch keeps the graph

@@ -203,11 +203,18 @@ class _Scan(torch.autograd.Function):
             wanted |= STATES if True in needs[1:given] else 0
             for k, need in enumerate(needs[given:]):
                 wanted |= (FIRST_PARAMETER << k) if need else 0
-        if known is None or is_watched((*kept, *grads)):
-            found = _backward_by_operator(call, numbers, wanted, lengths, grads, tensors, saved)
-        else:
-            runner = _runners[call.name]
-            found = runner.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
+        try:
+            if known is None or is_watched((*kept, *grads)):
+                found = _backward_by_operator(call, numbers, wanted, lengths, grads, tensors, saved)
+            else:
+                runner = _runners[call.name]
+                found = runner.backward(
+                    call, numbers, known, wanted, lengths, grads, tensors, saved
+                )
+        except RuntimeError:  # so that nobody else has to look
+            if not batching.is_batched(grads):
+                raise
+            return batching.one_by_one(_Scan.backward, ctx, grads)
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
         if len(found) == 1:  # of the current alone
