@@ -95,3 +95,9 @@ def fused_backends() -> list[str]:
 def fused(request: pytest.FixtureRequest) -> str:
     """Each fused backend that runs here, in turn."""
     return request.param
+
+
+def device_of(backend: str) -> str:
+    """A device that the backend runs on."""
+    types = dispatch.TABLE[backend].device_types
+    return "cpu" if not types or "cpu" in types else types[0]

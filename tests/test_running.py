@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import device_of
 
 import neurospike as ns
 from neurospike import ops
@@ -33,6 +34,14 @@ GRADIENTS = {
 }
 
 
+def lif(backend):
+    return ns.LIF(0.9, backend=backend).to(device_of(backend))
+
+
+def drawn(backend, *shape):
+    return torch.randn(*shape, device=device_of(backend))
+
+
 def flat(found):
     return (
         [found]
@@ -46,7 +55,7 @@ def once(layer, current, gradient, seed, dtype, options, *, anew):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator).to(dtype).to(device_of(layer.backend))
 
     if anew:
         ops.forget()
@@ -80,7 +89,7 @@ def known(backend):
 @pytest.mark.parametrize("current", CURRENTS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_gives_what_a_first_call_gives(name, current, gradient, fused):
-    check(LAYERS[name](backend=fused), current, gradient, torch.float32, {})
+    check(LAYERS[name](backend=fused).to(device_of(fused)), current, gradient, torch.float32, {})
 
 
 def test_one_kind_of_call_is_not_taken_for_another(fused):
@@ -88,6 +97,7 @@ def test_one_kind_of_call_is_not_taken_for_another(fused):
     layers += [
         ns.LIF(torch.full(shape, 0.8), learn_beta=True, backend=fused) for shape in ((1,), (SIZE,))
     ]
+    layers = [layer.to(device_of(fused)) for layer in layers]
     float32, lengths = torch.float32, {"lengths": torch.tensor([STEPS, 0, 4])}
     kinds = [
         (layer, current, gradient, 7, float32, {})
@@ -109,7 +119,7 @@ def test_one_kind_of_call_is_not_taken_for_another(fused):
 
 
 def test_one_that_nobody_learns_from_leaves_nothing_for_one_that_is_learned_from(fused):
-    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    layer, x = lif(fused), drawn(fused, STEPS, BATCH, SIZE)
     results = []
     for before in (False, True):
         ops.forget()
@@ -124,7 +134,7 @@ def test_one_that_nobody_learns_from_leaves_nothing_for_one_that_is_learned_from
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["LIF", "LIF that learns"])
 def test_in_every_format(name, dtype, fused):
-    layer = LAYERS[name](backend=fused)
+    layer = LAYERS[name](backend=fused).to(device_of(fused))
     layer = layer.double() if dtype == torch.float64 else layer
     check(layer, "steps in blocks", "the same at every step", dtype, {})
 
@@ -133,6 +143,7 @@ def test_in_every_format(name, dtype, fused):
 @pytest.mark.parametrize("name", LAYERS)
 def test_whatever_is_asked_for(name, options, fused):
     layer, given = LAYERS[name](backend=fused, batch_first=options == "batch_first"), {}
+    layer = layer.to(device_of(fused))
     if options == "lengths":
         given["lengths"] = torch.tensor([STEPS, 0, 4])
     elif options == "trace" and name != "LI":
@@ -149,31 +160,31 @@ def test_whatever_is_asked_for(name, options, fused):
 
 
 def test_states_are_those_of_the_call(fused):
-    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
-    for mem in torch.randn(3, BATCH, SIZE):
+    layer, x = lif(fused), drawn(fused, STEPS, BATCH, SIZE)
+    for mem in drawn(fused, 3, BATCH, SIZE):
         found = layer(x, mem)
         ops.forget()
         assert all(map(torch.equal, found, layer(x, mem)))
 
 
 def test_a_call_like_one_before_is_known(fused):
-    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE, requires_grad=True)
+    layer, x = lif(fused), drawn(fused, STEPS, BATCH, SIZE).requires_grad_()
     ops.forget()
     for _ in range(3):
-        layer(x)[0].sum(0).backward(torch.randn(BATCH, SIZE))
+        layer(x)[0].sum(0).backward(drawn(fused, BATCH, SIZE))
     assert known(fused) == ([True], [1])
 
 
 def test_what_has_to_be_copied_is_not_run_by_what_was_left(fused):
-    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE, 2)[..., 0]
+    layer, x = lif(fused), drawn(fused, STEPS, BATCH, SIZE, 2)[..., 0]
     ops.forget()
-    layer(x.requires_grad_())[0].backward(torch.randn(SIZE, BATCH, STEPS).permute(2, 1, 0))
+    layer(x.requires_grad_())[0].backward(drawn(fused, SIZE, BATCH, STEPS).permute(2, 1, 0))
     assert known(fused) == ([False], [0])
 
 
 def test_hooks_of_saved_tensors_may_hand_back_other_strides(fused):
-    layer = ns.LIF(torch.linspace(0.5, 0.9, SIZE), backend=fused)
-    x, grad = torch.randn(STEPS, BATCH, SIZE), torch.randn(STEPS, BATCH, SIZE)
+    layer = ns.LIF(torch.linspace(0.5, 0.9, SIZE), backend=fused).to(device_of(fused))
+    x, grad = drawn(fused, 2, STEPS, BATCH, SIZE)
     results = []
     for unpack in (torch.clone, lambda one: one.clone(), lambda one: one.mT.contiguous().mT):
         leaf = x.clone().requires_grad_()
@@ -224,7 +235,8 @@ def test_other_numbers_are_other_numbers(fused):
         for beta, slope in ((0.5, 2.0), (0.7, 2.5), (0.5, 2.0), (0.25, 3.0), (0.5, 2.1)):
             if anew:
                 ops.forget()
-            x = torch.linspace(-1, 3, STEPS * 4).view(STEPS, 1, 4).requires_grad_()
+            x = torch.linspace(-1, 3, STEPS * 4, device=device_of(fused))
+            x = x.view(STEPS, 1, 4).requires_grad_()
             found = ns.lif(x, beta=beta, surrogate=ns.surrogate.atan(slope), backend=fused)
             found[0].sum().backward()
             results.append((*found, x.grad))
@@ -237,12 +249,12 @@ def test_only_so_many_kinds_of_calls_are_kept(fused, monkeypatch):
     monkeypatch.setattr(running, "KEPT", 3)
     ops.forget()
     for steps in range(1, 9):
-        ns.lif(torch.randn(steps, 1, 4), beta=0.9, backend=fused)
+        ns.lif(drawn(fused, steps, 1, 4), beta=0.9, backend=fused)
     assert len(known(fused)[0]) <= 3
 
 
 def test_constants_that_are_changed_in_place_are_read_anew(fused):
-    layer, x = ns.LIF(0.9, backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    layer, x = lif(fused), drawn(fused, STEPS, BATCH, SIZE)
     layer(x)
     layer.beta.data.fill_(0.5)
     layer.threshold.mul_(0.7)
@@ -251,12 +263,13 @@ def test_constants_that_are_changed_in_place_are_read_anew(fused):
 
 def test_a_parameter_that_fits_one_current_is_looked_at_beside_another(fused):
     layer = ns.LIF(torch.full((SIZE,), 0.9), learn_beta=True, backend=fused)
+    layer = layer.to(device_of(fused))
     for _ in range(2):
-        layer(torch.randn(STEPS, BATCH, SIZE))
-        layer(torch.randn(STEPS, BATCH, 4, SIZE))
-        wide, _ = layer(torch.randn(STEPS, BATCH, SIZE, dtype=torch.float64))
+        layer(drawn(fused, STEPS, BATCH, SIZE))
+        layer(drawn(fused, STEPS, BATCH, 4, SIZE))
+        wide, _ = layer(drawn(fused, STEPS, BATCH, SIZE).double())
         assert wide.dtype == torch.float64
         with pytest.raises(ValueError, match="does not broadcast"):
-            layer(torch.randn(STEPS, BATCH, SIZE + 1))
+            layer(drawn(fused, STEPS, BATCH, SIZE + 1))
         with pytest.raises(ValueError, match="may mean the first axis or the last"):
-            layer(torch.randn(STEPS, BATCH, SIZE, SIZE))
+            layer(drawn(fused, STEPS, BATCH, SIZE, SIZE))

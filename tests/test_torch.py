@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import device_of
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,12 +18,6 @@ from neurospike import ops
 from neurospike.backend import dispatch
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def device_of(backend: str) -> str:
-    """A device that the backend runs on."""
-    types = dispatch.TABLE[backend].device_types
-    return "cpu" if not types or "cpu" in types else types[0]
 
 
 class Calls(TorchDispatchMode):

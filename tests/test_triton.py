@@ -68,6 +68,7 @@ def test_on_cuda():
     together = [f"-n{max(1, min(15, (os.cpu_count() or 1) - 1))}", "--dist=load"]
     assert _passed_apart(["on_cuda"], environment, *together) > 30
     assert _passed_apart(["test_torch"], environment, *together, "-k", "triton") > 30
+    assert _passed_apart(["test_running"], environment, *together, "-k", "triton") > 60
 
 
 def _passed_apart(files, environment, *options):
