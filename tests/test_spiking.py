@@ -511,3 +511,19 @@ def test_a_gradient_that_comes_to_one_trace_alone(fused, recurrent, state):
         found.append(torch.autograd.grad(traces[state].sum(), current)[0])
     assert found[1].abs().sum() > 1
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("state", [0, 1])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["", "recurrent"])
+def test_a_gradient_of_one_trace_that_is_the_same_at_every_step(fused, recurrent, state):
+    x, weight = torch.randn(6, 3, 20), torch.randn(6, 3, 20)
+    found = []
+    for backend in (fused, "reference"):
+        torch.manual_seed(1)
+        layer = ns.Synaptic(0.7, 0.8, backend=backend)
+        layer = ns.Recurrent(layer, 20) if recurrent else layer
+        current = x.clone().requires_grad_()
+        _, _, traces = layer(current, return_trace=True)
+        loss = traces[state].sum() + (traces[1 - state] * weight).sum()
+        found.append(torch.autograd.grad(loss, current)[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

@@ -138,8 +138,8 @@ def _add_traces(job_at, states, scratch, own, apart, first, at, low, size, n):
     for s in range(states):
         trace = _array(job_at, first + s)
         if trace.size > 0:
-            at = low if trace.size == size else at
-            _add(row_of(scratch, own + s * apart, n), row_of(trace, at, n))
+            place = low if trace.size == size else at
+            _add(row_of(scratch, own + s * apart, n), row_of(trace, place, n))
 
 
 def _forward(job_at):
