@@ -1,10 +1,13 @@
 """Calls that are like one before are run by what that one left, and give the same bits."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import device_of
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import neurospike as ns
 from neurospike import ops
@@ -273,3 +276,24 @@ def test_a_parameter_that_fits_one_current_is_looked_at_beside_another(fused):
             layer(drawn(fused, STEPS, BATCH, SIZE + 1))
         with pytest.raises(ValueError, match="may mean the first axis or the last"):
             layer(drawn(fused, STEPS, BATCH, SIZE, SIZE))
+
+
+WATCHING = {"profiler": torch.profiler.profile, "mode": lambda: FlopCounterMode(display=False)}
+
+
+@pytest.mark.parametrize("forward", [True, False], ids=["forward", "backward"])
+@pytest.mark.parametrize("watching", WATCHING)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_forward_pass_is_repeated_as_it_was_whoever_watches_one_of_them(
+    name, watching, forward, fused
+):
+    layer, x = LAYERS[name](backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    results = []
+    for watch in (contextlib.nullcontext, WATCHING[watching]):
+        leaf = x.clone().requires_grad_()
+        with watch() if forward else contextlib.nullcontext():
+            out, _ = checkpoint(layer, leaf, use_reentrant=False)
+        with contextlib.nullcontext() if forward else watch():
+            out.sum().backward()
+        results.append(leaf.grad)
+    assert torch.equal(*results)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neurospike.neurons import in_one_part
 
-from .watching import is_watched
+from .watching import is_traced, is_watched
 
 BETA_GRADIENTS = ("inward", "clamp")
 
@@ -55,7 +55,7 @@ def lies_between(value: Tensor, low: float, high: float) -> bool:
 
     On the CPU alone, where reading takes less time than a clamp and its gradient.
     """
-    if not value.is_cpu or is_watched((value,)):
+    if not value.is_cpu or (is_watched((value,)) and is_traced((value,))):
         return False
     if value.numel() == 1:
         return bool(low < value.item() < high)

@@ -25,7 +25,7 @@ from .arguments import (
 )
 from .constants import constant
 from .wants import BY_SAMPLE, SPIKES, TRACES, mask_of
-from .watching import is_watched
+from .watching import is_traced, is_watched
 
 
 class Outputs(NamedTuple):
@@ -154,7 +154,8 @@ def run_whole(
         numbers: Any = tuple(parameters)
         tensors: Sequence[Tensor] = ()
         if not _FLOAT.issuperset(map(type, parameters)):
-            numbers, tensors = _apart(rule, current, parameters, steps, watched)
+            traced = watched and is_traced((current, *states, *parameters))
+            numbers, tensors = _apart(rule, current, parameters, steps, traced)
         call, numbers = _call_of(row.name, rule, numbers, steps, wants, len(states))
         return ops.fused_scan(call, numbers, (current, *states, *tensors), own, watched)
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
@@ -186,7 +187,7 @@ _FLOAT = frozenset({float})
 
 
 def _apart(
-    rule: Rule, current: Tensor, parameters: Sequence[float | Tensor], steps: int, watched: bool
+    rule: Rule, current: Tensor, parameters: Sequence[float | Tensor], steps: int, traced: bool
 ) -> tuple[tuple[float | None, ...], list[Tensor]]:
     """Return the parameters that are numbers, None in place of the others, and the others.
 
@@ -194,7 +195,7 @@ def _apart(
     """
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
     # In forward mode a tensor may have a tangent.
-    reads = current.is_cpu and not watched and forward_ad._current_level < 0
+    reads = current.is_cpu and forward_ad._current_level < 0 and not traced
     numbers: list[float | None] = []
     tensors: list[Tensor] = []
     for name, value in zip(rule.parameters, parameters):

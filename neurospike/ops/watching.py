@@ -13,6 +13,7 @@ _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
 _profiler = torch.autograd._profiler_enabled
+_TRACES = tuple(torch._C._TorchDispatchModeKey.__members__.values())
 
 
 def is_watched(tensors: Iterable[Tensor | float | None]) -> bool:
@@ -44,6 +45,22 @@ def operation(name: str, tensors: Iterable[Tensor | None]) -> Callable[..., Any]
         found: Callable[..., Any] = getattr(torch.ops.neurospike, name)
         return found
     return implemented[name]
+
+
+def is_traced(tensors: Iterable[Tensor | float | None]) -> bool:
+    """True where tensors stand for values, or a program is made of what is called.
+
+    Elsewhere a number may be read, whoever watches: torch's checkpoint repeats a forward pass that
+    the profiler or a mode saw without them, or the other way round, and wants the same one.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or _transforms()
+        or _tracing() is not None
+        or any(torch._C._get_dispatch_mode(kind) is not None for kind in _TRACES)
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or not _PLAIN.issuperset(map(type, tensors))
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:
