@@ -1,6 +1,8 @@
 """Calls that are like one before are run by what that one left, and give the same bits."""
 
 import contextlib
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -297,3 +299,19 @@ def test_a_forward_pass_is_repeated_as_it_was_whoever_watches_one_of_them(
             out.sum().backward()
         results.append(leaf.grad)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_is_known_keeps_no_tensor_of_the_call(fused, grad):
+    """Of whatever class: the next call like it may be one of plain tensors."""
+    ops.forget()
+    kept = []
+    for make in (lambda x: torch.nn.Parameter(x, grad), torch.randn_like):
+        layer, x = ns.LIF(0.9, learn_beta=True, backend=fused), make(torch.randn(STEPS, 2, SIZE))
+        found = layer(x)
+        if grad:
+            found[0].sum().backward()
+        kept += map(weakref.ref, (x, *found, *layer.parameters()))
+        del layer, x, found
+    gc.collect()
+    assert [one() for one in kept] == [None] * len(kept)

@@ -82,9 +82,12 @@ def maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
     Each number of a shape is an argument of its own, which torch reads in half the time.
     """
     if like.is_cpu and type(like) is Tensor:
-        largest = like.nbytes if largest is None else largest
-        return torch.empty if largest < buffers.LEAST_BYTES else _lent
+        return _on_cpu(like.nbytes if largest is None else largest)
     return like.new_empty  # on a GPU, or a fake one of torch.compile
+
+
+def _on_cpu(largest: int) -> Callable[..., Tensor]:
+    return torch.empty if largest < buffers.LEAST_BYTES else _lent
 
 
 def _lent(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -170,7 +173,8 @@ class Known:
 
     def __init__(self, sizes: Sizes, shown: int, current: Tensor) -> None:
         self.sizes, self.shown = sizes, shown
-        makers = maker(current, sizes.largest), maker(current)
+        # Nothing of the tensor's own, which would live as long as this.
+        makers = _on_cpu(sizes.largest), _on_cpu(current.nbytes)
         self.empty = makers if current.is_cpu else (None, None)
         self.again: Callable[..., None] | None = None
         self.backward: dict[Any, Callable[..., None]] = {}
