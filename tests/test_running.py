@@ -315,3 +315,15 @@ def test_what_is_known_keeps_no_tensor_of_the_call(fused, grad):
         del layer, x, found
     gc.collect()
     assert [one() for one in kept] == [None] * len(kept)
+
+
+def test_a_constant_keeps_the_sign_of_its_zero(fused):
+    def divided(current, mem, tau):
+        mem = mem + current / tau
+        return fire(mem), mem  # noqa: F821
+
+    x, ends = torch.ones(2, 1, 3), []
+    for tau in (0.0, -0.0):
+        _, (mem,) = ns.Spiking(divided, tau=tau, backend=fused)(x)
+        ends.append(mem)
+    assert torch.equal(ends[0], -ends[1])

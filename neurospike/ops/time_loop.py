@@ -2,8 +2,9 @@
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -199,13 +200,15 @@ def _apart(
     numbers: list[float | None] = []
     tensors: list[Tensor] = []
     for name, value in zip(rule.parameters, parameters):
-        if not isinstance(value, Tensor):
-            numbers.append(float(parameter_of(name, value, current, shape, state)))
-        elif reads and _is_constant(value):
-            numbers.append(value.item())
-        else:
+        number = value.item() if reads and _is_constant(value) else None
+        # A number of -0.0 would be looked up as 0.0.
+        if number is not None and (number or math.copysign(1.0, number) > 0.0):
+            numbers.append(number)
+        elif isinstance(value, Tensor):
             numbers.append(None)
             tensors.append(_flat(name, value, current, shape, state))
+        else:
+            numbers.append(float(parameter_of(name, value, current, shape, state)))
     return tuple(numbers), tensors
 
 
@@ -229,8 +232,10 @@ _fitting: set[tuple[Any, ...]] = set()
 FITTING = 4096  # that are kept
 
 
-def _is_constant(value: Tensor) -> bool:
-    """Whether a tensor is one number on the CPU whose gradient nobody asks for."""
+def _is_constant(value: Any) -> TypeGuard[Tensor]:
+    """Whether a parameter is a tensor of one number on the CPU whose gradient nobody asks for."""
+    if not isinstance(value, Tensor):
+        return False
     learns = value.requires_grad and torch.is_grad_enabled()
     return value.is_cpu and value.numel() == 1 and value.dtype in FLOATS and not learns
 
