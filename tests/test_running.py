@@ -203,6 +203,23 @@ def test_hooks_of_saved_tensors_may_hand_back_other_strides(fused):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_hooks_of_saved_tensors_may_hand_back_another_format(name, fused):
+    layer, grad = LAYERS[name](backend=fused), torch.randn(STEPS, BATCH, SIZE)
+    x = torch.randn(STEPS, BATCH, SIZE).to(torch.bfloat16).float()
+    results = []
+    for pack in (torch.clone, lambda one: one.to(torch.bfloat16)):
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, pack=pack: pack(one) if one.dim() == 3 else one,
+            lambda one: one,
+        ):
+            out, _ = layer(leaf)
+        out.backward(grad)
+        results.append(leaf.grad)
+    torch.testing.assert_close(*results, rtol=0.02, atol=0.02)  # the last is rounded to 16 bits
+
+
 def test_another_number_of_threads_is_another_call():
     if "numba" not in dispatch.TABLE:
         pytest.skip("numba does not run here")

@@ -281,7 +281,8 @@ class Runner:
         key = (
             *(wanted, _threads()),
             *[None if one is None else one.stride() for one in grads],
-            *[one.stride() for one in tensors],  # which hooks of saved tensors may have changed
+            # Which hooks of saved tensors may have changed.
+            *[(one.dtype, one.shape, one.stride()) for one in tensors],
         )
         again = known.backward.get(key)
         if again is not None:
