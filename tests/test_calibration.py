@@ -1,5 +1,6 @@
 """Temperatures and the errors of confidences: known networks have known ones."""
 
+import contextlib
 import json
 import math
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from neurospike import evaluate, train
-from neurospike.training import load_checkpoint, save_checkpoint
+from neurospike.training import load_checkpoint, records, save_checkpoint
 from neurospike.training.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -72,6 +73,39 @@ def test_random_numbers_are_left_alone_and_drawn_spikes_are_the_same():
     first = temperature_of(model, batches, 5)
     assert torch.equal(before, torch.get_rng_state())
     assert first == temperature_of(model, batches, 5) != temperature_of(model, batches, 6)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_run_killed_while_it_keeps_its_temperature_leaves_no_model_without(
+    tmp_path, monkeypatch, writes
+):
+    def run(resumed):
+        published = tmp_path / "published.pth"
+        return records.Run(tmp_path / "run", config={}, published=published, resumed=resumed)
+
+    left = iter(range(writes))
+
+    def until_killed(write):
+        def one(*given):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(*given)
+
+        return one
+
+    first = run(resumed=False)
+    first.save_epoch({"model": {}, "waited": 0}, is_best=True)
+    first.save_epoch({"model": {}, "waited": 1}, is_best=False)
+    with monkeypatch.context() as killed, contextlib.suppress(KeyboardInterrupt):
+        for name in ("save_checkpoint", "copy_checkpoint"):
+            killed.setattr(records, name, until_killed(getattr(records, name)))
+        first.calibrate(2.0)
+    first.release()
+    again = run(resumed=True)
+    again.go_on([], 2)
+    again.calibrate(2.0)
+    for path in (again.best, again.published):
+        assert load_checkpoint(path)["temperature"] == 2
 
 
 def test_training_keeps_the_temperature_of_its_validation(tmp_path, monkeypatch, capsys):

@@ -170,9 +170,11 @@ class Run:
 
     def calibrate(self, temperature: float) -> None:
         """Keep in the best model, and in its copy, what its scores are divided by."""
-        save_checkpoint({**load_checkpoint(self.best), "temperature": temperature}, self.best)
-        if self.published is not None and self.has_published:
-            self._publish(self.published)
+        state = {**load_checkpoint(self.best), "temperature": temperature}
+        if self.published is not None and self.has_published and not self._is_best(self.published):
+            # First: a run that goes on leaves a copy alone that is not the same as its best model.
+            save_checkpoint(state, self.published)
+        save_checkpoint(state, self.best)
 
     def _keep_best(self, state: Mapping[str, Any], path: Path) -> None:
         """Copy the file of `state`."""
@@ -187,10 +189,13 @@ class Run:
 
     def _publish(self, path: Path) -> bool:
         """Copy the best model; False if that is the file itself."""
-        if path.resolve() == self.best.resolve():
+        if self._is_best(path):
             return False
         copy_checkpoint(self.best, path)
         return True
+
+    def _is_best(self, path: Path) -> bool:
+        return path.resolve() == self.best.resolve()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
