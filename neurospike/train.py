@@ -38,7 +38,7 @@ from neurospike.training.checks import check_data, check_run, pictures_left, wit
 from neurospike.training.fitting import Stopped, go_on
 from neurospike.training.loading import build_model
 from neurospike.training.resume import check_epochs, newest_state, resumable, start_from, tell
-from neurospike.training.scale import launch, leave, make_fabric
+from neurospike.training.scale import launch, leave, make_fabric, telling_who_is_gone
 from neurospike.training.setup import check_batch, make_trainer
 from neurospike.training.stopping import stopping_whole
 
@@ -144,7 +144,8 @@ def train(
             print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
             if run.published is None:
                 print(f"that is not in the working folder: {PUBLISHED} stays as it is", flush=True)
-        tested = _train_and_test(config, data, model, fabric, run, state)
+        with telling_who_is_gone(fabric, "its own lines say why; --resume goes on with the run"):
+            tested = _train_and_test(config, data, model, fabric, run, state)
         leave(fabric)
         return tested
 

@@ -227,7 +227,9 @@ def test_one_of_two_processes_is_stopped_and_both_go_on_with_the_same_bits(tmp_p
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr + (tmp_path / "err.log").read_text()
+    told = (tmp_path / "err.log").read_text()
+    assert done.returncode == 0, done.stderr + told
+    assert "error: another process of this run has ended; its own lines say why; --resume" in told
     whole, stopped, alone = (tmp_path / name for name in ("whole", "stopped", "alone"))
     same_end(whole, stopped)
     resumed = [row for row in every_row(stopped) if row["kind"] == "resume"]

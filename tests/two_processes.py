@@ -2,8 +2,8 @@
 
 `python tests/two_processes.py FOLDER FLAGS...`. A run that nobody disturbs is in FOLDER/whole. Of
 the one in FOLDER/stopped only the second process got Ctrl-C, in the third step; it was resumed, and
-its copy FOLDER/alone by one process alone. Each process is a fork of this one, as torchrun would
-have started it.
+its copy FOLDER/alone by one process alone. In FOLDER/gone the second process was killed. Each
+process is a fork of this one, as torchrun would have started it.
 """
 
 import faulthandler
@@ -61,6 +61,11 @@ def ctrl_c(rank):
         after_steps(3, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
+def killed(rank):
+    if rank == 1:
+        after_steps(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def main(folder, *flags):
     faulthandler.enable()
     os.chdir(folder)
@@ -71,7 +76,8 @@ def main(folder, *flags):
     shutil.copytree("stopped", "alone")
     found.append(run("--resume=stopped"))
     found.append([train.main(["--resume=alone"])])
-    assert found == [[0, 0], [130, 130], [0, 0], [0]], found
+    found.append(run(*flags, "--run_dir=gone", prepare=killed))
+    assert found == [[0, 0], [130, 130], [0, 0], [0], [2, -signal.SIGKILL]], found
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from neurospike.errors import ConfigError, needed_by
+from neurospike.errors import ConfigError, NeuroSpikeError, needed_by
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 UNSCALED: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}
+
+# What gloo and NCCL say of a process that does not answer any more.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 class OneProcess:
@@ -204,6 +207,17 @@ def leave(fabric: Any) -> None:
         fabric.barrier()
         torch.distributed.destroy_process_group()
         gc.collect()  # the group's threads end with the wrapped model, which refers to itself
+
+
+@contextmanager
+def telling_who_is_gone(fabric: Any, advice: str) -> Iterator[None]:
+    """Raise NeuroSpikeError, with the advice, where another of the processes is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not any(word in str(error) for word in GONE):
+            raise
+        raise NeuroSpikeError(f"another process of this run has ended; {advice}") from error
 
 
 def gather(fabric: Any, value: Any) -> list[Any]:
