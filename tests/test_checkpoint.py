@@ -1,11 +1,13 @@
 """Checkpoint files: whole or refused, on any system, and back to the network they are of."""
 
+import collections
 import errno
 import io
 import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +125,27 @@ def test_what_is_wrong_with_a_file_is_said_in_words(path):
             load_checkpoint(path)
         assert f"m.pth: {DAMAGED}{reason}" in str(caught.value), damaged[:9]
         assert "Error" not in str(caught.value)
+
+
+def test_numbers_of_numpy_come_back_as_numbers_and_what_could_not_be_read_is_not_written(path):
+    kept = {
+        "model": torch.nn.BatchNorm1d(2).state_dict(),
+        "optimizer": {"lr": np.float64(0.5), "betas": (np.float32(0.25), 0.9)},
+        "milestones": collections.Counter({np.int64(3): 1}),
+        "counts": collections.defaultdict(int, a=np.int64(2)),
+        "shape": torch.Size([2, 3]),
+    }
+    save_checkpoint(kept, path)
+    found = load_checkpoint(path)
+    assert found["optimizer"] == {"lr": 0.5, "betas": (0.25, 0.9)}
+    assert type(found["optimizer"]["lr"]) is float
+    assert found["milestones"] == {3: 1} and found["counts"] == {"a": 2}
+    assert found["model"]._metadata == kept["model"]._metadata
+    assert found["shape"] == kept["shape"]
+    reason = r"m.pth: cannot write the checkpoint: scheduler\.steps\.1 is of the type \w*Path"
+    with pytest.raises(CheckpointError, match=reason):
+        save_checkpoint({"model": {}, "scheduler": {"steps": [1, Path()]}}, path)
+    assert load_checkpoint(path)["optimizer"] == found["optimizer"]
 
 
 def test_every_command_refuses_a_flipped_bit(path, monkeypatch, capsys):

@@ -299,6 +299,12 @@ def test_a_measure_that_is_no_number_is_told():
         trainer.evaluate(batches())
 
 
+def test_a_measure_that_returns_nothing_is_told():
+    trainer = trainer_of(Logits, metrics={"mine": lambda scores, targets: None})
+    with pytest.raises(TypeError, match=r"metric 'mine' returned a NoneType; it must retur"):
+        trainer.evaluate(batches())
+
+
 def test_several_processes_want_a_sampler_of_their_own(monkeypatch):
     monkeypatch.setattr(scale.OneProcess, "world_size", 2)
     with pytest.raises(

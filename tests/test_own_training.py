@@ -4,6 +4,7 @@ import functools
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from own_networks import (
@@ -183,6 +184,49 @@ def test_measures_of_ones_own_are_means_over_samples(tmp_path, capsys):
     assert history[-1]["metrics"] == {key: found[key] for key in ("margin", "zeros")}
     assert f"margin {found['margin']:.4g}" in capsys.readouterr().out.splitlines()[-1]
     assert json.loads(json.dumps(dict(found)))["spike_rates"] == found.spike_rates
+
+
+class Answers:
+    """A measure that gives whatever it was made with."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def update(self, scores, targets):
+        pass
+
+    def compute(self):
+        return self.answer
+
+    reset = compute
+
+
+def test_measures_of_numpy_and_several_in_one_are_recorded(tmp_path):
+    both = {"a": torch.tensor(1.5), "b": np.arange(2)}
+    metrics = {
+        "double": Answers(np.float64(0.5)),
+        "accuracy": Answers(np.float32(0.25)),
+        "both": Answers(both),
+        "mean": lambda scores, targets: np.float32(2),
+    }
+    loader = batches()
+    trainer = trainer_of(Logits, metrics=metrics, rate=np.float64(0.02))
+    (record,) = trainer.fit(loader, loader, np.int64(1), tmp_path / "run")
+    assert record["validation_accuracy"] == 0.25
+    wanted = {"mean": 2.0, "double": 0.5, "both": {"a": 1.5, "b": [0, 1]}}
+    assert record["metrics"] == wanted
+    assert json.loads(json.dumps(record)) == record
+    again = trainer_of(Logits, metrics=metrics)
+    history = again.fit(loader, loader, 2, tmp_path / "run", resume=True)
+    assert history[0] == record and len(history) == 2
+
+
+def test_a_learning_rate_that_is_a_tensor_is_recorded_as_a_number(tmp_path):
+    net, rate = Logits(), torch.tensor(0.5)
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    trainer = ns.SNNTrainer(net, optimizer, nn.CrossEntropyLoss())
+    (record,) = trainer.fit(batches(), None, 1, tmp_path / "run")
+    assert record["learning_rate"] == 0.5
 
 
 def test_torchmetrics_measure_and_a_measure_called_accuracy_is_the_accuracy():

@@ -21,6 +21,8 @@ import torch
 
 from neurospike.errors import CheckpointError
 
+from .plain import readable
+
 MARK = b"neurospike crc32 "
 COMMENT_BYTES = len(MARK) + 8  # the sum in hexadecimal digits
 CHUNK = 1 << 20
@@ -31,11 +33,16 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` (tensors, numbers, text, and dicts, lists and tuples of them) to `path`.
 
     A file already there is replaced in one move once the new one is safely on the disk, so
-    that a crash or a full disk leaves it as it was. Raises CheckpointError.
+    that a crash or a full disk leaves it as it was. Raises CheckpointError, also for a state of
+    which something could not be read again.
     """
+    try:
+        state = readable(dict(state))
+    except TypeError as error:
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from None
 
     def write(file: BinaryIO) -> None:
-        torch.save(dict(state), file)
+        torch.save(state, file)
         # The comment's length is the last number of an archive that has none.
         file.seek(-2, os.SEEK_END)
         file.write(COMMENT_BYTES.to_bytes(2, "little") + MARK)

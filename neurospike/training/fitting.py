@@ -62,7 +62,7 @@ class Fit:
         trainer = self.trainer
         while trainer.epoch < self.epochs and not self._has_waited():
             if not trainer.epoch_step:
-                trainer.learning_rate = trainer.optimizer.param_groups[0]["lr"]
+                trainer.learning_rate = float(trainer.optimizer.param_groups[0]["lr"])
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
             with progress_bar(title, _length(self.train)) as show:
                 trained = trainer.train_epoch(self.train, show, self._after_step)

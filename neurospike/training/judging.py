@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .answering import Activity, is_of_classes, takes
+from .plain import plain
 
 _RETOLD = (RuntimeError, ValueError, TypeError, IndexError)
 
@@ -80,7 +81,14 @@ class Measures:
         for one in self._objects.values():
             one.update(scores, targets)
         for place, (name, one) in enumerate(self._functions.items()):
-            value = torch.as_tensor(one(scores, targets))
+            found = one(scores, targets)
+            try:
+                value = torch.as_tensor(found)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(
+                    f"the metric {name!r} returned a {type(found).__name__}; it must return one "
+                    "number, the mean of the batch"
+                ) from None
             if value.numel() != 1:
                 raise ValueError(
                     f"the metric {name!r} returned a tensor of shape {list(value.shape)}; it must "
@@ -92,8 +100,7 @@ class Measures:
         """Return the values by name. sums: those of all processes."""
         found = dict(zip(self._functions, (sums / samples).tolist(), strict=True))
         for name, one in self._objects.items():
-            value = one.compute()
-            found[name] = value.tolist() if isinstance(value, Tensor) else value
+            found[name] = plain(one.compute(), name)
         return found
 
 

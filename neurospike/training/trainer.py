@@ -146,7 +146,7 @@ class SNNTrainer:
         self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
         self.told_of_dead = False  # neurons, which is told once
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
-        self.learning_rate = optimizer.param_groups[0]["lr"]  # at the start of the epoch
+        self.learning_rate = float(optimizer.param_groups[0]["lr"])  # at the start of the epoch
         self.is_whole = True  # False within a step or a check: half of it would be saved
         self._stop = False
         self._batches: list[Parts] = []  # since the last look at the metrics
@@ -343,6 +343,7 @@ class SNNTrainer:
         if epochs is None:
             raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
         check_counts(epochs=epochs, check_every=check_every, patience=patience)
+        epochs = int(epochs)  # of NumPy's, which no file takes
         options: dict[str, Any] = {
             "check_every": check_every,
             "patience": patience,
