@@ -221,6 +221,21 @@ def test_measures_of_numpy_and_several_in_one_are_recorded(tmp_path):
     assert history[0] == record and len(history) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int64], ids=str)
+def test_labels_of_any_integers_are_counted_and_those_of_no_class_in_no_row(dtype):
+    labels = torch.arange(100)
+    kept = torch.ones(100, dtype=torch.bool)
+    if dtype != torch.uint8:
+        labels[3], kept[3] = -100, False
+
+    def judge(scores, targets):
+        return nn.functional.cross_entropy(scores, targets.long(), ignore_index=-100)
+
+    trainer = trainer_of(lambda: nn.Linear(4, 100), judge)
+    found = trainer.evaluate([(torch.rand(100, 4), labels.to(dtype))])
+    assert torch.equal(torch.tensor(found["confusion"]).sum(1), kept.long())
+
+
 def test_a_learning_rate_that_is_a_tensor_is_recorded_as_a_number(tmp_path):
     net, rate = Logits(), torch.tensor(0.5)
     optimizer = torch.optim.Adam(net.parameters(), rate)

@@ -48,9 +48,11 @@ class Evaluation:
     ) -> None:
         """Add one batch; waits for nothing.
 
-        loss: scalar, the batch's mean; scores `[B, C]`; targets: labels int64 `[B]`, below C, or
-        anything else that belongs to the scores; activity: spikes `[T, B, *F]` by layer; lengths:
-        how many of the steps belong to each sample, `[B]`; count: samples, if not one per target.
+        loss: scalar, the batch's mean; scores `[B, C]`; targets: labels `[B]` of integers, or
+        anything else that belongs to the scores. Labels that are no class, such as -100, which
+        criteria ignore, are in no row of the confusion matrix. activity: spikes `[T, B, *F]` by
+        layer; lengths: how many of the steps belong to each sample, `[B]`; count: samples, if not
+        one per target.
         """
         activity = activity or {}
         count = len(targets) if count is None else count
@@ -71,8 +73,10 @@ class Evaluation:
             self._sums[2] += (answers == targets).sum()
             if classes:
                 # Not `bincount`, which looks at the numbers: a GPU's program would wait for that.
-                pairs = targets * classes + answers
-                self._confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+                labels = targets.long()  # in fewer bits the product would be another
+                is_class = (labels >= 0) & (labels < classes)  # not what a criterion ignores
+                pairs = torch.where(is_class, labels * classes + answers, 0)
+                self._confusion.view(-1).index_add_(0, pairs, is_class.long())
         else:
             self._sums[2] += math.nan
         self._measures.add(scores, targets, count)
