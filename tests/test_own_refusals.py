@@ -7,6 +7,7 @@ from torch import nn
 
 import neurospike as ns
 from neurospike.coding import losses
+from neurospike.errors import NeuroSpikeError
 from neurospike.training import scale
 
 
@@ -297,6 +298,20 @@ def test_a_measure_that_is_no_number_is_told():
         ValueError, match=r"metric 'each' returned a tensor of shape \[16\]; it must"
     ):
         trainer.evaluate(batches())
+
+
+@pytest.mark.parametrize("which", ["train", "validation"])
+def test_batches_that_are_none_are_told_before_there_is_a_folder(tmp_path, which):
+    dropped = batches(64, drop_last=True)  # of fewer samples
+    sources = {"train": batches(), "validation": batches(), which: dropped}
+    trainer = trainer_of(Logits)
+    with pytest.raises(ValueError, match=f"{which}: no samples to run.* drop_last"):
+        trainer.fit(**sources, epochs=1, run=tmp_path / "run")
+    with pytest.raises(TypeError, match="is used up after one epoch"):
+        trainer.fit(iter(batches()), epochs=1, run=tmp_path / "run")
+    with pytest.raises(NeuroSpikeError, match=r"evaluation: no samples to run.* drop_la"):
+        trainer.evaluate(dropped)
+    trainer.fit(batches(), batches(), epochs=1, run=tmp_path / "run")  # the folder is not taken
 
 
 def test_a_measure_that_returns_nothing_is_told():

@@ -227,7 +227,7 @@ def test_a_validation_that_is_cut_short_is_not_saved(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer_of(Logits).fit(batches(), Cut(), 1, tmp_path / "run")
+        trainer_of(Logits).fit(batches(), Cut([None]), 1, tmp_path / "run")
     assert not list(tmp_path.rglob("*.pth"))
 
 

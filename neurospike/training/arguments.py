@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, DistributedSampler
 
 from .judging import is_object, name_of
+from .metrics import NO_SAMPLES
 from .order import owners_of
 
 RESERVED = (
@@ -122,6 +123,8 @@ def check_source(name: str, batches: Any, world: int) -> None:
             f"{name} is a {type(batches).__name__}, which is used up after one epoch: give a "
             "DataLoader, a list, or an object whose __iter__ begins anew"
         )
+    if length_of(batches) == 0:
+        raise ValueError(f"{name}: {NO_SAMPLES}")
     is_shared = any(isinstance(one, DistributedSampler) for one in owners_of(batches))
     if world > 1 and isinstance(batches, DataLoader) and not is_shared:
         raise ValueError(
@@ -129,3 +132,11 @@ def check_source(name: str, batches: Any, world: int) -> None:
             "make it with sampler=torch.utils.data.DistributedSampler(data, "
             "num_replicas=fabric.world_size, rank=fabric.global_rank)"
         )
+
+
+def length_of(batches: Any) -> int | None:
+    """How many batches there are; None of a source that does not know, as an IterableDataset."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None

@@ -12,7 +12,7 @@ from neurospike.errors import NeuroSpikeError
 
 from .answering import is_of_classes
 from .judging import Measures
-from .metrics import Activity, Metrics
+from .metrics import NO_SAMPLES, Activity, Metrics
 
 MOST_CLASSES = 2000  # of which there is a confusion matrix, whose size is their square
 
@@ -100,7 +100,7 @@ class Evaluation:
         first, own, *layers = sums.split([len(part) for part in parts])
         total, samples, correct = first.tolist()
         if not samples:
-            raise NeuroSpikeError(f"{self.name}: no samples to run; the data set is empty")
+            raise NeuroSpikeError(f"{self.name}: {NO_SAMPLES}")
         loss = total / samples
         if not math.isfinite(loss):
             raise NeuroSpikeError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurospike.errors import CheckpointError, NeuroSpikeError
 
-from .arguments import check_source
+from .arguments import check_source, length_of
 from .diagnosis import dead_in_training
 from .judging import name_of
 from .metrics import Metrics
@@ -64,7 +64,7 @@ class Fit:
             if not trainer.epoch_step:
                 trainer.learning_rate = float(trainer.optimizer.param_groups[0]["lr"])
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
-            with progress_bar(title, _length(self.train)) as show:
+            with progress_bar(title, length_of(self.train)) as show:
                 trained = trainer.train_epoch(self.train, show, self._after_step)
             self._check(trained)
             if trainer.is_stopping():
@@ -205,10 +205,3 @@ def _how_it_goes_on(trainer: "SNNTrainer", folder: Path, epochs: int, state: Any
         return f"{done}, and {trainer.epoch_step} steps of the next; the run goes on"
     more = "the run goes on" if trainer.epoch < epochs else "pass more epochs to train on"
     return f"{done}; {more}"
-
-
-def _length(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:  # of a source that does not know, such as an IterableDataset
-        return None

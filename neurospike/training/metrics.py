@@ -20,6 +20,11 @@ from .answering import is_of_classes
 
 SATURATED = 0.95  # spikes a step above which a neuron tells little but that it is on
 
+NO_SAMPLES = (
+    "no samples to run; look at the data set, and at batch_size and drop_last of a "
+    "DataLoader, which drops what fills no batch"
+)
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -186,7 +191,7 @@ class Meter:
             every = torch.tensor([loss, correct, samples], dtype=torch.float64)
             loss, correct, samples = together(every).tolist()
         if not samples:
-            raise NeuroSpikeError(f"{self.name}: no samples to run; the data set is empty")
+            raise NeuroSpikeError(f"{self.name}: {NO_SAMPLES}")
         accuracy = None if math.isnan(correct) else correct / samples
         return Metrics(loss / samples, accuracy, int(samples), self.seconds)
 

@@ -364,12 +364,14 @@ class SNNTrainer:
         resume: bool,
         options: dict[str, Any],
     ) -> None:
+        fit = Fit(self, train, validation, epochs, None, **options)  # before there is a folder
         if self.run is None or self.run.folder != folder:
             self.run = open_run(self, folder, train, epochs, resume=resume)
         elif self.run is not None:
             self.run.hold()
         try:
-            Fit(self, train, validation, epochs, self.run, **options)()
+            fit.run = self.run
+            fit()
         finally:
             if self.run is not None:
                 self.run.release()
