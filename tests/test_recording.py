@@ -91,6 +91,20 @@ def test_the_network_answers_and_learns_as_if_nobody_looked(given):
     assert len(net[1](given)) == 2  # no hook is left
 
 
+def test_recordings_within_one_another_see_the_same_and_other_hooks_what_they_would_without(given):
+    net, seen = network(), []
+    net[1].register_forward_hook(lambda layer, inputs, out: seen.append(len(out)))
+    expected = net(given)[0]
+    with ns.recording(net) as outer, ns.recording(net[2]) as inner, ns.recording(net) as innermost:
+        assert torch.equal(net(given)[0], expected)
+    assert seen == [2, 2]
+    for name, spikes in outer.spikes.items():
+        assert torch.equal(spikes, innermost.spikes[name])
+    for name, states in outer.states.items():
+        assert states.keys() == innermost.states[name].keys()
+    assert torch.equal(inner.spikes["1"], outer.spikes["2.1"])
+
+
 def test_a_caller_who_asks_for_the_trace_gets_it(given):
     layer = ns.LIF(0.9)
     with ns.recording(layer) as seen:

@@ -151,7 +151,10 @@ def recording(net: nn.Module, *, states: bool = True) -> Iterator[Recording]:
         for layer, names in places.items():
             watcher = _Watcher(seen, layer, names, states)
             handles.append(layer.register_forward_pre_hook(watcher.before, with_kwargs=True))
-            handles.append(layer.register_forward_hook(watcher.after, with_kwargs=True))
+            # Before other hooks, which then get what they would without, also another recording's.
+            handles.append(
+                layer.register_forward_hook(watcher.after, with_kwargs=True, prepend=True)
+            )
         handles.append(
             net.register_forward_hook(
                 lambda _, given, options, out: _end(seen, net, given, options, out),
