@@ -138,6 +138,25 @@ def test_options_that_cannot_be_expressed_are_named(options, message):
         ns.LIF.from_snntorch(snntorch.Leaky(0.9, **options))
 
 
+def test_layers_keep_the_mode_that_each_is_in():
+    net = nn.Sequential(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)),
+        snntorch.Leaky(0.9, init_hidden=True),
+        nn.Sequential(nn.BatchNorm1d(8), snntorch.Leaky(0.9, init_hidden=True)),
+    )
+    net[0][1].eval()  # a frozen normalisation, which both networks share
+    net[2].eval()
+    modes = {name: layer.training for name, layer in net.named_modules()}
+    converted = ns.convert(net)
+    for found in (net, converted):
+        assert {name: layer.training for name, layer in found.named_modules()} == modes
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"convert takes neurons of .*, got list"):
+        ns.convert([snntorch.Leaky(0.9)])
+
+
 def test_other_neurons_are_refused_and_what_to_use_is_said():
     for neuron, advice in (
         (snntorch.Lapicque(0.9, init_hidden=True), r"ns.LIF\(beta=1 - time_step / \(R \* C\)\)"),

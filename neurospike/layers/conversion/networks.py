@@ -83,7 +83,9 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
             or on dropout, in whose place another module stands; a layer of torch along the batch
             of a single step, such as `nn.Softmax(0)`.
     """
-    found = _Conversion(surrogate).of(module, "", last=True, given=_given(module))
+    found: Any = None
+    if isinstance(module, nn.Module):
+        found = _Conversion(surrogate).of(module, "", last=True, given=_given(module))
     if not isinstance(found, Converted):
         raise TypeError(
             "convert takes neurons of snnTorch, SpikingJelly or Norse or an nn.Sequential of them, "
@@ -187,10 +189,12 @@ class _Conversion:
             if is_same and type(module).forward in _IN_A_ROW:
                 return module
         check_hooks(module, path)
-        if path and not has_memory:
-            return nn.Sequential(OrderedDict(layers)).train(module.training)
-        first = getattr(module, "batch_first", False)
-        return Sequential(OrderedDict(layers), batch_first=first).train(module.training)
+        found: nn.Module = nn.Sequential(OrderedDict(layers))
+        if not path or has_memory:
+            first = getattr(module, "batch_first", False)
+            found = Sequential(OrderedDict(layers), batch_first=first)
+        found.training = module.training  # not `train`, which would put its layers in that mode
+        return found
 
     def meet(self, theirs: nn.Module, kind: str, path: str) -> None:
         """Raise ValueError for a layer with a state that stands in the network twice."""
