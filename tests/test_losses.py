@@ -106,6 +106,15 @@ def rates(kind, steps, **options):
     return found
 
 
+def test_schedules_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"kind must be one of constant, .*, got 'Cosine'"):
+        rates("Cosine", 1)
+    for options in ({"every": 0}, {"patience": 0}, {"warmup": -1}, {"total_steps": -1}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"{name} must be at least"):
+            rates("step", 1, **options)
+
+
 def test_schedules():
     assert rates("constant", 3) == [2, 2, 2]
     cosine = [1 + math.cos(math.pi * k / 4) for k in range(4)]

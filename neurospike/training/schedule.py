@@ -1,7 +1,7 @@
 """How the learning rate goes up and down in a run."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch.optim import Optimizer
 
@@ -16,7 +16,8 @@ class Schedule:
     when `report` was told `patience` times in a row of a loss not better than the best.
     warmup: steps over which the rate rises linearly from near zero first, whatever the kind.
 
-    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one.
+    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one. Raises
+    ValueError for another kind, and for numbers of steps and reports that cannot be.
     """
 
     def __init__(
@@ -30,6 +31,16 @@ class Schedule:
         gamma: float = 0.1,
         patience: int = 3,
     ) -> None:
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+        for name, count, least in (
+            ("total_steps", total_steps, 0),
+            ("warmup", warmup, 0),
+            ("every", every, 1),
+            ("patience", patience, 1),
+        ):
+            if count < least:
+                raise ValueError(f"{name} must be at least {least}, got {count}")
         self.optimizer, self.kind = optimizer, kind
         self.total_steps, self.warmup = total_steps, warmup
         self.every, self.gamma, self.patience = every, gamma, patience
