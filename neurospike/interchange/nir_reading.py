@@ -83,7 +83,8 @@ def from_nir(
 def read(path: Path) -> Any:
     """Return the graph of a file; raise InterchangeError for one that is none or damaged."""
     if not path.is_file():
-        raise InterchangeError(f"{path}: there is no such file")
+        what = "it is a folder, wanted a file" if path.is_dir() else "there is no such file"
+        raise InterchangeError(f"{path}: {what}")
     try:
         return package().read(str(path), type_check=False)
     except Exception as error:  # noqa: BLE001 (whatever nir and h5py make of a damaged file)

@@ -234,8 +234,8 @@ def _write(nir: Any, graph: Any, path: Path) -> None:
             )
         temporary.replace(path)
     except OSError as error:
-        raise InterchangeError(
-            f"{path}: cannot write the file: {error.strerror or error}"
-        ) from None
+        # Of h5py the number is the system's, the text its own.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InterchangeError(f"{path}: cannot write the file: {reason}") from None
     finally:
         temporary.unlink(missing_ok=True)
