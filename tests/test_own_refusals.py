@@ -73,6 +73,11 @@ MISUSES = [
         "the optimizer holds none of the parameters of Logits: make it with model.parameters()",
     ),
     (
+        {"optimizer": lambda net: torch.optim.LBFGS(net.parameters())},
+        TypeError,
+        "optimizer is LBFGS, whose step computes the loss several times",
+    ),
+    (
         {"criterion": nn.MSELoss},
         TypeError,
         "criterion must be a function (scores, targets) that returns the loss, such as torch.nn."

@@ -221,6 +221,28 @@ def test_an_interrupt_at_the_end_of_an_epoch_ends_there():
     assert (trainer.epoch, trainer.step) == (1, 3)
 
 
+def test_a_run_does_not_go_on_with_another_optimiser_or_a_scheduler_that_it_had_not(tmp_path):
+    trainer_of(Logits).fit(batches(), None, 1, tmp_path / "run")
+    net = Logits()
+    other = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    trainer = ns.SNNTrainer(net, other, nn.CrossEntropyLoss())
+    with pytest.raises(CheckpointError, match="saved with the optimiser Adam, and this is SGD"):
+        trainer.fit(batches(), None, 2, tmp_path / "run", resume=True)
+    trainer = trainer_of(Logits)
+    trainer.scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
+    with pytest.raises(CheckpointError, match="without a scheduler, and here is one"):
+        trainer.fit(batches(), None, 2, tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_whatever_became_of_its_records(tmp_path):
+    trainer_of(Logits).fit(batches(), None, 1, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\0{"kind"')
+    trainer_of(Logits).fit(batches(), None, 2, tmp_path / "run", resume=True)
+    kinds = [row["kind"] for row in rows_of(tmp_path / "run")]
+    assert kinds.count("epoch") == 2
+
+
 def test_a_validation_that_is_cut_short_is_not_saved(tmp_path):
     class Cut(list):
         def __iter__(self):

@@ -615,7 +615,7 @@ def test_checkpoint_holds_all_a_continued_run_needs(run):
     state = load_checkpoint(run.last)
     expected = {"model", "optimizer", "scheduler", "precision", "epoch", "step", "best", "waited"}
     expected |= {"history", "order", "random", "unpromising", "guessing", "config", "record"}
-    expected |= {"versions", "average"}
+    expected |= {"versions", "average", "optimizer_kind"}
     assert set(state) == expected | {"epoch_step", "epoch_sums", "epoch_learning_rate"}
     assert state["config"] == CONFIG
     assert state["versions"]["python"]

@@ -34,6 +34,11 @@ def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> N
             f"optimizer must be one of torch.optim, such as torch.optim.Adam(model.parameters()), "
             f"got {name_of(optimizer)}"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "optimizer is LBFGS, whose step computes the loss several times, and a batch is run "
+            "once here: use another, such as torch.optim.Adam(model.parameters())"
+        )
     if isinstance(criterion, type) or not callable(criterion):
         made = f"{criterion.__name__}()" if isinstance(criterion, type) else "CrossEntropyLoss()"
         raise TypeError(

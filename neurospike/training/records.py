@@ -93,7 +93,9 @@ class Run:
         ):
             left.unlink(missing_ok=True)  # of a save that was cut off
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # What is no text is dropped with all that is no record.
+        written = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = written.splitlines()
         starts = [line for line in lines if _kind(line) in ("run", "resume")]
         resumed = {"kind": "resume", "step": step, **environment(), **self.record}
         rows = [*starts, *map(_line, history), _line(resumed)]

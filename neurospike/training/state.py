@@ -37,6 +37,7 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
         "model": model,
         "average": trained,
         "optimizer": trainer.optimizer.state_dict(),
+        "optimizer_kind": type(trainer.optimizer).__name__,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "precision": trainer.fabric.strategy.precision.state_dict(),
         "epoch": trainer.epoch,
@@ -55,6 +56,7 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
 
 def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> None:
     """Set what `state_of` gave; see `SNNTrainer.load_state_dict`."""
+    _check_kinds(trainer, state)
     order = state["order"]
     states = order["processes"] if order is not None and "processes" in order else [order]
     trainer.order.restore(batches, states, state["epoch_step"])
@@ -79,6 +81,16 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
     if trainer.device.type == "cpu":  # elsewhere no layer looks at its spikes
         set_unpromising(trainer.model, own["unpromising"])
     set_random_state(own["random"], trainer.device)
+
+
+def _check_kinds(trainer: "SNNTrainer", state: Mapping[str, Any]) -> None:
+    """Raise ValueError for a state of another optimiser, or of a schedule where there is none."""
+    own = type(trainer.optimizer).__name__
+    kind = state.get("optimizer_kind", own)  # older files do not tell
+    if kind != own:
+        raise ValueError(f"it was saved with the optimiser {kind}, and this is {own}")
+    if state["scheduler"] is None and trainer.scheduler is not None:
+        raise ValueError("it was saved without a scheduler, and here is one")
 
 
 def _is_plain(order: Mapping[str, Any] | None) -> bool:
