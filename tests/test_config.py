@@ -141,6 +141,8 @@ def test_overrides_win_over_the_file(config_file):
         ("data_path: ''", "data_path: got ''"),
         ("run_dir: 3", "run_dir: got 3, allowed: a non-empty text or null"),
         ("dataset: cifar", "allowed: auto, mnist"),
+        ("seed:", "seed: got null, allowed: a whole number"),
+        ("preprocessing:", "preprocessing: got null, wanted a list of steps"),
         ("encoding: {tau: .inf}", "encoding.tau: got inf, allowed: a number > 0 or null"),
         ("encoding: {kind: latency, tau: 3}", "encoding: tau is for curve: logarithmic"),
         ("encoding: {kind: latency, curve: logarithmic, threshold: 0}", "threshold above 0"),
@@ -196,6 +198,14 @@ def test_wrong_values_are_refused_by_name(config_file, text, expected):
     message = refused(config_file, text)
     assert message.startswith("config.yaml")
     assert expected in message
+
+
+@pytest.mark.parametrize("text", ["''", "' '"])
+def test_an_empty_text_is_no_value_of_any_key(config_file, text):
+    for key, *_ in fields():
+        section, _, leaf = key.rpartition(".")
+        line = f"{section}: {{{leaf}: {text}}}" if section else f"{leaf}: {text}"
+        assert f"{key}: got {text}, " in refused(config_file, line)
 
 
 @pytest.mark.parametrize(

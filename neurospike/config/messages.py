@@ -63,5 +63,5 @@ def explain(
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)  # as in the file
     return text if len(text) <= 60 else text[:57] + "..."

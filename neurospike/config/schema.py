@@ -53,8 +53,11 @@ def _switch_word(value: object) -> object:
 
 
 def _none_word(value: object) -> object:
-    """Read YAML's words for nothing, which the command line hands over as text, as None."""
-    if isinstance(value, str) and value.strip().lower() in ("", "null", "none", "~"):
+    """Read YAML's words for nothing, which the command line hands over as text, as None.
+
+    An empty text is none of them: it is what is left of a variable that was not set.
+    """
+    if isinstance(value, str) and value.strip().lower() in ("null", "none", "~"):
         return None
     return _refuse_bool(value)
 
@@ -81,7 +84,7 @@ Sizes = Annotated[list[Size], Field(min_length=1)]
 TimeConstants = Annotated[
     list[PositiveNumber], Field(min_length=2, max_length=2), BeforeValidator(_split_sizes)
 ]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(pattern=r"\S")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
 

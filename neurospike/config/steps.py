@@ -153,14 +153,15 @@ def parse_steps(value: Any) -> list[Step]:
 
     Raises ValueError with the step and the option that is wrong.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(f"got {value!r}, which is not YAML; try '[deskew]'") from None
         value = [value] if isinstance(value, (str, dict)) else value
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"got {value!r}, wanted a list of steps: {', '.join(NAMES)}")
+        got = "null" if value is None else repr(value)
+        raise ValueError(f"got {got}, wanted a list of steps: {', '.join(NAMES)}")
     return [_parse(step, number) for number, step in enumerate(value, start=1)]
 
 
