@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import neurospike.__main__ as modes
-from neurospike import evaluate, train
+from neurospike import evaluate, export, predict, train
 from neurospike.config import Config, cli, fields, load_config
 from neurospike.data import DigitData, Split, load
 from neurospike.errors import ConfigError, NeuroSpikeError
@@ -368,6 +368,24 @@ def test_what_a_user_gets_wrong_is_one_line(folder, capsys, argv, expected):
     assert message.startswith("error: ")
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_file_that_is_not_where_it_was_looked_for_is_told_with_where_it_may_be(folder, capsys):
+    for command in (predict, evaluate, export):
+        argv = {predict: ["x.png"], evaluate: [], export: ["--out=m.pt2"]}[command]
+        assert command.main(argv) == 2
+        said = capsys.readouterr().err
+        assert "checkpoints/best_model.pth: cannot read the checkpoint: No such file" in said
+        assert "; python -m neurospike.train leaves one in runs/<time>/checkpoints/" in said
+    for path in ("runs/mine/checkpoints/best_model.pth", "runs/mine/config.yaml"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    for model in ("runs/mine", "runs/mine/checkpoints"):
+        assert evaluate.main([f"--model_path={model}"]) == 2
+        said = capsys.readouterr().err
+        assert "; did you mean runs/mine/checkpoints/best_model.pth?" in said
+    assert train.main(["--config=runs/mine"]) == 2
+    assert "Is a directory; did you mean runs/mine/config.yaml?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

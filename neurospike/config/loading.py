@@ -77,7 +77,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = yaml.load(text, Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
+        inside = path / DEFAULT_FILE
+        hint = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a config file: it is not UTF-8 text") from None
     except yaml.YAMLError as error:

@@ -84,7 +84,9 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         # An open file and not the path: torch tries to *write* a folder given as a path.
         file = path.open("rb")
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from None
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint: {error.strerror}{_instead(path)}"
+        ) from None
     try:
         with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles; the error below says enough
@@ -99,6 +101,17 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise CheckpointError(f"{path}: not a NeuroSpike checkpoint: it holds no model")
     return state
+
+
+def _instead(path: Path) -> str:
+    """Return where a checkpoint may be that is not at this path, as the end of a message."""
+    if not path.exists():
+        return (
+            "; python -m neurospike.train leaves one in runs/<time>/checkpoints/, and a copy of it "
+            "in checkpoints/ of the folder that it is started in"
+        )
+    inside = [path / name for name in ("checkpoints/best_model.pth", "best_model.pth")]
+    return next((f"; did you mean {one}?" for one in inside if one.is_file()), "")
 
 
 class _WrongSumError(Exception):
