@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from neurospike.pictures.doubts import SEVERAL, doubts
 from neurospike.pictures.doubts import side_by_side as side_by_side_found
 from neurospike.training import load_checkpoint, save_checkpoint
 from neurospike.training.loading import load_trained
+from neurospike.visualization.prediction import draw_predictions
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,6 +160,18 @@ def test_plot_shows_at_most_eight(tmp_path, capsys, model_path):
     assert code == 0
     assert err == [f"{plot}: shows the first 8 of 10 pictures"]
     assert Image.open(plot).size[1] > 1000
+
+
+def test_a_plot_has_room_for_the_names_of_classes(tmp_path):
+    names = [f"a class of which there are more, number {number}" for number in range(50)]
+    answer = SimpleNamespace(path="p.png", digit=3, label=names[3], confidence=[0.02] * 50)
+    rows = [(answer, torch.rand(1, 8, 8), {"hidden1": torch.ones(2, 3)})]
+    heights = []
+    for classes in ([name[-2:] for name in names], names):
+        draw_predictions(rows, tmp_path / "plot.png", classes)
+        with Image.open(tmp_path / "plot.png") as drawn:
+            heights.append(drawn.height)
+    assert heights[0] < 320 and heights[1] > 600
 
 
 def test_a_plot_that_could_not_be_drawn_is_refused_before_anything_is_predicted(

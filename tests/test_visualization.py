@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -32,6 +33,15 @@ def shares(panel):
     """What the rate panel's stairs show for each step, and between which places."""
     values, edges, _ = panel.patches[0].get_data()
     return values, edges
+
+
+def inside(figure):
+    """Draw, and say whether all that is drawn, words too, is within the figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of a layout that failed
+        figure.canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.05
 
 
 def wanted_points(train):
@@ -161,6 +171,25 @@ def wanted_points_of(train, shown):
     return {(int(t), shown[k]) for t, k in np.argwhere(some)}
 
 
+def test_long_titles_take_several_lines(visualizer):
+    title = "spikes of " + "a layer with a long name " * 6
+    figure, (raster, _) = visualizer.plot_spike_train(spikes(20, 5), title=title)
+    assert inside(figure)
+    assert " ".join(raster.get_title().split()) == title.strip()
+    name = "network.encoder.stages.3.blocks.1.second_convolution." * 2
+    figure, axes = visualizer.plot_firing_rates({name: spikes(20, 5), name[1:]: spikes(20, 5)})
+    assert inside(figure)
+    assert all("mean rate 0." in panel.get_title() for panel in axes)
+
+
+def test_a_rate_that_is_not_zero_is_not_called_so(visualizer):
+    train = torch.zeros(100, 100)
+    train[3, 4] = 1
+    _, (_, rate) = visualizer.plot_spike_train(train)
+    assert rate.get_ylabel() == "rate\n(mean 0.0001)"
+    assert visualizer.plot_firing_rates(train)[1].get_title() == "mean rate 0.0001"
+
+
 # Membranes
 
 
@@ -195,6 +224,15 @@ def test_many_membranes_are_four_and_a_readout_has_no_threshold(visualizer):
     assert all(len(panel.lines[1].get_xdata()) == 0 for panel in panels)
 
 
+def test_a_single_step_is_a_dot_where_there_is_no_line(visualizer, tmp_path):
+    _, axes = visualizer.plot_membrane_potential(torch.full((1, 1), 0.5))
+    assert axes.lines[0].get_marker() == "o"
+    model = ns.SNNModel(16, 5, 3, num_steps=1)
+    film = _Film(visualizer, model.record(torch.rand(1, 1, 4, 4)), None, None, None)
+    assert {curve.get_marker() for curve in film.curves} == {"o"}
+    assert visualizer.plot_membrane_potential(torch.rand(2, 1))[1].lines[0].get_marker() == "None"
+
+
 # Heat maps
 
 
@@ -222,6 +260,26 @@ def test_many_neurons_and_steps_are_averaged_and_none_is_lost():
             assert shown[row, column] == pytest.approx(part.mean().item())
     assert axes.get_ylabel() == "neuron (mean of 4)"
     assert axes.get_xlabel() == "time step (mean of 3)"
+
+
+def test_currents_have_a_scale_of_their_own_and_are_no_spikes(visualizer):
+    current = torch.randn(6, 5, 4)
+    figure, axes = visualizer.plot_firing_rates(current)
+    mean = current.mean(1)
+    assert axes.images[0].get_clim() == pytest.approx((mean.min().item(), mean.max().item()))
+    assert axes.get_title() == f"mean {mean.mean():.3f}"
+    assert figure.axes[1].get_ylabel() == "mean of neuron and step"
+    figure, axes = visualizer.plot_firing_rates(spikes(6, 5, 4))
+    assert axes.images[0].get_clim()[0] == 0
+    assert figure.axes[1].get_ylabel() == "spikes per neuron and step"
+
+
+@pytest.mark.parametrize(("level", "scale"), [(0, (0, 1)), (1, (0, 1)), (255, (0, 255))])
+def test_a_picture_of_one_grey_is_as_dark_as_it_is(visualizer, level, scale):
+    image = torch.full((4, 4), float(level))
+    _, axes = visualizer.plot_input_encoding(image, torch.zeros(3, 16))
+    assert axes[0].images[0].get_clim() == scale
+    assert axes[2].images[0].get_clim() == (0, 1)  # black, for nothing came of it
 
 
 def test_input_encoding_shows_picture_code_and_sum(visualizer):
@@ -330,6 +388,40 @@ def test_class_names_are_on_the_axes(visualizer):
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "dog"]
 
 
+def test_long_class_names_have_room(visualizer, tmp_path):
+    names = ["a class whose name is a whole sentence, as folders have it", "b", "c"]
+    figure, _ = visualizer.plot_confusion_matrix(np.eye(3, dtype=int), classes=names)
+    assert inside(figure)
+    film = _Film(visualizer, recorded_of(3), None, None, names)
+    film.show(0)
+    assert inside(film.figure)
+
+
+def test_of_many_classes_no_words_run_into_each_other(visualizer):
+    labels = torch.arange(1000)
+    figure, axes = visualizer.plot_confusion_matrix(labels, labels)
+    assert inside(figure)
+    assert not axes.texts and max(figure.get_size_inches()) < 15
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == [str(25 * k) for k in range(40)]
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()][-2:] == ["50%", "100%"]
+    film = _Film(visualizer, recorded_of(100), None, None, None)
+    assert 5 < len(film.figure.axes[-1].get_yticklabels()) <= 16
+
+
+def recorded_of(classes):
+    return ns.SNNModel(16, 5, classes, num_steps=2).record(torch.rand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 700), (700, 1), (4, 100)])
+def test_receptive_fields_that_are_no_squares_can_be_seen(visualizer, shape):
+    figure, axes = visualizer.plot_weights(torch.nn.Linear(shape[0] * shape[1], 5), shape=shape)
+    assert inside(figure)
+    assert 2 < figure.get_size_inches()[1] < 12
+    box = axes.get_window_extent()
+    assert min(box.width, box.height) > 30  # of 300 dots, the figure's width
+
+
 def test_receptive_fields_of_a_linear_layer(visualizer):
     layer = torch.nn.Linear(15, 10)
     _, axes = visualizer.plot_weights(layer, shape=(3, 5), max_fields=4)
@@ -385,6 +477,18 @@ def test_surrogates_of_the_users(visualizer):
     assert [line.get_label() for line in axes.lines] == ["flat", "atan(5)"]
 
 
+def test_surrogates_have_ticks_up_to_their_peak(visualizer):
+    _, axes = visualizer.plot_surrogates([ns.surrogate.atan(400.0)])
+    peak = axes.lines[0].get_ydata().max()
+    assert peak / 3 < axes.get_yticks().max() <= peak
+
+
+def test_marks_of_many_epochs_do_not_run_into_each_other(visualizer):
+    _, axes = visualizer.plot_training_history({"train_loss": [1.0] * 500})
+    assert axes.lines[0].get_markevery() == 10
+    assert len(axes.lines[0].get_xdata()) == 500
+
+
 # Animation
 
 
@@ -398,6 +502,19 @@ def test_animation_has_a_frame_a_step_and_is_a_gif(visualizer, model, tmp_path):
     with Image.open(path) as film:
         assert film.format == "GIF"
         assert film.n_frames == 5
+
+
+def test_a_film_of_a_deep_network_has_room_for_every_layer(visualizer):
+    model = ns.ResidualSNN(num_steps=2, channels=[2, 2], blocks=[3, 3])
+    film = _Film(visualizer, model.record(torch.rand(1, 1, 28, 28)), None, None, None)
+    film.show(1)
+    assert inside(film.figure)
+    boxes = sorted(
+        (panel.get_tightbbox() for panel in film.figure.axes if panel.get_title() in film.layers),
+        key=lambda box: box.y0,
+    )
+    assert len(boxes) == len(film.layers) > 5
+    assert all(below.y1 <= above.y0 for below, above in zip(boxes, boxes[1:]))
 
 
 def test_frames_show_what_had_happened_by_then(visualizer, model):

@@ -9,7 +9,20 @@ import numpy as np
 from neurospike.errors import MissingDependencyError
 
 from .arrays import Array, evenly, over_time, to_numpy
-from .canvas import BLUE, GREY, RED, Canvas, bare, names, tidy, whole_numbers
+from .canvas import (
+    BLUE,
+    GREY,
+    RED,
+    Canvas,
+    bare,
+    beyond,
+    dots,
+    names,
+    reach,
+    some,
+    tidy,
+    whole_numbers,
+)
 
 
 class Recorded(Protocol):
@@ -95,13 +108,13 @@ class _Film:
         self.steps, self.classes = self.votes.shape[0], names(self.votes.shape[1], classes)
         self.label = None if label is None else self.classes[label]
         # A film is seen on a screen: half the dots of a printed figure are enough.
-        self.figure = canvas._figure(9, 5)
+        words = 0.08 * beyond(self.classes)  # inches more for their names
+        self.figure = canvas._figure(9 + words, max(5.0, 1.25 * len(self.layers)))
         self.figure.set_dpi(max(1, canvas.dpi // 2))
-        rows = max(2, len(self.layers))
-        grid = self.figure.add_gridspec(2 * rows, 3, width_ratios=[1, 2, 1.6])
-        self._draw_input(grid, rows, picture)
-        self._draw_layers(grid, rows)
-        self._draw_output(grid, rows)
+        grid: Any = self.figure.add_gridspec(1, 3, width_ratios=[2, 4, 3.2 + words])
+        self._draw_input(grid[0].subgridspec(2, 1), picture)
+        self._draw_layers(grid[1].subgridspec(max(1, len(self.layers)), 1))
+        self._draw_output(grid[2].subgridspec(2, 1))
 
     def show(self, step: int) -> None:
         """Draw what has happened up to and with `step`."""
@@ -127,8 +140,8 @@ class _Film:
             f"step {step + 1} of {self.steps}: answer {self.classes[leader]}{truth}", fontsize=11
         )
 
-    def _draw_input(self, grid: Any, rows: int, picture: Array | None) -> None:
-        still = self.figure.add_subplot(grid[:rows, 0])
+    def _draw_input(self, grid: Any, picture: Array | None) -> None:
+        still = self.figure.add_subplot(grid[0])
         title = "picture" if picture is not None else "mean input"
         if picture is None:
             picture = self.current.mean(0).reshape(self.step_shape or (1, -1))
@@ -136,8 +149,8 @@ class _Film:
         aspect: Literal["equal", "auto"] = "equal" if len(picture) > 1 else "auto"
         still.imshow(picture, cmap="gray", interpolation="nearest", aspect=aspect)
         bare(still, title)
-        moving = self.figure.add_subplot(grid[rows:, 0])
-        low, high = min(0.0, self.current.min()), max(self.current.max(), 1e-9)
+        moving = self.figure.add_subplot(grid[1])
+        low, high = reach(self.current)
         self.input_shape = picture.shape if square else (1, -1)
         self.input = moving.imshow(
             self.current[0].reshape(self.input_shape),
@@ -149,12 +162,11 @@ class _Film:
         )
         bare(moving, "input of this step")
 
-    def _draw_layers(self, grid: Any, rows: int) -> None:
+    def _draw_layers(self, grid: Any) -> None:
         self.marks: list[tuple[Any, tuple[Array, Array]]] = []
         self.cursors = []
-        share = 2 * rows // max(1, len(self.layers))
         for place, (name, train) in enumerate(self.layers.items()):
-            axes = self.figure.add_subplot(grid[place * share : (place + 1) * share, 1])
+            axes = self.figure.add_subplot(grid[place])
             shown = evenly(train.shape[1], 150)
             when, which = np.nonzero(train[:, shown])
             size = float(np.clip(120 / len(shown), 1.5, 6))
@@ -166,9 +178,9 @@ class _Film:
             tidy(axes, f"{name}", "time step" if last else "", "neuron")
             whole_numbers(axes, "x", "y")
 
-    def _draw_output(self, grid: Any, rows: int) -> None:
-        above = self.figure.add_subplot(grid[:rows, 2])
-        self.curves = [above.plot([], [])[0] for _ in self.classes]
+    def _draw_output(self, grid: Any) -> None:
+        above = self.figure.add_subplot(grid[0])
+        self.curves = [above.plot([], [], **dots(self.steps))[0] for _ in self.classes]
         margin = 0.05 * float(np.ptp(self.output)) or 1.0
         above.set(
             xlim=(-0.5, self.steps - 0.5),
@@ -176,11 +188,11 @@ class _Film:
         )
         tidy(above, "output neurons", "time step", "")
         whole_numbers(above, "x")
-        below = self.figure.add_subplot(grid[rows:, 2])
+        below = self.figure.add_subplot(grid[1])
         self.bars = below.barh(range(len(self.classes)), self.votes[0], color=BLUE)
-        below.set_yticks(range(len(self.classes)), self.classes)
+        below.set_yticks(*some(self.classes, 16))
         below.invert_yaxis()
-        below.set_xlim(min(0.0, self.votes.min()), max(self.votes.max(), 1e-9))
+        below.set_xlim(reach(self.votes))
         below.axvline(0, color=GREY, linewidth=0.8)
         tidy(below, "score so far", "", "class")
 

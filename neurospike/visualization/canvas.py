@@ -4,6 +4,7 @@ matplotlib is loaded here, at the first plot, and never pyplot, which would choo
 and keep state for the whole process.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +77,32 @@ class Canvas:
         return given[0].get_figure(), (given[0] if count == 1 else np.array(given, dtype=object))
 
 
+def entitle(axes: "Axes", title: str, fontsize: int = 10) -> None:
+    """Give axes a title, in as many lines as their width asks for."""
+    points = 72 * axes.bbox.width / axes.figure.dpi
+    letters = max(10, int(points / (0.58 * fontsize)))  # of matplotlib's own font, on average
+    axes.set_title(textwrap.fill(title, letters), fontsize=fontsize)
+
+
 def tidy(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> None:
     """Label axes, and draw only the two spines that carry scales."""
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
     if title:
-        axes.set_title(title, fontsize=10)
+        entitle(axes, title)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def few(share: float) -> str:
+    """Return a rate in three decimals, or, where they would be 0 and it is not, in one digit."""
+    return f"{share:.1g}" if 0 < share < 0.0005 else f"{share:.3f}"
+
+
+def reach(*values: Any) -> tuple[float, float]:
+    """Return the ends of a scale for these arrays, which has 0 on it and is never a point."""
+    low, high = min(0.0, *map(np.min, values)), max(0.0, *map(np.max, values))
+    return float(low), float(high if high > low else 1.0)
 
 
 def whole_numbers(axes: "Axes", *directions: str) -> None:
@@ -101,13 +120,18 @@ def bare(axes: "Axes", title: str = "") -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=9)
+        entitle(axes, title, 9)
 
 
 def style(index: int) -> dict[str, Any]:
     """Colour and line style of the n-th curve; 49 combinations before one comes again."""
     other = STYLES[(index + index // len(COLORS)) % len(STYLES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": other}
+
+
+def dots(count: int) -> dict[str, Any]:
+    """Return what lets a curve of a single point be seen, which has no line."""
+    return {"marker": "o", "markersize": 4} if count == 1 else {}
 
 
 def legend(axes: "Axes", columns: int = 1, **options: Any) -> None:
@@ -121,3 +145,14 @@ def names(count: int, given: Sequence[Any] | None) -> list[str]:
     if given is not None and len(given) != count:
         raise ValueError(f"there are {count} classes, got {len(given)} names: {list(given)!r}")
     return [str(name) for name in (range(count) if given is None else given)]
+
+
+def some(labels: Sequence[str], most: int) -> tuple[range, Sequence[str]]:
+    """Return the places of as many evenly spaced labels as there is room for, and these."""
+    every = max(1, -(-len(labels) // most))
+    return range(0, len(labels), every), labels[::every]
+
+
+def beyond(labels: Sequence[str]) -> int:
+    """Return how many letters the longest has beyond the few that there is room for anyway."""
+    return max(0, max(map(len, labels)) - 6)

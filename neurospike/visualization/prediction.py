@@ -8,6 +8,8 @@ from torch import Tensor
 
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 
+from .canvas import beyond, entitle, some
+
 if TYPE_CHECKING:
     from neurospike.predict import Prediction
 
@@ -53,20 +55,22 @@ def draw_predictions(
     Raises MissingDependencyError without matplotlib, NeuroSpikeError for a file it cannot write.
     """
     figure_type, canvas_type = _matplotlib()
-    figure = figure_type(figsize=(10, 2.6 * len(rows)), layout="constrained")
+    figure = figure_type(
+        figsize=(10, (2.6 + 0.08 * beyond(classes)) * len(rows)), layout="constrained"
+    )
     canvas_type(figure)
     grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=[1, 1.6, 2.4])
     for (prediction, picture, spikes), (seen, bars, raster) in zip(rows, grid, strict=True):
         seen.imshow(picture.movedim(0, -1).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         seen.set_xticks([])
         seen.set_yticks([])
-        seen.set_title(Path(prediction.path).name, fontsize=9)
+        entitle(seen, Path(prediction.path).name, 9)
         places = list(range(len(classes)))
         colors = [CHOSEN if k == prediction.digit else OTHER for k in places]
         bars.bar(places, prediction.confidence, color=colors)
         bars.set(ylim=(0, 1), xlabel="answer", ylabel="confidence")
         words = {"rotation": 45, "ha": "right"} if max(map(len, classes)) > 2 else {}
-        bars.set_xticks(places, classes, **words)
+        bars.set_xticks(*some(classes, 20), **words)
         bars.set_title(prediction.label, fontsize=9, color=CHOSEN)
         name, layer = next(iter(spikes.items()))
         step, neuron = layer.cpu().numpy().nonzero()

@@ -16,7 +16,22 @@ from .arrays import (
     spikes_over_time,
     to_numpy,
 )
-from .canvas import BLUE, GREY, RED, SEQUENTIAL, Canvas, bare, legend, style, tidy, whole_numbers
+from .canvas import (
+    BLUE,
+    GREY,
+    RED,
+    SEQUENTIAL,
+    Canvas,
+    bare,
+    dots,
+    entitle,
+    few,
+    legend,
+    reach,
+    style,
+    tidy,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +78,7 @@ class SpikePlots(Canvas):
         raster = axes[0] if rate else axes
         self._raster(raster, train)
         if title:
-            raster.set_title(title, fontsize=10)
+            entitle(raster, title)
         if rate:
             shares = np.count_nonzero(train, axis=1) / train.shape[1]
             # A stair to each step, from half a step before it to half a step after.
@@ -71,7 +86,7 @@ class SpikePlots(Canvas):
             axes[1].stairs(shares, edges, baseline=None, color=BLUE, linewidth=1.2)
             axes[1].axhline(shares.mean(), color=GREY, linestyle=":", linewidth=1.2)
             axes[1].set_ylim(bottom=0)
-            tidy(axes[1], "", "time step", f"rate\n(mean {shares.mean():.3f})")
+            tidy(axes[1], "", "time step", f"rate\n(mean {few(shares.mean())})")
             raster.set_xlabel("")
         return figure, axes
 
@@ -123,6 +138,7 @@ class SpikePlots(Canvas):
             panel = panels[order % rows]
             look = style(order if rows == 1 else 0)
             values = mem[:, neuron]
+            look |= dots(len(values))
             panel.plot(values, linewidth=1.4, label=f"neuron {neuron}", **look)
             if levels is not None:
                 panel.axhline(levels[neuron], color=GREY, linestyle=(0, (1, 1)), linewidth=1.2)
@@ -132,7 +148,7 @@ class SpikePlots(Canvas):
             whole_numbers(panel, "x")
             legend(panel, loc="center left", bbox_to_anchor=(1, 0.5))
         if title:
-            panels[0].set_title(title, fontsize=10)
+            entitle(panels[0], title)
         return figure, axes
 
     def plot_firing_rates(
@@ -143,7 +159,8 @@ class SpikePlots(Canvas):
         activity: `{layer: spikes}` as `model(images, return_activity=True)` gives it, or the
         spikes of one layer: `[T]`, `[T, N]`, or `[T, B, *F]`, averaged over B. Where there are more
         neurons or steps than cells, neighbours are averaged, and the axis says so. A negative
-        spike counts as one. ax: one Axes per layer.
+        spike counts as one. Of other numbers, as currents, it is their mean. ax: one Axes per
+        layer.
 
         Returns `(figure, axes)`, axes being an array if there is more than one layer.
         """
@@ -153,14 +170,17 @@ class SpikePlots(Canvas):
         ]
         figure, axes = self._axes(ax, (7, 1 + 1.8 * len(layers)), rows=len(layers))
         every = np.ravel(axes)
-        highest = max(float(one.max()) for one in rates) or 1.0
+        counted = all(are_spikes(to_numpy("activity", data)) for data in layers.values())
+        low, high = reach(*rates)
         for panel, name, mean in zip(every, layers, rates):
-            image = self._heat_map(panel, mean, "neuron", vmin=0, vmax=highest)
-            panel.set_title(_joined(name, f"mean rate {mean.mean():.3f}"), fontsize=10)
+            image = self._heat_map(panel, mean, "neuron", vmin=low, vmax=high)
+            about = f"mean {'rate ' if counted else ''}{few(mean.mean())}"
+            heading = _joined(title if panel is every[0] else "", name, about)
+            entitle(panel, heading)
             if panel is not every[-1]:
                 panel.set_xlabel("")
-        every[0].set_title(_joined(title, every[0].get_title()), fontsize=10)
-        bar = figure.colorbar(image, ax=list(every), label="spikes per neuron and step")
+        label = "spikes per neuron and step" if counted else "mean of neuron and step"
+        bar = figure.colorbar(image, ax=list(every), label=label)
         bar.ax.tick_params(labelsize=8)
         return figure, axes
 
@@ -192,17 +212,19 @@ class SpikePlots(Canvas):
             )
         figure, axes = self._axes(ax, (9, 3), columns=3, width_ratios=[1, 2, 1])
         drawn = picture.transpose(1, 2, 0).clip(0, 1) if coloured else picture
-        axes[0].imshow(drawn, cmap="gray", interpolation="nearest")
+        low, high = reach(picture)
+        axes[0].imshow(drawn, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         bare(axes[0], title or "picture")
         if are_spikes(train) and not read:
             self._raster(axes[1], train)
             axes[1].set_ylabel(axes[1].get_ylabel().replace("neuron", "pixel"), fontsize=9)
         else:
             self._heat_map(axes[1], train, "pixel")
-        axes[1].set_title("input over time", fontsize=9)
+        entitle(axes[1], "input over time", 9)
         shown = (train if read else train.sum(0)).reshape(picture.shape)
         shown = shown.mean(0) if coloured else shown
-        total = axes[2].imshow(shown, cmap="gray", interpolation="nearest")
+        low, high = reach(shown)
+        total = axes[2].imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         bare(axes[2], "as it is read" if read else "sum over time")
         figure.colorbar(total, ax=axes[2], shrink=0.8).ax.tick_params(labelsize=8)
         return figure, axes

@@ -17,8 +17,10 @@ from .canvas import (
     SEQUENTIAL,
     Canvas,
     bare,
+    beyond,
     legend,
     names,
+    some,
     style,
     tidy,
     whole_numbers,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from .arrays import Array
 
+WRITTEN = 40  # classes of a confusion matrix up to which its counts can be read
 TRAINING = {"color": BLUE, "marker": "o", "label": "training"}
 VALIDATION = {"color": RED, "marker": "s", "linestyle": "--", "label": "validation"}
 
@@ -71,7 +74,11 @@ class TrainingPlots(Canvas):
                     (row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None
                 ]
                 if points:
-                    panel.plot(*zip(*points, strict=True), markersize=4, linewidth=1.6, **look)
+                    every = -(-len(points) // 50)  # more marks would run into each other
+                    line = panel.plot(
+                        *zip(*points, strict=True), markersize=4, linewidth=1.6, **look
+                    )
+                    line[0].set_markevery(every)
             value = (test or {}).get(name)
             if value is not None:
                 label = f"test {value:.2%}" if name == "accuracy" else f"test {value:.4f}"
@@ -98,17 +105,28 @@ class TrainingPlots(Canvas):
 
         labels: classes `[N]`, with predictions `[N]` of classes or `[N, C]` of scores; or alone, a
         matrix `[C, C]` of counts, rows the true classes. classes: their names. Colour is the share
-        of the row, on a scale on which single mistakes can be seen. ax: one Axes. Raises ValueError
-        for classes and counts that are no whole numbers, and for scores that are NaN.
+        of the row, on a scale on which single mistakes can be seen; of more than 40 classes colours
+        stand alone, and some of the names. ax: one Axes. Raises ValueError for classes and counts
+        that are no whole numbers, and for scores that are NaN.
         """
         matrix = _confusion(labels, predictions)
         count = len(matrix)
-        labelled = names(count, classes)
-        figure, axes = self._axes(ax, (1.5 + 0.45 * count, 1.2 + 0.42 * count))
+        labelled, many = names(count, classes), count > WRITTEN
+        cells, more = WRITTEN // 2 if many else count, beyond(labelled)
+        figure, axes = self._axes(
+            ax, (1.5 + 0.45 * cells + 0.08 * more, 1.2 + 0.42 * cells + 0.06 * more)
+        )
         shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         # The square root spreads small shares: 1 % of mistakes is a tenth of the scale.
-        axes.imshow(np.sqrt(shares), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
-        for row, column in np.argwhere(matrix):
+        image = axes.imshow(
+            np.sqrt(shares), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest"
+        )
+        if many:
+            ticks = np.array([0, 0.01, 0.1, 0.25, 0.5, 1])
+            bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the row")
+            bar.set_ticks(np.sqrt(ticks), labels=[f"{tick:.0%}" for tick in ticks])
+            bar.ax.tick_params(labelsize=8)
+        for row, column in () if many else np.argwhere(matrix):
             dark = shares[row, column] > 0.3
             axes.text(
                 column,
@@ -120,9 +138,9 @@ class TrainingPlots(Canvas):
                 color="white" if dark else "black",
             )
         # Names that would run into each other stand aslant.
-        words = {"rotation": 45, "ha": "right"} if max(map(len, labelled)) > 6 else {}
-        axes.set_xticks(range(count), labelled, **words)
-        axes.set_yticks(range(count), labelled)
+        words = {"rotation": 45, "ha": "right"} if more else {}
+        axes.set_xticks(*some(labelled, WRITTEN), **words)
+        axes.set_yticks(*some(labelled, WRITTEN))
         right = matrix.trace() / max(1, matrix.sum())
         tidy(axes, title or f"accuracy {right:.2%}", "answered", "true class")
         return figure, axes
@@ -145,20 +163,28 @@ class TrainingPlots(Canvas):
         """
         fields = _fields(getattr(weights, "weight", weights), shape)
         shown = spread(len(fields), max_fields)
-        columns = int(np.ceil(np.sqrt(len(shown))))
-        rows = -(-len(shown) // columns)
         height, width = fields.shape[1:]
-        gap = max(1, height // 14)
+        gap = max(1, min(height, width) // 14)
+        # As many side by side as make all of them about a square.
+        side = np.sqrt(len(shown) * (height + gap) / (width + gap))
+        columns = min(len(shown), int(np.ceil(side)))
+        rows = -(-len(shown) // columns)
         # NaN between the fields is drawn as nothing, and so is what is left of the last row.
         mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
         for place, field in enumerate(fields[shown]):
             top = (place // columns) * (height + gap)
             left = (place % columns) * (width + gap)
             mosaic[top : top + height, left : left + width] = field
-        figure, axes = self._axes(ax, (6, 5.5 * mosaic.shape[0] / mosaic.shape[1] + 0.3))
-        limit = float(np.nanmax(np.abs(mosaic))) or 1.0
+        ratio = mosaic.shape[0] / mosaic.shape[1]
+        figure, axes = self._axes(ax, (6, 5.5 * float(np.clip(ratio, 0.4, 2)) + 0.3))
+        limit = float(np.nanmax(np.abs(mosaic), initial=0)) or 1.0
         image = axes.imshow(
-            mosaic, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+            mosaic,
+            cmap=DIVERGING,
+            vmin=-limit,
+            vmax=limit,
+            interpolation="nearest",
+            aspect="equal" if 0.2 < ratio < 4 else "auto",
         )
         some = "" if len(shown) == len(fields) else f" ({len(shown)} of {len(fields)})"
         bare(axes, (title or "receptive fields") + some)
@@ -190,7 +216,22 @@ class TrainingPlots(Canvas):
             values = torch.as_tensor(surrogate(u), dtype=u.dtype).expand(u.shape)
             axes.plot(u, values, linewidth=1.8, label=str(surrogate), **style(order))
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
-        axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5], minor=False)
+        ticks = [
+            0,
+            0.05,
+            0.1,
+            0.2,
+            0.5,
+            1,
+            2,
+            5,
+            10,
+            20,
+            50,
+            *(10.0**power for power in range(2, 39)),
+        ]
+        highest = max([5.0, *(float(np.max(line.get_ydata())) for line in axes.lines)])
+        axes.set_yticks([tick for tick in ticks if tick <= highest], minor=False)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
