@@ -32,6 +32,33 @@ def test_operations_are_counted_by_what_each_layer_is_given():
     assert counted.dense_nanojoules == pytest.approx(18 * 4.6 / 1000)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.Conv2d(2, 6, 3, stride=2),
+        nn.Conv2d(4, 6, (3, 2), stride=(1, 3), padding=(0, 1), dilation=2, groups=2),
+        nn.Conv1d(3, 2, 5, stride=3, padding=2),
+        nn.Conv3d(1, 2, 3, padding=1, stride=2),
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+    ],
+)
+def test_operations_of_a_convolution_are_its_connections(layer):
+    sides = [7, 6, 5][: layer.weight.ndim - 2]
+    spikes = (torch.rand(4, layer.in_channels, *sides) < 0.3).float()
+    counted = count_operations(layer, spikes)
+    # A weight of 1 adds each spike that is met, so the gradient of the sum is what it meets.
+    with torch.no_grad():
+        layer.weight.fill_(1)
+    every = torch.ones_like(spikes, requires_grad=True)
+    layer(every).sum().backward()
+    assert counted.macs == 0
+    assert counted.acs == float((every.grad * spikes).sum()) / 4
+    assert counted.dense_macs == float(every.grad.sum()) / 4
+    currents = torch.rand(spikes.shape) / 2 + 0.1
+    assert count_operations(layer, currents).macs == counted.dense_macs
+
+
 def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["--dataset=digits", "--epochs=2", "--model.hidden_size=32", "--run_dir=out"]

@@ -62,8 +62,9 @@ def count_operations(
     steps a layer was given, or which axis of the images is time.
 
     Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
-    spike but those of the last step comes back; a product that the model takes once for all time
-    steps, as of a constant current, counts once.
+    spike but those of the last step comes back. Of a convolution those connections count that there
+    are: at a border or between strides a spike meets fewer weights, and padding is none. A product
+    that the model takes once for all time steps, as of a constant current, counts once.
     """
     given: dict[str, Any] = options if lengths is None else {"lengths": lengths, **options}
     encoding = getattr(model, "encoding", None)
@@ -92,6 +93,18 @@ def _in_sequentials(model: nn.Module) -> set[nn.Module]:
     """Return the modules in an `ns.Sequential`, which are given time first whatever it is given."""
     outer = [one for one in model.modules() if isinstance(one, Sequential)]
     return {inner for one in outer for inner in one.modules()}
+
+
+def _connections(layer: Any, active: Tensor) -> float:
+    """Return how many weights the inputs that are True meet, all together."""
+    if isinstance(layer, nn.Linear):
+        return float(active.sum()) * layer.out_features
+    # With weights of 1 an output is how many inputs it sees, and so are all of its group.
+    alike = layer.out_channels // layer.groups
+    ones = torch.ones_like(layer.weight[::alike], dtype=torch.float32)
+    with torch.autocast(active.device.type, enabled=False):
+        seen = layer._conv_forward(active.float(), ones, None)
+    return float(seen.sum(dtype=torch.float64)) * alike
 
 
 class _Counter:
@@ -131,12 +144,11 @@ class _Counter:
         is_linear = isinstance(layer, nn.Linear)
         own = self.own_of(layer, given.shape[: -1 if is_linear else 1])
         if own is not None:
-            given, output = given[own], output[own]
+            given = given[own]
         nonzero = given != 0
         spiking = bool((given[nonzero] == 1).all())
-        weight: Any = layer.weight
-        products = float(output.numel() * weight[0].numel())
-        used = products * float(nonzero.float().mean()) if spiking else products
+        products = _connections(layer, torch.ones_like(nonzero))
+        used = _connections(layer, nonzero) if spiking else products
         samples = given[..., 0].numel() if is_linear else given.shape[0]
         self.found.append((spiking, used, products, samples))
 
