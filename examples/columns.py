@@ -47,7 +47,14 @@ def squared(scores, labels):
 def main(data, epochs, folder="runs/columns"):
     """Train in a folder, or go on there; what the best network makes of the test pictures."""
     torch.manual_seed(0)
-    sets = (datasets.FashionMNIST(data, train, download=True) for train in (True, False))
+    try:
+        sets = [datasets.FashionMNIST(data, train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SystemExit(
+            f"Fashion-MNIST is not whole in {data}/FashionMNIST/raw and could not be downloaded "
+            f"there ({reason}): put its four files there, or name another folder by --data"
+        ) from None
     train, test = (TensorDataset(one.data[:, None] / 255, one.targets) for one in sets)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)

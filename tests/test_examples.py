@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ def test_columns_learns_from_files_of_fashion_mnist(example, tmp_path):
     after = script.main(str(tmp_path), 20, run)  # goes on
     assert after["loss"] < before["loss"] < 0.2
     assert set(after["spike_rates"]) == {"layers.2", "layers.4"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no mirror"), OSError("read-only")])
+def test_columns_says_what_to_do_without_its_pictures(example, tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(
+        SystemExit, match=r"\(.*\): put its four files there, or name another"
+    ) as told:
+        example("columns").main(str(tmp_path), 1, tmp_path / "run")
+    assert "\n" not in str(told.value)
+    assert f"Fashion-MNIST is not whole in {tmp_path}/FashionMNIST/raw" in str(told.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_is_the_network_of_spikingjellys_example(example):
