@@ -178,6 +178,9 @@ def test_a_call_like_one_before_is_known(fused):
     for _ in range(3):
         layer(x)[0].sum(0).backward(drawn(fused, BATCH, SIZE))
     assert known(fused) == ([True], [1])
+    for _ in range(3):
+        layer(x)[0].sum().backward()  # of one number at all places
+    assert known(fused) == ([True], [2])
 
 
 def test_what_has_to_be_copied_is_not_run_by_what_was_left(fused):

@@ -579,14 +579,15 @@ def backward(
         return None
     if not constant and out.nbytes >= STREAMED:
         return None  # where the next one lies decides how it is written
+    is_row = gs is not None and gs.dim() == dim  # which `again` reads as it is read here
     given = (current, *grad_traces, *grad_finals, *states, *parameters)
-    if not are_same((grad_spikes, *given), (gs, x, *gts, *gfs, *starts, *values)):
+    used = (x, *gts, *gfs, *starts, *values)
+    if not are_same(given, used) or not (is_row or are_same((grad_spikes,), (gs,))):
         return None
     if (not constant and x.dim() == dim) or any(
         one is not None and one.dim() == dim for one in gts
     ):
         return None  # one row for all steps
-    is_row = gs is not None and gs.dim() == dim
 
     def again(
         grad_spikes: Tensor | None,
@@ -602,7 +603,7 @@ def backward(
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
     ) -> None:
-        gs = grad_spikes[0] if is_row and grad_spikes is not None else grad_spikes
+        gs = rows(grad_spikes, formats[1]) if is_row else grad_spikes
         asked = each_of(out_parameters)
         options = (gs, grad_finals, grad_traces, current, states, parameters, numbers, lengths)
         plan.run(arrays_of(*options, out, out_states, asked))

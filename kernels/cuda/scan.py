@@ -652,6 +652,10 @@ def backward(
 
     results = (out, out_states, out_parameters)
     fill(gs, finals, traces, x, states, values, last, lengths, tuple(saved), *results)
-    given = (grad_spikes, *grad_traces, *grad_finals, current, *parameters)
-    used = (gs, *(traces if grad_traces else ()), *finals, x, *values)
-    return fill if are_same(given, used) else None
+    given = (*grad_traces, *grad_finals, current, *parameters)
+    used = (*(traces if grad_traces else ()), *finals, x, *values)
+    if not are_same(given, used):
+        return None
+    if are_same((grad_spikes,), (gs,)):
+        return fill
+    return (lambda spikes, *others: fill(_rows(spikes)[0], *others)) if gs_held else None
