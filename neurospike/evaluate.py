@@ -141,9 +141,16 @@ def _draw(folder: Path, trained: Trained, batches: BatchSource, metrics: Metrics
         folder.mkdir(parents=True, exist_ok=True)
         drawn = draw_network(folder, trained.model, batches, metrics.confusion, trained.classes)
         return [str(path) for path in drawn]
-    except (MissingDependencyError, OSError) as error:
+    except MissingDependencyError as error:
         print(f"no pictures: {error}", file=sys.stderr)
-        return []
+    except OSError as error:
+        taken = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "it is not a folder" if taken else error.strerror or error
+        print(
+            f"no pictures: cannot write them into {folder}: {reason}; give another --pictures",
+            file=sys.stderr,
+        )
+    return []
 
 
 def _parser(prog: str) -> Parser:

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
         paths = [*flags.pictures, *(flags.image_path or [])]
         if not paths:
             raise ConfigError("no picture was named: give picture files, or folders of them")
+        if not all(path.strip() for path in paths):  # which would be the working folder
+            raise ConfigError("a picture's name is empty: give picture files, or folders of them")
         if flags.plot is not None:
             from neurospike.visualization.prediction import check_plot
 

@@ -438,7 +438,7 @@ def test_unknown_name(tmp_path, wrong, near):
 
 
 def test_unknown_name_like_no_other(tmp_path):
-    with pytest.raises(DataError, match=r"'xyz': The names are mnist, .*, auto"):
+    with pytest.raises(DataError, match=r"'xyz': the names are mnist, .*, auto"):
         data.load("xyz", tmp_path)
 
 

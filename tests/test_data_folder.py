@@ -79,6 +79,11 @@ def test_the_numbers_are_those_of_prediction(shapes):
     assert any(torch.equal(torch.from_numpy(read), picture) for picture in both)
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_read_may_be_handed_to_torch(shapes, colour):
+    assert read_whole(shapes / "rust" / "3.png", 12, colour=colour)[0].flags.writeable
+
+
 def test_the_draw_follows_the_seed_and_stays_when_pictures_come(tmp_path):
     fill(tmp_path, 10)
 

@@ -91,7 +91,8 @@ def test_evaluation_gives_the_accuracy_that_training_told(tmp_path, monkeypatch,
     assert evaluate.main(["--json", "--pictures=taken"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["pictures"] == []
-    assert told.err.startswith("no pictures: ")
+    reason = "cannot write them into taken: it is not a folder; give another --pictures"
+    assert told.err == f"no pictures: {reason}\n"
     assert evaluate.main(["--json", "--no_pictures"]) == 0
     assert "pictures" not in json.loads(capsys.readouterr().out)
 

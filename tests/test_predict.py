@@ -468,6 +468,8 @@ def test_flags_a_user_gets_wrong(capsys, model_path, tmp_path, monkeypatch):
     assert run(capsys, model_path)[2] == [
         "error: no picture was named: give picture files, or folders of them"
     ]
+    for empty in (["7.png", ""], ["--image_path", " "]):
+        assert "a picture's name is empty" in run(capsys, model_path, *empty)[2][0]
     assert "did you mean --image_path?" in run(capsys, model_path, "--imge_path=x")[2][0]
     assert "--ink" in run(capsys, model_path, "--image_path=x", "--ink=red")[2][0]
     assert "unknown backend" in run(capsys, model_path, "--image_path=x", "--backend=numpy")[2][0]

@@ -92,8 +92,8 @@ def check_name(name: str, names: Sequence[str] = NAMES) -> None:
     """Raise DataError, with the nearest, for a name that is none of `names`: what `load` knows."""
     if name not in names:
         near = difflib.get_close_matches(str(name).lower(), names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}The names are {', '.join(names)}.")
+        hint = f"did you mean {near[0]!r}? The" if near else "the"
+        raise DataError(f"unknown data set {name!r}: {hint} names are {', '.join(names)}")
 
 
 def _load_auto(root: Path, download: bool) -> DigitData:

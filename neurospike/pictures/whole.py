@@ -54,5 +54,5 @@ def _squared(image: Any, size: int, colour: bool) -> np.ndarray:
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     flat = image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(flat)
+    array = np.array(flat)  # a copy: torch warns of arrays that cannot be written
     return np.ascontiguousarray(array.transpose(2, 0, 1)) if colour else array[None]
