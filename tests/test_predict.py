@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mnist import mnist_root
 from PIL import Image, ImageDraw
 
@@ -172,6 +173,18 @@ def test_a_plot_has_room_for_the_names_of_classes(tmp_path):
         with Image.open(tmp_path / "plot.png") as drawn:
             heights.append(drawn.height)
     assert heights[0] < 320 and heights[1] > 600
+
+
+def test_a_plot_has_no_halves_of_time_steps(tmp_path, monkeypatch):
+    answer = SimpleNamespace(path="p.png", digit=0, label="0", confidence=[0.5, 0.5])
+    train, kept = torch.eye(4, 3), []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
+    draw_predictions([(answer, torch.rand(1, 8, 8), {"hidden1": train})], "p.png", ["0", "1"])
+    raster = kept[0].axes[2]
+    assert all(tick == round(tick) for tick in (*raster.get_xticks(), *raster.get_yticks()))
+    (marks,) = raster.lines
+    assert sorted(zip(*marks.get_data(), strict=True)) == [(0, 0), (1, 1), (2, 2)]
+    assert marks.get_markersize() == 8
 
 
 def test_a_plot_that_could_not_be_drawn_is_refused_before_anything_is_predicted(

@@ -9,6 +9,7 @@ from torch import Tensor
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 
 from .canvas import beyond, entitle, some
+from .spikes import SpikePlots
 
 if TYPE_CHECKING:
     from neurospike.predict import Prediction
@@ -73,13 +74,9 @@ def draw_predictions(
         bars.set_xticks(*some(classes, 20), **words)
         bars.set_title(prediction.label, fontsize=9, color=CHOSEN)
         name, layer = next(iter(spikes.items()))
-        step, neuron = layer.cpu().numpy().nonzero()
-        raster.scatter(step, neuron, s=2, marker="|", color="black", linewidths=0.6)
-        raster.set(xlim=(-0.5, len(layer) - 0.5), ylim=(-1, layer.shape[1]))
-        raster.set(xlabel="time step", ylabel="neuron")
+        SpikePlots()._raster(raster, layer.cpu().numpy())
         raster.set_title(f"{name}: {int(layer.sum())} spikes", fontsize=9)
-        for axes in (bars, raster):
-            axes.spines[["top", "right"]].set_visible(False)
+        bars.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
