@@ -83,11 +83,11 @@ def test_the_same_commit_passes_and_a_kernel_that_sleeps_is_caught(tmp_path):
     same = run("HEAD", *few, "--backend", "reference", "--threshold", "3")
     assert same.returncode == 0, same.stderr
     assert "slower by more than 200%: nothing" in same.stdout
-    kernel = copy / "kernels/cpu/scan.py"
+    kernel = copy / "kernels/cpu/_job.py"
     text = kernel.read_text(encoding="utf-8")
-    begin = "    state = finals[0].dtype\n"
+    begin = "        job, place = self.job[:], HEAD\n"
     assert text.count(begin) == 1
-    slowed = text.replace(begin, begin + "    import time; time.sleep(0.03)\n")
+    slowed = text.replace(begin, begin + "        import time; time.sleep(0.03)\n")
     kernel.write_text(slowed, encoding="utf-8")
     slower = run("HEAD", *few)  # the checkout as it stands, with what is not committed
     assert slower.returncode == 1, slower.stderr
