@@ -38,11 +38,11 @@ class Call(NamedTuple):
     states: int
     given: int
 
-    @property
-    def shown(self) -> int:
-        """How many results there are: spikes, states and traces, as far as they are wanted."""
-        wants = self.wants
-        return self.states * (2 if wants & TRACES else 1) + (1 if wants & SPIKES else 0)
+
+def count_shown(call: Call) -> int:
+    """Return how many results there are: spikes, states and traces, as far as they are wanted."""
+    wants = call.wants
+    return call.states * (2 if wants & TRACES else 1) + (1 if wants & SPIKES else 0)
 
 
 class Sizes(NamedTuple):
@@ -219,7 +219,7 @@ class Runner:
             every = self.row.checkpoint_every if saves else 0
             wants = call.wants | SAVED
             options = (current.shape, current.dtype, call.neuron, call.num_steps, wants)
-            known = Known(sizes_of(every, *options), call.shown, current)
+            known = Known(sizes_of(every, *options), count_shown(call), current)
             _put(self.known, key, known)
         return known
 

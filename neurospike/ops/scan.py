@@ -31,6 +31,7 @@ from .running import (
     Runner,
     allocate,
     allocate_gradients,
+    count_shown,
     gradients_of,
     listed,
     maker,
@@ -183,14 +184,14 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         if watched:
             found, known = _by_operator(call, numbers, call.wants | SAVED, lengths, tensors), None
-            shown = call.shown
+            many = count_shown(call)
         else:
             found, known = _runners[call.name].forward(call, numbers, True, lengths, tensors)
-            shown = known.shown
-        ctx.save_for_backward(lengths, *tensors, *found[shown:])
+            many = known.shown
+        ctx.save_for_backward(lengths, *tensors, *found[many:])
         ctx.options = (call, numbers, len(tensors), known)
         ctx.set_materialize_grads(False)
-        return tuple(found[:shown])
+        return tuple(found[:many])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -250,7 +251,7 @@ class _Split(_Scan):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         call, numbers, lengths, _, *tensors = inputs
-        saved = output[call.shown :]
+        saved = output[count_shown(call) :]
         ctx.save_for_backward(lengths, *tensors, *saved)
         ctx.options = (call, numbers, len(tensors), None)
         ctx.set_materialize_grads(False)
@@ -324,7 +325,7 @@ def fused_scan(
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         if torch._C._are_functorch_transforms_active():
             every: tuple[Tensor, ...] = _Split.apply(call, numbers, lengths, watched, *tensors)
-            return every[: call.shown]
+            return every[: count_shown(call)]
         found: tuple[Tensor, ...] = _Scan.apply(call, numbers, lengths, watched, *tensors)
         return found
     if watched:
