@@ -21,12 +21,13 @@ class Scan(Protocol):
     step. One with `by_sample` may hand them `by_sample=True`: then the sequences to fill lie in
     memory as `[B, T, *F]` does, of which they are the transpose.
 
-    Each may return a function that does the same for other tensors of the same formats, shapes and
-    strides, on as many threads, with other numbers; it is called in its stead then, and the host
-    has less to do. It takes its arguments by their places: that of `forward` current, states,
-    parameters, numbers, lengths, spikes, finals, traces and saved; that of `backward` the gradients
-    of spikes, finals and traces, current, states, parameters, numbers, lengths, saved, out,
-    out_states and out_parameters.
+    Either may return a function, or None. A function is called in place of the next calls whose
+    tensors have the same formats, shapes and strides, on as many threads; their numbers may be
+    others. Its arguments have no names but this order:
+
+    - of `forward`: current, states, parameters, numbers, lengths, spikes, finals, traces, saved;
+    - of `backward`: grad_spikes, grad_finals, grad_traces, current, states, parameters, numbers,
+      lengths, saved, out, out_states, out_parameters.
 
     `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
     `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After

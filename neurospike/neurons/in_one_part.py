@@ -1,7 +1,8 @@
 """Differentiable functions of two parts, called as functions of one part are.
 
 `torch.func` asks for a forward pass apart from what keeps its inputs, and of such a function torch
-looks up the arguments' names at every call: 30 us, which is more than most of ours take.
+looks up the arguments' names at every call. Of a decay that is clamped, which has two arguments,
+that makes 21 us of 5.
 """
 
 import functools

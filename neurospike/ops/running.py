@@ -255,7 +255,7 @@ class Runner:
                 **_told(call, current),
                 **options,
             )
-        return ([] if spikes is None else [spikes]) + finals + traces + saved, known
+        return listed(*results), known
 
     def backward(
         self,
