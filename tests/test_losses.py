@@ -47,6 +47,22 @@ def test_losses_are_what_a_loop_over_time_gives(trace, spikes, labels):
     torch.testing.assert_close(losses.mse_count(spikes, labels), expected)
 
 
+@pytest.mark.parametrize("classes", [losses.SHORT - 1, losses.SHORT])
+@pytest.mark.parametrize("layout", ["steps", "samples"])
+def test_few_and_many_classes_are_summed_alike(classes, layout):
+    trace = torch.randn(T, B, classes, dtype=torch.float64)
+    if layout == "samples":
+        trace = trace.transpose(0, 1).contiguous().transpose(0, 1)
+    labels = torch.randint(classes, (B,))
+    each = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in trace])
+    found = losses.cross_entropy_membrane(trace, labels)
+    torch.testing.assert_close(found, each.sum(0).mean())
+    lengths = torch.tensor([T, 0, 3, 1, T - 1])
+    own = sum(each[: lengths[b], b].sum() for b in range(B)) / B
+    found = losses.cross_entropy_membrane(trace, labels, lengths=lengths)
+    torch.testing.assert_close(found, own)
+
+
 def test_first_spike_is_the_first_and_every_earlier_step_has_a_gradient(spikes, labels):
     first = losses.first_spike(spikes)
     for b in range(B):

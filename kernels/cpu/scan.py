@@ -433,9 +433,14 @@ def forward(
     """
     state = finals[0].dtype
     read = by_samples if by_sample else rows
-    x = current.to(state).contiguous() if constant else read(current, current.dtype)
-    starts = [one.contiguous() for one in states]
-    values = [one.contiguous() for one in parameters]
+
+    def laid_out(
+        current: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        x = current.to(state).contiguous() if constant else read(current, current.dtype)
+        return x, [one.contiguous() for one in states], [one.contiguous() for one in parameters]
+
+    x, starts, values = laid_out(current, states, parameters)
     spikes_format = state if spikes is None else spikes.dtype
     size, batch = finals[0].numel(), finals[0].shape[0]
     samples = batch if by_sample or lengths is not None else 0
@@ -482,13 +487,28 @@ def forward(
         strides = (*x_strides, 0, 0, 0, 0, *layout)
         plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
-    if not are_same((current, *states, *parameters), (x, *starts, *values)):
-        return None
     if spikes is not None and spikes.nbytes >= least:
         return None  # where the next ones lie decides how they are written
-    if x.dim() < current.dim():
-        return None  # one row for all steps
-    return lambda *given: plan.run(arrays_of(*given[:-1]))  # the last are saved, of which are none
+    used = (x, *starts, *values)
+    is_same = are_same((current, *states, *parameters), used, whole=True)
+
+    def again(
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        numbers: Sequence[float],
+        lengths: Tensor | None,
+        spikes: Tensor | None,
+        finals: Sequence[Tensor],
+        traces: Sequence[Tensor],
+        saved: Sequence[Tensor],
+    ) -> None:
+        given = (current, states, parameters)
+        if not is_same:
+            given = laid_out(*given)
+        plan.run(arrays_of(*given, numbers, lengths, spikes, finals, traces))
+
+    return again
 
 
 def backward(
@@ -517,16 +537,30 @@ def backward(
     features = size // (batch or 1)
     layout = (features, steps * features) if by_sample else (size, features)
     read = by_samples if by_sample else rows
-    x = current.to(state).contiguous() if constant else read(current, current.dtype)
-    gs = read(grad_spikes, current.dtype)
-    gts: Sequence[Tensor | None] = ()
-    if grad_traces and by_sample:
-        gts = [by_samples(one, state, layout[1]) for one in grad_traces]
-    elif grad_traces:
-        gts = [rows(one, state) for one in grad_traces]
-    gfs = [None if one is None else one.to(state).contiguous() for one in grad_finals]
-    starts = [one.contiguous() for one in states]
-    values = [one.contiguous() for one in parameters]
+
+    def laid_out(
+        grad_spikes: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+    ) -> tuple[Any, ...]:
+        each = layout[1] if by_sample else None
+        traces = [
+            by_samples(one, state, each) if by_sample else rows(one, state) for one in grad_traces
+        ]
+        return (
+            read(grad_spikes, current.dtype),
+            [None if one is None else one.to(state).contiguous() for one in grad_finals],
+            traces,
+            current.to(state).contiguous() if constant else read(current, current.dtype),
+            [one.contiguous() for one in states],
+            [one.contiguous() for one in parameters],
+        )
+
+    found = laid_out(grad_spikes, grad_finals, grad_traces, current, states, parameters)
+    gs, gfs, gts, x, starts, values = found
     # What a constant current's gradient adds up to is rounded once.
     wide = out.new_empty(out.shape, dtype=state) if constant and out.dtype != state else out
     samples = batch if by_sample or lengths is not None else 0
@@ -579,15 +613,8 @@ def backward(
         return None
     if not constant and out.nbytes >= STREAMED:
         return None  # where the next one lies decides how it is written
-    is_row = gs is not None and gs.dim() == dim  # which `again` reads as it is read here
-    given = (current, *grad_traces, *grad_finals, *states, *parameters)
-    used = (x, *gts, *gfs, *starts, *values)
-    if not are_same(given, used) or not (is_row or are_same((grad_spikes,), (gs,))):
-        return None
-    if (not constant and x.dim() == dim) or any(
-        one is not None and one.dim() == dim for one in gts
-    ):
-        return None  # one row for all steps
+    given = (grad_spikes, current, *grad_traces, *grad_finals, *states, *parameters)
+    is_same = are_same(given, (gs, x, *gts, *gfs, *starts, *values), whole=True)
 
     def again(
         grad_spikes: Tensor | None,
@@ -603,10 +630,11 @@ def backward(
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
     ) -> None:
-        gs = rows(grad_spikes, formats[1]) if is_row else grad_spikes
         asked = each_of(out_parameters)
-        options = (gs, grad_finals, grad_traces, current, states, parameters, numbers, lengths)
-        plan.run(arrays_of(*options, out, out_states, asked))
+        given = (grad_spikes, grad_finals, grad_traces, current, states, parameters)
+        if not is_same:
+            given = laid_out(*given)
+        plan.run(arrays_of(*given, numbers, lengths, out, out_states, asked))
         sum_over_batch(asked, out_parameters)
 
     return again

@@ -24,7 +24,7 @@ import linecache
 import math
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton.language as tl
@@ -40,6 +40,8 @@ from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Program, written
 from neurospike.ops import running
 from neurospike.ops.wants import mask_of
+
+Given = TypeVar("Given", Tensor, "Tensor | None")
 
 SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
 
@@ -431,6 +433,11 @@ def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
     return tensor.contiguous(), False
 
 
+def _whole(tensors: Sequence[Given]) -> tuple[Given, ...]:
+    """Return contiguous tensors, and None for what is None."""
+    return tuple([None if one is None else one.contiguous() for one in tensors])
+
+
 @functools.lru_cache(maxsize=4096)
 def _prepared(
     kind: str,
@@ -504,8 +511,7 @@ def forward(
         return None
     x, held = (current.contiguous(), True) if constant else _rows(current)
     counts, nothing = tuple([one.numel() for one in parameters]), (None,) * count
-    starts = tuple([one.contiguous() for one in states])
-    values = tuple([one.contiguous() for one in parameters])
+    starts, values = _whole(states), _whole(parameters)
     asked = (len(states) > 0, spikes is not None, len(traces) > 0, len(saved) > 0, held)
     features = 0 if lengths is None else size // lengths.numel()
     form = (current.dtype, current.get_device(), size, steps.bit_length() > 31, features)
@@ -546,8 +552,15 @@ def forward(
             ),
         )
 
+    def copied(
+        current: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], *others: Any
+    ) -> None:
+        x = current.contiguous() if constant else _rows(current)[0]
+        fill(x, _whole(states), _whole(parameters), *others)
+
     fill(x, starts, values, last, lengths, spikes, finals, traces, saved)
-    return fill if are_same((current, *states, *parameters), (x, *starts, *values)) else None
+    is_same = are_same((current, *states, *parameters), (x, *starts, *values))
+    return fill if is_same else copied
 
 
 def backward(
@@ -571,8 +584,7 @@ def backward(
     """Fill the gradients as `kernels.cpu.scan.backward` does; `saved` is what `forward` filled."""
     count = len(saved)
     size = math.prod(current.shape if constant else current.shape[1:])
-    finals = tuple([None if one is None else one.contiguous() for one in grad_finals])
-    nothing = (None,) * count
+    finals, nothing = _whole(grad_finals), (None,) * count
     if not size or not steps:
         if size and constant:
             out.zero_()
@@ -588,7 +600,7 @@ def backward(
     if grad_traces:
         traces, trace_held = zip(*map(_rows, grad_traces))
     counts = tuple([one.numel() for one in parameters])
-    values = tuple([one.contiguous() for one in parameters])
+    values = _whole(parameters)
     wanted = tuple([one is not None for one in out_parameters])
     asked = (
         gs is not None,
@@ -650,12 +662,22 @@ def backward(
         if each:
             sum_over_batch(each, out_parameters)
 
+    def copied(
+        grad_spikes: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_traces: Sequence[Tensor | None],
+        current: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        *others: Any,
+    ) -> None:
+        x = current.contiguous() if constant else _rows(current)[0]
+        traces = tuple([_rows(one)[0] for one in grad_traces])
+        gs, finals = _rows(grad_spikes)[0], _whole(grad_finals)
+        fill(gs, finals, traces, x, states, _whole(parameters), *others)
+
     results = (out, out_states, out_parameters)
     fill(gs, finals, traces, x, states, values, last, lengths, tuple(saved), *results)
-    given = (*grad_traces, *grad_finals, current, *parameters)
-    used = (*(traces if grad_traces else ()), *finals, x, *values)
-    if not are_same(given, used):
-        return None
-    if are_same((grad_spikes,), (gs,)):
-        return fill
-    return (lambda spikes, *others: fill(_rows(spikes)[0], *others)) if gs_held else None
+    given = (grad_spikes, *grad_traces, *grad_finals, current, *parameters)
+    used = (gs, *(traces if grad_traces else ()), *finals, x, *values)
+    return fill if are_same(given, used) else copied

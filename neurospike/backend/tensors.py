@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 
-def are_same(given: Iterable[Tensor | None], used: Iterable[Tensor | None]) -> bool:
-    """Whether what is used lies where what was given does: nothing had to be copied."""
-    return [_place(one) for one in given] == [_place(one) for one in used]
+def are_same(
+    given: Iterable[Tensor | None], used: Iterable[Tensor | None], *, whole: bool = False
+) -> bool:
+    """Whether what is used lies where what was given does: nothing had to be copied.
+
+    whole: one row that stands for all steps is not the same as these.
+    """
+    return [_place(one, whole) for one in given] == [_place(one, whole) for one in used]
 
 
-def _place(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _place(tensor: Tensor | None, whole: bool) -> tuple[int, int] | None:
+    return None if tensor is None else (tensor.data_ptr(), tensor.numel() if whole else 0)
 
 
 def sum_over_batch(each: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:

@@ -29,6 +29,10 @@ from .rates import rates_of
 
 Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
 
+# Classes of which torch's softmax on a CPU takes up to five times as long where they lie together as
+# where they lie apart; of 1000 it takes a tenth.
+SHORT = 16
+
 # Readouts: output over time [T, B, C] -> scores [B, C]
 
 
@@ -155,9 +159,7 @@ def rate_penalty(
 def _every_step(output: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy averaged over the batch and summed over steps."""
     output = output.to(_scores(output))
-    steps = output.shape[0]
-    # Classes not last: torch's softmax over a short last axis takes five times as long on a CPU.
-    return steps * F.cross_entropy(output.transpose(1, 2), labels.expand(steps, -1))
+    return len(output) * _cross_entropy(output, labels, "mean")
 
 
 def _own_steps(output: Tensor, labels: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
@@ -165,9 +167,17 @@ def _own_steps(output: Tensor, labels: Tensor, lengths: Tensor | Sequence[int]) 
     output = output.to(_scores(output))
     is_own = own_steps.within(output, lengths)
     output = torch.where(is_own, output, 0.0)  # what lies beyond may be anything
-    wanted = labels.expand(len(output), -1)
-    each = F.cross_entropy(output.transpose(1, 2), wanted, reduction="none")
+    each = _cross_entropy(output, labels, "none").view(output.shape[:2])
     return torch.where(is_own.squeeze(2), each, 0.0)
+
+
+def _cross_entropy(output: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    """Return torch's cross-entropy of every step of `output` `[T, B, C]`, one row or `[T, B]`."""
+    steps, _, classes = output.shape
+    if classes < SHORT and output.device.type == "cpu":
+        turned, wanted = output.transpose(1, 2), labels.expand(steps, -1)
+        return F.cross_entropy(turned, wanted, reduction=reduction)
+    return F.cross_entropy(output.flatten(0, 1), labels.repeat(steps), reduction=reduction)
 
 
 def _scores(output: Tensor) -> torch.dtype:
