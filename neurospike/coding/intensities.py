@@ -92,9 +92,20 @@ def can_look(data: Tensor) -> bool:
     )
 
 
+def extremes(data: Tensor) -> tuple[float, float]:
+    """Return the lowest and the highest of the values, NaN if there is one; zeros of none.
+
+    In one pass: a comparison of each value, and `isfinite` above all, are several.
+    """
+    if data.numel() == 0:
+        return 0.0, 0.0
+    low, high = data.detach().aminmax()
+    return float(low), float(high)
+
+
 def check_finite(name: str, data: Tensor) -> None:
     """Raise for NaN and infinity."""
-    if can_look(data) and not bool(data.isfinite().all()):
+    if can_look(data) and not all(map(math.isfinite, extremes(data))):
         raise ValueError(
             f"{name} got NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} "
             "values; neurons would hide them: remove them, as with data.nan_to_num(0, 1, 0)"
@@ -103,16 +114,20 @@ def check_finite(name: str, data: Tensor) -> None:
 
 def check_probability(data: Tensor, probability: Tensor, gain: float, offset: float) -> None:
     """Raise for probabilities that are no numbers, or are those of a picture of 0..255."""
-    if not can_look(probability) or bool((probability.abs() <= FAR).all()):
+    if not can_look(probability):
         return
-    if not bool(probability.isfinite().all()):
+    low, high = extremes(probability)
+    if low >= -FAR and high <= FAR:
+        return
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
             f"rate got NaN or infinity from data with gain={gain}, offset={offset}; a firing "
             "probability must be a number: remove NaN and infinity from the data"
         )
-    if bool((data.abs() > FAR).any()):
+    low, high = extremes(data)
+    if low < -FAR or high > FAR:
         raise ValueError(
-            f"rate got intensities from {float(data.min()):g} to {float(data.max()):g} with "
+            f"rate got intensities from {low:g} to {high:g} with "
             f"gain={gain}, offset={offset}; probabilities lie in [0, 1]: for pictures of 0..255 "
             "divide by 255, as in data / 255"
         )
@@ -120,9 +135,12 @@ def check_probability(data: Tensor, probability: Tensor, gain: float, offset: fl
 
 def check_range(name: str, data: Tensor) -> None:
     """Raise for what lies outside [0, 1]."""
-    if can_look(data) and not bool(((data >= 0) & (data <= 1)).all()):
+    if not can_look(data):
+        return
+    low, high = extremes(data)
+    if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"{name} got intensities from {float(data.min())} to {float(data.max())}; they must "
+            f"{name} got intensities from {low} to {high}; they must "
             "lie in [0, 1]: scale the data (pictures of 0..255 by 1 / 255), or use "
             "data.clamp(0, 1)"
         )

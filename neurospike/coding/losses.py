@@ -29,8 +29,8 @@ from .rates import rates_of
 
 Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
 
-# Classes of which torch's softmax on a CPU takes up to five times as long where they lie together as
-# where they lie apart; of 1000 it takes a tenth.
+# So many classes that torch's softmax on a CPU takes no longer where they lie together than where
+# they lie apart: of 10 it takes three to five times as long, of 1000 a tenth.
 SHORT = 16
 
 # Readouts: output over time [T, B, C] -> scores [B, C]

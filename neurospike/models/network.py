@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from neurospike.coding import encoding as codes
-from neurospike.coding.intensities import FAR, can_look, check_finite, is_whole
+from neurospike.coding.intensities import FAR, can_look, check_finite, extremes, is_whole
 from neurospike.coding.losses import READOUTS, SPIKING_READOUTS
 from neurospike.config.kinds import READING, reading_steps
 from neurospike.data.preprocessing import Preprocessing
@@ -295,8 +295,9 @@ def _check_images(images: Tensor) -> None:
             f"pictures must be a floating-point tensor in [0, 1], got {found}: for pictures of "
             "0..255 divide by 255, as in images / 255"
         )
-    if can_look(images) and bool((images.abs() > FAR).any()):
+    low, high = extremes(images) if can_look(images) else (0.0, 0.0)
+    if low < -FAR or high > FAR:
         raise ValueError(
-            f"pictures must lie in [0, 1], got values from {float(images.min()):g} to "
-            f"{float(images.max()):g}: for pictures of 0..255 divide by 255, as in images / 255"
+            f"pictures must lie in [0, 1], got values from {low:g} to {high:g}: for pictures of "
+            "0..255 divide by 255, as in images / 255"
         )

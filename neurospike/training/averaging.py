@@ -37,9 +37,12 @@ class Average:
     def update(self) -> None:
         """Take in the weights after a step. It is the device's work alone."""
         share = (9 / (10 + self._steps)).clamp_min(1 - self._decay)
-        moved = torch._foreach_sub(self._held, self._other)
-        torch._foreach_mul_(moved, share)
-        torch._foreach_add_(self._other, moved)
+        if share.is_cpu:  # in one pass, for which torch wants a number
+            torch._foreach_lerp_(self._other, self._held, float(share))
+        else:
+            moved = torch._foreach_sub(self._held, self._other)
+            torch._foreach_mul_(moved, share)
+            torch._foreach_add_(self._other, moved)
         self._steps += 1
 
     def train(self) -> None:
