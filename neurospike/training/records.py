@@ -6,6 +6,7 @@ the pictures of `neurospike.training.pictures`.
 """
 
 import filecmp
+import functools
 import importlib.metadata
 import json
 import math
@@ -258,6 +259,12 @@ def _lock(folder: Path) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of python and of the packages that are installed; imports none of them."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    # Each is read from a file and parsed, which would cost every checkpoint 2 ms.
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
