@@ -15,6 +15,7 @@ torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for o
 What a backend must provide says `Scan` of `neurospike.backend.protocols`.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,10 +93,11 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
     """Make the operators of `row` work on tensors of `device_type`."""
     runner = _runners[row.name] = Runner(row)
 
-    def call_of(states: Sequence[Tensor], neuron: str, num_steps: int, wants: int) -> Call:
+    @functools.lru_cache(maxsize=4096)
+    def call_of(given: int, neuron: str, num_steps: int, wants: int) -> Call:
         many = Program.parse(neuron).states
         shown = wants & (SPIKES | TRACES | BY_SAMPLE)
-        return Call(row.name, neuron, num_steps, shown, many, len(states))
+        return Call(row.name, neuron, num_steps, shown, many, given)
 
     def forward(
         current: Tensor,
@@ -107,7 +109,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         wants: int,
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
-        call = call_of(states, neuron, num_steps, wants)
+        call = call_of(len(states), neuron, num_steps, wants)
         tensors = (current, *states, *parameters)
         return runner.forward(call, tuple(numbers), bool(wants & SAVED), lengths, tensors)[0]
 
@@ -126,7 +128,7 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         lengths: Tensor | None = None,
     ) -> list[Tensor]:
         shown = SPIKES | (TRACES if grad_traces else 0) | wants & BY_SAMPLE
-        call = call_of(states, neuron, num_steps, shown)
+        call = call_of(len(states), neuron, num_steps, shown)
         tensors = (current, *states, *parameters)
         known = runner.about(call, True, lengths, tensors)
         grads = (grad_spikes, *grad_finals, *grad_traces)
