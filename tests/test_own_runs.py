@@ -234,6 +234,23 @@ def test_a_run_does_not_go_on_with_another_optimiser_or_a_scheduler_that_it_had_
         trainer.fit(batches(), None, 2, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize(("name", "message"), [("scheduler", "scheduler"), ("average", "mean of")])
+def test_a_run_does_not_go_on_without_what_it_was_trained_by(name, message, tmp_path):
+    def trainer():
+        net = Logits()
+        optimizer = torch.optim.Adam(net.parameters(), 0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        parts = (net, optimizer, nn.CrossEntropyLoss())
+        return ns.SNNTrainer(*parts, scheduler=scheduler, ema=0.9)
+
+    trainer().fit(batches(), None, 1, tmp_path / "run")
+    without = trainer()
+    setattr(without, name, None)
+    with pytest.raises(CheckpointError, match=f"saved with a {message}.* and here is none"):
+        without.fit(batches(), None, 2, tmp_path / "run", resume=True)
+    trainer().fit(batches(), None, 2, tmp_path / "run", resume=True)
+
+
 def test_a_run_goes_on_whatever_became_of_its_records(tmp_path):
     trainer_of(Logits).fit(batches(), None, 1, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:

@@ -84,13 +84,25 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
 
 
 def _check_kinds(trainer: "SNNTrainer", state: Mapping[str, Any]) -> None:
-    """Raise ValueError for a state of another optimiser, or of a schedule where there is none."""
+    """Raise ValueError for a state of another optimiser, or if only one has a schedule or a mean.
+
+    A state without a mean goes on with one, which begins anew.
+    """
     own = type(trainer.optimizer).__name__
     kind = state.get("optimizer_kind", own)  # older files do not tell
     if kind != own:
         raise ValueError(f"it was saved with the optimiser {kind}, and this is {own}")
     if state["scheduler"] is None and trainer.scheduler is not None:
         raise ValueError("it was saved without a scheduler, and here is one")
+    for name, had, has, made in (
+        ("scheduler", state["scheduler"], trainer.scheduler, "scheduler="),
+        ("mean of the weights", state.get("average"), trainer.average, "ema="),
+    ):
+        if had is not None and has is None:
+            raise ValueError(
+                f"it was saved with a {name}, and here is none: give SNNTrainer one by {made}, or "
+                "start a new run from its weights by trainer.init_from(path)"
+            )
 
 
 def _is_plain(order: Mapping[str, Any] | None) -> bool:
