@@ -83,6 +83,9 @@ def test_layer_keeps_its_neuron_through_copies_segments_and_a_network(backend):
     assert layer.beta.grad is not None
 
 
+SWITCH = True
+
+
 def with_branch(current, mem, beta, threshold):
     if mem > 0.0:
         return mem, mem
@@ -111,6 +114,7 @@ def of_two_states(current, mem, beta, threshold):
         (lambda current, mem, beta, threshold: ("s", mem), "computes with 's', a str"),
         (lambda current, mem, beta, threshold: (fire(max(mem, 0)), mem), "uses 'max'"),
         (lambda current, mem, beta, threshold: (fire(mem), mem.relu()), r"uses \.relu of a value"),
+        (lambda current, mem, beta, threshold: (fire(mem * SWITCH), mem), "uses 'SWITCH', a bool"),
         (with_branch, r"line \d+ \(if mem > 0.0:\) asks whether a value is true"),
         (misspelt, "uses 'curent', which is not known"),
         (torch.relu, "must be a plain Python function"),

@@ -1,6 +1,7 @@
 """Calls that are like one before are run by what that one left, and give the same bits."""
 
 import contextlib
+import functools
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import neurospike as ns
 from neurospike import ops
 from neurospike.backend import dispatch
+from neurospike.formulas import fire
 from neurospike.ops import running
 
 STEPS, BATCH, SIZE = 11, 3, 10
@@ -339,13 +341,61 @@ def test_what_is_known_keeps_no_tensor_of_the_call(fused, grad):
     assert [one() for one in kept] == [None] * len(kept)
 
 
-def test_a_constant_keeps_the_sign_of_its_zero(fused):
-    def divided(current, mem, tau):
-        mem = mem + current / tau
-        return fire(mem), mem  # noqa: F821
+def divided(current, mem, tau):
+    mem = mem + current / tau
+    return fire(mem), mem
 
-    x, ends = torch.ones(2, 1, 3), []
-    for tau in (0.0, -0.0):
-        _, (mem,) = ns.Spiking(divided, tau=tau, backend=fused)(x)
-        ends.append(mem)
+
+def divided_by(tau):
+    def neuron(current, mem, beta, threshold):
+        mem = mem + current / tau
+        return fire(mem), mem
+
+    return neuron
+
+
+def divided_by_the_threshold(current, mem, beta, threshold):
+    mem = mem + current / threshold
+    return fire(mem), mem
+
+
+def slope(zero):
+    return lambda u: u / zero
+
+
+# A layer in which a number is a divisor: -0.0 and 0.0 give infinities of opposite signs.
+DIVISORS = {
+    "parameter": lambda zero, **options: ns.Spiking(divided, tau=zero, **options),
+    "from outside": lambda zero, **options: ns.LIF(
+        0.5, neuron=ns.Neuron(divided_by(zero)), **options
+    ),
+    "number of a call": lambda zero, **options: functools.partial(
+        ns.lif, beta=0.5, threshold=zero, neuron=ns.Neuron(divided_by_the_threshold), **options
+    ),
+    "recurrent": lambda zero, **options: ns.Recurrent(
+        ns.LIF(0.5, neuron=ns.Neuron(divided_by(zero)), **options), 3
+    ),
+}
+
+
+@pytest.mark.parametrize("first", [0.0, -0.0])
+@pytest.mark.parametrize("name", DIVISORS)
+def test_a_constant_keeps_the_sign_of_its_zero(backend, name, first):
+    ops.forget()
+    x, ends = torch.ones(1, 1, 3), []
+    for zero in (first, -first):
+        found = DIVISORS[name](zero, backend=backend)(x)
+        ends.append(flat(found)[-1])
+    assert ends[0].isinf().all()
     assert torch.equal(ends[0], -ends[1])
+
+
+def test_a_number_of_a_surrogate_keeps_the_sign_of_its_zero(backend):
+    grads = []
+    for surrogate in (slope(0.0), slope(-0.0), ns.surrogate.Surrogate(lambda u, n: u / n, (-0.0,))):
+        x = torch.full((1, 1, 3), 2.0, requires_grad=True)
+        ns.lif(x, beta=0.5, surrogate=surrogate, backend=backend)[0].sum().backward()
+        grads.append(x.grad)
+    assert grads[0].isinf().all()
+    assert torch.equal(grads[0], -grads[1])
+    assert torch.equal(grads[1], grads[2])

@@ -18,6 +18,7 @@ the same list, and anything else is a constant.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ _OPERAND = re.compile(r"x|u|[spnhg]\d+|@\d+|-?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|-?
 def is_constant(operand: str) -> bool:
     """Return whether an operand is a number that stands in the function itself."""
     return operand[0] not in "xuspnhg@" or operand == "nan"
+
+
+def is_negative_zero(value: float) -> bool:
+    """Return whether a number is -0.0, which equals 0.0 wherever it is looked up by its value."""
+    return value == 0.0 and math.copysign(1.0, value) < 0.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 from neurospike import formulas
 
-from .program import TEXTS, Operation, needed, text_of
+from .program import TEXTS, Operation, is_negative_zero, needed, text_of
 
 # What a function may use by name, and how many arguments each takes.
 FREE_NAMES = {
@@ -197,6 +197,8 @@ class _Recorder:
                     "computes with a condition as with a number", "use where(condition, 1.0, 0.0)"
                 )
             return value.operand
+        if isinstance(value, _Unknown):
+            value._refuse()
         if condition or type(value) is bool:
             raise self.refusal(f"uses {value!r} as a condition or number", "compare values of it")
         if type(value) is int and self.kind == "surrogate":
@@ -261,10 +263,20 @@ class _Recorder:
             return _Unknown(self, name, value)
         if isinstance(value, (float, int)):
             self.numbers.append(float(value))
-            return _Number(self, f"{self.letter}{len(self.numbers) - 1}", float(value))
+            return self.number(len(self.numbers) - 1)
         if isinstance(value, FunctionType):
             return self.follow(value)
         return _Unknown(self, name, value)
+
+    def number(self, k: int) -> _Symbol:
+        """Return what stands for the `k`-th number that is handed over with every call.
+
+        Numbers are looked up by their values, and -0.0 equals 0.0: it stands in the program itself.
+        """
+        value = self.numbers[k]
+        if is_negative_zero(value):
+            return self.do("detach", value)
+        return _Number(self, f"{self.letter}{k}", value)
 
     def refusal(self, what: str, instead: str) -> Refusal:
         """The error for what the function does where it is being run."""
@@ -463,7 +475,7 @@ def record_surrogate(
         )
     recorder = _Recorder("surrogate", surrogate)  # type: ignore[arg-type]
     recorder.numbers = [float(one) for one in given]
-    symbols = [_Symbol(recorder, "u"), *(_Symbol(recorder, f"h{k}") for k in range(count))]
+    symbols = [_Symbol(recorder, "u"), *(recorder.number(k) for k in range(count))]
     found = _run(recorder, symbols)
     if isinstance(found, tuple):
         raise Refusal(

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -12,7 +11,7 @@ from torch.autograd import forward_ad
 
 from neurospike import ops
 from neurospike.backend import dispatch
-from neurospike.neurons.program import Program, with_numbers
+from neurospike.neurons.program import Program, is_negative_zero, with_numbers
 from neurospike.neurons.rule import Rule
 
 from .arguments import (
@@ -154,7 +153,7 @@ def run_whole(
     if row.fused and not compiling:
         numbers: Any = tuple(parameters)
         tensors: Sequence[Tensor] = ()
-        if not _FLOAT.issuperset(map(type, parameters)):
+        if not _FLOAT.issuperset(map(type, parameters)) or 0.0 in parameters:
             traced = watched and is_traced((current, *states, *parameters))
             numbers, tensors = _apart(rule, current, parameters, steps, traced)
         call, numbers = _call_of(row.name, rule, numbers, steps, wants, len(states))
@@ -200,15 +199,17 @@ def _apart(
     numbers: list[float | None] = []
     tensors: list[Tensor] = []
     for name, value in zip(rule.parameters, parameters):
-        number = value.item() if reads and _is_constant(value) else None
-        # A number of -0.0 would be looked up as 0.0.
-        if number is not None and (number or math.copysign(1.0, number) > 0.0):
-            numbers.append(number)
-        elif isinstance(value, Tensor):
-            numbers.append(None)
+        number: float | None = None
+        if not isinstance(value, Tensor):
+            number = float(parameter_of(name, value, current, shape, state))
+        elif reads and _is_constant(value):
+            number = value.item()
+        if number is not None and is_negative_zero(number):  # would be looked up as 0.0
+            value, number = _filled(number, state, current.device), None
+        numbers.append(number)
+        if number is None:
+            assert isinstance(value, Tensor)
             tensors.append(_flat(name, value, current, shape, state))
-        else:
-            numbers.append(float(parameter_of(name, value, current, shape, state)))
     return tuple(numbers), tensors
 
 
@@ -264,7 +265,7 @@ def _call_of(
 
 
 def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor of one number."""
-    if device.type == "cpu" and type(value) is float:
+    """Return a tensor of one number; zeros, which may be negative, are not looked up."""
+    if device.type == "cpu" and type(value) is float and value:
         return constant((value,), dtype, device)
     return torch.full((1,), value, dtype=dtype, device=device)
