@@ -106,6 +106,18 @@ def test_wrong_parameters(name, value, error, message):
         ns.lif(CURRENT, **{"beta": 0.9, name: value})
 
 
+@pytest.mark.parametrize("axes", range(5))
+def test_a_parameter_of_one_number_may_have_any_number_of_axes(axes, backend):
+    shape, found = (1,) * axes, []
+    for beta, threshold in ((0.7, 0.8), (torch.full(shape, 0.7), torch.full(shape, 0.8))):
+        layer = ns.LIF(beta, threshold, learn_beta=True, backend=backend)
+        spikes, mem = layer(CURRENT)
+        (spikes.sum() + mem.sum()).backward()
+        found.append((spikes, mem, layer.beta.grad.sum()))
+    assert layer.beta.grad.shape == shape
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("value", [None, "0.9", 1j, torch.tensor(1j), True, [[0.1], []]], ids=str)
 @pytest.mark.parametrize("name", ["beta", "threshold"])
 def test_a_layer_refuses_them_when_it_is_made(name, value):

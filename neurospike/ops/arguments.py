@@ -220,6 +220,8 @@ def fitted(
             f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
         )
     if value.numel() == 1:
+        if value.dim() > len(shape):  # else a step in torch would have as many axes
+            value = value.reshape(1)
         return value if value.dtype == state else value.to(state)
     features = shape[1:]
     padded = (1,) * (len(features) - value.dim()) + tuple(value.shape)
