@@ -655,3 +655,11 @@ def test_the_row_inside_a_class_is_named():
 
     with pytest.raises(TypeError, match=r"convert row.1, .*: net.row = ns.convert\(net.row\)"):
         ns.convert(Net())
+
+
+def test_a_network_without_values_is_refused_and_a_converted_one_may_lose_them():
+    net = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(0.9, init_hidden=True))
+    converted = ns.convert(net).to("meta")
+    assert "beta=tensor()" in repr(converted)
+    with pytest.raises(ValueError, match=r"Leaky is on the meta device, .* ns.convert returns"):
+        ns.convert(net.to("meta"))

@@ -86,6 +86,11 @@ def check_options(leaky: Any) -> None:
     """Raise `ValueError` that names the option a fused layer does not have."""
     name = type(leaky).__name__
     factor = leaky.graded_spikes_factor
+    if factor.is_meta:
+        raise ValueError(
+            f"this {name} is on the meta device, where its constants have no values; convert the "
+            "network before it is moved there, and move the one that ns.convert returns"
+        )
     refused = {
         "inhibition=True": leaky.inhibition,
         "state_quant": leaky.state_quant,

@@ -446,4 +446,5 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _show(value: Tensor) -> str:
-    return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+    is_number = value.numel() == 1 and not value.is_meta
+    return f"{value.item():g}" if is_number else f"tensor{tuple(value.shape)}"

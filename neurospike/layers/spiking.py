@@ -21,7 +21,7 @@ from neurospike.ops.formats import state_dtype, step_shape
 from neurospike.ops.time_loop import run
 from neurospike.ops.wants import SPIKES, TRACES
 
-from .lif import _Neuron
+from .lif import _Neuron, _show
 from .other_names import OF_SPIKING, OTHER_NAMES, instead
 from .time_axis import over_time
 
@@ -254,10 +254,6 @@ class Spiking(_Neuron):
                 f"{got}"
             )
         return tuple(given)
-
-
-def _show(value: Tensor) -> str:
-    return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
 
 
 def shown_range(value: Tensor) -> str:
