@@ -227,6 +227,61 @@ def test_hooks_of_saved_tensors_may_hand_back_another_format(name, fused):
     torch.testing.assert_close(*results, rtol=0.02, atol=0.02)  # the last is rounded to 16 bits
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize("again", [False, True])
+def test_hooks_of_saved_tensors_may_lay_out_lengths_anew(again, dtype, fused):
+    layer, x = lif(fused), drawn(fused, STEPS, 4, SIZE)
+    lengths, grad = torch.tensor([STEPS, 0, 4, 7]), drawn(fused, STEPS, 4, SIZE)
+    results = []
+    for unpack in (torch.clone, lambda one: one.repeat_interleave(2).to(dtype)[::2]):
+        for _ in range(1 + again):
+            leaf = x.clone().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda one: one,
+                lambda one, unpack=unpack: one if one.is_floating_point() else unpack(one),
+            ):
+                spikes, _ = layer(leaf, lengths=lengths)
+            spikes.backward(grad)
+        results.append(leaf.grad)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_hooks_of_saved_tensors_may_change_what_else_was_saved(name, fused):
+    """Parameters, and states before some of the steps."""
+    layer, x = LAYERS[name](backend=fused).to(device_of(fused)), drawn(fused, STEPS, 4, SIZE)
+    results = []
+    for unpack in (torch.clone, lambda one: one.repeat_interleave(2)[::2], torch.Tensor.double):
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: one, lambda one, unpack=unpack: unpack(one) if one.dim() == 1 else one
+        ):
+            out, _ = layer(leaf)
+        results.append(torch.autograd.grad(out, [leaf, *layer.parameters()], x))
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sparse_gradient_is_that_of_its_numbers(name, again, fused):
+    layer, x = LAYERS[name](backend=fused), drawn(fused, STEPS, BATCH, SIZE)
+    places = torch.zeros(STEPS, BATCH, 2, dtype=torch.int64, device=x.device)
+    layer, results = layer.to(device_of(fused)), []
+    for sparse in (False, True):
+        for _ in range(1 + again):
+            leaf = x.clone().requires_grad_()
+            out, state = layer(leaf)
+            last = state[-1] if isinstance(state, tuple) else state
+            picked = (
+                torch.gather(out, 2, places, sparse_grad=sparse),
+                torch.gather(last, 1, places[0], sparse_grad=sparse),
+            )
+            grads = torch.autograd.grad(sum(map(torch.sum, picked)), [leaf, *layer.parameters()])
+        results.append(grads)
+    assert all(map(torch.equal, *results))
+
+
 def test_another_number_of_threads_is_another_call():
     if "numba" not in dispatch.TABLE:
         pytest.skip("numba does not run here")

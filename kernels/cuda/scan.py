@@ -669,15 +669,19 @@ def backward(
         current: Tensor,
         states: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        *others: Any,
+        numbers: tuple[float, ...],
+        lengths: Tensor | None,
+        saved: Sequence[Tensor],
+        *results: Any,
     ) -> None:
         x = current.contiguous() if constant else _rows(current)[0]
         traces = tuple([_rows(one)[0] for one in grad_traces])
-        gs, finals = _rows(grad_spikes)[0], _whole(grad_finals)
-        fill(gs, finals, traces, x, states, _whole(parameters), *others)
+        gs, finals, values = _rows(grad_spikes)[0], _whole(grad_finals), _whole(parameters)
+        fill(gs, finals, traces, x, states, values, numbers, lengths, _whole(saved), *results)
 
     results = (out, out_states, out_parameters)
-    fill(gs, finals, traces, x, states, values, last, lengths, tuple(saved), *results)
-    given = (grad_spikes, *grad_traces, *grad_finals, current, *parameters)
-    used = (gs, *(traces if grad_traces else ()), *finals, x, *values)
+    kept_states = _whole(saved)  # hooks may have laid them out anew
+    fill(gs, finals, traces, x, states, values, last, lengths, kept_states, *results)
+    given = (grad_spikes, *grad_traces, *grad_finals, current, *parameters, *saved)
+    used = (gs, *(traces if grad_traces else ()), *finals, x, *values, *kept_states)
     return fill if are_same(given, used) else copied

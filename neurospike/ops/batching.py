@@ -61,6 +61,13 @@ def one_by_one(
     )
 
 
+def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+    """Return gradients of which some are sparse as dense ones; None if none is sparse."""
+    if all(one is None or one.layout is torch.strided for one in grads):
+        return None
+    return [None if one is None else one.to_dense() for one in grads]
+
+
 def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the rules for `name` and its backward; `every` is the row's `checkpoint_every`."""
     operators = torch.ops.neurospike

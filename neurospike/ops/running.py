@@ -282,7 +282,7 @@ class Runner:
             *(wanted, _threads()),
             *[None if one is None else one.stride() for one in grads],
             # Which hooks of saved tensors may have changed.
-            *[(one.dtype, one.shape, one.stride()) for one in tensors],
+            *[(one.dtype, one.shape, one.stride()) for one in (*tensors, *saved)],
         )
         again = known.backward.get(key)
         if again is not None:
@@ -301,6 +301,12 @@ class Runner:
                 of_parameters,
             )
         else:
+            state = state_dtype(current.dtype)
+            if any(one.dtype != state for one in (*states, *parameters, *saved)):
+                # Hooks of saved tensors have handed back another format.
+                tensors = (current, *[one.to(state) for one in tensors[1:]])
+                saved = [one.to(state) for one in saved]
+                return self.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
             more: dict[str, Any] = {"saved": saved} if self.row.checkpoint_every else {}
             again = dispatch.scan_of(self.row).backward(
                 grad_spikes=spikes,

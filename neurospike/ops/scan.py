@@ -200,6 +200,8 @@ class _Scan(torch.autograd.Function):
         call, numbers, many, known = ctx.options
         kept = ctx.saved_tensors  # unpacked once
         lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
+        if lengths is not None and not (lengths.dtype is torch.int64 and lengths.is_contiguous()):
+            lengths = lengths.to(torch.int64).contiguous()  # hooks may have laid it out anew
         given, wanted = 1 + call.given, call.wants & BY_SAMPLE
         if many > 1:
             needs = ctx.needs_input_grad[4:]
@@ -215,9 +217,12 @@ class _Scan(torch.autograd.Function):
                     call, numbers, known, wanted, lengths, grads, tensors, saved
                 )
         except RuntimeError:  # so that nobody else has to look
-            if not batching.is_batched(grads):
+            if batching.is_batched(grads):
+                return batching.one_by_one(_Scan.backward, ctx, grads)
+            dense = batching.as_dense(grads)
+            if dense is None:
                 raise
-            return batching.one_by_one(_Scan.backward, ctx, grads)
+            return _Scan.backward(ctx, *dense)
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
         if len(found) == 1:  # of the current alone
