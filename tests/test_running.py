@@ -409,6 +409,12 @@ def divided_by(tau):
     return neuron
 
 
+def divided_by_a_literal(zero):
+    if zero.hex().startswith("-"):
+        return ns.Neuron(lambda current, mem, beta, threshold: (fire(current), current / -0.0))
+    return ns.Neuron(lambda current, mem, beta, threshold: (fire(current), current / 0.0))
+
+
 def divided_by_the_threshold(current, mem, beta, threshold):
     mem = mem + current / threshold
     return fire(mem), mem
@@ -427,6 +433,7 @@ DIVISORS = {
     "number of a call": lambda zero, **options: functools.partial(
         ns.lif, beta=0.5, threshold=zero, neuron=ns.Neuron(divided_by_the_threshold), **options
     ),
+    "literal": lambda zero, **options: ns.LIF(0.5, neuron=divided_by_a_literal(zero), **options),
     "recurrent": lambda zero, **options: ns.Recurrent(
         ns.LIF(0.5, neuron=ns.Neuron(divided_by(zero)), **options), 3
     ),

@@ -213,6 +213,8 @@ class _Recorder:
                 f"computes with {value!r}, a {type(value).__name__}",
                 f"use numbers, arithmetic, comparison, and {_KNOWN}",
             )
+        if is_negative_zero(value):  # as a literal, compilers would take it for 0.0
+            return self.do("neg", self.do("detach", 0.0)).operand
         return repr(value)
 
     def _free(self, name: str, count: int) -> Callable[..., _Symbol]:
@@ -275,7 +277,7 @@ class _Recorder:
         """
         value = self.numbers[k]
         if is_negative_zero(value):
-            return self.do("detach", value)
+            return _Symbol(self, self._operand(value))
         return _Number(self, f"{self.letter}{k}", value)
 
     def refusal(self, what: str, instead: str) -> Refusal:

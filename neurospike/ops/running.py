@@ -305,7 +305,7 @@ class Runner:
             if any(one.dtype != state for one in (*states, *parameters, *saved)):
                 # Hooks of saved tensors have handed back another format.
                 tensors = (current, *[one.to(state) for one in tensors[1:]])
-                saved = [one.to(state) for one in saved]
+                saved = tuple([one.to(state) for one in saved])
                 return self.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
             more: dict[str, Any] = {"saved": saved} if self.row.checkpoint_every else {}
             again = dispatch.scan_of(self.row).backward(
