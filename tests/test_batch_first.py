@@ -93,6 +93,18 @@ def test_gradients_are_the_same(name):
         assert torch.allclose(wanted.grad, found.grad, rtol=1e-6)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_spikes_may_be_changed_in_place(batch_first, backend):
+    results = []
+    for inplace in (False, True):
+        layer = ns.LIF(0.9, learn_beta=True, backend=backend, batch_first=batch_first)
+        x = torch.linspace(-1.0, 3.0, 60).view(4, 5, 3).requires_grad_()
+        spikes, _ = layer(x)
+        nn.functional.hardtanh(spikes, 0.0, 0.5, inplace=inplace).sum().backward()
+        results.append((x.grad, layer.beta.grad))
+    assert same(*results)
+
+
 # How a batch first may lie in memory: as it is, time first, a part of more steps or of every second
 # one, one sample for all, one step for all.
 LAYOUTS = {

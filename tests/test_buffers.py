@@ -54,6 +54,15 @@ def test_a_buffer_begins_at_a_cache_line_and_has_the_shape_asked_for():
     assert found.data_ptr() % buffers.ALIGNMENT == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_buffer_is_no_view_of_another_tensor(dtype):
+    """What a layer returns may be changed in place, as `nn.ReLU(inplace=True)` does."""
+    found = buffers.empty(LARGE, dtype)
+    assert found.dtype == dtype
+    assert found.shape == LARGE
+    assert not found._is_view()
+
+
 def test_idle_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(buffers, "IDLE_BYTES", 10 << 20)
     held = [buffers.empty(LARGE, torch.float32) for _ in range(5)]

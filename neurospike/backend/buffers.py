@@ -100,7 +100,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
     kind = _KINDS.get(dtype)
     if kind is None:
-        lent = torch.from_numpy(_pool.lend((size,), size, np.uint8)).view(dtype).view(*shape)
+        # No view of another tensor, which who is given it could not change in place.
+        lent = torch.frombuffer(_pool.lend((size,), size, np.uint8), dtype=dtype).resize_(shape)
     else:
         lent = torch.from_numpy(_pool.lend(shape, size, kind))
     fills: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

@@ -98,7 +98,11 @@ def _by_sample(
     empty: Callable[..., Tensor], steps: int, batch: int, *features: int, dtype: torch.dtype
 ) -> Tensor:
     """Return an empty sequence `[T, B, *F]` that lies in memory as `[B, T, *F]` does."""
-    return empty(batch, steps, *features, dtype=dtype).transpose(0, 1)
+    found = empty(batch, steps, *features, dtype=dtype)
+    if type(found) is not Tensor:  # a fake one, in graphs that change nothing in place
+        return found.transpose(0, 1)
+    # Turned in place, for a view could not be changed in place by who is given it.
+    return found.transpose_(0, 1)
 
 
 def allocate(
