@@ -178,6 +178,16 @@ def _build(job: tuple[Kernel, Geometry]) -> dict[str, Any]:
     return build(*job)
 
 
+def launched(kernel: Kernel, geometry: Geometry, case: str, device: str) -> Callable[[], None]:
+    """Return what launches a kernel in a case and a geometry, on tensors of its own."""
+    steps, size = sizes(case)
+    every, block, warps, _ = geometry
+    arguments = kernel.arguments(every, steps, size, device)
+    index = arguments[0].get_device()
+    go = Launch(kernel.jitted(geometry), math.ceil(size / block), warps, index)
+    return lambda: go((), arguments)
+
+
 def timed(kernel: Kernel, case: str, tried: Sequence[Geometry]) -> dict[str, Any]:
     """Time a kernel in a case in every geometry that was compiled, and a copy of as many bytes."""
     from triton.testing import do_bench
@@ -192,11 +202,7 @@ def timed(kernel: Kernel, case: str, tried: Sequence[Geometry]) -> dict[str, Any
     copy = copy_bandwidth(round(moved * steps * size), "cuda")
     found = []
     for geometry in tried:
-        every, block, warps, _ = geometry
-        programs = math.ceil(size / block)
-        go = Launch(kernel.jitted(geometry), programs, warps, torch.cuda.current_device())
-        arguments = kernel.arguments(every, steps, size, "cuda")
-        found.append([microseconds(lambda g=go, a=arguments: g((), *a)), *geometry])
+        found.append([microseconds(launched(kernel, geometry, case, "cuda")), *geometry])
     return {
         "case": case,
         "kernel": kernel.label,

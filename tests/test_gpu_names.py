@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 FILES = ["tests/on_cuda.py", "benchmarks/device.py", "benchmarks/equivalence.py"]
 FILES += ["benchmarks/gpu.py", "benchmarks/gpu_checks.py", "benchmarks/networks.py"]
 FILES += ["benchmarks/gpu_layers.py", "benchmarks/gpu_networks.py", "benchmarks/gpu_sweep.py"]
+FILES += ["benchmarks/gpu_recurrent.py", "benchmarks/gpu_session.py", "benchmarks/host.py"]
+FILES += ["benchmarks/recurrent_gate.py", "tests/recurrent_cases.py"]
 
 
 def names_of(tree, package):

@@ -78,6 +78,14 @@ def test_each_kernel_takes_its_arguments(kernel):
     assert made == [f"_{kernel.kind}"]
 
 
+@pytest.mark.parametrize("use", gpu_sweep.USES)
+def test_what_is_timed_is_the_launch_of_the_kernel(use):
+    kernel, geometry = gpu_sweep.Kernel("LIF", torch.float32, use), gpu_sweep.GEOMETRIES[0]
+    with triton_code.parsing(90) as made:
+        gpu_sweep.launched(kernel, geometry, "16x2x32", "cpu")()
+    assert made == [f"_{kernel.kind}"]
+
+
 def test_a_kernel_is_compiled_in_the_geometry_asked_for():
     kernel = gpu_sweep.Kernel("LIF", torch.float32, "inference")
     with triton_code.compiling(90) as made:
