@@ -239,6 +239,18 @@ def test_rate_in_one_pass_writes_nothing_else_as_long(monkeypatch):
     assert long == ["aten::bernoulli_"]
 
 
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_rate_is_mapped_by_vmap(randomness, passes):
+    """It maps neither our compiled loops, nor the kernel in which a GPU draws and compares."""
+    data = torch.rand(6, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    mapped = torch.vmap(lambda one: encoding.rate(one, 3000), out_dims=1, randomness=randomness)
+    spikes = mapped(data)
+    assert spikes.shape == (3000, *data.shape)
+    torch.testing.assert_close(spikes.mean(0), data, rtol=0, atol=0.06)
+    alike = mapped(data[:1].expand(2, -1))
+    assert torch.equal(alike[:, 0], alike[:, 1]) == (randomness == "same")
+
+
 def test_rate_at_the_extreme_draws(monkeypatch):
     data = torch.tensor([0.0, 2.0**-24, 1.0])
     monkeypatch.setattr(torch, "rand", lambda size, **options: torch.zeros(size))

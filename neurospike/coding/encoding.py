@@ -123,12 +123,15 @@ def rate(
         return compact.view(dtype) if dtype == torch.bool else compact.to(dtype)
     drawn_by: Any = {} if generator is None else {"generator": generator}  # for torch.export
     shape = (num_steps, *data.shape)
-    if data.device.type in ONE_KERNEL and probability.dtype == torch.float32:
+    is_mapped = torch._C._are_functorch_transforms_active()
+    if data.device.type in ONE_KERNEL and probability.dtype == torch.float32 and not is_mapped:
         # Where nobody looks, as in a CUDA graph, what is no number would stop the device.
         chance = probability.nan_to_num(0.0).clamp_(0.0, 1.0)
         return torch.empty(shape, dtype=dtype, device=data.device).bernoulli_(chance, **drawn_by)
     draws = torch.rand(shape, dtype=probability.dtype, device=data.device, **drawn_by)
     # Draws lie in [0, 1), so comparing is clamping: 0 and less never fire, 1 and more always.
+    if is_mapped:  # with randomness="same" the draws of one sample are those of all
+        return draws.lt(probability).to(dtype)
     # In place: at [T, B, *F] a boolean beside the draws would be the largest temporary.
     return draws.lt_(probability).to(dtype)
 
@@ -341,7 +344,9 @@ def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) ->
 
 def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
     """Return the module that makes the spikes in one pass; None where nothing here can."""
-    if torch.compiler.is_compiling() or num_steps * data.numel() < LEAST_COMPILED:
+    if num_steps * data.numel() < LEAST_COMPILED or torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():  # tensors then stand for several
         return None
     from neurospike.backend.dispatch import coder
 
