@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import recurrent_cases
@@ -29,9 +30,14 @@ from neurospike.data import Batches
 from neurospike.errors import BackendError, GraphError, NeuroSpikeError
 from neurospike.kernels.cuda import recurrent
 from neurospike.training import Run, load_checkpoint
+from neurospike.training.averaging import Average
 from neurospike.training.loading import build_model
 from neurospike.training.scale import make_fabric
 from neurospike.training.setup import make_trainer
+
+cublas = pytest.mark.unpoisoned(
+    "cuBLAS has no deterministic algorithms without CUBLAS_WORKSPACE_CONFIG"
+)
 
 
 @pytest.mark.parametrize("check", list(checks(Device(), "triton")), ids=lambda check: check.name)
@@ -116,14 +122,87 @@ def test_encodings():
         encoding.rate(data.cuda(), 5, generator=torch.Generator())
 
 
+def test_rates_are_drawn_in_one_kernel():
+    data = torch.tensor([0.0, 0.3, 1.0], device="cuda").expand(400, 3)
+    generator = torch.Generator(device="cuda")
+    formats = (torch.float32, torch.uint8, torch.bool, torch.float16, torch.bfloat16)
+    found = [
+        encoding.rate(data, 50, generator=generator.manual_seed(1), dtype=dtype)
+        for dtype in formats
+    ]
+    assert [one.dtype for one in found] == list(formats)
+    assert all(torch.equal(one.float(), found[0]) for one in found)
+    assert found[0].unique().tolist() == [0.0, 1.0]
+    silent, some, always = found[0].mean((0, 1)).tolist()
+    assert (silent, always) == (0.0, 1.0)
+    assert abs(some - 0.3) < 0.02
+    assert encoding.rate(data[:0], 50).shape == (50, 0, 3)
+    mapped = torch.vmap(lambda x: encoding.rate(x, 50), out_dims=1, randomness="different")
+    assert mapped(data).mean((0, 1))[::2].tolist() == [0.0, 1.0]
+    drawn = ns.graphed(lambda x: encoding.rate(x, 50), data.contiguous())
+    several = [drawn(data).clone() for _ in range(6)]
+    assert drawn.replays == 3
+    assert not any(map(torch.equal, several, several[1:]))
+    assert all(one.mean((0, 1))[::2].tolist() == [0.0, 1.0] for one in several)
+
+
+LAYERS = {
+    "LIF": lambda: ns.LIF(0.9, learn_beta=True),
+    "Synaptic": lambda: ns.Synaptic(0.5, 0.9, learn=("alpha", "beta")),
+    "Recurrent": lambda: ns.Recurrent(ns.LIF(0.9), 6),
+    "Delay": lambda: ns.Delay(6, 3),
+}
+
+
+@cublas
+@pytest.mark.parametrize("shape", [(0, 2, 6), (4, 0, 6), (0, 0, 6)], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_of_nothing_no_kernel_is_launched(kind, shape):
+    """Which a device would refuse: a grid has one program or more."""
+    layer = LAYERS[kind]().cuda()
+    current = torch.rand(shape, device="cuda", requires_grad=True)
+    lengths = torch.zeros(shape[1], dtype=torch.int64, device="cuda")
+    for options in ({}, {"lengths": lengths}):
+        spikes, state = layer(current, **options)
+        assert spikes.shape == shape
+        states = [state] if isinstance(state, torch.Tensor) else list(state)
+        out = [one for one in (spikes, *states) if one.requires_grad]
+        wanted = [current, *layer.parameters()]
+        ones = [torch.ones_like(one) for one in out]
+        found = torch.autograd.grad(out, wanted, ones, allow_unused=True)
+        assert all(one is None or not one.any() for one in found)
+    torch.cuda.synchronize()
+
+
+def test_threads_with_streams_of_their_own_share_what_is_known():
+    layer = ns.LIF(0.9, learn_beta=True).cuda()
+    currents = torch.randn(4, 40, 8, 300, device="cuda")
+
+    def run(current):
+        leaf = current.clone().requires_grad_()
+        spikes, mem = layer(leaf)
+        (grad,) = torch.autograd.grad(spikes.sum() + (mem * mem).sum(), leaf)
+        return spikes.detach(), mem.detach(), grad
+
+    wanted = [run(current) for current in currents]
+    torch.cuda.synchronize()
+
+    def work(k):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            found = [run(currents[k]) for _ in range(20)]
+            return all(all(map(torch.equal, one, wanted[k])) for one in found)
+
+    with ThreadPoolExecutor(len(currents)) as pool:
+        assert all(pool.map(work, range(len(currents))))
+
+
 # Training steps replayed as one CUDA graph
 
+DEVICE = "cuda"  # `test_on_cuda.py` lets the CPU stand in for it
 MLP = {"hidden_size": 64, "num_steps": 8, "dropout": 0.2}
 CONV = {"channels": [4, 8], "num_steps": 4, "normalization": "batch"}
 RECURRENT = [(8, 1, 4), (8, 2, 8), (64, 4, 16)]  # rows, width, warps
-cublas = pytest.mark.unpoisoned(
-    "cuBLAS has no deterministic algorithms without CUBLAS_WORKSPACE_CONFIG"
-)
 
 
 def trainer_of(
@@ -138,25 +217,32 @@ def trainer_of(
         cuda_graph=cuda_graph,
     )
     torch.manual_seed(0)
-    network = build_model(config).cuda()
+    network = build_model(config).to(DEVICE)
     if spoil is not None:
         spoil(network)
-    return make_trainer(config, network, make_fabric("cuda", precision), 4, 3)
+    return make_trainer(config, network, make_fabric(DEVICE, precision), 4, 3)
 
 
 def some_batches(kind=Batches):
     generator = torch.Generator().manual_seed(1)
-    return kind(digits(3 * 32 + 12), 32, shuffle=True, generator=generator, device="cuda")
+    return kind(digits(3 * 32 + 12), 32, shuffle=True, generator=generator, device=DEVICE)
 
 
-def trained(trainer, epochs=3):
+def trained(trainer, epochs=3, **options):
     torch.manual_seed(5)
-    trainer.fit(some_batches(), Batches(digits(40), 32, device="cuda"), epochs)
+    trainer.fit(some_batches(), Batches(digits(40), 32, device=DEVICE), epochs, **options)
     return trainer
 
 
+def weights_of(trainer):
+    """What the network holds: the mean of its weights. And the weights that are trained on."""
+    mean, on = trainer.average.state_dicts()
+    trained_on = {f"{name}, trained on": value for name, value in on["weights"].items()}
+    return {**mean, **trained_on, "steps of the mean": on["steps"]}
+
+
 def same_weights(one, other):
-    found, expected = one.model.state_dict(), other.model.state_dict()
+    found, expected = weights_of(one), weights_of(other)
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
@@ -188,6 +274,32 @@ def test_replayed_steps_are_the_steps_bit_for_bit(options):
 
 @cublas
 @pytest.mark.parametrize(
+    ("model", "check_every", "ema"),
+    [(MLP, None, Config().training.ema), ({**MLP, "normalization": "batch"}, 2, 0.5)],
+    ids=["default", "checked within epochs"],
+)
+def test_the_mean_of_the_weights_is_recorded_with_the_step(model, check_every, ema):
+    """It takes the network's place for each validation, while the graph keeps its addresses."""
+    assert 0 < ema < 1
+    options = {"model": model, "ema": ema}
+    plain, replayed = (
+        trained(trainer_of(mode, **options), check_every=check_every) for mode in ("off", "on")
+    )
+    assert replayed.replayed == 6
+    same_weights(plain, replayed)
+    assert losses(plain) == losses(replayed)
+    mean, on = replayed.average.state_dicts()
+    assert on["steps"] == replayed.step == 12
+    weights = [name for name, _ in replayed.model.named_parameters()]
+    assert not any(torch.equal(mean[name], on["weights"][name]) for name in weights)
+    # Without a mean the same weights are trained.
+    without = trained(trainer_of("on", model=model, ema=0.0), check_every=check_every)
+    found = without.model.state_dict()
+    assert all(torch.equal(found[name], on["weights"][name]) for name in weights)
+
+
+@cublas
+@pytest.mark.parametrize(
     "model",
     [
         {"kind": "mlp"},
@@ -211,15 +323,15 @@ def test_a_resumed_run_replays_to_the_same_bits(tmp_path):
         first, data, run = trainer_of(mode), some_batches(), Run(tmp_path / mode, config={})
         torch.manual_seed(5)
         with pytest.raises(KeyboardInterrupt):
-            first.fit(Stopping(data, first, 6), Batches(digits(40), 32, device="cuda"), 3, run)
+            first.fit(Stopping(data, first, 6), Batches(digits(40), 32, device=DEVICE), 3, run)
         again, data, state = trainer_of("on"), some_batches(), load_checkpoint(run.interrupted)
         state["unpromising"] = [{"linears.0": 9}]  # as a CPU counts, and a GPU has no use for
         again.load_state_dict(state, data)
-        again.fit(data, Batches(digits(40), 32, device="cuda"), 3)
+        again.fit(data, Batches(digits(40), 32, device=DEVICE), 3)
         assert again.replayed
         same_weights(whole, again)
         again.load_state_dict(load_checkpoint(run.interrupted), data)  # into a live graph
-        again.fit(data, Batches(digits(40), 32, device="cuda"), 3)
+        again.fit(data, Batches(digits(40), 32, device=DEVICE), 3)
         same_weights(whole, again)
     state = load_checkpoint(run.interrupted)["optimizer"]["param_groups"][0]
     assert type(state["lr"]) is float
@@ -265,8 +377,9 @@ def test_nan_in_a_replay_is_told_and_the_weights_stay(encoding):
     with pytest.raises(NeuroSpikeError, match=r"nan at step 3; .* the inputs of that batch"):
         trainer.train_epoch(some_batches(Poisoned), after_step=keep)
     assert trainer.replayed == 3
-    assert all(torch.equal(kept[name], value) for name, value in trainer.model.named_parameters())
-    assert all(value.isfinite().all() for value in kept.values())
+    mean, on = trainer.average.state_dicts()
+    assert all(torch.equal(on["weights"][name], value) for name, value in kept.items())
+    assert all(value.isfinite().all() for value in (*kept.values(), *mean.values()))
 
 
 class Looking(torch.nn.Identity):
@@ -310,8 +423,10 @@ def test_the_command_replays(flags, tmp_path):
 def test_a_loop_of_ones_own_is_graphed():
     def run(graph):
         torch.manual_seed(0)
-        model = ns.Sequential(torch.nn.Linear(20, 30), ns.LIF(0.9), torch.nn.Linear(30, 4)).cuda()
-        rate = torch.tensor(0.01, device="cuda")
+        model = ns.Sequential(torch.nn.Linear(20, 30), ns.LIF(0.9), torch.nn.Linear(30, 4)).to(
+            DEVICE
+        )
+        rate = torch.tensor(0.01, device=DEVICE)
         optimizer = torch.optim.Adam(model.parameters(), rate, fused=True, capturable=True)
 
         def step(x, labels):
@@ -322,7 +437,7 @@ def test_a_loop_of_ones_own_is_graphed():
             optimizer.zero_grad(set_to_none=True)
             return loss.detach(), spikes
 
-        x, labels = torch.rand(8, 20, device="cuda"), torch.arange(8, device="cuda") % 4
+        x, labels = torch.rand(8, 20, device=DEVICE), torch.arange(8, device=DEVICE) % 4
         take = ns.graphed(step, x, labels) if graph else step
         found = []
         for size in (8, 8, 8, 8, 5, 8, 8):
@@ -413,6 +528,26 @@ def test_a_call_waits_for_nothing():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(current.grad).all()
+
+
+def test_the_mean_of_the_weights_waits_for_nothing():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)).cuda()
+    average = Average(model, 0.998)
+    before = model[0].weight.detach().clone()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        average.train()
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        average.update()
+        with average.resting():
+            resting = model[0].weight.detach().clone()
+        average.rest()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # Of the first step the share is 0.9.
+    torch.testing.assert_close(resting, before + 0.9)
+    assert torch.equal(model[0].weight, resting)
 
 
 # Recurrent layers
