@@ -74,3 +74,20 @@ def _is_plain(call):
     """True where neither `*` nor `**` hides how many arguments there are."""
     starred = any(isinstance(argument, ast.Starred) for argument in call.args)
     return not starred and all(word.arg for word in call.keywords)
+
+
+@pytest.mark.parametrize("file", ["test_running", "test_torch"])  # `test_triton.test_on_cuda`
+def test_every_test_that_a_gpu_runs_says_where_its_tensors_are(file):
+    tree = ast.parse((ROOT / f"tests/{file}.py").read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    knowing = {"device_of"}
+    for _ in functions:
+        knowing |= {one.name for one in functions if knowing & _names_in(one)}
+    tests = [one for one in functions if {"fused", "backend"} & {a.arg for a in one.args.args}]
+    tests = [one for one in tests if one.name.startswith("test_")]
+    assert len(tests) > 10
+    assert [one.name for one in tests if one.name not in knowing] == []
+
+
+def _names_in(function):
+    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}

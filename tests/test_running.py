@@ -212,8 +212,9 @@ def test_hooks_of_saved_tensors_may_hand_back_other_strides(fused):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_hooks_of_saved_tensors_may_hand_back_another_format(name, fused):
-    layer, grad = LAYERS[name](backend=fused), torch.randn(STEPS, BATCH, SIZE)
-    x = torch.randn(STEPS, BATCH, SIZE).to(torch.bfloat16).float()
+    layer = LAYERS[name](backend=fused).to(device_of(fused))
+    grad, x = drawn(fused, 2, STEPS, BATCH, SIZE)
+    x = x.to(torch.bfloat16).float()
     results = []
     for pack in (torch.clone, lambda one: one.to(torch.bfloat16)):
         leaf = x.clone().requires_grad_()
@@ -368,8 +369,8 @@ WATCHING = {"profiler": torch.profiler.profile, "mode": lambda: FlopCounterMode(
 def test_a_forward_pass_is_repeated_as_it_was_whoever_watches_one_of_them(
     name, watching, forward, fused
 ):
-    layer, x = LAYERS[name](backend=fused), torch.randn(STEPS, BATCH, SIZE)
-    results = []
+    layer = LAYERS[name](backend=fused).to(device_of(fused))
+    x, results = drawn(fused, STEPS, BATCH, SIZE), []
     for watch in (contextlib.nullcontext, WATCHING[watching]):
         leaf = x.clone().requires_grad_()
         with watch() if forward else contextlib.nullcontext():
@@ -386,7 +387,8 @@ def test_what_is_known_keeps_no_tensor_of_the_call(fused, grad):
     ops.forget()
     kept = []
     for make in (lambda x: torch.nn.Parameter(x, grad), torch.randn_like):
-        layer, x = ns.LIF(0.9, learn_beta=True, backend=fused), make(torch.randn(STEPS, 2, SIZE))
+        layer = ns.LIF(0.9, learn_beta=True, backend=fused).to(device_of(fused))
+        x = make(drawn(fused, STEPS, 2, SIZE))
         found = layer(x)
         if grad:
             found[0].sum().backward()
@@ -444,10 +446,12 @@ DIVISORS = {
 @pytest.mark.parametrize("name", DIVISORS)
 def test_a_constant_keeps_the_sign_of_its_zero(backend, name, first):
     ops.forget()
-    x, ends = torch.ones(1, 1, 3), []
+    device, ends = device_of(backend), []
+    x = torch.ones(1, 1, 3, device=device)
     for zero in (first, -first):
-        found = DIVISORS[name](zero, backend=backend)(x)
-        ends.append(flat(found)[-1])
+        layer = DIVISORS[name](zero, backend=backend)
+        layer = layer.to(device) if isinstance(layer, torch.nn.Module) else layer
+        ends.append(flat(layer(x))[-1])
     assert ends[0].isinf().all()
     assert torch.equal(ends[0], -ends[1])
 
@@ -455,7 +459,7 @@ def test_a_constant_keeps_the_sign_of_its_zero(backend, name, first):
 def test_a_number_of_a_surrogate_keeps_the_sign_of_its_zero(backend):
     grads = []
     for surrogate in (slope(0.0), slope(-0.0), ns.surrogate.Surrogate(lambda u, n: u / n, (-0.0,))):
-        x = torch.full((1, 1, 3), 2.0, requires_grad=True)
+        x = torch.full((1, 1, 3), 2.0, device=device_of(backend), requires_grad=True)
         ns.lif(x, beta=0.5, surrogate=surrogate, backend=backend)[0].sum().backward()
         grads.append(x.grad)
     assert grads[0].isinf().all()
