@@ -3,10 +3,13 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 import warnings
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from benchmarks.gpu_session import Session, finish
 from neurospike.backend import dispatch
 
 pytestmark = pytest.mark.thorough
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,42 @@ def test_without_a_device_it_ends_with_2_and_writes_nothing(tmp_path, capsys):
     assert shown.err == "error: nothing to measure: torch finds no CUDA device\n"
     assert shown.out == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["triton", "cuda"])
+def test_the_command_hands_on_what_it_was_told(path, tmp_path, monkeypatch):
+    monkeypatch.setenv(gpu.SPIKINGJELLY, "torch")
+    monkeypatch.setattr(gpu, "unsupported_reasons", lambda *_: [])
+    asked = []
+
+    def measure(session, data_path):
+        told = gpu.settings(session)["spikingjelly"]
+        asked.append((session.limit, session.checks, data_path, told))
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    options = ["--spikingjelly", path, "--no_checks", "--limit", "9", "--data_path", "digits"]
+    assert gpu.main(["--out", str(tmp_path), *options]) == 1  # no floor was measured
+    assert asked == [(9.0, False, Path("digits"), f"its {path} path, float32 state")]
+    assert os.environ[gpu.SPIKINGJELLY] == path
+
+
+@pytest.mark.parametrize("path", ["triton", "cuda"])
+def test_spikingjelly_takes_the_path_that_is_asked_for(path):
+    """It reads which as it is imported, and not before: `main` says so once it has its options."""
+    pytest.importorskip("spikingjelly")
+    program = f"""
+import os, sys
+from benchmarks import gpu
+assert "spikingjelly" not in sys.modules
+os.environ[gpu.SPIKINGJELLY] = {path!r}
+from benchmarks import rivals
+rivals.spikingjelly_multi_step()
+from spikingjelly._ops import lif
+print(lif._selection._requested)
+"""
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split()[-1:] == [path], found.stderr
 
 
 @pytest.fixture(scope="module")

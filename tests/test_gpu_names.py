@@ -76,7 +76,7 @@ def _is_plain(call):
     return not starred and all(word.arg for word in call.keywords)
 
 
-@pytest.mark.parametrize("file", ["test_running", "test_torch"])  # `test_triton.test_on_cuda`
+@pytest.mark.parametrize("file", ["test_running", "test_torch"])  # see `test_triton.ON_CUDA`
 def test_every_test_that_a_gpu_runs_says_where_its_tensors_are(file):
     tree = ast.parse((ROOT / f"tests/{file}.py").read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]

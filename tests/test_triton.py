@@ -59,18 +59,26 @@ def passed_interpreted(files, *options):
     return _passed_apart(files, environment, "-n0", "-p", "interpreted", *options)
 
 
+ON_CUDA = {  # files: how many of their tests there are at least, and which of them
+    "on_cuda": (100, ()),
+    "test_torch": (30, ("-k", "triton")),
+    "test_running": (60, ("-k", "triton")),
+}
+
+
 @pytest.mark.skipif(
     not any(Path(d).exists() for d in ("/dev/nvidiactl", "/dev/dxg")), reason="no NVIDIA driver"
 )
-def test_on_cuda():
+@pytest.mark.parametrize("file", ON_CUDA)
+def test_on_cuda(file):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": os.environ["NEUROSPIKE_TEST_DEVICES"]}
+    if file != "on_cuda":
+        # With it cuBLAS has deterministic algorithms, as unwritten memory that is filled asks for.
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     # Side by side, a test at a time: most of the time one core compiles.
     together = [f"-n{max(1, min(15, (os.cpu_count() or 1) - 1))}", "--dist=load"]
-    assert _passed_apart(["on_cuda"], environment, *together) > 30
-    # Where cuBLAS has deterministic algorithms: memory that was never written is filled.
-    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    assert _passed_apart(["test_torch"], environment, *together, "-k", "triton") > 30
-    assert _passed_apart(["test_running"], environment, *together, "-k", "triton") > 60
+    least, options = ON_CUDA[file]
+    assert _passed_apart([file], environment, *together, *options) > least
 
 
 def _passed_apart(files, environment, *options):
