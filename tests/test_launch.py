@@ -77,6 +77,22 @@ def test_tensors_at_odd_addresses_go_through_the_jit(launches):
     assert (launches.looked, launches.direct) == (6, 2)
 
 
+def test_saved_states_that_hooks_lay_at_odd_addresses_go_through_the_jit(launches):
+    """As slices of one buffer are, in which somebody keeps whatever is saved."""
+
+    def moved(saved):
+        return torch.cat((saved.new_zeros(1), saved.flatten()))[1:].view(saved.shape)
+
+    step()
+    step()
+    assert (launches.looked, launches.direct) == (2, 2)
+    # Those alone that have one axis: the states before every chunk.
+    unpack = lambda saved: moved(saved) if saved.dim() == 1 else saved  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
+        step()
+    assert (launches.looked, launches.direct) == (3, 3)
+
+
 def test_a_first_call_at_an_odd_address_is_not_kept(launches):
     odd = torch.zeros(9 * 2 * 32 + 1)[1:].view(9, 2, 32)
     step(odd)

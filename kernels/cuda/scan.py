@@ -641,7 +641,7 @@ def backward(
         if out_parameters:
             each = [None if one is None else one.new_empty(size) for one in out_parameters]
         go(
-            (grad_spikes, lengths, *grad_traces, *grad_finals, x, *parameters),
+            (grad_spikes, lengths, *grad_traces, *grad_finals, x, *saved, *parameters),
             (
                 grad_spikes,
                 grad_traces or nothing,
