@@ -7,10 +7,13 @@ elsewhere.
 import pytest
 import torch
 import triton
+from torch.utils._pytree import tree_leaves
 
 import neurospike as ns
-from benchmarks.stubbed import Driver, stubbed
+from benchmarks.stubbed import Compiled, Driver, stubbed
+from neurospike.backend import dispatch
 from neurospike.kernels.cuda import _launch
+from neurospike.ops.stepped_recurrence import SteppedRecurrence
 
 
 @pytest.fixture
@@ -91,6 +94,41 @@ def test_saved_states_that_hooks_lay_at_odd_addresses_go_through_the_jit(launche
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
         step()
     assert (launches.looked, launches.direct) == (3, 3)
+
+
+def test_rows_of_sequences_at_odd_addresses_go_through_the_jit(launches, monkeypatch):
+    """A recurrent layer that is run step by step goes back on rows of what it saved."""
+    odd = []
+
+    def look(_, *arguments):
+        tensors = [one for one in tree_leaves(arguments) if isinstance(one, torch.Tensor)]
+        odd.extend(one.data_ptr() % 16 for one in tensors if one.data_ptr() % 16)
+        ran.append(len(tensors))
+
+    ran = []
+    monkeypatch.setattr(Compiled, "run", look)
+    loop = SteppedRecurrence(dispatch.TABLE["triton"])
+    rule, size = ns.LIF(0.9).rule, 17
+    for steps in (1, 9):
+        sequence = [torch.zeros(steps, 1, size) for _ in range(4)]
+        loop.backward(
+            grad_spikes=sequence[0],
+            grad_finals=(None, None),
+            grad_traces=(),
+            currents=sequence[1],
+            traces=(sequence[2],),
+            weight=torch.zeros(size, size),
+            states=(),
+            parameters=[torch.full((1,), 0.9) for _ in rule.parameters],
+            neuron=rule.program,
+            numbers=rule.numbers,
+            out=sequence[3],
+            out_states=(),
+            out_parameters=[None for _ in rule.parameters],
+            lengths=None,
+        )
+    assert len(ran) >= 1
+    assert odd == []
 
 
 def test_a_first_call_at_an_odd_address_is_not_kept(launches):
