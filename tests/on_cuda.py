@@ -564,6 +564,16 @@ def test_a_recurrent_layer_is_the_neurons_step_in_torch(shape, dtype, lengths):
 
 
 @cublas
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [513, 1025])
+def test_a_larger_recurrent_layer_is_run_after_a_short_sequence(size, dtype):
+    """Rows of an odd number of neurons, on which it goes back step by step, lie anywhere."""
+    for steps in (1, 9):
+        found = recurrent_cases.check("subtract", (steps, 1, size), dtype, "cuda")
+        assert found <= 1e-5
+
+
+@cublas
 @pytest.mark.parametrize("geometry", RECURRENT, ids=str)
 def test_a_recurrent_layer_divided_in_other_ways(geometry, monkeypatch):
     monkeypatch.setattr(recurrent, "geometry", lambda *_: recurrent.Geometry(*geometry))
