@@ -338,6 +338,27 @@ def test_a_resumed_run_replays_to_the_same_bits(tmp_path):
     assert not state["capturable"]
 
 
+@cublas
+def test_replayed_steps_are_told_the_lengths_of_their_own_sequences():
+    def sequences(seed):
+        drawn = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(1, 9, (16,), generator=drawn)
+        return torch.rand(8, 16, 20, generator=drawn), lengths, torch.arange(16) % 3
+
+    def run(cuda_graph):
+        torch.manual_seed(0)
+        model = ns.SNNModel(20, 24, 3, encoding="none").to(DEVICE)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        options = {"device": DEVICE, "cuda_graph": cuda_graph, "ema": 0.9}
+        trainer = ns.SNNTrainer(model, optimizer, nn.CrossEntropyLoss(), **options)
+        trainer.fit([sequences(seed) for seed in range(7)], None, 2)
+        return trainer
+
+    plain, replayed = run("off"), run("on")
+    assert (plain.replayed, replayed.replayed) == (0, 11)
+    same_weights(plain, replayed)
+
+
 class Stopping:
     """Batches whose trainer is interrupted in a step."""
 

@@ -12,6 +12,7 @@ from on_cuda import (  # noqa: F401 (pytest finds them here)
     test_a_loop_of_ones_own_is_graphed,
     test_nan_in_a_replay_is_told_and_the_weights_stay,
     test_replayed_steps_are_the_steps_bit_for_bit,
+    test_replayed_steps_are_told_the_lengths_of_their_own_sequences,
     test_the_mean_of_the_weights_is_recorded_with_the_step,
 )
 from test_graph import Recorder
