@@ -261,6 +261,7 @@ def losses(trainer):
         {"encoding": "latency", "schedule": "constant", "weight_decay": 1e-3},
         {"encoding": "constant", "model": {**MLP, "normalization": "batch", "learn_beta": True}},
         {"rate_penalty": 0.1, "clip": None, "model": {**MLP, "readout": "spikes"}},
+        {"loss": "cross_entropy_first_spike", "model": {**MLP, "readout": "first_spike"}},
     ],
     ids=lambda options: "-".join(map(str, options)) or "rate",
 )

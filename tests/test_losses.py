@@ -77,6 +77,33 @@ def test_first_spike_is_the_first_and_every_earlier_step_has_a_gradient(spikes, 
     assert spikes.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 7, 64, 65])
+@pytest.mark.parametrize("rate", [0.02, 0.5])
+def test_first_spike_has_the_gradient_of_torchs_product(steps, rate):
+    spikes = (torch.rand(steps, 6, 3, dtype=torch.float64) < rate).double().requires_grad_()
+    weights = torch.randn(6, 3, dtype=torch.float64)
+    found, wanted = losses.first_spike(spikes), -(1 - spikes).cumprod(0).sum(0)
+    assert torch.equal(found, wanted)
+    grads = [torch.autograd.grad(one, spikes, weights)[0] for one in (found, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+# A mean squared error has targets made of labels, which torch looks at on the CPU.
+WAITING = {name: loss for name, loss in losses.LOSSES.items() if name != "mse_count"}
+
+
+@pytest.mark.parametrize("name", [*losses.READOUTS, *WAITING])
+def test_nothing_waits_for_a_number(name, spikes, labels):
+    """As for a GPU, which no CUDA graph records."""
+    given = (spikes,) if name in losses.READOUTS else (spikes, labels)
+    with torch.profiler.profile() as seen:
+        {**losses.READOUTS, **WAITING}[name](*given).sum().backward()
+    names = {event.name for event in seen.events()}
+    assert "aten::sum" in names
+    assert not {"aten::item", "aten::nonzero", "aten::equal"} & names
+    assert spikes.grad is not None
+
+
 def test_rate_penalty_is_zero_within_the_bounds_and_pulls_towards_them():
     spikes = torch.zeros(10, 1, 3)
     spikes[:2, 0, 1] = 1

@@ -61,7 +61,22 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     if lengths is not None:
         # What lies beyond may be anything, and 0 times NaN would be its gradient.
         spikes = torch.where(own_steps.within(spikes, lengths), spikes, 0.0)
-    return -own_steps.total((1 - spikes).cumprod(0), lengths, scores)
+    return -own_steps.total(_running_product(1 - spikes), lengths, scores)
+
+
+def _running_product(factors: Tensor) -> Tensor:
+    """Return the product of each step's factor and all before it, as `cumprod(0)` does.
+
+    Its gradient looks for zeros in torch, for which a GPU is waited for, and which no CUDA graph
+    records. So where one is asked for, products of 1, 2, 4, ... neighbours are multiplied.
+    """
+    if not factors.requires_grad or torch.compiler.is_compiling():
+        return factors.cumprod(0)
+    reach = 1
+    while reach < len(factors):
+        factors = torch.cat((factors[:reach], factors[reach:] * factors[:-reach]))
+        reach *= 2
+    return factors
 
 
 READOUTS: dict[str, Callable[..., Tensor]] = {
