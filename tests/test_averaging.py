@@ -309,3 +309,15 @@ def test_after_an_error_the_network_holds_the_mean():
 def test_a_decay_that_cannot_be_is_refused(ema, error, told):
     with pytest.raises(error, match=told):
         trainer_of(net(), ema=ema)
+
+
+def test_away_from_the_cpu_no_number_is_read():
+    """On the meta device there is none: a GPU would be waited for, and no CUDA graph recorded."""
+    model = net().to("meta")
+    average = Average(model, DECAY)
+    average.train()
+    average.update()
+    with average.resting():
+        pass
+    average.rest()
+    assert all(value.is_meta for value in average.state_dicts()[1]["weights"].values())
