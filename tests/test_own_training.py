@@ -36,6 +36,7 @@ import neurospike as ns
 from neurospike.coding import decoding, losses
 from neurospike.errors import NeuroSpikeError
 from neurospike.training import load_checkpoint
+from neurospike.training.metrics import Meter, figures
 
 # What a network returns
 
@@ -234,6 +235,50 @@ def test_labels_of_any_integers_are_counted_and_those_of_no_class_in_no_row(dtyp
     trainer = trainer_of(lambda: nn.Linear(4, 100), judge)
     found = trainer.evaluate([(torch.rand(100, 4), labels.to(dtype))])
     assert torch.equal(torch.tensor(found["confusion"]).sum(1), kept.long())
+
+
+def test_labels_that_a_criterion_ignores_count_neither_as_right_nor_as_wrong():
+    x, labels = points(12)
+    labels[[0, 1, 5]] = -100
+    labels[8:] = -100  # all of the last batch
+    loader = [(x[part], labels[part]) for part in (slice(0, 4), slice(4, 8), slice(8, 12))]
+    trainer = trainer_of(Logits)
+    scores = trainer.model(x)
+    right = (scores.argmax(1) == labels).sum().item() / 5
+    assert 0 < right < 1
+    found = trainer.evaluate(loader)
+    assert found.accuracy == pytest.approx(right)
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(scores, labels).item())
+    assert found.samples == 12
+    meter = Meter("test")
+    for batch, wanted in loader[:2]:
+        answers = trainer.model(batch)
+        loss = nn.functional.cross_entropy(answers, wanted)
+        meter.add(len(batch), figures(loss, answers, wanted, torch.tensor(0.5)))
+    meter.collect()
+    again = Meter("test")
+    again.load_state_dict(meter.state_dict())
+    for one in (meter, again):
+        read = one.read()
+        assert (read.accuracy, read.samples) == (found.accuracy, 8)
+        assert read.loss == pytest.approx(found.loss)
+    before = {key: value for key, value in meter.state_dict().items() if key != "judged"}
+    again.load_state_dict(before)
+    assert again.read().accuracy == pytest.approx(right * 5 / 8)
+    none = [(x, torch.full((12,), -100))]
+    with pytest.raises(NeuroSpikeError, match="none of the 12 labels is the number of a class"):
+        trainer.evaluate(none)
+
+
+def test_to_give_the_most_frequent_label_is_to_guess_also_where_labels_are_ignored():
+    labels = torch.tensor([0, 0, 1, -100, -100, -100])
+    trainer = trainer_of(lambda: nn.Linear(4, 2))
+    with torch.no_grad():
+        trainer.model.weight.zero_()
+        trainer.model.bias.copy_(torch.tensor([1.0, 0.0]))
+    found = trainer.evaluate([(torch.rand(6, 4), labels)])
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.guessing
 
 
 def test_a_learning_rate_that_is_a_tensor_is_recorded_as_a_number(tmp_path):

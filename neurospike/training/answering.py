@@ -300,3 +300,12 @@ def is_of_classes(scores: Tensor, targets: Tensor) -> bool:
     """True if the targets are numbers of classes that the scores tell apart."""
     plain = targets.ndim == 1 and scores.ndim == 2 and scores.shape[1] > 1
     return plain and not targets.is_floating_point() and targets.dtype != torch.bool
+
+
+def is_class(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return which labels `[B]` number one of the classes of scores `[B, C]`, bool `[B]`.
+
+    Others, such as -100, are those that a criterion ignores.
+    """
+    labels = targets.long()  # 8 bits cannot be compared with 200 classes
+    return (labels >= 0) & (labels < scores.shape[1])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from neurospike.errors import NeuroSpikeError
 
-from .answering import is_of_classes
+from .answering import is_class, is_of_classes
 from .judging import Measures
-from .metrics import NO_SAMPLES, Activity, Metrics
+from .metrics import Activity, Metrics, averages
 
 MOST_CLASSES = 2000  # of which there is a confusion matrix, whose size is their square
 
@@ -29,8 +29,9 @@ class Evaluation:
         """name: what is evaluated, for the error message. measures: of one's own; `Measures`."""
         self.name, self.device = name, device
         self._start = time.perf_counter()
-        # Over samples: the loss, how many there are, and right answers, NaN without classes.
-        self._sums = self._zeros(3)
+        # Over samples: the loss, how many there are, how many of them are judged, and right
+        # answers, NaN without classes.
+        self._sums = self._zeros(4)
         self._measures = Measures(measures or {}, device)
         self._confusion: Tensor | None = None  # int64 [C, C], by label, then by answer
         # Of each layer: its neurons' spikes, and at the end how many there could have been.
@@ -50,9 +51,9 @@ class Evaluation:
 
         loss: scalar, the batch's mean; scores `[B, C]`; targets: labels `[B]` of integers, or
         anything else that belongs to the scores. Labels that are no class, such as -100, which
-        criteria ignore, are in no row of the confusion matrix. activity: spikes `[T, B, *F]` by
-        layer; lengths: how many of the steps belong to each sample, `[B]`; count: samples, if not
-        one per target.
+        criteria ignore, count neither for the loss nor for the accuracy, and are in no row of the
+        confusion matrix. activity: spikes `[T, B, *F]` by layer; lengths: how many of the steps
+        belong to each sample, `[B]`; count: samples, if not one per target.
         """
         activity = activity or {}
         count = len(targets) if count is None else count
@@ -66,19 +67,24 @@ class Evaluation:
                 self._shapes[name] = spikes.shape[2:]
         if not count:
             return  # this process's part of a last batch that is smaller than the processes
-        self._sums[0] += loss * count
         self._sums[1] += count
         if judged:
             answers = scores.argmax(1)
-            self._sums[2] += (answers == targets).sum()
+            counted = is_class(scores, targets)
+            number = counted.sum()
+            # The mean of no sample is NaN, and counts for nothing.
+            self._sums[0] += torch.where(number > 0, loss * number, 0.0)
+            self._sums[2] += number
+            self._sums[3] += (answers == targets).sum()
             if classes:
                 # Not `bincount`, which looks at the numbers: a GPU's program would wait for that.
                 labels = targets.long()  # in fewer bits the product would be another
-                is_class = (labels >= 0) & (labels < classes)  # not what a criterion ignores
-                pairs = torch.where(is_class, labels * classes + answers, 0)
-                self._confusion.view(-1).index_add_(0, pairs, is_class.long())
+                pairs = torch.where(counted, labels * classes + answers, 0)
+                self._confusion.view(-1).index_add_(0, pairs, counted.long())
         else:
-            self._sums[2] += math.nan
+            self._sums[0] += loss * count
+            self._sums[2] += count
+            self._sums[3] += math.nan
         self._measures.add(scores, targets, count)
         for name, spikes in activity.items():
             sums = self._spikes[name]
@@ -98,17 +104,14 @@ class Evaluation:
         if together is not None:
             confusion, sums = together(confusion), together(sums)
         first, own, *layers = sums.split([len(part) for part in parts])
-        total, samples, correct = first.tolist()
-        if not samples:
-            raise NeuroSpikeError(f"{self.name}: {NO_SAMPLES}")
-        loss = total / samples
+        total, samples, judged, correct = first.tolist()
+        loss, accuracy = averages(self.name, total, correct, judged, samples)
         if not math.isfinite(loss):
             raise NeuroSpikeError(
                 f"{self.name}: the loss became {loss}; try a smaller learning rate. Checkpoints "
                 "saved before are good."
             )
         measured = self._measures.read(own, int(samples))
-        accuracy = None if math.isnan(correct) else correct / samples
         if isinstance(measured.get("accuracy"), float):
             accuracy = measured.pop("accuracy")
         return Metrics(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neurospike.errors import NeuroSpikeError
 
-from .answering import is_of_classes
+from .answering import is_class, is_of_classes
 
 SATURATED = 0.95  # spikes a step above which a neuron tells little but that it is on
 
@@ -63,7 +63,9 @@ class Metrics(Mapping[str, Any]):
     """
 
     loss: float
-    accuracy: float | None  # share of right answers, 0 to 1; None where targets are no classes
+    # Share of right answers, 0 to 1, of the labels that are classes: not of those that a criterion
+    # ignores, such as -100. None where no target is a class.
+    accuracy: float | None
     samples: int
     seconds: float
     activity: dict[str, Activity] = field(default_factory=dict)
@@ -106,10 +108,11 @@ class Metrics(Mapping[str, Any]):
 
         False where it is not known which labels there were.
         """
-        most = max(map(sum, self.confusion), default=0)
+        rows = [sum(row) for row in self.confusion]
+        most = max(rows, default=0)
         if self.accuracy is None:
             return False
-        return self.accuracy < 1 and self.accuracy * self.samples <= most and most > 0
+        return self.accuracy < 1 and self.accuracy * sum(rows) <= most and most > 0
 
     @property
     def class_accuracy(self) -> list[float | None]:
@@ -144,8 +147,9 @@ class Meter:
         self.gradient_norm: float | None = None  # of the last step collected; None: not finite
         self._start: float | None = time.perf_counter()
         self._notes: list[tuple[int, Tensor]] = []  # pictures of a batch, and its `figures`
-        # The right answers are NaN where targets are no classes.
-        self._loss, self._correct, self._samples = 0.0, 0.0, 0
+        # The right answers are NaN where targets are no classes. Labels that are to be ignored are
+        # samples that were run, and are not judged.
+        self._loss, self._correct, self._judged, self._samples = 0.0, 0.0, 0.0, 0
         self._seconds = 0.0  # up to the last `stop`
 
     def start(self) -> None:
@@ -170,13 +174,16 @@ class Meter:
         sizes, found = zip(*self._notes, strict=True)
         self._notes = []
         rows = torch.stack(found).tolist()
-        for step, (size, (loss, correct, length)) in enumerate(zip(sizes, rows, strict=True)):
+        steps = zip(sizes, rows, strict=True)
+        for step, (size, (loss, correct, judged, length)) in enumerate(steps):
             if not math.isfinite(loss):
                 raise NotFiniteError("the loss", loss, step)
             if not math.isfinite(length) and not self.scaled:
                 raise NotFiniteError("the gradient's norm", length, step)
-            self._loss += loss * size
+            counted = size if math.isnan(judged) else judged
+            self._loss += loss * counted
             self._correct += correct
+            self._judged += counted
             self._samples += size
         self.gradient_norm = length if math.isfinite(length) else None
 
@@ -186,14 +193,12 @@ class Meter:
         Raises NotFiniteError as `collect` does, NeuroSpikeError if there were no pictures.
         """
         self.collect()
-        loss, correct, samples = self._loss, self._correct, self._samples
+        sums = [self._loss, self._correct, self._judged, self._samples]
         if together is not None:
-            every = torch.tensor([loss, correct, samples], dtype=torch.float64)
-            loss, correct, samples = together(every).tolist()
-        if not samples:
-            raise NeuroSpikeError(f"{self.name}: {NO_SAMPLES}")
-        accuracy = None if math.isnan(correct) else correct / samples
-        return Metrics(loss / samples, accuracy, int(samples), self.seconds)
+            sums = together(torch.tensor(sums, dtype=torch.float64)).tolist()
+        loss, correct, judged, samples = sums
+        loss, accuracy = averages(self.name, loss, correct, judged, samples)
+        return Metrics(loss, accuracy, int(samples), self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -206,6 +211,7 @@ class Meter:
         return {
             "loss": self._loss,
             "correct": self._correct,
+            "judged": self._judged,
             "samples": self._samples,
             "seconds": self.seconds,
             "gradient_norm": self.gradient_norm,
@@ -215,18 +221,47 @@ class Meter:
         """Carry on from `state_dict`."""
         self._loss, self._correct = state["loss"], state["correct"]
         self._samples, self._seconds = state["samples"], state["seconds"]
+        self._judged = judged_of(state)["judged"]
         self.gradient_norm = state["gradient_norm"]
         self._start = None
 
 
-def figures(loss: Tensor, scores: Tensor, targets: Tensor, norm: Tensor) -> Tensor:
-    """What is noted of one batch, float64 `[3]`: loss, right answers and the gradient's norm.
+def judged_of(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `state_dict` of a meter with what earlier ones did not have: all were judged."""
+    return {"judged": sums["samples"], **sums}
 
-    loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar. Where targets
-    are no classes, right answers are NaN.
+
+def averages(
+    name: str, loss: float, correct: float, judged: float, samples: float
+) -> tuple[float, float | None]:
+    """Return the mean loss, and the accuracy or None, of sums over the samples of an epoch.
+
+    correct: NaN where targets are no classes; judged: how many samples count. Raises
+    NeuroSpikeError, with the `name` of what was run, where there were none.
+    """
+    if not samples:
+        raise NeuroSpikeError(f"{name}: {NO_SAMPLES}")
+    if not judged:
+        raise NeuroSpikeError(
+            f"{name}: none of the {int(samples)} labels is the number of a class, so there is "
+            "nothing to average; look at the labels of the data set"
+        )
+    return loss / judged, None if math.isnan(correct) else correct / judged
+
+
+def figures(loss: Tensor, scores: Tensor, targets: Tensor, norm: Tensor) -> Tensor:
+    """What is noted of one batch, float64 `[4]`.
+
+    These are the loss, right answers, the samples they are of, and the gradient's norm. Labels that
+    are no class, such as -100, which criteria ignore, are no samples here. Where targets are no
+    classes, right answers and samples are NaN.
+
+    loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar.
     """
     if is_of_classes(scores, targets):
         correct = (scores.detach().argmax(dim=1) == targets).sum(dtype=torch.float64)
+        judged = is_class(scores, targets).sum(dtype=torch.float64)
     else:
         correct = torch.full((), math.nan, dtype=torch.float64, device=loss.device)
-    return torch.stack([loss.detach().double(), correct, norm.detach().double()])
+        judged = correct
+    return torch.stack([loss.detach().double(), correct, judged, norm.detach().double()])

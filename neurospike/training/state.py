@@ -11,6 +11,7 @@ from torch import nn
 
 from neurospike.layers.spike_linear import SpikeLinear
 
+from .metrics import judged_of
 from .randomness import random_state, set_random_state
 from .scale import gather
 
@@ -125,9 +126,9 @@ def set_unpromising(model: nn.Module, counts: Mapping[str, int]) -> None:
 def part_of(saved: Sequence[Mapping[str, Any]], rank: int, world: int) -> Mapping[str, Any]:
     """What the process `rank` of `world` goes on with, of the states of all that were saved.
 
-    Of as many processes each takes its own. For
-    another number every process gets a stream of random numbers of its own, which follows from the
-    first one's state, and the first takes the sums of all.
+    Of as many processes each takes its own. For another number every process gets a stream of
+    random numbers of its own, which follows from the first one's state, and the first takes the
+    sums of all.
     """
     if len(saved) == world:
         return saved[rank]
@@ -135,8 +136,9 @@ def part_of(saved: Sequence[Mapping[str, Any]], rank: int, world: int) -> Mappin
     generator.set_state(saved[0]["random"]["cpu"].cpu())
     seed = int(torch.randint(1 << 62, (), generator=generator))
     sums = {**saved[0]["epoch_sums"]}
-    for key in ("loss", "correct", "samples"):
-        sums[key] = sum(one["epoch_sums"][key] for one in saved) if rank == 0 else 0
+    for key in ("loss", "correct", "judged", "samples"):
+        parts = [judged_of(one["epoch_sums"])[key] for one in saved]
+        sums[key] = sum(parts) if rank == 0 else 0
     return {
         "random": {"seed": seed + rank},
         "epoch_sums": sums,
