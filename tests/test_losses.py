@@ -1,6 +1,7 @@
 """Losses, readouts and schedules against plain loops over time."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -116,6 +117,87 @@ def test_rate_penalty_is_zero_within_the_bounds_and_pulls_towards_them():
     assert pull == [-1.0, 0.0, 1.0]
     with pytest.raises(ValueError, match="at least one layer, got none"):
         losses.rate_penalty({})
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("lengths", [None, [T, 3, 0, 1, T]], ids=["whole", "lengths"])
+def test_a_sample_whose_label_is_to_be_ignored_does_not_count(name, lengths, spikes, labels):
+    loss, kept = losses.LOSSES[name], torch.tensor([True, False, True, False, True])
+    labels[~kept] = -100
+    own = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+    found = loss(spikes, labels, **own)
+    alone = {key: value[kept] for key, value in own.items()}
+    torch.testing.assert_close(found, loss(spikes[:, kept], labels[kept], **alone))
+    found.backward()
+    assert not spikes.grad[:, ~kept].any()
+    assert spikes.grad[:, kept].any()
+    # As torch's own: the mean of no sample.
+    assert loss(spikes, torch.full((B,), -100), **own).isnan()
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_labels_may_be_any_integers(name, spikes, labels):
+    loss = losses.LOSSES[name]
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(loss(spikes, labels.to(dtype)), loss(spikes, labels))
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize(
+    ("labels", "error", "told"),
+    [
+        ([0, 1, 2, 3, 0], TypeError, "labels must be a tensor of integers [B], .*, got list"),
+        (torch.rand(B), TypeError, "labels must be a tensor of integers .*, got torch.float32"),
+        (torch.eye(B, C).long(), ValueError, "labels must be [B], .* 5 samples .* shape (5, 4)"),
+        (torch.tensor([0, 1]), ValueError, "labels must be [B], .* 5 samples .* shape (2,)"),
+        (
+            torch.tensor([0, 1, 4, 2, 3]),
+            ValueError,
+            "labels must be 0 to 3, for 4 classes, or -100 where .*, got 4 for sample 2",
+        ),
+        (
+            torch.tensor([0, -100, -1, 2, 3]),
+            ValueError,
+            "labels must be 0 to 3, for 4 classes, or -100 where .*, got -1 for sample 2",
+        ),
+        (torch.zeros(B, dtype=torch.int64, device="meta"), ValueError, "labels are on meta"),
+    ],
+    ids=["list", "floats", "one-hot", "too few", "above", "below", "device"],
+)
+def test_labels_that_are_none_are_refused(name, labels, error, told, spikes):
+    with pytest.raises(error) as caught:
+        losses.LOSSES[name](spikes, labels)
+    assert re.search(re.escape(told).replace(r"\.\*", ".*"), str(caught.value))
+
+
+@pytest.mark.parametrize("name", [*losses.READOUTS, *losses.LOSSES])
+@pytest.mark.parametrize(
+    ("output", "error", "told"),
+    [
+        (torch.rand(0, B, C), ValueError, r"\[T, B, C\] with at least one step, got .*\(0, 5, 4\)"),
+        (torch.rand(B, C), ValueError, r"\[T, B, C\] with at least one step, got .*\(5, 4\)"),
+        (torch.ones(T, B, C).bool(), TypeError, "floating-point tensor, got torch.bool: use"),
+        ((torch.rand(T, B, C), None), TypeError, "floating-point tensor, got tuple"),
+    ],
+    ids=["no step", "no time", "bool", "pair"],
+)
+def test_an_output_that_is_none_is_refused(name, output, error, told, labels):
+    given = (output,) if name in losses.READOUTS else (output, labels)
+    with pytest.raises(error, match=told):
+        (losses.READOUTS | losses.LOSSES)[name](*given)
+
+
+def test_a_penalty_on_what_are_no_spikes_by_layer_is_refused(spikes):
+    with pytest.raises(TypeError, match=r"rate_penalty needs the spikes .* by layer, .*got Tensor"):
+        losses.rate_penalty(spikes)
+    with pytest.raises(ValueError, match=r"at least one step, got 'a' of shape \(0, 5, 4\)"):
+        losses.rate_penalty({"a": spikes[:0]})
+
+
+def test_losses_compile_to_one_graph(spikes, labels):
+    for name, loss in losses.LOSSES.items():
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(spikes, labels), loss(spikes, labels), msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

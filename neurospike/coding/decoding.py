@@ -16,7 +16,6 @@ neurons vote for one thing); J. K. Eshraghian et al., Proc. IEEE 111(9), 2023 (c
 import torch
 from torch import Tensor
 
-from neurospike.ops.arguments import refuse_ragged
 from neurospike.ops.formats import state_dtype
 
 from . import own_steps
@@ -25,7 +24,7 @@ from .own_steps import Lengths
 
 def counts(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """Return the number of spikes over time: `[T, B, C]` to `[B, C]`."""
-    _check("spikes", spikes)
+    own_steps.check_output("spikes", spikes)
     return own_steps.total(spikes, lengths, state_dtype(spikes.dtype))
 
 
@@ -37,7 +36,7 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     the first spike, 0 after it: a spike there would have changed the score by so much. T is a
     sample's length where it has one.
     """
-    _check("spikes", spikes)
+    own_steps.check_output("spikes", spikes)
     steps = len(spikes)
     scores = state_dtype(spikes.dtype)
     left = torch.arange(steps, 0, -1, dtype=scores, device=spikes.device).view(-1, 1, 1)
@@ -55,7 +54,7 @@ def membrane(trace: Tensor, how: str = "mean", lengths: Lengths = None) -> Tenso
 
     Shapes: trace `[T, B, C]` to `[B, C]`. Raises ValueError for another `how`.
     """
-    _check("trace", trace)
+    own_steps.check_output("trace", trace)
     scores = state_dtype(trace.dtype)
     if how == "mean":
         return own_steps.mean(trace, lengths, scores)
@@ -72,21 +71,10 @@ def population(spikes: Tensor, classes: int, lengths: Lengths = None) -> Tensor:
     Shapes: spikes `[T, B, classes * K]` to `[B, classes]`; neurons `c * K` to `c * K + K - 1` stand
     for class c. Raises ValueError if they cannot be shared out evenly.
     """
-    _check("spikes", spikes)
+    own_steps.check_output("spikes", spikes)
     if classes < 1 or spikes.shape[2] % classes:
         raise ValueError(
             f"population cannot share {spikes.shape[2]} neurons out among {classes} classes: make "
             "their number a multiple of the classes"
         )
     return counts(spikes, lengths).unflatten(1, (classes, -1)).mean(2)
-
-
-def _check(name: str, data: Tensor) -> None:
-    refuse_ragged(name, data)
-    if not isinstance(data, Tensor) or not data.is_floating_point():
-        found = data.dtype if isinstance(data, Tensor) else type(data).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {found}: use .float()")
-    if data.ndim != 3 or not len(data):
-        raise ValueError(
-            f"{name} must be [T, B, C] with at least one step, got shape {tuple(data.shape)}"
-        )

@@ -9,9 +9,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neurospike.ops.arguments import check_lengths
+from neurospike.ops.arguments import check_lengths, refuse_ragged
 
 Lengths = Tensor | Sequence[int] | None
+
+
+def check_output(name: str, output: Tensor) -> None:
+    """Raise TypeError or ValueError unless an output is floating-point `[T, B, C]`, T at least 1.
+
+    name: what the caller calls it.
+    """
+    refuse_ragged(name, output)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {found}: use .float()")
+    if output.ndim != 3 or not len(output):
+        raise ValueError(
+            f"{name} must be [T, B, C] with at least one step, got shape {tuple(output.shape)}"
+        )
 
 
 def lengths_of(output: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:

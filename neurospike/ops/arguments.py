@@ -16,7 +16,7 @@ PAIR = (
     "ns.Sequential in place of nn.Sequential"
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
@@ -70,7 +70,7 @@ def check_lengths(lengths: Tensor | Sequence[int], current: Tensor, num_steps: i
     """
     if not isinstance(lengths, Tensor):
         lengths = _listed_lengths(lengths)
-    if lengths.dtype not in _INTEGERS:
+    if lengths.dtype not in INTEGERS:
         raise TypeError(
             f"lengths must be integers [B], got {lengths.dtype}; convert them with .to(torch.int64)"
         )
