@@ -269,7 +269,7 @@ def test_names_of_other_libraries_are_answered_with_ours(options, message):
         with pytest.raises(TypeError, match=message):
             make(**options)
     for make in (ns.ConvEncoder, ns.SNNModel):
-        with pytest.raises(TypeError, match="LIF has no argument"):
+        with pytest.raises(TypeError, match="has no argument"):
             make(**options)
     with pytest.raises(TypeError, match=r"LIF has no argument betta=; did you mean beta=\?"):
         ns.LIF(0.9, betta=1)
@@ -313,6 +313,88 @@ def test_names_of_other_libraries_are_answered_with_ours(options, message):
 def test_every_layer_answers_by_what_it_takes(make, options, message):
     with pytest.raises(TypeError, match=message):
         make(**options)
+
+
+FLAGS = [
+    *((ns.LIF, {"beta": 0.9}, name) for name in ("reset_delay", "detach_reset", "batch_first")),
+    *((ns.LIF, {"beta": 0.9}, name) for name in ("learn_beta", "learn_threshold")),
+    *((ns.LI, {"beta": 0.9}, name) for name in ("learn_beta", "batch_first")),
+    *((lambda **o: ns.lif(CURRENT, beta=0.9, **o), {}, n) for n in ("reset_delay", "detach_reset")),
+    (ns.Synaptic, {"alpha": 0.8, "beta": 0.9}, "reset_delay"),
+    (ns.ALIF, {}, "batch_first"),
+    *((ns.Recurrent, {"neuron": ns.LIF(0.9), "size": 3}, n) for n in ("bias", "zero_diagonal")),
+    (ns.Recurrent, {"neuron": ns.LIF(0.9), "size": 3}, "batch_first"),
+    *((ns.Delay, {"size": 3, "max_delay": 2}, name) for name in ("learn", "batch_first")),
+    (ns.Sequential, {}, "batch_first"),
+    (ns.SpikeLinear, {"in_features": 3, "out_features": 2}, "bias"),
+    (ns.SNNModel, {}, "recurrent"),
+]
+
+
+@pytest.mark.parametrize(("make", "needed", "name"), FLAGS)
+def test_a_flag_is_true_or_false(make, needed, name):
+    for value in ("False", None, 2.5, torch.tensor([0.5, 0.6])):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got ") as caught:
+            make(**needed, **{name: value})
+        assert repr(value) in str(caught.value)
+    for value in (True, False, 0, 1, np.bool_(True)):
+        make(**needed, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (ns.Alpha, {"alpha": "x", "beta": 0.8}, TypeError, "alpha must be a number .*, got 'x'"),
+        (ns.Alpha, {"alpha": 0.9, "beta": None}, TypeError, "beta must be a number .*, got None"),
+        (ns.Alpha, {"alpha": 0.8, "beta": 0.9}, ValueError, "got alpha 0.8 and beta 0.9"),
+        (ns.PLIF, {"beta": None}, TypeError, "beta must be a number .*, got None"),
+        (ns.BRF, {"dt": 0}, ValueError, "dt must be a number above 0, .* got 0"),
+        (ns.BRF, {"dt": "x"}, ValueError, "dt must be a number above 0, .* got 'x'"),
+        (ns.Alpha, {"alpha": 0.9, "beta": 0.8, "reset": [1]}, ValueError, r"unknown reset \[1\]"),
+        (ns.LIF, {"beta": 0.9, "backend": [1]}, ValueError, r"unknown backend \[1\]; choose one"),
+        (
+            ns.Recurrent,
+            {"neuron": ns.LIF(0.9), "size": 3, "mask": "x"},
+            TypeError,
+            r"mask must be a tensor \[N, N\] of 0 and 1, got 'x'",
+        ),
+        (
+            ns.SpikeLinear,
+            {"in_features": 2.5, "out_features": 3},
+            TypeError,
+            "in_features must be a whole number, got 2.5",
+        ),
+        (
+            ns.SpikeLinear,
+            {"in_features": 2, "out_features": -1},
+            ValueError,
+            "out_features must be 0 or more, got -1",
+        ),
+    ],
+)
+def test_an_argument_that_is_none_is_named(make, options, error, message):
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: ns.Synaptic(0.8, 0.9, **o),
+        lambda **o: ns.Synaptic(0.8, 0.9, reset_delay=False, **o),
+        lambda **o: ns.Alpha(0.9, 0.8, reset="subtract", **o),
+        lambda **o: ns.PLIF(0.9, **o),
+        lambda **o: ns.ALIF(**o),
+        lambda **o: ns.OneToOne(0.9, **o),
+        lambda **o: ns.OneToOne(0.9, alpha=0.8, **o),
+    ],
+)
+def test_no_neuron_subtracts_an_infinite_threshold(make):
+    for threshold in (math.inf, torch.tensor([1.0, math.inf])):
+        with pytest.raises(ValueError, match="threshold=inf with reset='subtract'"):
+            make(threshold=threshold)
+    _, states = ns.Synaptic(0.8, 0.9, math.inf, reset="zero")(CURRENT)
+    assert all(state.isfinite().all() for state in states)
 
 
 def test_one_axis_of_values_is_never_taken_for_another():

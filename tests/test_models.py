@@ -1,6 +1,7 @@
 """The networks: what goes through them step by step, their options, and that depth trains."""
 
 import copy
+import inspect
 import pickle
 from pathlib import Path
 
@@ -499,3 +500,54 @@ def test_on_a_gpu_no_sequence_changes_its_format_under_autocast(kind, encoding):
         scores.float().sum().backward()
     encoded = 1 if encoding == "rate" else 0  # written as asked for, once it was drawn
     assert len(conversions.found) == encoded, conversions.found
+
+
+WRONG = [
+    ("output_size", 2.5, TypeError),
+    ("output_size", "10", TypeError),
+    ("input_size", "784", TypeError),
+    ("input_size", 784.5, TypeError),
+    ("in_channels", 1.0, TypeError),
+    ("in_channels", None, TypeError),
+    ("kernel_size", 2.5, TypeError),
+    ("kernel_size", 4, ValueError),
+    ("num_steps", "4", TypeError),
+    ("num_steps", 2.5, TypeError),
+    ("channels", "x", TypeError),
+    ("dropout", "x", TypeError),
+    ("dropout", 1.0, ValueError),
+    ("encoding_options", 3, TypeError),
+    ("encoding_options", ["gain"], TypeError),
+    ("preprocessing", 3, ValueError),
+    ("preprocessing", "blur", ValueError),
+    ("bogus", 3, TypeError),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "error"),
+    [
+        (make, *wrong)
+        for make in (ns.SNNModel, ns.ConvSNN, ns.ResidualSNN, ns.ConvEncoder)
+        for wrong in WRONG
+        if wrong[0] in (*inspect.signature(make).parameters, "bogus")
+    ],
+)
+def test_every_argument_that_is_none_is_named(make, name, value, error):
+    with pytest.raises(error, match=rf"\b{name}\b") as caught:
+        make(**{name: value})
+    assert name == "bogus" or str(value) in str(caught.value)
+
+
+def test_a_misspelt_argument_of_a_network_is_answered_with_its_own():
+    with pytest.raises(TypeError, match=r"SNNModel has no argument hidden=; did you mean hidden_s"):
+        ns.SNNModel(784, hidden=100)
+    with pytest.raises(
+        TypeError, match="ConvSNN has no argument spike_grad=; give surrogate= inst"
+    ):
+        ns.ConvSNN(spike_grad="atan")
+    with pytest.raises(
+        TypeError, match=r"it takes channels, num_steps, kernel_size, .* learn_beta"
+    ):
+        ns.ConvEncoder(bogus=1)
+    assert ns.SNNModel(backend="reference").neurons[0].backend == "reference"

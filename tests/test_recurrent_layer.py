@@ -342,8 +342,8 @@ LIF = functools.partial(ns.LIF, 0.9)
         (lambda: ns.Recurrent(ns.LI(0.9), 4), TypeError, "an LI, whose neurons never spike"),
         (lambda: ns.Recurrent(nn.ReLU(), 4), TypeError, r"that spike, .* got ReLU\(\)"),
         (lambda: ns.Recurrent(LIF(), 0), ValueError, "size must be 1 or more, got 0"),
-        (lambda: ns.Recurrent(LIF(), 4.0), TypeError, r"a whole number of neurons, got 4\.0"),
-        (lambda: ns.Recurrent(LIF(), True), TypeError, "a whole number of neurons, got True"),
+        (lambda: ns.Recurrent(LIF(), 4.0), TypeError, r"size must be a whole number, got 4\.0"),
+        (lambda: ns.Recurrent(LIF(), True), TypeError, "size must be a whole number, got True"),
         (
             lambda: ns.Recurrent(LIF(), 4, mask=torch.ones(4, 3)),
             ValueError,

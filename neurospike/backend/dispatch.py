@@ -160,7 +160,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def check_name(name: str) -> None:
     """Raise `ConfigError`, a `ValueError`, unless `name` is a backend or `"auto"`."""
-    if name != "auto" and name not in TABLE:
+    if not isinstance(name, str) or (name != "auto" and name not in TABLE):
         known = ", ".join(["auto", *TABLE])
         raise ConfigError(f"unknown backend {name!r}; choose one of {known}")
 

@@ -6,14 +6,13 @@ of the same spikes in another order apart.
 """
 
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from neurospike.backend import dispatch
-from neurospike.ops.arguments import check_current, check_lengths, fitted
+from neurospike.ops.arguments import check_count, check_current, check_flag, check_lengths, fitted
 from neurospike.ops.bounds import clamped
 from neurospike.ops.delay import delay
 from neurospike.ops.formats import state_dtype
@@ -88,12 +87,12 @@ class Delay(_Neuron):
         batch_first: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         self.size = _size_of(size)
-        self.max_delay = _whole("max_delay", max_delay)
+        self.max_delay = check_count("max_delay", max_delay)
         self.kernel = kernel
         self._check_kernel()
-        self._keep("delay", self._begin(delay), learn)
+        self._keep("delay", self._begin(delay), check_flag("learn", learn))
         if not isinstance(delay, nn.Parameter):
             self._check_delay()
         if kernel == "gaussian" or sigma is not None:
@@ -266,13 +265,5 @@ def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor
 def _size_of(size: int | Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the delays."""
     if isinstance(size, Sequence) and not isinstance(size, str):
-        return tuple(_whole("size", one) for one in size)
-    return (_whole("size", size),)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value}")
-    return int(value)
+        return tuple(check_count("size", one) for one in size)
+    return (check_count("size", size),)

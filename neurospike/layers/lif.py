@@ -16,7 +16,7 @@ from neurospike.backend import dispatch
 from neurospike.neurons import rule
 from neurospike.neurons.rule import Neuron, Rule
 from neurospike.neurons.surrogate import Surrogate, resolve
-from neurospike.ops.arguments import decay_of, window_of
+from neurospike.ops.arguments import check_flag, decay_of, window_of
 from neurospike.ops.bounds import check_beta, check_beta_gradient, check_threshold, clamped
 from neurospike.ops.time_loop import run, run_whole
 from neurospike.ops.wants import SPIKES, TRACES
@@ -106,8 +106,8 @@ def lif(
             beta_gradient,
             surrogate,
             reset,
-            bool(reset_delay),
-            bool(detach_reset),
+            _flag("reset_delay", reset_delay),
+            _flag("detach_reset", detach_reset),
             neuron,
             grad_window,
         ),
@@ -119,6 +119,11 @@ def lif(
         backend,
         lengths,
     )
+
+
+def _flag(name: str, value: Any) -> bool:
+    # Of every call: a bool is not looked at twice.
+    return value if type(value) is bool else check_flag(name, value)
 
 
 def _rule(
@@ -155,18 +160,7 @@ class _Neuron(OverTime):
 
     def _keep(self, name: str, value: float | Tensor, learn: bool = False) -> None:
         """Make a buffer or, to learn it, a parameter of `value`; an `nn.Parameter` stays itself."""
-        try:
-            is_number = isinstance(value, Real)  # whose digits 16 bits would not hold
-            wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
-            tensor = torch.as_tensor(value, dtype=wide if is_number else None)
-            if isinstance(value, bool) or tensor.is_complex() or tensor.dtype == torch.bool:
-                raise TypeError
-            if isinstance(value, nn.Parameter) and not tensor.is_floating_point():
-                raise TypeError
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f"{name} must be a number or a tensor of numbers, got {value!r}"
-            ) from None
+        tensor = number(name, value)
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
             return
@@ -176,7 +170,7 @@ class _Neuron(OverTime):
                 f"that learns apart. Give an nn.Parameter, which it shares, or learn_{name}=True; "
                 f"to compute it anew at every call, use ns.lif(current, {name}=...)"
             )
-        tensor = tensor.clone() if tensor.is_floating_point() else tensor.to(wide)
+        tensor = tensor.clone() if tensor.is_floating_point() else tensor.to(_wide())
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
@@ -287,9 +281,9 @@ class LIF(_Neuron):
         batch_first: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_first = bool(batch_first)
-        self._keep("beta", beta, learn_beta)
-        self._keep("threshold", threshold, learn_threshold)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self._keep("beta", beta, check_flag("learn_beta", learn_beta))
+        self._keep("threshold", threshold, check_flag("learn_threshold", learn_threshold))
         if not isinstance(beta, nn.Parameter):
             check_beta(_values(self.beta))
         if not isinstance(threshold, nn.Parameter):
@@ -297,7 +291,8 @@ class LIF(_Neuron):
         check_beta_gradient(beta_gradient)
         self.beta_gradient = beta_gradient
         self.surrogate = resolve(surrogate)
-        self.reset, self.reset_delay, self.detach_reset = reset, reset_delay, detach_reset
+        self.reset, self.reset_delay = reset, check_flag("reset_delay", reset_delay)
+        self.detach_reset = check_flag("detach_reset", detach_reset)
         self.neuron, self.grad_window = neuron, grad_window
         self._follow()
         dispatch.check_name(backend)
@@ -400,8 +395,8 @@ class LI(_Neuron):
         batch_first: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_first = bool(batch_first)
-        self._keep("beta", beta, learn_beta)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self._keep("beta", beta, check_flag("learn_beta", learn_beta))
         if not isinstance(beta, nn.Parameter):
             check_beta(_values(self.beta))
         check_beta_gradient(beta_gradient)
@@ -439,6 +434,23 @@ class LI(_Neuron):
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
         return f"beta={_show(self.beta)}, backend={self.backend!r}{self._axes()}"
+
+
+def number(name: str, value: Any) -> Tensor:
+    """Return a number, or a tensor of numbers, as a tensor. Raises TypeError for anything else."""
+    try:
+        # Digits of a plain number 16 bits would not hold.
+        tensor = torch.as_tensor(value, dtype=_wide() if isinstance(value, Real) else None)
+        is_wrong = isinstance(value, bool) or tensor.is_complex() or tensor.dtype == torch.bool
+        if is_wrong or (isinstance(value, nn.Parameter) and not tensor.is_floating_point()):
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r}") from None
+    return tensor
+
+
+def _wide() -> torch.dtype:
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def _values(tensor: Tensor) -> Tensor:

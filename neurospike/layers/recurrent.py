@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neurospike.neurons.program import with_bias
 from neurospike.neurons.rule import Rule
+from neurospike.ops.arguments import check_count, check_flag
 from neurospike.ops.recurrent_loop import run_recurrent
 from neurospike.ops.wants import TRACES
 
@@ -67,7 +68,7 @@ class Recurrent(OverTime):
         batch_first: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         if not isinstance(neuron, (LIF, Spiking)):
             what = "an LI, whose neurons never spike" if isinstance(neuron, LI) else repr(neuron)
             raise TypeError(
@@ -79,17 +80,15 @@ class Recurrent(OverTime):
                 "the neurons of a recurrent layer have no axes of their own: give batch_first=True "
                 "to ns.Recurrent, not to them"
             )
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"size must be a whole number of neurons, got {size!r}")
-        if size < 1:
-            raise ValueError(f"size must be 1 or more, got {size}")
-        self.neuron, self.size = neuron, size
+        self.neuron, self.size = neuron, check_count("size", size)
+        is_biased = check_flag("bias", bias)
         bound = 1.0 / math.sqrt(size)
         self.weight = nn.Parameter(torch.empty(size, size).uniform_(-bound, bound))
         self.register_parameter(
-            "bias", nn.Parameter(torch.empty(size).uniform_(-bound, bound)) if bias else None
+            "bias", nn.Parameter(torch.empty(size).uniform_(-bound, bound)) if is_biased else None
         )
-        self.register_buffer("mask", _checked_mask(mask, size, zero_diagonal))
+        is_zero = check_flag("zero_diagonal", zero_diagonal)
+        self.register_buffer("mask", _checked_mask(mask, size, is_zero))
         self._rule()  # once before torch.compile, which would look into a cache
 
     @property
@@ -195,7 +194,10 @@ def _checked_mask(mask: Tensor | None, size: int, zero_diagonal: bool) -> Tensor
     """Return which weights there are, as 0 and 1 `[N, N]`; None where all are."""
     if mask is None and not zero_diagonal:
         return None
-    found = torch.ones(size, size) if mask is None else torch.as_tensor(mask).detach().clone()
+    try:
+        found = torch.ones(size, size) if mask is None else torch.as_tensor(mask).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"mask must be a tensor [N, N] of 0 and 1, got {mask!r}") from None
     if found.shape != (size, size):
         raise ValueError(f"mask must have the shape {(size, size)}, got {tuple(found.shape)}")
     if not bool(((found == 0) | (found == 1)).all()):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurospike.ops.arguments import check_lengths, check_steps, refuse_ragged
+from neurospike.ops.arguments import check_flag, check_lengths, check_steps, refuse_ragged
 
 from .delay import Delay
 from .held import run_once
@@ -67,7 +67,8 @@ class Sequential(nn.Sequential):
 
     @explain_other_names
     def __init__(self, *layers: Any, batch_first: bool = False) -> None:
-        self.batch_first = bool(batch_first)  # before the layers, which are looked at by it
+        # Before the layers, which are looked at by it.
+        self.batch_first = check_flag("batch_first", batch_first)
         super().__init__(*layers)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:

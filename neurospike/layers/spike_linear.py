@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from neurospike.backend import buffers, dispatch
 from neurospike.ops import batching
-from neurospike.ops.arguments import PAIR
+from neurospike.ops.arguments import PAIR, check_count, check_flag
 from neurospike.ops.watching import is_plain
 
 from . import break_even
@@ -126,7 +126,13 @@ class SpikeLinear(nn.Linear):
         *,
         backend: str = "auto",
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(
+            check_count("in_features", in_features, 0),
+            check_count("out_features", out_features, 0),
+            check_flag("bias", bias),
+            device,
+            dtype,
+        )
         dispatch.check_name(backend)
         self.backend = backend
 

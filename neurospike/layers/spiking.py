@@ -15,7 +15,7 @@ from neurospike.backend import dispatch
 from neurospike.neurons.record import record
 from neurospike.neurons.rule import rule_of
 from neurospike.neurons.surrogate import Surrogate, resolve
-from neurospike.ops.arguments import check_current, window_of
+from neurospike.ops.arguments import check_current, check_flag, window_of
 from neurospike.ops.bounds import check_beta_gradient, clamped, lies_between
 from neurospike.ops.formats import state_dtype, step_shape
 from neurospike.ops.time_loop import run
@@ -64,7 +64,7 @@ class Spiking(_Neuron):
     Raises:
         TypeError: a function that not every backend can run (names the line and the remedy), a
             missing or unknown parameter.
-        ValueError: a parameter that is not finite or out of its bounds.
+        ValueError: a parameter that is NaN or out of its bounds.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Spiking(_Neuron):
         **parameters: float | Tensor,
     ) -> None:
         super().__init__()
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         chosen = resolve(surrogate)
         self.name = neuron.__name__
         self.surrogate, self.grad_window = chosen, grad_window

@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurospike.neurons import zoo
+from neurospike.ops.arguments import check_flag
+from neurospike.ops.bounds import check_subtraction
 
+from .lif import number
 from .other_names import explain_other_names
 from .spiking import UNIT, Spiking, shown_range
 
 
 def _named(functions: Mapping[str, Callable[..., Any]], reset: str) -> Callable[..., Any]:
-    if reset not in functions:
+    if not isinstance(reset, str) or reset not in functions:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(functions)}")
     return functions[reset]
 
@@ -46,8 +50,9 @@ class Synaptic(Spiking):
         reset_delay: bool = True,
         **options: Any,
     ) -> None:
+        check_subtraction(threshold, reset)
         delayed, at_once = _named(zoo.RESETS, reset), zoo.RESETS_AT_ONCE[reset]
-        is_delayed = reset_delay or reset == "none"
+        is_delayed = check_flag("reset_delay", reset_delay) or reset == "none"
         function = zoo.synaptic(delayed) if is_delayed else zoo.synaptic_at_once(at_once)
         bounds = {"alpha": UNIT, "beta": UNIT}
         values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
@@ -72,9 +77,14 @@ class Alpha(Spiking):
         reset: str = "zero",
         **options: Any,
     ) -> None:
+        check_subtraction(threshold, reset)
         function = _named(zoo.ALPHA, reset)
-        if bool((torch.as_tensor(alpha) <= torch.as_tensor(beta)).any()):
-            raise ValueError("alpha must be greater than beta, the decay of the falling trace")
+        rising, falling = number("alpha", alpha), number("beta", beta)
+        if bool((rising <= falling).any()):
+            raise ValueError(
+                "alpha must be greater than beta, the decay of the falling trace, got alpha "
+                f"{shown_range(rising)} and beta {shown_range(falling)}"
+            )
         bounds = {"alpha": UNIT, "beta": UNIT}
         values: dict[str, Any] = {"alpha": alpha, "beta": beta, "threshold": threshold}
         super().__init__(function, bounds=bounds, **values, **options)
@@ -101,7 +111,8 @@ class PLIF(Spiking):
     def __init__(
         self, beta: float | Tensor, threshold: float | Tensor = 1.0, **options: Any
     ) -> None:
-        start = torch.as_tensor(beta, dtype=torch.get_default_dtype())
+        check_subtraction(threshold, "subtract")
+        start = number("beta", beta).to(torch.get_default_dtype())
         if not bool(((start > 0) & (start < 1)).all()):
             raise ValueError(f"beta must lie in (0, 1), got {shown_range(start)}")
         values: dict[str, Any] = {"logit": torch.logit(start), "threshold": threshold}
@@ -137,6 +148,7 @@ class ALIF(Spiking):
         threshold: float | Tensor = 1.0,
         **options: Any,
     ) -> None:
+        check_subtraction(threshold, "subtract")
         bounds = {"beta": UNIT, "rho": UNIT}
         values: dict[str, Any] = {"beta": beta, "rho": rho, "rise": rise, "threshold": threshold}
         super().__init__(zoo.alif, bounds=bounds, **values, **options)
@@ -268,6 +280,8 @@ class BRF(Spiking):
         dt: float = 0.01,
         **options: Any,
     ) -> None:
+        if isinstance(dt, bool) or not isinstance(dt, Real) or not 0.0 < dt < math.inf:
+            raise ValueError(f"dt must be a number above 0, the step in seconds, got {dt!r}")
         bounds = {"gamma": UNIT, "omega": (-1.0 / dt, 1.0 / dt)}
         values: dict[str, Any] = {
             "omega": omega,
@@ -300,6 +314,7 @@ class OneToOne(Spiking):
         reset: str = "subtract",
         **options: Any,
     ) -> None:
+        check_subtraction(threshold, reset)
         make = zoo.one_to_one if alpha is None else zoo.synaptic_one_to_one
         bounds = {"alpha": UNIT, "beta": UNIT}
         values: dict[str, Any] = {"beta": beta, "weight": weight, "threshold": threshold}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from neurospike.layers.spike_linear import SpikeLinear
+from neurospike.ops.arguments import check_count
 
 from . import parts
 from .network import SpikingNetwork
@@ -67,8 +68,10 @@ class ConvSNN(SpikingNetwork):
         )
         channels = parts.sizes_of("channels", channels)
         hidden = parts.sizes_of("hidden_size", hidden_size)
+        classes = check_count("output_size", output_size, 0)
+        check_count("kernel_size", kernel_size, 0)
         parts.check_one_of("pooling", pooling, POOLINGS)
-        if not channels or not hidden or min([*channels, *hidden, output_size]) < 1:
+        if not channels or not hidden or min([*channels, *hidden, classes]) < 1:
             raise ValueError(
                 "there must be at least one stage and one hidden layer, and sizes of at least 1, "
                 f"got channels {list(channels)}, hidden_size {hidden}, output_size {output_size}"

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from neurospike.layers.lif import LIF
+from neurospike.ops.arguments import check_count
 
 from . import parts
 
@@ -26,6 +27,7 @@ class ConvEncoder(nn.Module):
         neuron: options of `neurospike.LIF`; `beta` is 0.95 by default.
 
     Raises:
+        TypeError: a number that is not whole.
         ValueError: a number below 1, an even kernel, an unknown normalisation.
     """
 
@@ -40,12 +42,12 @@ class ConvEncoder(nn.Module):
         **neuron: Unpack[parts.NeuronOptions],
     ) -> None:
         super().__init__()
-        if min(channels, num_steps, kernel_size, in_channels) < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                "channels, num_steps, in_channels, kernel_size must be at least 1, and the kernel "
-                f"odd, got {channels}, {num_steps}, {in_channels} and {kernel_size}"
-            )
-        self.num_steps = num_steps
+        parts.check_options(type(self), neuron)
+        check_count("channels", channels)
+        check_count("in_channels", in_channels)
+        if check_count("kernel_size", kernel_size) % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, to have a middle, got {kernel_size}")
+        self.num_steps = check_count("num_steps", num_steps)
         bias = normalization == "none"
         self.conv = nn.Conv2d(in_channels, channels, kernel_size, padding="same", bias=bias)
         threshold = neuron.get("threshold", 1.0)

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from neurospike.layers.recurrent import Recurrent
 from neurospike.layers.spike_layer import spike_layer
 from neurospike.layers.spike_linear import SpikeLinear
+from neurospike.ops.arguments import check_count, check_flag
 
 from . import parts
 from .network import ENCODINGS, SpikingNetwork
@@ -72,10 +73,12 @@ class SNNModel(SpikingNetwork):
             num_steps, preprocessing, encoding, encoding_options, readout, init, options
         )
         hidden = parts.sizes_of("hidden_size", hidden_size)
-        sizes = [self._reads(input_size, num_steps), *hidden, output_size]
+        inputs = self._reads(check_count("input_size", input_size, 0), num_steps)
+        sizes = [inputs, *hidden, check_count("output_size", output_size, 0)]
         if min(sizes) < 1 or not hidden:
             raise ValueError(
-                f"sizes must be at least 1 and there must be a hidden layer, got sizes {sizes}"
+                "input_size, hidden_size and output_size must be at least 1, and there must be a "
+                f"hidden layer, got the sizes {sizes}"
             )
         self.input_size = input_size
         self.linears = nn.ModuleList(
@@ -86,9 +89,10 @@ class SNNModel(SpikingNetwork):
         self.norms = nn.ModuleList(
             parts.normalization(normalization, size, 1, threshold) for size in hidden
         )
+        returns = check_flag("recurrent", recurrent)
         layers = [hidden_neurons(neuron, n, tau, tau_adaptation, self._neuron) for n in hidden]
         self.neurons = nn.ModuleList(
-            Recurrent(layer, size) if recurrent else layer for layer, size in zip(layers, hidden)
+            Recurrent(layer, size) if returns else layer for layer, size in zip(layers, hidden)
         )
         self.dropout = SpikeDropout(dropout)
         self.output = self._output_neurons()

@@ -22,6 +22,7 @@ from .parts import (
     INITIALIZATIONS,
     NeuronOptions,
     check_one_of,
+    check_options,
     initialize,
     over_steps,
     side_of,
@@ -75,6 +76,7 @@ class SpikingNetwork(nn.Module):
         neuron: NeuronOptions,
     ) -> None:
         super().__init__()
+        check_options(type(self), neuron)
         check_one_of("encoding", encoding, ENCODINGS)
         if encoding not in self.encodings:
             raise ValueError(
@@ -89,8 +91,16 @@ class SpikingNetwork(nn.Module):
         check_one_of("readout", readout, tuple(READOUTS))
         self.num_steps = _check_steps(25 if num_steps is None else num_steps)
         self.readout = readout
-        self.preprocessing = Preprocessing(preprocessing)
+        try:
+            self.preprocessing = Preprocessing(preprocessing)
+        except ValueError as error:
+            raise ValueError(f"preprocessing: {error}") from None
         self.encoding = encoding
+        if not isinstance(encoding_options, Mapping | None):
+            raise TypeError(
+                "encoding_options must be a mapping of the encoding's options by name, got "
+                f"{encoding_options!r}"
+            )
         self.encoding_options = dict(encoding_options or {})
         check_one_of("init", init, INITIALIZATIONS)
         self._init = init

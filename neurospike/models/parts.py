@@ -5,15 +5,19 @@ which is many times faster than a call a step.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from numbers import Integral
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neurospike.layers.lif import LIF
+from neurospike.layers.other_names import instead
 from neurospike.neurons.surrogate import Surrogate
+from neurospike.ops.arguments import check_count
 
 NORMALIZATIONS = ("none", "batch", "threshold_batch", "layer")
 INITIALIZATIONS = ("torch", "kaiming", "fluctuation")
@@ -32,6 +36,17 @@ class NeuronOptions(TypedDict, total=False):
     grad_window: float | None
     learn_beta: bool
     learn_threshold: bool
+
+
+def check_options(network: type, options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option that is an argument neither of a network nor of its neurons."""
+    unknown = next((name for name in options if name not in signature(LIF).parameters), None)
+    if unknown is None:
+        return
+    own = signature(network).parameters.values()
+    known = [one.name for one in own if one.kind is not one.VAR_KEYWORD]
+    advice = instead(unknown, options[unknown], [*known, *NeuronOptions.__annotations__])
+    raise TypeError(f"{network.__name__} has no argument {unknown}=; {advice}")
 
 
 def over_steps(
@@ -59,9 +74,11 @@ class SpikeDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if isinstance(p, bool) or not isinstance(p, Real):
+            raise TypeError(f"dropout must be a number, got {p!r}")
         if not 0 <= p < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {p!r}: it is a share")
-        self.p = p
+        self.p: float = p
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Return the spikes that are left."""
@@ -140,7 +157,8 @@ def sizes_of(name: str, value: int | Sequence[int]) -> list[int]:
 
 def side_of(input_size: int, channels: int = 1) -> int:
     """Return the side of a square picture of `input_size` values. Raises ValueError."""
-    if channels < 1:
+    check_count("input_size", input_size, 0)
+    if check_count("in_channels", channels, 0) < 1:
         raise ValueError(f"in_channels must be at least 1, got {channels}: 1 of grey, 3 of colour")
     side = math.isqrt(max(0, input_size) // channels)
     if side < 1 or channels * side * side != input_size:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from neurospike.layers.lif import LIF
+from neurospike.ops.arguments import check_count
 
 from . import parts
 from .conv import check_square
@@ -82,7 +83,7 @@ class ResidualSNN(SpikingNetwork):
             parts.sizes_of("channels", channels),
             parts.sizes_of("blocks", blocks),
         )
-        sizes = [*channels, *blocks, output_size]
+        sizes = [*channels, *blocks, check_count("output_size", output_size, 0)]
         if not blocks or len(channels) != len(blocks) or min(sizes) < 1:
             raise ValueError(
                 "channels and blocks must have one number of at least 1 for each stage, got "

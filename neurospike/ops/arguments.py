@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -46,6 +47,22 @@ def check_current(current: Tensor, num_steps: int | None) -> int:
     if current.dim() < 1:
         raise ValueError("a constant current must be [B, *F], got a tensor without axes")
     return check_steps(num_steps)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return True or False; raise TypeError for anything else but 0 and 1, such as "False"."""
+    if isinstance(value, (bool, np.bool_)) or (type(value) is int and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`; raise TypeError or ValueError for others."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+    return int(value)
 
 
 def check_steps(num_steps: int) -> int:

@@ -96,11 +96,17 @@ def check_threshold(threshold: Any, reset: str, is_own_neuron: bool) -> None:
     for value in _extremes(threshold):
         if math.isnan(value) or (value <= 0.0 and not is_own_neuron):
             raise ValueError(f"threshold must be above 0, got {value:g}")
-        if value == math.inf and reset == "subtract" and not is_own_neuron:
-            raise ValueError(
-                "threshold=inf with reset='subtract' would subtract 0 * inf, which is not a number;"
-                " for neurons that never fire use ns.LI(beta), or reset='none'"
-            )
+    if not is_own_neuron:
+        check_subtraction(threshold, reset)
+
+
+def check_subtraction(threshold: Any, reset: str) -> None:
+    """Raise ValueError for a constant threshold that cannot be subtracted, if it is to be."""
+    if reset == "subtract" and math.inf in _extremes(threshold):
+        raise ValueError(
+            "threshold=inf with reset='subtract' would subtract 0 * inf, which is not a number; "
+            "for neurons that never fire use ns.LI(beta), or reset='none'"
+        )
 
 
 def _extremes(value: Any) -> tuple[float, ...]:
