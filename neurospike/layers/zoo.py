@@ -36,7 +36,9 @@ class Synaptic(Spiking):
         reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
         reset_delay: reset the membrane at the step after the spike (True, as snnTorch) or at once
             (False, as NIR's CubaLIF); the gradient of an immediate reset flows through the spike.
-        options: `learn`, `surrogate`, `grad_window` and `backend` of `Spiking`.
+        options: `learn`, `surrogate`, `grad_window`, `backend` and `batch_first` of `Spiking`.
+
+    States `syn` and `mem`. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -62,9 +64,19 @@ class Synaptic(Spiking):
 class Alpha(Spiking):
     """Neurons that answer a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
 
-    States `exc`, `inh` and `mem`. Args: `alpha` and `beta`, the decays per step of the rising and
-    of the falling trace, in (0, 1) with `alpha > beta`; `threshold`; `reset`, at the step after a
-    spike, of all states to `"zero"`, `"subtract"` or `"none"`; options as of `Spiking`.
+        exc_t = alpha * exc_{t-1} + current_t
+        inh_t = beta * inh_{t-1} - current_t
+        mem_t = tau * (exc_t + inh_t)      tau = log(alpha) / (log(beta) - log(alpha)) + 1
+
+    Args:
+        alpha: decay of the rising trace per step, in (0, 1), greater than `beta`.
+        beta: decay of the falling trace per step, in (0, 1).
+        threshold: a neuron fires when its membrane is strictly greater.
+        reset: at the step after a spike set all states to `"zero"`, `"subtract"` the threshold, or
+            `"none"`.
+        options: as of `Synaptic`.
+
+    States `exc`, `inh` and `mem`. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -102,9 +114,15 @@ class Alpha(Spiking):
 class PLIF(Spiking):
     """LIF neurons whose decay is a logistic function; Fang et al. 2021, arXiv:2007.05785.
 
-    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). Args: `beta`, the decay per
-    step to begin with, in (0, 1); `threshold`; options as of `Spiking`, by default
-    `learn=("logit",)`.
+    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). The threshold is subtracted at
+    the step after a spike.
+
+    Args:
+        beta: decay of the membrane per step to begin with, in (0, 1).
+        threshold: a neuron fires when its membrane is strictly greater.
+        options: as of `Synaptic`; by default `learn=("logit",)`.
+
+    State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -134,9 +152,17 @@ class PLIF(Spiking):
 class ALIF(Spiking):
     """LIF neurons with a threshold that rises at every spike; Bellec et al. 2018, arXiv:1803.09574.
 
-    They fire when the membrane exceeds `threshold + rise * tired`, which a reset then takes away.
-    States `mem` and `tired`. Args: `beta` and `rho`, the decays per step of membrane and threshold,
-    in [0, 1]; `rise`; `threshold`; options as of `Spiking`.
+    They fire when the membrane exceeds `threshold + rise * tired`, which a reset then takes away at
+    once; `tired_t = rho * tired_{t-1} + (1 - rho) * spike_t`.
+
+    Args:
+        beta: decay of the membrane per step, in [0, 1].
+        rho: decay of the threshold's rise per step, in [0, 1].
+        rise: by how much `tired` raises the threshold.
+        threshold: of a neuron that has not fired.
+        options: as of `Synaptic`.
+
+    States `mem` and `tired`. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -157,9 +183,16 @@ class ALIF(Spiking):
 class SEAdLIF(Spiking):
     """Adaptive LIF neurons by symplectic Euler steps; Baronig et al. 2024, arXiv:2408.07517.
 
-    States `mem` and `adaptation`. Args: `d_u` and `d_w`, the decays per step of membrane and
-    adaptation, in [0, 1]; `a` and `b`, how strongly membrane and spikes feed the adaptation, at
-    least 0; `q`, their scale; `threshold`; options as of `Spiking`.
+    Args:
+        d_u: decay of the membrane per step, in [0, 1].
+        d_w: decay of the adaptation per step, in [0, 1].
+        a: how strongly the membrane feeds the adaptation, at least 0.
+        b: how strongly spikes feed the adaptation, at least 0.
+        q: scale of both.
+        threshold: a neuron fires when its membrane is strictly greater, and goes to zero at once.
+        options: as of `Synaptic`.
+
+    States `mem` and `adaptation`. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -189,9 +222,18 @@ class SEAdLIF(Spiking):
 class Izhikevich(Spiking):
     """Neurons of two states that spike, burst or chatter; Izhikevich 2003, IEEE TNN 14(6).
 
-    States `v` (mV, -65 at rest) and `u` (-13). Args: `a`, `b`, `c` (mV) and `d` of the paper, by
-    default its regular spiking cell; `dt`, the step in ms; options as of `Spiking`. Currents are
-    those of the paper, about 10 to fire.
+    By default the paper's regular spiking cell. Currents are those of the paper, about 10 to fire.
+
+    Args:
+        a: rate of the recovery `u`, per ms.
+        b: how strongly `u` follows `v`.
+        c: `v` after a spike, in mV.
+        d: by how much a spike raises `u`.
+        dt: the step, in ms.
+        options: as of `Synaptic`, and `rest`.
+
+    States `v` (mV, -65 at rest) and `u` (-13 at rest). Shapes, number formats and errors are those
+    of `Spiking`.
     """
 
     @explain_other_names
@@ -212,9 +254,16 @@ class Izhikevich(Spiking):
 class QIF(Spiking):
     """Quadratic integrate-and-fire neurons; Ermentrout 1996, doi:10.1162/neco.1996.8.5.979.
 
-    `mem + rate * (gain * mem * (mem - critical) + current)`, to zero at a spike. Args: `rate`, the
-    step as a share of the time constant; `gain`; `critical`, the membrane from which it rises by
-    itself; `threshold`; options as of `Spiking`.
+    `mem + rate * (gain * mem * (mem - critical) + current)`, to zero at a spike.
+
+    Args:
+        rate: the step as a share of the time constant.
+        gain: factor of the quadratic term.
+        critical: the membrane beyond which it rises by itself.
+        threshold: a neuron fires when its membrane is strictly greater.
+        options: as of `Synaptic`.
+
+    State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -239,8 +288,16 @@ class EIF(Spiking):
     """Exponential integrate-and-fire neurons; Fourcaud-Trocme et al. 2003, J. Neurosci. 23(37).
 
     `mem + rate * (sharpness * exp((mem - critical) / sharpness) - mem + current)`, to zero at a
-    spike. Args: `rate`, the step as a share of the time constant; `sharpness` of the rise, above 0;
-    `critical`, where the rise begins; `threshold`; options as of `Spiking`.
+    spike.
+
+    Args:
+        rate: the step as a share of the time constant.
+        sharpness: over how much of the membrane the rise grows by a factor e, above 0.
+        critical: the membrane where the rise begins.
+        threshold: a neuron fires when its membrane is strictly greater.
+        options: as of `Synaptic`.
+
+    State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -265,9 +322,15 @@ class EIF(Spiking):
 class BRF(Spiking):
     """Balanced resonate-and-fire neurons; Higuchi et al. 2024, arXiv:2402.14603.
 
-    States `real`, `imag` and `tired`. Args: `omega`, the frequency they answer to, in rad per
-    second, with `omega * dt <= 1`; `offset` of the damping; `gamma`, the decay per step of the
-    refractoriness, in [0, 1]; `threshold`; `dt`, the step in seconds; options as of `Spiking`.
+    Args:
+        omega: the frequency that they answer to, in rad per second; `abs(omega) * dt <= 1`.
+        offset: of the damping, per second.
+        gamma: decay of the refractoriness `tired` per step, in [0, 1].
+        threshold: a neuron fires when `real` is strictly greater than `threshold + tired`.
+        dt: the step, in seconds, above 0.
+        options: as of `Synaptic`.
+
+    States `real`, `imag` and `tired`. Shapes, number formats and errors are those of `Spiking`.
     """
 
     @explain_other_names
@@ -296,11 +359,17 @@ class BRF(Spiking):
 class OneToOne(Spiking):
     """LIF neurons to which their own last spike returns; snnTorch's `RLeaky(all_to_all=False)`.
 
-    States `spike` and `mem`, with `alpha` also `syn` between them. Args: `beta`, the decay of the
-    membrane per step, in [0, 1]; `weight` of the returning spike; `threshold`; `alpha`, the decay
-    per step of a synaptic current that takes in current and spike, as snnTorch's
-    `RSynaptic(all_to_all=False)`, without it none; `reset` as of `Synaptic`; options as of
-    `Spiking`.
+    Args:
+        beta: decay of the membrane per step, in [0, 1].
+        weight: of the returning spike.
+        threshold: a neuron fires when its membrane is strictly greater.
+        alpha: decay per step, in [0, 1], of a synaptic current that takes in current and spike, as
+            snnTorch's `RSynaptic(all_to_all=False)`. Default: no synaptic current.
+        reset: as of `Synaptic`, at the step after the spike.
+        options: as of `Synaptic`.
+
+    States `spike` and `mem`, with `alpha` also `syn` between them. Shapes, number formats and
+    errors are those of `Spiking`.
     """
 
     @explain_other_names
