@@ -9,12 +9,12 @@ from torch import nn
 
 import neurospike as ns
 
+# --8<-- [start:task]
 STEPS, CHANNELS, MAX_DELAY = 40, 8, 16
 ORDER = torch.tensor([0, 9, 4, 14, 2, 11, 6, 13])  # when each channel fires, in steps
 CLASSES = torch.stack((ORDER, 14 - ORDER))  # and backwards
 
 
-# --8<-- [start:task]
 def samples(count, generator=None):
     """Spikes `[T, B, 8]`, one of each channel in the order of its class, and the classes `[B]`."""
     labels = torch.randint(2, (count,), generator=generator)

@@ -7,6 +7,7 @@ but it is all there is to a backend: a compiled one differs in how it runs the v
 
 import itertools
 
+# --8<-- [start:functions]
 import torch
 
 import neurospike as ns
@@ -17,7 +18,6 @@ from neurospike.neurons import rule, stepped
 NAME = "stepped"
 
 
-# --8<-- [start:functions]
 def forward(
     *,
     current,

@@ -8,6 +8,7 @@ preprocessing, checkpoints, pictures and prediction are there without a line mor
 import sys
 import tempfile
 
+# --8<-- [start:model]
 import torch
 from torch import nn
 
@@ -15,7 +16,6 @@ from neurospike import train
 from neurospike.models import SpikingNetwork, parts, register
 
 
-# --8<-- [start:model]
 class DenseSNN(SpikingNetwork):
     """Fully connected layers of which each sees the spikes of all before it (as in DenseNet)."""
 

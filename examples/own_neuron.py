@@ -3,6 +3,7 @@
 `python examples/own_neuron.py`
 """
 
+# --8<-- [start:neuron]
 import torch
 from torch import nn
 
@@ -13,7 +14,6 @@ from neurospike.formulas import fire
 NUM_STEPS = 20
 
 
-# --8<-- [start:neuron]
 def tiring(current, syn, mem, tired, alpha, beta, rho, rise):
     """Synapses whose current decays, and a threshold that every spike raises."""
     syn = alpha * syn + current

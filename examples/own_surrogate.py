@@ -3,6 +3,7 @@
 `python examples/own_surrogate.py`
 """
 
+# --8<-- [start:surrogate]
 import torch
 
 import neurospike as ns
@@ -11,7 +12,6 @@ from neurospike.formulas import abs, exp, where
 WIDTH = 0.5
 
 
-# --8<-- [start:surrogate]
 def soft_edge(u):
     """A flat top of height 1 around the threshold, whose edges fall off exponentially."""
     beyond = abs(u) - WIDTH

@@ -1,22 +1,32 @@
 """The documentation: its code runs, what it names exists, nothing public is left out of it."""
 
+import builtins
+import contextlib
+import dis
 import importlib.util
 import inspect
+import io
+import linecache
 import re
+import shutil
 import sys
 from pathlib import Path
+from types import CodeType
 
 import pytest
 import torch
 import yaml
 
 import neurospike as ns
+from neurospike import config, formulas, models, train
+from neurospike.backend import dispatch
 from neurospike.config import fields
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MANY = (
+    "index.md",
     "lif.md",
     "start.md",
     "networks.md",
@@ -31,6 +41,11 @@ MANY = (
     "own_training.md",
     "sequences.md",
     "own_data.md",
+    "prediction.md",
+    "extend/surrogate.md",
+    "extend/neuron.md",
+    "extend/backend.md",
+    "extend/model.md",
     pytest.param("export.md", marks=pytest.mark.thorough),  # each export takes seconds
     "coming_from_snntorch.md",
     "coming_from_spikingjelly.md",
@@ -53,21 +68,117 @@ def module(name):
 
 
 def blocks(text):
-    """The Python of a page, without what is included from a script: that has a test of its own."""
+    """The Python of a page with the parts of scripts that it includes.
+
+    Without whole scripts: these have tests of their own.
+    """
     found = re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [block for block in found if "--8<--" not in block]
+    shown = [re.sub(r'^--8<-- "([^":]+):(\w+)"$', part_of, one, flags=re.M) for one in found]
+    return [block for block in shown if "--8<--" not in block]
+
+
+def part_of(found):
+    """What stands in a script between the marks of a section."""
+    file, section = found.groups()
+    text = (ROOT / file).read_text(encoding="utf-8")
+    marks = (rf"^# --8<-- \[{mark}:{section}\]$" for mark in ("start", "end"))
+    return re.search("(.*?)".join(marks), text, re.DOTALL | re.MULTILINE)[1]
+
+
+def unknown_names(code, names):
+    """Global names that functions read and nothing before or in their block has made."""
+    read = {one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    # What a neuron's function may use by its name alone.
+    known = {*names, *vars(builtins), *vars(formulas)}
+    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return (read - known).union(*(unknown_names(one, names) for one in inner))
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder with what a reader has who trained the recogniser, and a picture of a digit."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset=digits", "--epochs=1", "--hidden_size=16", "--run_dir=runs/mine"]
+    assert train.main(flags) == 0
+    shutil.copy(ROOT / "examples" / "digit.png", tmp_path)
+    return tmp_path
+
+
+# Pages that take a trained network for granted.
+AFTER_TRAINING = ("prediction.md",)
 
 
 @pytest.mark.parametrize("page", MANY)
-def test_python_of_the_pages_runs(page, tmp_path, monkeypatch):
+def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, request):
     if page in NEEDED:
         pytest.importorskip(NEEDED[page])
+    if page in AFTER_TRAINING:
+        request.getfixturevalue("trained")
     monkeypatch.chdir(tmp_path)
+    # Rows that a page adds, to tables that no other test sees.
+    for owner, table in ((dispatch, "TABLE"), (models, "MODELS"), (config, "KINDS")):
+        rows = getattr(owner, table)
+        before = {**rows}
+        request.addfinalizer(lambda rows=rows, before=before: (rows.clear(), rows.update(before)))
     names = {"__name__": "docs"}
     found = blocks(text_of(page))
     assert found
     for number, block in enumerate(found, start=1):
-        exec(compile(block, f"docs/{page}, Python block {number}", "exec"), names)
+        code = compile(block, f"docs/{page}, Python block {number}", "exec")
+        # A function's source is read by what records neurons.
+        linecache.cache[code.co_filename] = (len(block), None, block.splitlines(True), "")
+        exec(code, names)
+        assert not unknown_names(code, names), code.co_filename
+
+
+def test_every_page_with_python_is_run():
+    run = {getattr(page, "values", (page,))[0] for page in MANY}
+    assert run == {str(p.relative_to(DOCS)) for p in PAGES if blocks(p.read_text("utf-8"))}
+
+
+COMMANDS = {
+    **{name: f"neurospike.{name}" for name in ("train", "predict", "evaluate", "export")},
+    "live": "neurospike.live.__main__",
+}
+TEXTS = [ROOT / "README.md", *PAGES]
+
+
+def flags_of(command):
+    """The flags that the `--help` of a command prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS[command]).main(["--help"])
+    return set(re.findall(FLAG, printed.getvalue()))
+
+
+FLAG = r"(?<![\w-])--[a-zA-Z][\w.-]*"
+
+
+def test_commands_and_flags_that_pages_name_exist():
+    known = {name: flags_of(name) for name in COMMANDS}
+    every = set().union(*known.values())
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```(?:bash|text)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        shell = "".join(blocks).replace("\\\n", " ").splitlines()
+        for line in (one.partition("  #")[0] for one in shell + re.findall(r"`([^`\n]+)`", text)):
+            command = re.search(r"python -m neurospike[. ](\w+)", line)
+            flags = set(re.findall(FLAG, line))
+            if command:
+                assert command[1] in COMMANDS, f"{path.name}: {line}"
+                assert flags <= known[command[1]], f"{path.name}: {line}"
+            elif line.startswith("--"):
+                assert flags <= every, f"{path.name}: {line}"
+
+
+def test_keys_of_the_configuration_that_pages_name_exist():
+    keys = {key for key, *_ in fields()}
+    sections = "|".join({key.partition(".")[0] for key in keys if "." in key})
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)(?:: [^`\n]*)?`", text))
+        assert named <= keys, f"{path.name}: {named - keys}"
 
 
 def test_every_page_is_in_the_navigation_and_none_is_missing():
