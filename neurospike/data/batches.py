@@ -125,18 +125,24 @@ class Batches:
     over in the last batch unless `drop_last`. `len()` is the number of batches; an empty split has
     none.
 
-    smallest: samples that each process gets of the last batch at least; fewer are joined to the
-    batch before, if there is one. By default 2 with `shuffle`, because batch normalisation cannot
-    train on one, else 1.
+    Args:
+        split: a `Split` or `Recordings`.
+        batch_size: samples of a batch, at least 1; of all processes together.
+        shuffle: draw a new order every epoch.
+        generator: that draws it, on the CPU so that the order is the same on every device. Default:
+            torch's global one.
+        device: of the batches.
+        drop_last: leave out a last batch that is smaller.
+        smallest: samples that each process gets of the last batch at least; fewer are joined to the
+            batch before, if there is one. By default 2 with `shuffle`, because batch normalisation
+            cannot train on one, else 1.
+        rank: which of the processes that train together this is; it takes every `world`-th sample
+            of each batch.
+        world: how many there are.
 
-    With `shuffle`, every epoch draws a new permutation from `generator`, a CPU generator so that
-    the order is the same on every device (default: torch's global one).
-
-    Of `world` processes that train together each one takes its part of every batch, `rank`: every
-    `world`-th sample. `batch_size` and `len()` are of all together, and so is the order, if the
-    generators are in the same state. `share` is then what this process's part of the batch in hand
-    counts for against an equal part, so that `share * mean loss`, averaged over the processes, is
-    the mean loss of the batch.
+    `len()` and the order are those of all processes, if their generators are in the same state.
+    `share` is what this process's part of the batch in hand counts for against an equal part, so
+    that `share * mean loss`, averaged over the processes, is the mean loss of the batch.
 
     `state_dict()` within an epoch or between two, given to `load_state_dict()`, makes the next
     iteration go on with the batch that would have come.
@@ -145,8 +151,9 @@ class Batches:
     is True. If a CUDA device has no room for it, it stays where it is and each batch goes over by
     itself, through pinned memory; `resident` is then False.
 
-    Errors: `ValueError` for a `batch_size` or `smallest` below 1, a generator that is not on the
-    CPU or a `rank` that is not one of `world`.
+    Raises:
+        ValueError: a `batch_size` or `smallest` below 1, a generator that is not on the CPU or a
+            `rank` that is not one of `world`.
     """
 
     def __init__(

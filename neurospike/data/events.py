@@ -93,10 +93,18 @@ def load_recordings(
       2017), as tonic cuts them: `<data_path>/DVSGesture/ibmGestureTrain/user01_led/0.npy` and so
       on. A frame is `[2, 128 / pool, 128 / pool]`.
 
-    time_bin, bins, pool: see `Binning`. What is absent is fetched from the network if `download`.
+    Args:
+        name: one of these.
+        data_path: the folder that the files lie in.
+        download: fetch what is absent from the network.
+        time_bin: milliseconds of a step, see `Binning`.
+        bins: instead, so many steps for every recording.
+        pool: neighbouring channels, or pixels of each side, that are counted as one.
 
-    Errors: `DataError` for an unknown name, files that are missing and cannot be fetched, or
-    damaged ones; `ValueError` and `TypeError` as `Binning`; `MissingDependencyError` without tonic.
+    Raises:
+        DataError: an unknown name, files that are missing and cannot be fetched, or damaged ones.
+        TypeError, ValueError: as `Binning`.
+        MissingDependencyError: tonic is not installed.
     """
     source = source_of(name)
     binning = Binning(source.sensor_size, time_bin, bins, pool)
@@ -125,12 +133,18 @@ def open_recordings(
         data = ns.data.open_recordings("shd", "data", transform=ns.data.Binning((700, 1, 1)))
         loader = DataLoader(data, 64, collate_fn=ns.data.collate)
 
-    name, data_path, download: as for `load_recordings`. train: the training or the test part.
-    transform: called with the events of a recording, structured as tonic has them, such as a
-    `Binning` or one of `tonic.transforms`.
+    Args:
+        name: as for `load_recordings`.
+        data_path: as for `load_recordings`.
+        train: the training part, else the test part.
+        download: as for `load_recordings`.
+        transform: called with the events of a recording, structured as tonic has them, such as a
+            `Binning` or one of `tonic.transforms`.
 
-    Errors: `DataError` for an unknown name, or files that are missing and cannot be fetched, or
-    that are damaged; `MissingDependencyError` without tonic.
+    Raises:
+        DataError: an unknown name, or files that are missing and cannot be fetched, or that are
+            damaged.
+        MissingDependencyError: tonic is not installed.
     """
     source = source_of(name)
     base = _tonic(source.tonic)

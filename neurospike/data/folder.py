@@ -36,14 +36,19 @@ def load_folder(
     sub-folders are looked into, names that begin with a dot and files that are no pictures by name
     are passed over. Labels are the places of the classes in the order of their names.
 
-    size, colour: what each picture becomes, uint8 `[size, size]` of grey or `[3, size, size]`; see
-    `neurospike.pictures.read_whole`. test: share of each class's pictures, at least one of two,
-    that is held out where `train` and `test` are missing. seed: draws them, by their names, so that
-    a picture which is added later moves few others.
+    Args:
+        data_path: the folder.
+        size: side of each picture in pixels: uint8 `[size, size]`, or `[3, size, size]` of
+            coloured ones; see `neurospike.pictures.read_whole`.
+        colour: keep red, green and blue.
+        test: share of each class's pictures, at least one of two, that is held out where `train`
+            and `test` are missing.
+        seed: draws them, by their names, so that a picture which is added later moves few others.
 
-    Errors: `DataError` for a folder that is not there or has no such layout, an empty class, test
-    pictures of a class that is not trained on, files that are damaged (the first few are named), or
-    more than 4 GB of pictures.
+    Raises:
+        DataError: a folder that is not there or has no such layout, an empty class, test pictures
+            of a class that is not trained on, files that are damaged (the first few are named), or
+            more than 4 GB of pictures.
     """
     root = Path(data_path).expanduser()
     classes = class_names(root)

@@ -247,18 +247,38 @@ class _Neuron(OverTime):
 
 
 class LIF(_Neuron):
-    """Leaky integrate-and-fire layer; see `lif` for the arguments, shapes and equations.
-
-    `beta` and `threshold` are in the state dict; `learn_beta` and `learn_threshold` make them
-    parameters. An `nn.Parameter` is kept, shared and learned, whatever these say. A learned beta
-    may leave [0, 1]; it is clamped where it is used, and comes back where its gradient leads there
-    (`beta_gradient`). `.half()` and `.bfloat16()` leave both in float32, like the membrane.
-    `batch_first=True` takes and gives `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. Where
-    the time loop needs steps in blocks, on a GPU, that copies the current once; see `Sequential`.
+    """Leaky integrate-and-fire layer; see `lif` for the equations, shapes and errors.
 
         lif = LIF(beta=0.95)
         spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
         spikes, mem = lif(more_current, mem)       # carry on
+
+    Args:
+        beta: share of the membrane that a step leaves, from 0 to 1; a number, a tensor that
+            broadcasts against `F`, or an `nn.Parameter`, which is kept, shared and learned. One
+            that learns may leave its bounds; it is clamped where it is used.
+        threshold: above 0; a neuron fires when its membrane is strictly greater. Likewise.
+        surrogate: derivative of the spike in the backward pass: a name, an object of
+            `neurospike.surrogate`, or a scalar function of your own.
+        reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
+        reset_delay: reset at the step after the spike (True) or at once (False).
+        detach_reset: let no gradient flow through an immediate reset.
+        learn_beta: make beta a parameter.
+        learn_threshold: make the threshold a parameter.
+        backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+        neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
+        grad_window: let the spike's gradient flow only where the membrane lies within this distance
+            of the threshold. Default: everywhere.
+        beta_gradient: of a beta at a bound or beyond, `"inward"` or `"clamp"`; see `lif`.
+        batch_first: take and give `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. Where the
+            time loop needs steps in blocks, on a GPU, that copies the current once.
+
+    Both constants are in the state dict. `.half()` and `.bfloat16()` leave them in float32, like
+    the membrane.
+
+    Raises:
+        TypeError: an argument of another kind, or of another library, with what to write instead.
+        ValueError: a constant out of range, or an unknown surrogate, reset or backend.
     """
 
     threshold: Tensor
@@ -382,7 +402,14 @@ class LI(_Neuron):
         li = LI(beta=0.95)
         trace, mem = li(current)                   # [T, B, *F] -> [T, B, *F], [B, *F]
 
-    Arguments, number formats and errors are those of `lif`; the trace is in the state's format.
+    Number formats and errors are those of `lif`; the trace is in the state's format.
+
+    Args:
+        beta: share of the membrane that a step leaves, as of `LIF`.
+        learn_beta: make it a parameter.
+        backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
+        beta_gradient: as of `LIF`.
+        batch_first: take and give `[B, T, *F]`; the membrane stays `[B, *F]`.
     """
 
     @explain_other_names

@@ -108,7 +108,20 @@ class SpikeLinear(nn.Linear):
         linear = ns.SpikeLinear(784, 1000)
         current = linear(ns.encoding.rate(images, 25, dtype=torch.uint8))  # [T, B, 784] -> 1000
 
-    See `spike_linear` for shapes, number formats and errors. The state dict is `nn.Linear`'s.
+    See `spike_linear` for shapes, number formats and errors of a call. The state dict is
+    `nn.Linear`'s.
+
+    Args:
+        in_features: inputs K.
+        out_features: outputs N.
+        bias: add a learned bias.
+        device: of the parameters.
+        dtype: number format of the parameters.
+        backend: `"auto"`, or a name of `neurospike.backends()`.
+
+    Raises:
+        TypeError, ValueError: sizes that are no whole numbers of at least 0.
+
     In training mode the few batches after one that did not look promising are not looked at. Their
     number, `unpromising`, is all that a layer keeps from batch to batch besides its parameters: a
     program that is to go on with the same bits saves it too, as `SNNTrainer` does.

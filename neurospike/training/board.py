@@ -43,10 +43,17 @@ NAMES = {
 class Board:
     """The folder `tensorboard` of a run: `tensorboard --logdir runs`.
 
-    model: any network; picture: the inputs of a batch of one sample, such as `[1, 1, H, W]`, to
-    look at it with. step: of a run gone on with; what was recorded beyond it is hidden. Raises
-    MissingDependencyError without tensorboard. A file that cannot be written is told of in a line
-    on stderr, and ends the recording but not the run.
+    A file that cannot be written is named in a line on stderr, and ends the recording but not the
+    run.
+
+    Args:
+        folder: of the run.
+        model: any network.
+        picture: the inputs of a batch of one sample, such as `[1, 1, H, W]`, to look at it with.
+        step: of a run that is resumed; what was recorded beyond it is hidden.
+
+    Raises:
+        MissingDependencyError: tensorboard is not installed.
     """
 
     def __init__(

@@ -77,11 +77,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> SpikingN
         model = ns.load_model("checkpoints/best_model.pth")
         scores = model(images)                     # [B, *] in [0, 1] -> [B, output_size]
 
-    path: a file that `python -m neurospike.train` wrote; nothing in it is ever run. device:
-    `"cpu"`, `"cuda"`, `"cuda:N"` or `"auto"`. The model is in evaluation mode. Raises in one line
-    CheckpointError for a file that is missing, damaged or not such a one, and ConfigError for a
-    device that this machine lacks. A network of one's own has to be registered before
-    (`neurospike.models.register`).
+    A network of one's own has to be registered before (`neurospike.models.register`).
+
+    Args:
+        path: a file that `python -m neurospike.train` wrote; nothing in it is ever run.
+        device: `"cpu"`, `"cuda"`, `"cuda:N"` or `"auto"`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: in one line, a file that is missing, damaged or not such a one.
+        ConfigError: a device that this machine lacks.
     """
     return load_trained(path, device).model
 

@@ -121,14 +121,23 @@ def make_fabric(
 ) -> Any:
     """Make what `SNNTrainer` takes as its `fabric`, for this device type.
 
-    precision: `"32-true"`, or `"bf16-mixed"` and `"16-mixed"`, which multiply in 16 bits (float16
-    with a scaled loss) and keep weights and membranes in 32. devices: processes per machine, each
-    with a device; num_nodes: machines. More than one process in all train by DDP. Under `torchrun`
-    the numbers are torchrun's, under `fabric run` everything is its flags'.
+    More than one process in all train by DDP. Under `torchrun` the numbers of processes are
+    torchrun's, under `fabric run` everything is its flags'.
 
-    Gives a `lightning_fabric.Fabric` for several processes, for `"16-mixed"` and under
-    `fabric run`, else a `OneProcess`. Raises ConfigError for another precision, for a device that
-    torch does not know or find, and for what it cannot do.
+    Args:
+        device: such as `"cpu"` or `"cuda"`.
+        precision: `"32-true"`, or `"bf16-mixed"` and `"16-mixed"`, which multiply in 16 bits
+            (float16 with a scaled loss) and keep weights and membranes in 32.
+        devices: processes per machine, each with a device.
+        num_nodes: machines.
+
+    Returns:
+        A `lightning_fabric.Fabric` for several processes, for `"16-mixed"` and under `fabric run`,
+        else a `OneProcess`.
+
+    Raises:
+        ConfigError: another precision, a device that torch does not know or find, and what it
+            cannot do.
     """
     if precision not in get_args(Precision):
         names = ", ".join(get_args(Precision))

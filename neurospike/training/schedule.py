@@ -11,13 +11,22 @@ Kind = Literal["constant", "cosine", "step", "plateau"]
 class Schedule:
     """Scales the learning rates of an optimiser's groups; call `step` after every step.
 
-    kind: `"constant"`; `"cosine"`, falling to zero over `total_steps` (Loshchilov and Hutter 2017,
-    arXiv:1608.03983); `"step"`, times `gamma` after every `every` steps; `"plateau"`, times `gamma`
-    when `report` was told `patience` times in a row of a loss not better than the best.
-    warmup: steps over which the rate rises linearly from near zero first, whatever the kind.
+    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one.
 
-    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one. Raises
-    ValueError for another kind, and for numbers of steps and reports that cannot be.
+    Args:
+        optimizer: whose rates are scaled from what they are now.
+        kind: `"constant"`; `"cosine"`, falling to zero over `total_steps` (Loshchilov and Hutter
+            2017, arXiv:1608.03983); `"step"`, times `gamma` after every `every` steps; `"plateau"`,
+            times `gamma` when `report` was given a loss not better than the best `patience` times
+            in a row.
+        total_steps: steps of the whole run, warm-up included, for `"cosine"`.
+        warmup: steps over which the rate rises linearly from near zero first, whatever the kind.
+        every: steps between two drops of `"step"`.
+        gamma: factor of a drop.
+        patience: reports before a drop of `"plateau"`.
+
+    Raises:
+        ValueError: another kind, and numbers of steps and reports that cannot be.
     """
 
     def __init__(

@@ -65,42 +65,48 @@ class SNNTrainer:
     `load_state_dict` by these, else by drawing the epoch's order anew. One of several processes'
     parts of the same batches has a `share`; a `DataLoader` needs a `DistributedSampler` there.
 
-    criterion: `criterion(scores, targets)`, the mean loss. With `on_output` it is given the output
-    over time, `[T, B, C]`, instead, as the losses of `neurospike.losses` want it; of a network that
-    takes `return_output`, that of its own readout.
-    readout: makes scores of an output over time: the name of a function of `neurospike.decoding`,
-    `"membrane"` (the mean over time, the default), `"counts"` or `"first_spike"`; a function of
-    `[T, B, C]`; `"every_step"`, for targets `[T, B, ...]` that the output is compared with step by
-    step; or `"none"`, for an output `[B, ...]` of several axes that is compared with its targets as
-    it is.
-    metrics: measures by name that an evaluation also takes: functions `(scores, targets)` of the
-    mean of a batch, or objects of torchmetrics. Accuracy is measured anyway where targets are
-    integers `[B]` and scores `[B, C]`.
-    penalty: of the spikes by layer, `{name: [T, B, *F]}`, added to the loss.
+    Args:
+        model: the network.
+        optimizer: of its parameters. For a CUDA graph made with `fused=True` or `capturable=True`.
+        criterion: `criterion(scores, targets)`, the mean loss of the batch, a tensor of one number.
+        device: where to train. Not looked at, like `precision`, if a `fabric` is given.
+        fabric: a Lightning Fabric, such as `neurospike.training.scale.make_fabric` makes; it says
+            how many processes there are.
+        scheduler: anything with `step()`, called after every *step* (batch), not every epoch; if it
+            has `report(loss)`, that is given every validation loss.
+        on_output: give the criterion the output over time `[T, B, C]` instead of scores, as
+            `neurospike.coding.losses` want it; of a network that takes `return_output`, that of its
+            own readout.
+        penalty: a function of the spikes by layer, `{name: [T, B, *F]}`, added to the loss.
+        clip: the largest norm of all gradients together, above 0, to which they are scaled down.
+        cuda_graph: `"auto"` records the whole step as a CUDA graph after 3 steps and replays it,
+            where device, precision, model and optimiser allow, and else says in a line why not;
+            `"on"` makes that an error; `"off"` runs it operation by operation. Weights are the
+            same, bit for bit. `replayed` counts the steps that were replayed. A replay repeats what
+            the device did and runs no Python: encoders do not check the pictures' range there (NaN
+            is found on the device), and a model with hooks, or one that counts or draws in Python,
+            is not recorded.
+        readout: makes scores of an output over time: the name of a function of
+            `neurospike.decoding`, `"membrane"` (the mean over time, the default), `"counts"` or
+            `"first_spike"`; a function of `[T, B, C]`; `"every_step"`, for targets `[T, B, ...]`
+            that the output is compared with step by step; or `"none"`, for an output `[B, ...]` of
+            several axes that is compared with its targets as it is.
+        metrics: measures by name that an evaluation also takes: functions `(scores, targets)` of
+            the mean of a batch, or objects of torchmetrics. Accuracy is measured anyway where
+            targets are integers `[B]` and scores `[B, C]`; labels that are no class, such as -100,
+            which criteria ignore, do not count.
+        precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
+        ema: decay per step of an exponential moving average of the weights, from 0 (none) to below
+            1; 0.998 is the mean of about 500 steps, and of fewer at the start. The network holds
+            the average except while it is trained: it is what is evaluated and saved, and often
+            better than the last weights by themselves, which are trained as without it. Weights
+            that are loaded into the network between two calls are trained on.
 
-    device: where to train; ignored, like precision, if a `fabric` is given (`make_fabric`), which
-    also says how many processes. precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
-    scheduler: anything with `step()`, called after every *step* (batch), not every epoch; if it has
-    `report(loss)`, told every validation loss. clip: largest norm of all gradients together, which
-    are scaled down to it, above 0.
-
-    ema: decay per step of an exponential moving average of the weights, from 0 (none) to below 1;
-    0.998 is the mean of about 500 steps, and of fewer at the start. The network holds the average
-    except while it is trained: it is what is evaluated and saved, and often better than the last
-    weights by themselves, which are trained as without it. Weights that are loaded into the network
-    between two calls are trained on.
-
-    cuda_graph: `"auto"` records the whole step as a CUDA graph after 3 steps and replays it, where
-    device, precision, model and optimiser allow, and else says in a line why not; `"on"` makes
-    that an error; `"off"` runs it operation by operation. Weights are the same, bit for bit.
-    `replayed` counts the steps that were replayed. A replay repeats what the device did and runs no
-    Python: encoders do not check the pictures' range there (NaN is found on the device), and a
-    model with hooks, or one that counts or draws in Python, is not recorded. The
-    optimiser has to be made with `fused=True` or `capturable=True`.
-
-    Raises TypeError or ValueError, in a sentence, for arguments that do not fit together,
-    ConfigError for a device or precision there is not, and GraphError for `cuda_graph="on"` where
-    it cannot be. What the network returns is looked at when the first batch has been through it.
+    Raises:
+        TypeError, ValueError: arguments that do not fit together. What the network returns is
+            looked at when the first batch has been through it.
+        ConfigError: a device or precision there is not.
+        GraphError: `cuda_graph="on"` where it cannot be.
     """
 
     def __init__(
@@ -170,12 +176,18 @@ class SNNTrainer:
         on_step: OnStep | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> Metrics:
-        """Take one optimiser step per batch; averages over the epoch, as the weights moved.
+        """Take one optimiser step per batch; return averages over the epoch, as the weights moved.
 
-        An epoch that is under way goes on, if the batches do. on_step: called with the steps taken
-        and the metrics so far, at most 10 times a second. after_step: called after every step.
-        Raises NeuroSpikeError, within a tenth of a second, when the loss or a gradient is NaN or
-        infinite; says at which step, and in which layer.
+        An epoch that is under way goes on, if the batches do.
+
+        Args:
+            batches: see `SNNTrainer`.
+            on_step: called with the steps taken and the metrics so far, at most 10 times a second.
+            after_step: called after every step.
+
+        Raises:
+            NeuroSpikeError: within a tenth of a second, when the loss or a gradient is NaN or
+                infinite; says at which step, and in which layer.
         """
         if self.average is None:
             return self._train_epoch(batches, on_step, after_step)
@@ -293,11 +305,19 @@ class SNNTrainer:
 
     @torch.no_grad()
     def evaluate(self, batches: BatchSource, name: str = "evaluation") -> Metrics:
-        """Loss, accuracy, measures of one's own, and activity of each layer, weights untouched.
+        """Return loss, accuracy, measures of one's own and activity of each layer.
 
-        name: for the error message. Returns `Metrics`, which is also a mapping: `["loss"]`,
-        `["accuracy"]`, names of `metrics`, `["spike_rates"]`. Raises NeuroSpikeError when the loss
-        is NaN or infinite.
+        Args:
+            batches: see `SNNTrainer`.
+            name: what is evaluated, for the error message.
+
+        Returns:
+            `Metrics`, which is also a mapping: `["loss"]`, `["accuracy"]`, names of `metrics`,
+            `["spike_rates"]`. Weights are left as they are.
+
+        Raises:
+            NeuroSpikeError: the loss is NaN or infinite, there are no samples, or no label is a
+                class.
         """
         self.model.eval()
         start_workers(batches, self.device)
@@ -324,21 +344,33 @@ class SNNTrainer:
         patience: int | None = None,
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Train until `epochs` epochs are finished; the records of `metrics.jsonl`, one per epoch.
+        """Train until `epochs` epochs are finished; return the records, one per epoch.
 
-        validation: chooses the best model by accuracy, then loss; without, the last is the best.
-        run: where records and checkpoints go, a folder or a `Run`; at Ctrl-C the step under way is
-        finished and the state saved there, then KeyboardInterrupt is raised; a second Ctrl-C raises
-        it at once. resume: goes on with the run that is in the folder, if there is one, as if it
-        had never stopped; of a finished one up to so many `epochs` in all.
-        check_every: also validate and save after so many steps. patience: stop after so many
-        validations without a better one. on_record: given each record by the first process.
         Prints a line per epoch, and shows a progress bar if stderr is a terminal. After a
         KeyboardInterrupt another call goes on where it stopped.
 
-        Raises NeuroSpikeError for a folder with a run that is not to be resumed, CheckpointError
-        for one of another network, TypeError or ValueError for batches that cannot be, without
-        `epochs`, and for `epochs`, `check_every` or `patience` that are no whole numbers >= 1.
+        Args:
+            train: batches, see `SNNTrainer`.
+            validation: batches that choose the best model, by accuracy, then loss; without, the
+                last is the best.
+            epochs: how many in all.
+            run: where records and checkpoints go, a folder or a `Run`. At Ctrl-C the step under way
+                is finished and the state saved there, then KeyboardInterrupt is raised; a second
+                Ctrl-C raises it at once.
+            resume: go on with the run that is in the folder, if there is one, as if it had never
+                stopped; with a finished one up to so many `epochs` in all.
+            check_every: also validate and save after so many steps.
+            patience: stop after so many validations without a better one.
+            on_record: given each record by the first process.
+
+        Returns:
+            The records of epochs that are in `metrics.jsonl`, too.
+
+        Raises:
+            NeuroSpikeError: a folder with a run that is not to be resumed.
+            CheckpointError: the run is that of another network.
+            TypeError, ValueError: batches that cannot be, no `epochs`, and `epochs`, `check_every`
+                or `patience` that are no whole numbers of at least 1.
         """
         if epochs is None:
             raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
@@ -379,8 +411,11 @@ class SNNTrainer:
     def init_from(self, path: str | Path) -> None:
         """Give the network the weights of a checkpoint; all else stays as it is.
 
-        path: such as `runs/mine/checkpoints/best_model.pth`. Raises CheckpointError, in a sentence,
-        for a file that is missing or damaged, or weights of another network.
+        Args:
+            path: such as `runs/mine/checkpoints/best_model.pth`.
+
+        Raises:
+            CheckpointError: a file that is missing or damaged, or weights of another network.
         """
         state = load_checkpoint(path, self.device)
         try:

@@ -54,15 +54,20 @@ class Animation(Canvas):
         output layer's membranes (or spikes), and the scores the network would give if it were
         stopped now, the leader in another colour.
 
-        model: with `record(images)` as `SNNModel` has it; or what that, or `ns.record` of a network
-        of your own, returned, of which the first sample is shown. image: the picture
-        as the model takes it, `[H, W]`, `[1, H, W]` or `[1, 1, H, W]`; None, of a recording, shows
-        the mean of its input instead. path: ends in `.gif`, or in
-        `.mp4` where the program ffmpeg is installed. label: its true class, for the title.
-        classes: their names. frames_per_second: more than 0. hold: seconds the last frame stays.
+        Args:
+            model: with `record(images)` as `SNNModel` has it; or what that, or `ns.record` of a
+                network of your own, returned, of which the first sample is shown.
+            image: the picture as the model takes it, `[H, W]`, `[1, H, W]` or `[1, 1, H, W]`; None,
+                of a recording, shows the mean of its input instead.
+            path: ends in `.gif`, or in `.mp4` where the program ffmpeg is installed.
+            label: its true class, for the title.
+            classes: their names.
+            frames_per_second: more than 0.
+            hold: seconds that the last frame stays.
 
-        Raises ValueError for another ending, picture or speed, MissingDependencyError without
-        matplotlib, or without ffmpeg for MP4.
+        Raises:
+            ValueError: another ending, picture or speed.
+            MissingDependencyError: matplotlib is not installed, or for MP4 ffmpeg.
         """
         if not frames_per_second > 0 or hold < 0:
             raise ValueError(

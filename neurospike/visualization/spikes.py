@@ -55,15 +55,22 @@ class SpikePlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw a raster, a mark per spike, and below it the share of neurons that fire by step.
 
-        spikes: `[T]`, `[T, N]` or `[T, B, *F]`, of which `sample` is drawn: 0 or 1 in any number
-        format, or -1 (delta coding), which has marks of its own. rate: draw the rate too; None
-        does so unless `ax` is a single one. ax: one Axes, or a pair of them with the rate.
-
         Of many neurons evenly spaced ones are drawn, each with all its spikes, and the axis says
         so; the rate is always that of all neurons.
 
-        Returns `(figure, axes)`, axes being the raster's, or `[raster, rate]`. Raises ValueError
-        for other numbers, which are no spikes.
+        Args:
+            spikes: `[T]`, `[T, N]` or `[T, B, *F]`: 0 or 1 in any number format, or -1 (delta
+                coding), which has marks of its own.
+            sample: which of the batch is drawn.
+            rate: draw the rate too; None does so unless `ax` is a single one.
+            title: of the figure.
+            ax: one Axes, or a pair of them with the rate.
+
+        Returns:
+            `(figure, axes)`, axes being the raster's, or `[raster, rate]`.
+
+        Raises:
+            ValueError: other numbers, which are no spikes.
         """
         train = spikes_over_time("spikes", spikes, sample)
         if rate is None:
@@ -103,14 +110,19 @@ class SpikePlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw membranes over time, with the threshold, and a mark wherever a neuron fires.
 
-        trace: `[T]`, `[T, N]` or `[T, B, *F]`, as `lif(..., return_trace=True)` returns it.
-        spikes: of the same shape; None marks where the membrane is above the threshold, which is
-        where neurons with the delayed reset fire (with the immediate one the trace is taken after
-        the reset, so hand the spikes in). threshold: number, `[N]`, or None for neurons that
-        never fire. neurons: which to draw; None takes up to four, evenly spaced. ax: one Axes for
-        all of them, or one per neuron.
+        Args:
+            trace: `[T]`, `[T, N]` or `[T, B, *F]`, as `lif(..., return_trace=True)` returns it.
+            spikes: of the same shape; None marks where the membrane is above the threshold, which
+                is where neurons with the delayed reset fire (with the immediate one the trace is
+                taken after the reset, so hand the spikes in).
+            threshold: number, `[N]`, or None for neurons that never fire.
+            neurons: which to draw; None takes up to four, evenly spaced.
+            sample: which of the batch is drawn.
+            title: of the figure.
+            ax: one Axes for all of them, or one per neuron.
 
-        Returns `(figure, axes)`, axes being an array if there is more than one neuron.
+        Returns:
+            `(figure, axes)`, axes being an array if there is more than one neuron.
         """
         mem = over_time("trace", trace, sample)
         shown = chosen("neurons", neurons, mem.shape[1], 4)
@@ -156,13 +168,17 @@ class SpikePlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw a heat map per layer: how often each neuron fires at each step, over the batch.
 
-        activity: `{layer: spikes}` as `model(images, return_activity=True)` gives it, or the
-        spikes of one layer: `[T]`, `[T, N]`, or `[T, B, *F]`, averaged over B. Where there are more
-        neurons or steps than cells, neighbours are averaged, and the axis says so. A negative
-        spike counts as one. Of other numbers, as currents, it is their mean. ax: one Axes per
-        layer.
+        Where there are more neurons or steps than cells, neighbours are averaged, and the axis says
+        so. A negative spike counts as one. Of other numbers, as currents, it is their mean.
 
-        Returns `(figure, axes)`, axes being an array if there is more than one layer.
+        Args:
+            activity: `{layer: spikes}` as `model(images, return_activity=True)` gives it, or the
+                spikes of one layer: `[T]`, `[T, N]`, or `[T, B, *F]`, averaged over B.
+            title: of the figure.
+            ax: one Axes per layer.
+
+        Returns:
+            `(figure, axes)`, axes being an array if there is more than one layer.
         """
         layers = layers_of(activity)
         rates = [
@@ -189,14 +205,19 @@ class SpikePlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw a picture, what the encoder makes of it over time, and the sum the network gets.
 
-        image: `[H, W]`, or a batch `[B, H, W]`, `[B, 1, H, W]` or, of coloured pictures in
-        [0, 1], `[B, 3, H, W]`. encoded: `[T, H*W]` or `[T, B, *F]`; spikes are drawn as a raster,
-        other currents as a heat map, pixels in rows; their sum without colour.
-        Of a picture that is read part by part, `[T, N]` with `T * N` pixels (`ns.encoding.rows` and
-        `pixels`), the third is what was read, in the order of reading. sample: which of the batch.
-        ax: three Axes.
+        Args:
+            image: `[H, W]`, or a batch `[B, H, W]`, `[B, 1, H, W]` or, of coloured pictures in [0,
+                1], `[B, 3, H, W]`.
+            encoded: `[T, H*W]` or `[T, B, *F]`; spikes are drawn as a raster, other currents as a
+                heat map, pixels in rows; their sum without colour. Of a picture that is read part
+                by part, `[T, N]` with `T * N` pixels (`ns.encoding.rows` and `pixels`), the third
+                panel is what was read, in the order of reading.
+            sample: which of the batch is drawn.
+            title: of the figure.
+            ax: three Axes.
 
-        Returns `(figure, axes)` with axes `[picture, over time, sum]`.
+        Returns:
+            `(figure, axes)` with axes `[picture, over time, sum]`.
         """
         picture = to_numpy("image", image)
         if picture.ndim > 2:

@@ -51,15 +51,19 @@ class TrainingPlots(Canvas):
     ) -> tuple["Figure", Any]:
         """Draw loss and accuracy by epoch, of training and of validation.
 
-        history: the records `SNNTrainer.fit` returns, or `{name: values by epoch}`, with the names
-        `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy` and, if the epochs
-        are not 1, 2, ..., `epoch`; any may be missing, and values may be None. Accuracies are
-        shares, 0 to 1, drawn in percent. test: `{"accuracy": ..., "loss": ...}` of the test,
-        drawn as lines. loss: what the loss is, such as "cross_entropy", on its axis. ax: two Axes;
-        or one where there is only loss or only accuracy.
+        Args:
+            history: the records that `SNNTrainer.fit` returns, or `{name: values by epoch}`, with
+                the names `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy`
+                and, if the epochs are not 1, 2, ..., `epoch`; any may be missing, and values may be
+                None. Accuracies are shares, 0 to 1, drawn in percent.
+            test: `{"accuracy": ..., "loss": ...}` of the test, drawn as lines.
+            loss: what the loss is, such as "cross_entropy", on its axis.
+            title: of the figure.
+            ax: two Axes; or one where there is only loss or only accuracy.
 
-        Returns `(figure, axes)` with axes `[loss, accuracy]`, or with the one of which there are
-        values: no panel stays empty.
+        Returns:
+            `(figure, axes)` with axes `[loss, accuracy]`, or with the one of which there are
+            values: no panel stays empty.
         """
         rows = _rows(history)
         both = [("loss", loss, 1), ("accuracy", "accuracy (%)", 100)]
@@ -103,11 +107,22 @@ class TrainingPlots(Canvas):
     ) -> tuple["Figure", "Axes"]:
         """Draw how often each class (row) was taken for each (column): counts as numbers.
 
-        labels: classes `[N]`, with predictions `[N]` of classes or `[N, C]` of scores; or alone, a
-        matrix `[C, C]` of counts, rows the true classes. classes: their names. Colour is the share
-        of the row, on a scale on which single mistakes can be seen; of more than 40 classes colours
-        stand alone, and some of the names. ax: one Axes. Raises ValueError for classes and counts
-        that are no whole numbers, and for scores that are NaN.
+        Colour is the share of the row, on a scale on which single mistakes can be seen; of more
+        than 40 classes colours stand alone, and some of the names.
+
+        Args:
+            labels: classes `[N]`; or without predictions a matrix `[C, C]` of counts, rows the true
+                classes.
+            predictions: `[N]` of classes, or `[N, C]` of scores.
+            classes: their names.
+            title: of the figure.
+            ax: one Axes.
+
+        Returns:
+            `(figure, axes)`.
+
+        Raises:
+            ValueError: classes and counts that are no whole numbers, and scores that are NaN.
         """
         matrix = _confusion(labels, predictions)
         count = len(matrix)
@@ -156,10 +171,16 @@ class TrainingPlots(Canvas):
     ) -> tuple["Figure", "Axes"]:
         """Draw receptive fields: what input each neuron likes (dark orange minus, purple plus).
 
-        weights: a linear or convolutional layer, or its weights: `[N, H*W]`, or `[O, I, h, w]`, of
-        which every kernel is a field. shape: `(H, W)` of the input; None for square ones. Of more
-        than `max_fields`, so many are drawn, spread evenly from the first to the last. ax: one
-        Axes, the fields side by side.
+        Args:
+            weights: a linear or convolutional layer, or its weights: `[N, H*W]`, or `[O, I, h, w]`,
+                of which every kernel is a field.
+            shape: `(H, W)` of the input; None for square ones.
+            max_fields: of more, so many are drawn, spread evenly from the first to the last.
+            title: of the figure.
+            ax: one Axes, the fields side by side.
+
+        Returns:
+            `(figure, axes)`.
         """
         fields = _fields(getattr(weights, "weight", weights), shape)
         shown = spread(len(fields), max_fields)
@@ -201,9 +222,18 @@ class TrainingPlots(Canvas):
     ) -> tuple["Figure", "Axes"]:
         """Draw surrogate derivatives by the distance `u` of the membrane from the threshold.
 
-        surrogates: names, `ns.surrogate` objects or functions of u; None draws all built-in ones
-        with their defaults. reach: from -reach to reach. The scale is logarithmic above 0.1 and
-        linear below, so that peaks of 1 and of 6, the tails, and 0 can all be read. ax: one Axes.
+        The scale is logarithmic above 0.1 and linear below, so that peaks of 1 and of 6, the tails,
+        and 0 can all be read.
+
+        Args:
+            surrogates: names, `ns.surrogate` objects or functions of u; None draws all built-in
+                ones with their defaults.
+            reach: the distances drawn are from -reach to reach.
+            title: of the figure.
+            ax: one Axes.
+
+        Returns:
+            `(figure, axes)`.
         """
         if not reach > 0:
             raise ValueError(f"reach must be above 0, got {reach!r}: it is the largest |u| drawn")
