@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import io
 import linecache
+import pydoc
 import re
 import shutil
 import sys
@@ -170,6 +171,16 @@ def test_commands_and_flags_that_pages_name_exist():
                 assert flags <= known[command[1]], f"{path.name}: {line}"
             elif line.startswith("--"):
                 assert flags <= every, f"{path.name}: {line}"
+
+
+def test_names_of_the_library_that_pages_and_docstrings_name_exist():
+    for path in (*TEXTS, *(ROOT / "neurospike").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:ns|neurospike)(?:\.\w+)+)(?!\.?[\w/])", text):
+            if name.endswith(".py"):
+                continue
+            found = pydoc.locate(re.sub(r"^ns\b", "neurospike", name))
+            assert found is not None, f"{path.name}: {name}"
 
 
 def test_keys_of_the_configuration_that_pages_name_exist():

@@ -51,7 +51,8 @@ class SpikingNetwork(nn.Module):
         encoding_options: further arguments of that function.
         readout: the scores are the output neurons' `"membrane"`, leaky integrators that never
             fire, averaged over time; the highest they reach, `"max_membrane"`; the number of the
-            output neurons' `"spikes"`; or how early their `"first_spike"` is (`neurospike.losses`).
+            output neurons' `"spikes"`; or how early their `"first_spike"` is
+            (`neurospike.coding.losses`).
         init: first weights, `"torch"`, `"kaiming"` or `"fluctuation"`; see `parts.initialize`.
         neuron: options of the hidden layers, see `neurospike.LIF`: `beta` (default 0.95),
             `threshold`, `surrogate`, `reset`, `reset_delay`, `detach_reset`, `grad_window`,

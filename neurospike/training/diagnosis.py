@@ -118,7 +118,12 @@ def firing(seen: Any) -> dict[str, Activity]:
 
         firing(ns.record(net, x))["1"].dead        # from 0 to 1
 
-    seen: what `neurospike.record` or a ready network's `record` returned, or spikes `[T, B, *F]` by
-    layer; see `neurospike.spike_rates`.
+    Args:
+        seen: what `neurospike.record` or a ready network's `record` returned, or spikes
+            `[T, B, *F]` by layer; see `neurospike.spike_rates`.
+
+    Returns:
+        By layer the spikes per neuron and step, and the shares, from 0 to 1, as attributes `rate`,
+        `dead` and `saturated`.
     """
     return {name: Activity.of(rates.detach()) for name, rates in spike_rates(seen).items()}

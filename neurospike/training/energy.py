@@ -27,10 +27,13 @@ _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations per picture.
+    """Operations per picture, and the energy that is usually estimated from them.
 
-    dense_macs: of a network of the same layers without spikes that sees the picture once: in every
-    step if it reads it part by part, else in one.
+    Attributes:
+        macs: multiplications and additions, of inputs that are no spikes.
+        acs: additions, of spikes.
+        dense_macs: multiplications and additions of a network of the same layers without spikes
+            that sees the picture once: in every step if it reads it part by part, else in one.
     """
 
     macs: float
@@ -39,7 +42,7 @@ class Operations:
 
     @property
     def nanojoules(self) -> float:
-        """Estimated energy per picture."""
+        """Estimated energy per picture, on a chip of 45 nm."""
         return (self.macs * MAC_PICOJOULES + self.acs * AC_PICOJOULES) / 1000
 
     @property
@@ -56,15 +59,22 @@ def count_operations(
 
         count_operations(net, x, num_steps=25)     # a network of your own, as you would call it
 
-    images: of a network that takes sequences these, `[T, B, ...]`, or `[B, T, ...]` if it has
-    `batch_first = True`. lengths: of sequences how many of the steps belong to each, int64 `[B]`;
-    no others are counted. options: of the call. Raises ValueError where it cannot be told which
-    steps a layer was given, or which axis of the images is time.
-
     Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
     spike but those of the last step comes back. Of a convolution those connections count that there
     are: at a border or between strides a spike meets fewer weights, and padding is none. A product
     that the model takes once for all time steps, as of a constant current, counts once.
+
+    Args:
+        model: any network; it is run in the mode that it is in.
+        images: of a network that takes sequences these, `[T, B, ...]`, or `[B, T, ...]` if it has
+            `batch_first = True`.
+        lengths: of sequences how many of the steps belong to each, int64 `[B]`; no others are
+            counted.
+        options: of the call.
+
+    Raises:
+        ValueError: it cannot be told which steps a layer was given, or which axis of the images is
+            time.
     """
     given: dict[str, Any] = options if lengths is None else {"lengths": lengths, **options}
     encoding = getattr(model, "encoding", None)
