@@ -332,6 +332,8 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
         fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', html)
         assert not fetched, path
         assert "--8&lt;--" not in html, path
+        # A colon in the first line of "Returns" makes a type of what stands before it.
+        assert "<code>`" not in html, path
     html = (tmp_path / "benchmarks" / "index.html").read_text(encoding="utf-8")
     readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(\.\./docs/(\w+)\.md(#[\w-]+)\)", readme)

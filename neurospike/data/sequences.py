@@ -22,7 +22,7 @@ def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor, Tensor]
             are numbers, or tensors of one shape.
 
     Returns:
-        `(sequences [T, B, *F], lengths [B], labels [B])`: T is the length of the longest, what lies
+        `(sequences [T, B, *F], lengths [B], labels [B])`. T is the length of the longest, what lies
         beyond the end of a shorter one is 0, and `lengths` is int64.
 
     Raises:

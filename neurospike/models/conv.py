@@ -40,7 +40,8 @@ class ConvSNN(SpikingNetwork):
     Raises:
         ValueError: an unknown choice, a size below 1, an even kernel, more stages than the picture
             can be halved; pictures of another shape.
-        TypeError: channels or a hidden_size that is no whole number nor a list of them.
+        TypeError: channels or a hidden_size that is no whole number nor a list of them; another
+            number that is not whole.
     """
 
     def __init__(

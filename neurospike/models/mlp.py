@@ -42,6 +42,7 @@ class SNNModel(SpikingNetwork):
         options: those of the neurons, the argument `neuron` of `SpikingNetwork`.
 
     Raises:
+        TypeError: a size that is no whole number.
         ValueError: an unknown choice, a size below 1, a dropout outside 0 to below 1, time
             constants out of order, steps that are not those of the picture; pictures without
             `input_size` values each.

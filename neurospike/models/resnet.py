@@ -53,7 +53,8 @@ class ResidualSNN(SpikingNetwork):
     Raises:
         ValueError: an unknown choice, a size below 1, channels and blocks of different lengths;
             pictures of another shape.
-        TypeError: channels or blocks that are no whole number nor a list of them.
+        TypeError: channels or blocks that are no whole number nor a list of them; another number
+            that is not whole.
     """
 
     def __init__(

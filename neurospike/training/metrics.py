@@ -56,21 +56,30 @@ class Activity:
 class Metrics(Mapping[str, Any]):
     """Averages over the samples of an epoch, or of the part of it that was run so far.
 
-    The lists and mappings are filled by an evaluation only. It is also a mapping: `metrics["loss"]`
-    and, of a network that tells classes apart, `metrics["accuracy"]`, measures of one's own by
-    their names, `spike_rates`, `dead_neurons` and `saturated_neurons` by layer, `seconds` and
-    `samples_per_second`; `dict(metrics)` is all of it, as plain numbers.
+    It is also a mapping: `metrics["loss"]` and, of a network that tells classes apart,
+    `metrics["accuracy"]`, measures of one's own by their names, `spike_rates`, `dead_neurons` and
+    `saturated_neurons` by layer, `seconds` and `samples_per_second`; `dict(metrics)` is all of it,
+    as plain numbers.
+
+    Attributes:
+        loss: mean over the samples that count: not over those whose label is no class, such as
+            -100, which criteria ignore.
+        accuracy: share of right answers of the same samples, 0 to 1; None where targets are no
+            classes.
+        samples: how many were run.
+        seconds: how long it took.
+        activity: how each layer's neurons fired, by its name; of an evaluation only.
+        confusion: samples by label, then by answer; of an evaluation only.
+        own: measures of one's own by name; of an evaluation only.
     """
 
     loss: float
-    # Share of right answers, 0 to 1, of the labels that are classes: not of those that a criterion
-    # ignores, such as -100. None where no target is a class.
     accuracy: float | None
     samples: int
     seconds: float
     activity: dict[str, Activity] = field(default_factory=dict)
-    confusion: list[list[int]] = field(default_factory=list)  # samples by label, then by answer
-    own: dict[str, Any] = field(default_factory=dict)  # measures of one's own by name
+    confusion: list[list[int]] = field(default_factory=list)
+    own: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self._values()[name]

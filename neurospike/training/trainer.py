@@ -312,8 +312,8 @@ class SNNTrainer:
             name: what is evaluated, for the error message.
 
         Returns:
-            `Metrics`, which is also a mapping: `["loss"]`, `["accuracy"]`, names of `metrics`,
-            `["spike_rates"]`. Weights are left as they are.
+            `Metrics`, which is also a mapping with `["loss"]`, `["accuracy"]`, names of `metrics`
+            and `["spike_rates"]`. Weights are left as they are.
 
         Raises:
             NeuroSpikeError: the loss is NaN or infinite, there are no samples, or no label is a
@@ -447,11 +447,15 @@ class SNNTrainer:
         self.meter.stop()
 
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
-        """All that a continued run needs, as tensors and plain values.
+        """Return all that a continued run needs, as tensors and plain values.
 
-        batches: the training batches, for their order. Of several processes all call it; what
-        each has of its own, by rank, is in all their states. Raises NeuroSpikeError if a loss or a
-        gradient of the last steps was NaN or infinite.
+        Of several processes all call it; what each has of its own, by rank, is in all their states.
+
+        Args:
+            batches: the training batches, for their order.
+
+        Raises:
+            NeuroSpikeError: a loss or a gradient of the last steps was NaN or infinite.
         """
         self.collect()
         return state_of(self, batches)
@@ -460,7 +464,14 @@ class SNNTrainer:
         """Carry on from `state_dict`: the same steps follow that would have followed then.
 
         So they do in as many processes as saved it; in another number each has a stream of random
-        numbers of its own. Raises ValueError where the batches cannot go on in mid-epoch.
+        numbers of its own.
+
+        Args:
+            state: what `state_dict` returned.
+            batches: the training batches.
+
+        Raises:
+            ValueError: the batches cannot go on in mid-epoch.
         """
         self._batches = []
         self._stepper.forget()
