@@ -1,14 +1,60 @@
-"""Refusals of the recogniser that no other file reaches."""
+"""Refusals that no other file reaches."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
+import neurospike as ns
 from neurospike import train
 from neurospike.backend import dispatch
 from neurospike.config import load_config
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import Run
+
+DATA = torch.rand(2, 3)
+
+
+def trainer(**options):
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    return ns.SNNTrainer(net, optimizer, torch.nn.CrossEntropyLoss(), **options)
+
+
+def fit(**options):
+    return trainer().fit([(DATA, torch.tensor([0, 1]))], epochs=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ns.encoding.rate(DATA, 5, gain="x"), "rate got gain='x'; it must be a number"),
+        (lambda: ns.encoding.rate(DATA, 5, offset=None), "rate got offset=None; it must be a num"),
+        (lambda: ns.encoding.rate(DATA, 5, generator=3), "rate got generator=3; it must be a tor"),
+        (lambda: ns.encoding.delta(DATA, 5, threshold="x"), "delta got threshold='x'; it must be"),
+        (lambda: ns.encoding.latency(DATA, 5, threshold="x"), "latency got threshold='x'; it mu"),
+        (
+            lambda: ns.encoding.latency(DATA, 5, curve="logarithmic", tau="x"),
+            "latency got tau='x'; it must be a number",
+        ),
+        (lambda: ns.encoding.pixel_order("x"), "count must be a whole number of pixels, got 'x'"),
+        (lambda: ns.Neuron(3), r"Neuron takes a function \(current, mem, .*, got 3"),
+        (lambda: ns.Spiking(3), r"neuron must be a function \(current, \*states, .*, got 3"),
+        (lambda: ns.record(3), "net must be a torch.nn.Module to be recorded, got int"),
+        (lambda: ns.spike_layer(3, ns.LIF(0.9), DATA), "linear must be a layer, got 3"),
+        (lambda: ns.spike_layer(ns.SpikeLinear(3, 2), 4, DATA), "neurons must be a layer, got 4"),
+        (lambda: ns.load_model(3), "path must be that of a checkpoint's file, got 3"),
+        (lambda: trainer(penalty=3), "penalty must be a function of the spikes by .*, got int"),
+        (lambda: trainer(on_output="x"), "on_output must be True or False, got 'x'"),
+        (lambda: trainer().evaluate(3), "evaluate's batches must be batches .*, got int"),
+        (lambda: fit(run=3), "run must be the path of a folder, a Run, or None, got 3"),
+        (lambda: fit(resume="x"), "resume must be True or False, got 'x'"),
+        (lambda: fit(on_record=3), "on_record must be a function of a record, .*, got int"),
+    ],
+)
+def test_what_a_function_cannot_take_is_refused_by_the_name_of_the_argument(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 def test_a_backend_that_this_version_lacks(monkeypatch):

@@ -43,6 +43,7 @@ from .intensities import (
     check,
     check_finite,
     check_latency,
+    check_number,
     check_probability,
     check_range,
     is_whole,
@@ -110,6 +111,13 @@ def rate(
     """
     num_steps = check(data, num_steps)
     dtype = spikes_format("rate", data, dtype)
+    check_number("rate", "gain", gain)
+    check_number("rate", "offset", offset)
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"rate got generator={generator!r}; it must be a torch.Generator, or None for torch's "
+            "global one"
+        )
     if generator is not None and not same_device(generator.device, data.device):
         raise ValueError(
             f"rate got a generator on {generator.device} for data on {data.device}; the draws are "
@@ -215,6 +223,7 @@ def delta(
     positive and finite.
     """
     steps = check(data, 1 if num_steps is None else num_steps)
+    check_number("delta", "threshold", threshold)
     if not 0 < threshold < math.inf:
         raise ValueError(
             f"delta got threshold={threshold}; it must be positive and finite: 0.1 is the default"

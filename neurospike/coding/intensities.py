@@ -5,7 +5,7 @@ Some depend on what the data hold, and make a CUDA device wait; see `can_look`.
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -54,6 +54,13 @@ def same_device(one: torch.device, other: torch.device) -> bool:
 def is_whole(value: object) -> bool:
     """True for an integer of Python or NumPy."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_number(name: str, option: str, value: object) -> None:
+    """Raise TypeError for an option of a code that is no number."""
+    is_number = isinstance(value, (Real, Tensor, torch.SymFloat))
+    if isinstance(value, bool) or not is_number:
+        raise TypeError(f"{name} got {option}={value!r}; it must be a number")
 
 
 def check(data: Tensor, num_steps: int) -> int:
@@ -152,6 +159,9 @@ def check_latency(curve: str, threshold: float, subthreshold: str, tau: float | 
         raise ValueError(f"latency got curve={curve!r}; use 'linear' or 'logarithmic'")
     if subthreshold not in ("silent", "last"):
         raise ValueError(f"latency got subthreshold={subthreshold!r}; use 'silent' or 'last'")
+    check_number("latency", "threshold", threshold)
+    if tau is not None:
+        check_number("latency", "tau", tau)
     if not 0 <= threshold < 1 or (threshold == 0 and curve == "logarithmic"):
         wanted = "[0, 1)" if curve == "linear" else "(0, 1)"
         raise ValueError(

@@ -63,9 +63,11 @@ def pixel_order(count: int, permute: int | None = None) -> Tensor:
     What was read comes back into its place by the inverse, `order.argsort()`. A permuted order is
     that of `numpy.random.RandomState(permute).permutation(count)`.
 
-    Errors: `TypeError` for a seed that is no whole number, `ValueError` for one outside 0 to
-    2**32 - 1.
+    Errors: `TypeError` for a count or a seed that is no whole number, `ValueError` for a seed
+    outside 0 to 2**32 - 1.
     """
+    if not is_whole(count):
+        raise TypeError(f"count must be a whole number of pixels, got {count!r}")
     if permute is None:
         return torch.from_numpy(np.arange(count))
     if not is_whole(permute):

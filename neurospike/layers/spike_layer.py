@@ -56,6 +56,9 @@ def spike_layer(
     Returns:
         `(spikes [T, B, N], mem [B, N])`.
     """
+    for name, layer in (("linear", linear), ("neurons", neurons)):
+        if not callable(layer):
+            raise TypeError(f"{name} must be a layer, got {layer!r}")
     if lengths is not None:
         return neurons(linear(spikes), mem, lengths=lengths)
     row = _row(linear, neurons, spikes, mem)

@@ -83,6 +83,11 @@ class Spiking(_Neuron):
     ) -> None:
         super().__init__()
         self.batch_first = check_flag("batch_first", batch_first)
+        if not callable(neuron) or not hasattr(neuron, "__name__"):
+            raise TypeError(
+                "neuron must be a function (current, *states, *parameters) to (spike, *new_states),"
+                f" got {neuron!r}"
+            )
         chosen = resolve(surrogate)
         self.name = neuron.__name__
         self.surrogate, self.grad_window = chosen, grad_window

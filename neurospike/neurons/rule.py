@@ -44,7 +44,7 @@ class Neuron:
             parameters.
 
     Raises:
-        TypeError: three functions, as version 0.1 took them.
+        TypeError: no function, or three of them, as version 0.1 took them.
     """
 
     def __init__(self, step: Callable[..., Any] | None = None, *others: Any, **named: Any) -> None:
@@ -53,6 +53,11 @@ class Neuron:
                 "Neuron takes one function, whose gradient is derived: write charge and settle as "
                 "def step(current, mem, beta, threshold): v = ...; spike = fire(v - threshold); "
                 "return spike, v * (1.0 - spike); and leave out step_vjp"
+            )
+        if not callable(step):
+            raise TypeError(
+                "Neuron takes a function (current, mem, beta, threshold) to (spike, mem), got "
+                f"{step!r}"
             )
         self.step: Callable[..., Any] = step
 

@@ -60,6 +60,12 @@ def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> N
         raise TypeError(f"scheduler must have a method step(), got {name_of(scheduler)}")
 
 
+def check_callable(name: str, one: Any, takes: str) -> None:
+    """Raise TypeError unless it is None or a function of what it `takes`."""
+    if one is not None and (isinstance(one, type) or not callable(one)):
+        raise TypeError(f"{name} must be a function of {takes}, or None, got {name_of(one)}")
+
+
 def check_ema(ema: Any) -> None:
     """Raise TypeError or ValueError unless it is a decay from 0 to below 1."""
     if isinstance(ema, bool) or not isinstance(ema, (int, float)):
@@ -116,13 +122,18 @@ def check_measures(measures: Any) -> dict[str, Any]:
     return dict(measures)
 
 
-def check_source(name: str, batches: Any, world: int) -> None:
-    """Raise TypeError or ValueError for what no epoch after epoch can be drawn from."""
+def check_batches(name: str, batches: Any) -> None:
+    """Raise TypeError for what is not even to be iterated."""
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise TypeError(
             f"{name} must be batches (inputs, targets), such as a DataLoader, got "
             f"{type(batches).__name__}"
         )
+
+
+def check_source(name: str, batches: Any, world: int) -> None:
+    """Raise TypeError or ValueError for what no epoch after epoch can be drawn from."""
+    check_batches(name, batches)
     if isinstance(batches, Iterator):
         raise TypeError(
             f"{name} is a {type(batches).__name__}, which is used up after one epoch: give a "

@@ -79,6 +79,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     # Here, because a package that is missing may not keep a checkpoint from being written.
     from neurospike.config.devices import choose_device
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a checkpoint's file, got {path!r}")
     path, device = Path(path), choose_device(map_location)
     try:
         # An open file and not the path: torch tries to *write* a folder given as a path.

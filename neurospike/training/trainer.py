@@ -6,6 +6,7 @@ of processes are the business of its `fabric` (`scale.py`).
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -17,9 +18,18 @@ from torch import Tensor, nn
 
 from neurospike.coding.intensities import can_look
 from neurospike.errors import CheckpointError, NeuroSpikeError
+from neurospike.ops.arguments import check_flag
 
 from .answering import Asker, Readout
-from .arguments import check_clip, check_counts, check_ema, check_measures, check_parts
+from .arguments import (
+    check_batches,
+    check_callable,
+    check_clip,
+    check_counts,
+    check_ema,
+    check_measures,
+    check_parts,
+)
 from .averaging import Average
 from .batch import Parts, parts_of
 from .checkpoint import load_checkpoint
@@ -130,7 +140,8 @@ class SNNTrainer:
         check_parts(model, optimizer, criterion, scheduler)
         check_ema(ema)
         check_clip(clip)
-        self.asker = Asker(model, readout, on_output)
+        check_callable("penalty", penalty, "the spikes by layer, {name: [T, B, *F]}")
+        self.asker = Asker(model, readout, check_flag("on_output", on_output))
         self.measures = check_measures(metrics)
         self.fabric = make_fabric(device, precision) if fabric is None else fabric
         self.device = self.fabric.device
@@ -138,7 +149,8 @@ class SNNTrainer:
         self._optimizer = self.fabric.setup_optimizers(optimizer)
         self.model, self.optimizer = model, optimizer
         self.average = Average(model, ema) if ema else None
-        self.criterion, self.on_output, self.penalty = criterion, on_output, penalty
+        self.criterion, self.penalty = criterion, penalty
+        self.on_output = self.asker.on_output
         if isinstance(criterion, nn.Module):
             criterion.to(self.device)
         self.scheduler, self.clip = scheduler, clip
@@ -319,6 +331,7 @@ class SNNTrainer:
             NeuroSpikeError: the loss is NaN or infinite, there are no samples, or no label is a
                 class.
         """
+        check_batches("evaluate's batches", batches)
         self.model.eval()
         start_workers(batches, self.device)
         evaluation = Evaluation(name, self.device, self.measures)
@@ -375,6 +388,10 @@ class SNNTrainer:
         if epochs is None:
             raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
         check_counts(epochs=epochs, check_every=check_every, patience=patience)
+        check_callable("on_record", on_record, "a record, a dict")
+        resume = check_flag("resume", resume)
+        if not isinstance(run, (Run, str, os.PathLike, type(None))):
+            raise TypeError(f"run must be the path of a folder, a Run, or None, got {run!r}")
         epochs = int(epochs)  # of NumPy's, which no file takes
         options: dict[str, Any] = {
             "check_every": check_every,
