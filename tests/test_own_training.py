@@ -270,6 +270,14 @@ def test_labels_that_a_criterion_ignores_count_neither_as_right_nor_as_wrong():
         trainer.evaluate(none)
 
 
+def test_a_label_beyond_the_classes_is_told_beside_those_that_are_ignored():
+    x, labels = points(6)
+    labels[0], labels[1] = -100, CLASSES
+    told = rf"which are from \d to {CLASSES}, but must be 0 to {CLASSES - 1}: Target"
+    with pytest.raises(IndexError, match=told):
+        trainer_of(Logits).evaluate([(x, labels)])
+
+
 def test_to_give_the_most_frequent_label_is_to_guess_also_where_labels_are_ignored():
     labels = torch.tensor([0, 0, 1, -100, -100, -100])
     trainer = trainer_of(lambda: nn.Linear(4, 2))

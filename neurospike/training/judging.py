@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurospike.coding.losses import IGNORED
+
 from .answering import Activity, is_of_classes, takes
 from .plain import plain
 
@@ -112,7 +114,10 @@ def is_object(one: Any) -> bool:
 def _hint(given: Tensor, targets: Tensor) -> str:
     if not is_of_classes(given, targets) or not len(targets) or targets.device.type != "cpu":
         return ""
-    low, high, classes = int(targets.min()), int(targets.max()), given.shape[1]
+    labels = targets[targets != IGNORED]
+    if not len(labels):
+        return ""
+    low, high, classes = int(labels.min()), int(labels.max()), given.shape[1]
     if low >= 0 and high < classes:
         return ""
     return f", which are from {low} to {high}, but must be 0 to {classes - 1}"
