@@ -5,6 +5,8 @@ and returns scores `[B, C]` of which the greatest is the answer. Gradients flow 
 of them, so each can be trained through. Scores are float32, or float64 of float64: the 16-bit
 formats, in which spikes come out of autocast, cannot tell counts or times above 256 apart.
 
+What is not floating-point `[T, B, C]` of at least one step is refused with TypeError or ValueError.
+
 With `lengths`, int64 `[B]` as of `neurospike.lif`, a sample's scores are those of its own steps
 alone, as if it were read on its own; a sample of no steps scores 0.
 

@@ -60,6 +60,14 @@ class Sequential(nn.Sequential):
     same, so that what is given is transposed once, not at every layer; a network in a network
     follows the outermost. Layers with `batch_first=True` of their own are refused in a network
     without.
+
+    Args:
+        layers: modules in their order, or one `OrderedDict` of them by name, as of `nn.Sequential`.
+        batch_first: take and give `[B, T, *F]`; states stay `[B, *F]`.
+
+    Raises:
+        TypeError, ValueError: a layer that loses track of time, or that has the batch first in a
+            network that has not.
     """
 
     carries_state = True
@@ -85,7 +93,7 @@ class Sequential(nn.Sequential):
         super().__setattr__(name, value)
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Insert a layer at a place; raises as `add_module` does."""
+        """Insert a layer at a place; raises as the constructor does."""
         _check_layer(str(index), module, self.batch_first)
         super().insert(index, module)
         return self

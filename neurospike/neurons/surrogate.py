@@ -14,6 +14,9 @@ function of your own in the same style (arithmetic, comparison, and the names `e
 
 Numbers that it reads from outside are those of the moment when the layer is made. A function that
 not every backend can run is refused then, with the line and what to write instead.
+
+The built-in ones take positive finite numbers, in units of the membrane or its inverse, and raise
+ValueError for anything else.
 """
 
 import inspect
