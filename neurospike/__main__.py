@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         known, flags = parser.parse_known_args(words)
         name, said = known.mode, f"--mode {known.mode}"
     name = OTHER_WORDS.get(name, name)
-    if name not in MODULES and {"-h", "--help"} & set(flags):
-        print(USAGE)
-        return 0
     return guarded(lambda: _run(name, said, flags))
 
 
 def _run(name: str | None, said: str, flags: list[str]) -> int:
+    if name not in MODULES and {"-h", "--help"} & set(flags):
+        print(USAGE)
+        return 0
     if name is None:
         raise ConfigError(f"no command was named; there are {', '.join(MODULES)}")
     if name not in MODULES:

@@ -144,7 +144,8 @@ def train(
             print(f"{backend} backend on {device}; the run is kept in {run.folder}", flush=True)
             if run.published is None:
                 print(f"that is not in the working folder: {PUBLISHED} stays as it is", flush=True)
-        with telling_who_is_gone(fabric, "its own lines say why; --resume goes on with the run"):
+        gone = telling_who_is_gone(fabric, "its own lines say why; --resume goes on with the run")
+        with gone, _output_closed(run):
             tested = _train_and_test(config, data, model, fabric, run, state)
         leave(fabric)
         return tested
@@ -236,6 +237,20 @@ def _train_and_test(
             board.close()
     with _interrupted_after_training(run):
         return _test(config, data, model, trainer, batches, held_out, run)
+
+
+@contextmanager
+def _output_closed(run: Run | None) -> Iterator[None]:
+    """Say how a run goes on that ended because nobody reads its lines any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        if run is None:
+            raise
+        raise NeuroSpikeError(
+            "the run ended because what read its output has gone; "
+            f"--resume {run.folder} goes on with it"
+        ) from None
 
 
 @contextmanager

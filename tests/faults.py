@@ -412,7 +412,7 @@ TABLE = [
     (disk_becomes_read_only, 2, "last.pth: cannot write the checkpoint: Read-only file system"),
     (metrics_cannot_be_written, 2, "No space left on device: 'new/metrics.jsonl'"),
     (pictures_cannot_be_written, 0, ""),
-    (nobody_reads_the_output, 2, "Broken pipe"),
+    (nobody_reads_the_output, 2, "what read its output has gone; --resume new goes on with it"),
     (last_is_cut_off, 0, "last.pth: damaged, or not a NeuroSpike checkpoint"),
     (last_has_a_flipped_bit, 0, "last.pth: damaged, or not a NeuroSpike checkpoint"),
     (last_is_empty, 0, "last.pth: damaged, or not a NeuroSpike checkpoint"),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,69 @@ def test_bugs_keep_their_traceback():
 
     with pytest.raises(ValueError, match="a bug"):
         cli.guarded(job)
+
+
+@contextmanager
+def unread(patch, *names):
+    """Let standard streams have no reader any more, as stdout has behind `| head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Closing it writes what is left, as Python does at its end, so that has to be possible.
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        for name in names:
+            patch.setattr(sys, name, stream)
+        yield
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_command_whose_output_nobody_reads_ends_quietly(monkeypatch, capfd, flush):
+    def job():
+        sys.stdout.write("a line\n")
+        if flush:
+            sys.stdout.flush()
+        return 0
+
+    with unread(monkeypatch, "stdout"):
+        assert cli.guarded(job) == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["live", "--help"]])
+def test_help_that_nobody_reads_ends_quietly(monkeypatch, capfd, argv):
+    with unread(monkeypatch, "stdout"):
+        assert modes.main(argv) == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("names", [["stdout"], ["stdout", "stderr"]])
+def test_an_error_keeps_its_exit_code_where_nobody_reads(monkeypatch, capfd, names):
+    def job():
+        sys.stdout.write("a line\n")
+        raise NeuroSpikeError("the reason")
+
+    with unread(monkeypatch, *names):
+        assert cli.guarded(job) == 2
+    assert capfd.readouterr().err == ("" if "stderr" in names else "error: the reason\n")
+
+
+def test_what_cannot_be_printed_is_an_error(monkeypatch, capfd):
+    with open(os.devnull, "w", encoding="utf-8") as target:  # noqa: PTH123
+
+        class Full(io.StringIO):
+            def flush(self):
+                raise OSError(28, "No space left on device")
+
+            def fileno(self):
+                return target.fileno()
+
+        monkeypatch.setattr(sys, "stdout", Full())
+        assert cli.guarded(lambda: 0) == 2
+    assert capfd.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_command_works_with_its_output_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.guarded(lambda: 0) == 0
 
 
 def test_what_a_code_page_lacks_is_printed_as_an_escape(monkeypatch):

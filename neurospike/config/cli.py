@@ -1,6 +1,7 @@
 """What the commands share: flags made from the configuration, and errors told in a line."""
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from neurospike.errors import ConfigError, NeuroSpikeError
 
 from .words import nearest_key
 
+NOBODY_READS = 141  # exit code: 128 and the number of SIGPIPE
 # Keys of a section that are also flags by their last name alone.
 SHORT = (
     "training.epochs",
@@ -54,17 +56,56 @@ def guarded(job: Callable[[], int]) -> int:
     """Run a command: its exit code, 2 after an error of the user's, 130 after Ctrl-C.
 
     Such errors are one or two lines on stderr. Any other exception is a bug of ours and keeps
-    its traceback.
+    its traceback. A command whose output nobody reads any more, as behind `| head`, ends without a
+    word and with 141, which a shell tells of programs that the signal SIGPIPE ended.
     """
     with _printable():
         try:
-            return job()
+            return _written_out(job)
+        except BrokenPipeError:
+            code = NOBODY_READS
         except (NeuroSpikeError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            code = 2
+            _tell(f"error: {error}")
         except KeyboardInterrupt as interrupt:
-            print(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
-            return 130
+            code = 130
+            _tell(f"interrupted{f'; {interrupt}' if interrupt.args else ''}")
+        _drop_unwritten()
+        return code
+
+
+def _written_out(job: Callable[[], int]) -> int:
+    """Run a command, and write what it printed while a failure to do so can still be told."""
+    try:
+        code = job()
+    except SystemExit:  # after --help
+        _flush()
+        raise
+    _flush()
+    return code
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None where a shell closed it
+        sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    """Print a line on stderr, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _drop_unwritten() -> None:
+    """Send nowhere what an output still holds and cannot be written: Python tries at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
