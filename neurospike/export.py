@@ -25,6 +25,7 @@ from neurospike.interchange.graphs import (
     PACKAGES,
     as_onnx,
     as_pt2,
+    own_randomness,
     program_of,
     require,
 )
@@ -124,8 +125,8 @@ def export_model(
         content, run = as_onnx(model, example, {}, _AXES, **names)
     else:
         content, run = as_pt2(model, example, {}, _AXES)
-    torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), own_randomness():
+        torch.manual_seed(0)
         expected = model(pictures)
         torch.manual_seed(0)
         (found,) = run(pictures)

@@ -1,5 +1,6 @@
 """A network of one's own leaves the library: torch.onnx.export, torch.export, `ns.to_onnx`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import neurospike as ns
-from neurospike.errors import BackendError, CheckpointError, MissingDependencyError, NeuroSpikeError
+from neurospike.config.cli import check_target
+from neurospike.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    MissingDependencyError,
+    NeuroSpikeError,
+)
 from neurospike.formulas import detach, exp, fire, heaviside, minimum, where
 from neurospike.ops import decomposed
 
@@ -319,12 +327,87 @@ def test_what_is_wrong_with_a_sample_is_said(tmp_path):
         ),
         (x[:, :1], {}, r"\(5, 1, 8\) has 1 along its open axis 1 'batch'"),
         (x[0], {"axes": {2: "time"}}, r"axis 2 'time' of a tensor \(3, 8\), which has 2 axes"),
+        (x, {"axes": {-4: "time"}}, r"axis -4 'time' of a tensor \(5, 3, 8\), which has 3 axes"),
+        (x[:, :1], {"axes": {-2: "batch"}}, "has 1 along its open axis -2 'batch'"),
+        (x, {"axes": [0, 1]}, r"of a tensor \(5, 3, 8\) must be the numbers .* got \[0, 1\]"),
+        (x, {"axes": {0: 0}}, r"with their names, such as \{0: \"time\", .* got \{0: 0\}"),
+        (x, {"axes": ({0: "t"}, {0: "b"})}, r"axes has \(.*\) for 1 arguments or states; give a"),
+        (x, {"axes": ()}, r"axes has \(\) for 1 arguments"),
+        ((x, (x[0],)), {"axes": ({0: "t"}, {0: "b"})}, r"axes has \{0: 'b'\} for 1 arguments"),
     ):
         with pytest.raises(ValueError, match=expected):
             ns.to_pt2(net, tmp_path / "f", sample, **options)
     with pytest.raises(CheckpointError, match="cannot write the file"):
         ns.to_pt2(ns.LIF(0.9), tmp_path, x)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
+        ns.to_pt2(ns.LIF(0.9), tmp_path / "f", x, steps=3)
     assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_what_onnx_lacks_is_said_of_a_sample(tmp_path):
+    with pytest.raises(ValueError, match="bfloat16, which onnxruntime does not compute with"):
+        ns.to_onnx(ns.LIF(0.9).bfloat16(), tmp_path / "f", torch.rand(5, 3, 8).bfloat16())
+    with pytest.raises(TypeError, match=r"got torch\.uint8; convert it with"):
+        ns.to_onnx(ns.LIF(0.9), tmp_path / "f", torch.ones(5, 3, 8, dtype=torch.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_axes_count_from_the_last_one_too(tmp_path):
+    net, path = ns.LIF(0.9), tmp_path / "net.pt2"
+    ns.to_pt2(net, path, torch.rand(5, 3, 8), axes={-3: "time", -2: "batch"})
+    x = 3 * torch.rand(9, 1, 8)
+    assert all(same(torch.export.load(path).module()(x), net(x)))
+
+
+@needs_onnx
+@pytest.mark.parametrize("named", ["by text", "by Dim"])
+def test_axes_of_onnx_have_their_names_however_they_are_given(tmp_path, named):
+    x, path = torch.rand(5, 3, 8), tmp_path / "net.onnx"
+    dims = {-3: torch.export.Dim("time", min=2), -2: torch.export.Dim("batch", min=2)}
+    ns.to_onnx(ns.LIF(0.9), path, x, axes={-3: "time", -2: "batch"} if named == "by text" else dims)
+    found, session = answers(path, x[:4, :2])
+    assert session.get_inputs()[0].shape == ["time", "batch", 8]
+    assert all(same(found, ns.LIF(0.9)(x[:4, :2])))
+
+
+def test_an_export_leaves_the_random_state_as_it_is(tmp_path):
+    torch.manual_seed(7)
+    x, state = torch.rand(5, 3, 8), torch.get_rng_state()
+    ns.to_pt2(ns.LIF(0.9), tmp_path / "net.pt2", x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Strange(nn.Module):
+    """Returns an infinity and a NaN, and with `fickle` other numbers beside them in the file."""
+
+    def __init__(self, fickle=False):
+        super().__init__()
+        self.fickle = fickle
+
+    def forward(self, x):
+        beside = x + 1 if self.fickle and torch.compiler.is_exporting() else x
+        strange = torch.tensor([torch.inf, -torch.inf, torch.nan]).to(x)
+        return torch.cat([strange.expand(*x.shape[:2], 3), beside], -1), x > 0
+
+
+def test_what_is_not_finite_is_compared_as_it_is(tmp_path):
+    x = torch.rand(2, 3, 4)
+    written = ns.to_pt2(Strange(), tmp_path / "net.pt2", x)
+    assert (written.alike, written.numbers, written.largest_difference) == (66, 66, 0.0)
+    with pytest.raises(NeuroSpikeError, match=r"of 66 numbers .* what was exported gives 42; a"):
+        ns.to_pt2(Strange(fickle=True), tmp_path / "net.pt2", x)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe.pt2"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=r"--out: .* is a device or a pipe; name a file"):
+        check_target("--out", str(path))
+    with pytest.raises(CheckpointError, match="it is a device or a pipe; name a file"):
+        ns.to_pt2(ns.LIF(0.9), path, torch.rand(5, 3, 8))
+    assert path.is_fifo()
 
 
 def test_torch_func_of_what_has_none_says_what_has(fused):

@@ -131,6 +131,8 @@ def check_target(flag: str, path: str) -> None:
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     if Path(path).is_dir() or path.endswith(("/", os.sep)):
         raise ConfigError(f"{flag}: {path} is a folder; name a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{flag}: {path} is a device or a pipe; name a file")
     if not folder.is_dir():
         raise ConfigError(f"{flag}: {path}: cannot write the file: {folder} is not a folder")
     if not os.access(folder, os.W_OK):

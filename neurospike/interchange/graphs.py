@@ -8,7 +8,7 @@ there stays until then.
 import importlib
 import io
 import logging
-import re
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurospike.errors import MissingDependencyError, NeuroSpikeError
-from neurospike.models.network import WHOLE, SpikingNetwork
-from neurospike.training.checkpoint import replace_file
+from neurospike.training.checkpoint import check_replaceable, replace_file
+
+from .axes import Axes, axes_of, name_axes
 
 LEAST_ALIKE = 0.99  # a sum rounded another way may tip a spike, and what follows from it
 CLOSE = 1e-4  # of the largest number of an output
@@ -55,7 +56,6 @@ class Exported(NamedTuple):
     run: Callable[..., list[Tensor]]
 
 
-Axes = Any  # {axis: name} for the first argument, or a tuple with one such entry per argument
 Sample = Tensor | tuple[Any, ...]
 
 
@@ -79,16 +79,18 @@ def to_onnx(
             every axis that is left open.
         axes: names of the axes whose length the file leaves open, `{axis: name}` for the first
             argument, or as torch's `dynamic_shapes` a tuple with an entry for each argument, in
-            which None closes all. Default: `"batch"`, axis 1 of `[T, B, *F]`, and axis 0 of
-            pictures, with `num_steps`, and of a network with `batch_first = True`. One of your own
-            whose layers have that needs the attribute too, or axes.
+            which None closes all. Axes below 0 count from the last one. Default: `"batch"`, axis 1
+            of `[T, B, *F]`, and axis 0 of pictures, with `num_steps`, and of a network with
+            `batch_first = True`. One of your own whose layers have that needs the attribute too,
+            or axes.
         options: keyword arguments of the call. Numbers are fixed in the file.
 
     Raises:
-        ValueError: no default for the axes of so many arguments; 1 along an open axis.
+        ValueError: no default for the axes of so many arguments; axes that the sample does not
+            have; 1 along an open axis; bfloat16 as ONNX.
         MissingDependencyError: without onnx, onnxscript and onnxruntime.
         NeuroSpikeError: the file answers otherwise, as that of a network which draws at random.
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, as where a folder or a device is.
     """
     return _written(as_onnx, net, path, sample, axes, options)
 
@@ -120,6 +122,11 @@ def as_onnx(
     for package in PACKAGES:
         require(package)
     runtime = require("onnxruntime")
+    if any(one.dtype == torch.bfloat16 for one in tensors_of((arguments, options))):
+        raise ValueError(
+            "the sample is bfloat16, which onnxruntime does not compute with on a CPU; export the "
+            "network in float32, or by to_pt2"
+        )
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _quiet():
@@ -134,7 +141,7 @@ def as_onnx(
         )
     assert program is not None
     proto = program.model_proto
-    _name_axes(proto.graph, _axes_of_tensors((*arguments, *options.values()), axes))
+    name_axes(proto.graph, (*arguments, *options.values()), axes)
     content = proto.SerializeToString()
 
     def run(*arguments: Any, **options: Any) -> list[Tensor]:
@@ -148,30 +155,6 @@ def as_onnx(
         return [torch.from_numpy(one).to(given[0].device) for one in session.run(None, feed)]
 
     return Exported(content, run)
-
-
-def _axes_of_tensors(values: Any, axes: Any) -> list[dict[int, str]]:
-    """Return the open axes of each tensor among arguments, in order."""
-    if isinstance(values, Tensor):
-        return [axes or {}]
-    if not isinstance(values, (tuple, list)):
-        return []
-    each = [None] * len(values) if axes is None else axes
-    return [one for pair in zip(values, each) for one in _axes_of_tensors(*pair)]
-
-
-def _name_axes(graph: Any, each: list[dict[int, str]]) -> None:
-    """Give open axes their names where torch made some up, `s34`, as beside keyword arguments."""
-    names = {}
-    for value, axes in zip(graph.input, each):
-        for axis, name in axes.items():
-            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
-    made_up = "|".join(re.escape(one) for one in names if one)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if made_up and axis.dim_param:  # a name, or a formula of it
-                pattern = rf"\b({made_up})\b"
-                axis.dim_param = re.sub(pattern, lambda found: names[found[0]], axis.dim_param)
 
 
 def as_pt2(
@@ -215,11 +198,13 @@ def _written(
     options: dict[str, Any],
 ) -> Written:
     arguments = sample if isinstance(sample, tuple) else (sample,)
-    shapes = _axes_of(net, arguments, options, axes)
-    with torch.no_grad(), _evaluating(net):
-        exported = form(net, arguments, options, shapes)
+    shapes = axes_of(net, arguments, options, axes)
+    check_replaceable(Path(path))
+    with torch.no_grad(), _evaluating(net), own_randomness():
         torch.manual_seed(0)
+        # First, because what is wrong with the call is told more plainly than by an export.
         wanted = tensors_of(net(*arguments, **options))
+        exported = form(net, arguments, options, shapes)
         torch.manual_seed(0)
         found = exported.run(*arguments, **options)
     result = _compared(str(path), len(exported.content), wanted, found)
@@ -236,56 +221,27 @@ def _written(
 def _compared(path: str, size: int, wanted: list[Tensor], found: list[Tensor]) -> Written:
     alike, largest = 0, 0.0
     for one, other in zip(wanted, found, strict=True):
-        difference = (one.double() - other.double()).abs()
+        difference = _difference(one.double(), other.double())
         if difference.numel():
-            near = CLOSE * max(1.0, float(one.abs().max()))
+            finite = one.double().nan_to_num(0, 0, 0)
+            near = CLOSE * max(1.0, float(finite.abs().max()))
             alike += int((difference <= near).sum())
             largest = max(largest, float(difference.max()))
     return Written(path, size, sum(one.numel() for one in wanted), alike, largest)
 
 
-def _axes_of(
-    net: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], axes: Axes
-) -> tuple[Any, ...]:
-    """Return the open axes of each argument and option, and see that the sample suits them."""
-    if isinstance(axes, tuple):
-        each = axes
-    elif len(arguments) == 1:
-        is_picture = isinstance(net, SpikingNetwork) and net.encoding in WHOLE
-        is_first = is_picture or "num_steps" in options or getattr(net, "batch_first", False)
-        batch = 0 if is_first else 1
-        each = ({batch: "batch"} if axes is None else axes,)
-    else:
-        raise ValueError(
-            f"the sample has {len(arguments)} arguments, of which axes must say what each leaves "
-            'open: axes=({1: "batch"}, ({0: "batch"},)) for a sequence [T, B, *F] and one state '
-            "[B, *F], None for an argument that is closed"
-        )
-    if len(each) == len(arguments):
-        of_batch = {0: "batch"}  # of lengths [B]
-        each += tuple(of_batch if isinstance(o, Tensor) else None for o in options.values())
-    _check_open(arguments + tuple(options.values()), each)
-    return each
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """Return how far numbers are apart: 0 for the same infinity and for two NaN."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    return (one - other).abs().nan_to_num(math.inf, math.inf).masked_fill(same, 0)
 
 
-def _check_open(values: Any, axes: Any) -> None:
-    """Raise ValueError for a sample that is 1 long where the length is left open."""
-    if isinstance(values, Tensor):
-        for axis, name in (axes or {}).items():
-            if axis >= values.dim():
-                raise ValueError(
-                    f"axes names axis {axis} {name!r} of a tensor {tuple(values.shape)}, which has "
-                    f"{values.dim()} axes"
-                )
-            if values.shape[axis] < 2:
-                raise ValueError(
-                    f"the sample {tuple(values.shape)} has {values.shape[axis]} along its open "
-                    f"axis {axis} {name!r}, which torch.export would take for a fixed length; give "
-                    "a sample with 2 or more there"
-                )
-    elif isinstance(values, (tuple, list)) and axes is not None:
-        for one, its_axes in zip(values, axes):
-            _check_open(one, its_axes)
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave torch's random state as it is found."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
 
 
 @contextmanager

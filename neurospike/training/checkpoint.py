@@ -8,6 +8,7 @@ disk would become a weight.
 import os
 import pickle
 import shutil
+import stat
 import sys
 import time
 import warnings
@@ -67,6 +68,17 @@ def copy_checkpoint(source: str | Path, target: str | Path) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write any file with the same guarantee. Raises CheckpointError."""
     _replace(path, lambda file: file.write(content), "file")
+
+
+def check_replaceable(path: Path, what: str = "file") -> None:
+    """Raise CheckpointError where a folder, a device or a pipe is, in whose place no file comes."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # mostly none is there; what else it is will be told by writing
+        return
+    if not stat.S_ISREG(mode):
+        kind = "Is a directory" if stat.S_ISDIR(mode) else "it is a device or a pipe; name a file"
+        raise CheckpointError(f"{path}: cannot write the {what}: {kind}")
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -163,6 +175,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "checkpoint") -> None:
+    check_replaceable(path, what)
     # In the same folder, because a rename is only atomic within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
