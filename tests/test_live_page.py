@@ -4,16 +4,23 @@ How long the page takes is measured by `python -m benchmarks.live_page`.
 """
 
 import base64
+import contextlib
 import io
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from live_server import serving, small_network
+from live_server import ROOT, serving, small_network
 from mnist import mnist_root
 from PIL import Image
 from strokes import HANDS
@@ -125,6 +132,83 @@ def test_over_http(address):
     other = urllib.request.Request(address, headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(other, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["", "/_nicegui_ws/socket.io/?EIO=4&transport=polling"])
+@pytest.mark.parametrize(
+    ("origin", "host", "code"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", 200),  # a tunnel has another port than ours
+        ("http://LOCALHOST:8080", "localhost:8080", 200),
+        ("http://localhost:9000", "localhost:8080", 403),  # another program of this machine
+        ("http://attacker.example", "127.0.0.1:8080", 403),
+        ("null", "127.0.0.1:8080", 403),  # a file, or a frame that has no rights
+        ("http://[", "127.0.0.1:8080", 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(address, path, origin, host, code):
+    asked = urllib.request.Request(address + path, headers={"Origin": origin, "Host": host})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            assert reply.status == code
+    except urllib.error.HTTPError as error:
+        assert (error.code, error.read()) == (code, b"Invalid origin header")
+
+
+def test_a_web_socket_of_another_site_is_refused(address):
+    host = address.removeprefix("http://")
+    for origin, expected in (("http://attacker.example", b" 403 "), (address, b" 101 ")):
+        with socket.create_connection(host.split(":"), timeout=60) as connection:
+            connection.sendall(
+                "GET /_nicegui_ws/socket.io/?EIO=4&transport=websocket HTTP/1.1\r\n"
+                f"Host: {host}\r\nOrigin: {origin}\r\nConnection: Upgrade\r\n"
+                "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+            )
+            assert expected in connection.recv(1000).splitlines()[0]
+
+
+def test_ctrl_c_ends_an_upload_that_does_not_end(network):
+    # Closed once the server has ended, as `serving` sees.
+    with socket.socket() as connection, serving("--model_path", network) as url:
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            target = re.search(rb"/_nicegui/client/[\w-]+/upload/\d+", reply.read())[0].decode()
+        host = url.removeprefix("http://")
+        name, port = host.split(":")
+        connection.connect((name, int(port)))
+        connection.sendall(
+            f"POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9000\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode()
+        )
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            assert reply.status == 200
+
+
+def test_the_page_is_there_where_nobody_reads_its_address(network):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = ["--no_browser", f"--port={port}", f"--model_path={network}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neurospike.live", *argv],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60).close()
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)  # it tells its address once it can be reached
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def test_twenty_digits_of_two_hands(visit, address):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"  # this machine's own browsers only
 PORT = 8080
+LAST = 8  # seconds in which requests under way may end after Ctrl-C; a browser's wait takes 4
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
     '<rect width="32" height="32" rx="7" fill="#0b1020"/>'
@@ -120,6 +122,7 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
     from nicegui import app, background_tasks, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from .origins import OwnOrigin
     from .page import add_page
 
     # What is slow only once is done before the first visitor would have to wait for it.
@@ -129,7 +132,9 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
     add_page(live)
     # Else another site's page could point its own name at this machine, and come in.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app.add_middleware(OwnOrigin)
     app.on_startup(lambda: background_tasks.create(_announce(port)))
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     ui.run(
         host=HOST,
         port=port,
@@ -139,7 +144,14 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
         reload=False,
         tailwind=False,
         show_welcome_message=False,
+        timeout_graceful_shutdown=LAST,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Pass what uvicorn logs, but for the requests that it cuts off after Ctrl-C."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, asyncio.CancelledError) or "graceful shutdown" in str(record.msg))
 
 
 async def _announce(port: int) -> None:
@@ -152,7 +164,8 @@ async def _announce(port: int) -> None:
             continue
         connection.close()
         break
-    print(f"open http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
+    with contextlib.suppress(OSError):  # the page is there, whoever reads this
+        print(f"open http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
 
 
 if __name__ == "__main__":
