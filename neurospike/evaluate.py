@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from neurospike.training.loading import MODEL, Trained, load_trained
 from neurospike.training.trainer import BatchSource
 
 BATCH = 500  # pictures; the result does not depend on it
-COLUMN = 8  # letters of a class's name above a column
+COLUMN = 8  # cells of a terminal for a class's name above a column
 COUNTED = 500  # pictures on which operations are counted
 
 
@@ -188,21 +189,9 @@ def _parser(prog: str) -> Parser:
 
 
 def _text(result: dict[str, Any], metrics: Metrics) -> str:
-    classes = result["classes"]
-    wide = max(len("label"), *map(len, classes))
-    # Above a column there is room for few letters.
-    short = [name if len(name) <= COLUMN else f"{name[: COLUMN - 1]}." for name in classes]
-    numbers = [n for row in metrics.confusion for n in row]
-    width = max(len(str(n)) for n in (*short, *numbers))
-    answers = " ".join(f"{answer:>{width}}" for answer in short)
     # A note begins with the name of the data set.
     kind = "recording" if result["data"].startswith(RECORDED) else "picture"
-    lines = [result["data"], f"{kind}s that show a label (row), by what was answered (column):"]
-    lines.append(f"{'label':{wide}}  accuracy  {answers}")
-    rows = zip(classes, metrics.confusion, metrics.class_accuracy, strict=True)
-    for label, row, share in rows:
-        shown = "      -" if share is None else f"{share:7.2%}"
-        lines.append(f"{label:>{wide}}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
+    lines = [result["data"], *_table(result["classes"], metrics, kind)]
     for name, layer in metrics.activity.items():
         lines.append(
             f"{name}: {layer.rate:.4f} spikes per neuron and time step, {layer.dead:.1%} of the "
@@ -233,6 +222,39 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
     lines.append(f"loss {metrics.loss:.4f}, {metrics.samples_per_second:,.0f} samples/s")
     lines.append(f"test accuracy: {metrics.accuracy:.2%}")
     return "\n".join(lines)
+
+
+def _table(classes: Sequence[str], metrics: Metrics, kind: str) -> list[str]:
+    """Return how often each class was answered with each; numbers head columns for long names."""
+    heads, labels, by = list(classes), list(classes), "by what was answered (column)"
+    if max(map(_cells, classes)) > COLUMN:
+        by = "by the number of what was answered (column)"
+        heads = [str(number) for number in range(len(classes))]
+        labels = [f"{number:>{len(heads[-1])}} {name}" for number, name in enumerate(classes)]
+    wide = max(len("label"), *map(_cells, labels))
+    counts = [str(n) for row in metrics.confusion for n in row]
+    width = max(map(_cells, (*heads, *counts)))
+    lines = [f"{kind}s that show a label (row), {by}:"]
+    lines.append(f"{'label':{wide}}  accuracy  " + " ".join(_padded(one, width) for one in heads))
+    rows = zip(labels, metrics.confusion, metrics.class_accuracy, strict=True)
+    for label, row, share in rows:
+        shown = "      -" if share is None else f"{share:7.2%}"
+        # Numbers stand below each other, and so do the ends of names alone.
+        name = _padded(label, wide, left=labels != heads)
+        lines.append(f"{name}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
+    return lines
+
+
+def _padded(text: str, width: int, *, left: bool = False) -> str:
+    """Fill a text up to so many cells, behind it where it stands on the left."""
+    space = " " * (width - _cells(text))
+    return text + space if left else space + text
+
+
+def _cells(text: str) -> int:
+    """Return the cells of a terminal that a text takes: two per Chinese sign, none for accents."""
+    marks = sum(bool(unicodedata.combining(sign)) for sign in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
 
 
 if __name__ == "__main__":

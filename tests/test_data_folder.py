@@ -290,6 +290,24 @@ def test_trained_resumed_evaluated_and_predicted(
     )
 
 
+def test_the_table_of_long_or_wide_names_tells_them_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = ["strawberry_red", "strawberry_wild", "\u732b", "cafe\u0301"]
+    fill(tmp_path / "own", 5, {name: (60 * k, 0, 0) for k, name in enumerate(names)})
+    argv = ["--dataset=folder", "--data_path=own", "--pictures.size=8", "--epochs=1"]
+    assert train.main([*argv, "--run_dir=out", *SMALL]) == 0
+    capsys.readouterr()
+    assert evaluate.main(["--no_pictures", "--model_path=out/checkpoints/best_model.pth"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(k for k, line in enumerate(lines) if line.startswith("label "))
+    assert lines[header - 1].endswith("(row), by the number of what was answered (column):")
+    assert lines[header].split() == ["label", "accuracy", "0", "1", "2", "3"]
+    rows = [line[: line.index("%") - 6] for line in lines[header + 1 : header + 5]]
+    # The accent takes no cell of a terminal, the Chinese sign two.
+    order = ["cafe\u0301" + 11 * " ", "strawberry_red ", "strawberry_wild", "\u732b" + 13 * " "]
+    assert rows == [f"{k} {name}   " for k, name in enumerate(order)]
+
+
 def test_a_network_of_coloured_pictures_is_exported(trained_folder, monkeypatch, capsys):
     monkeypatch.chdir(trained_folder[0])
     assert export.main(["--out=net.pt2", "--backend=reference"]) == 0
