@@ -172,6 +172,46 @@ def test_membranes_show_level_threshold_and_spikes():
     assert draw_membranes(np.zeros((3, 0)), np.zeros((3, 0)), None, []).shape == (1, 1, 3)
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_membranes_that_are_not_finite_are_drawn_at_the_border(strange):
+    trace = np.array([[0.0, 0.5], [1.0, 0.5], [2.0, 0.5], [2.0, strange]], dtype=np.float32)
+    fired = np.zeros_like(trace)
+    image = draw_membranes(trace, fired, np.inf, [7, 8])
+    first, second = np.split(inside(image)[: len(image) - 2 * LINE, : 4 * 50], 2)
+    heights = [(second == LOW).all(-1)[:, step * 50 + 5].argmax() for step in range(4)]
+    assert heights[0] == heights[1] == heights[2]
+    assert (heights[3] < heights[0]) == (strange > 0)
+    assert (
+        first == inside(draw_membranes(trace[:, :1], fired, None, [7]))[: len(first), :200]
+    ).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_white(strange):
+    weights = np.array([[strange, 0.5], [0.25, -1.0]])
+    assert (draw_weights(weights) == draw_weights(np.array([[0.0, 0.5], [0.25, -1.0]]))).all()
+
+
+@needs_tensorboard
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_measures_that_are_dicts_or_lists_and_numbers_that_are_not_finite_are_recorded(tmp_path):
+    net = ns.Sequential(torch.nn.Linear(3, 4), ns.LIF(0.9))
+    with torch.no_grad():
+        net[0].weight.fill_(torch.nan)
+    board = Board(tmp_path, net, torch.rand(5, 1, 3))
+    own = {"parts": {"left": 1, "right": [2.0, 3.0]}, "said": "nothing", "none": None}
+    board.add({"step": 1, "train_loss": float("nan"), "metrics": own})
+    board.add({"step": 2, "train_loss": 1.0, "metrics": {"all": 4.0}})
+    board.close()
+    found = events(tmp_path)
+    tags = ["metrics/parts/left", "metrics/parts/right/0", "metrics/parts/right/1", "metrics/all"]
+    assert set(found.Tags()["scalars"]) == {"loss/train", *tags}
+    assert [found.Scalars(tag)[0].value for tag in tags] == [1.0, 2.0, 3.0, 4.0]
+    assert [event.step for event in found.Scalars("loss/train")] == [1, 2]
+    assert "membranes/1" in found.Tags()["images"]
+
+
 @pytest.mark.parametrize("shape", [(7, 16), (7, 10), (3, 2, 5, 5), (100, 784)])
 def test_weights_are_blue_below_zero_and_vermilion_above(shape):
     weights = np.zeros(shape, dtype=np.float32)

@@ -110,10 +110,20 @@ class Board:
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     found = {tag: record[key] for key, tag in NAMES.items() if record.get(key) is not None}
-    found.update({f"metrics/{name}": x for name, x in record.get("metrics", {}).items()})
+    found.update(_numbers("metrics", record.get("metrics", {})))
     for group in GROUPS:
         found.update({f"{group}/{name}": x for name, x in record.get(group, {}).items()})
     return found
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    """Return what has a curve of what measures of one's own returned, such as dicts and lists."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        return {name: float(value)} if isinstance(value, (int, float)) else {}
+    parts = [_numbers(f"{name}/{key}", part) for key, part in value.items()]
+    return {tag: number for part in parts for tag, number in part.items()}
 
 
 @torch.no_grad()

@@ -45,8 +45,12 @@ def draw_membranes(
     """
     steps, neurons = trace.shape
     across = max(2, WIDTH // 2 // steps)
-    low = min(float(trace.min(initial=0.0)), 0.0)
-    high = max(float(trace.max(initial=0.0)), threshold or 0.0) + 1e-6
+    finite = trace[np.isfinite(trace)]
+    reached = threshold if threshold is not None and math.isfinite(threshold) else None
+    low = min(float(finite.min(initial=0.0)), 0.0)
+    high = max(float(finite.max(initial=0.0)), reached or 0.0) + 1e-6
+    # What is not finite is drawn at the border, NaN at the lower one.
+    lines = np.nan_to_num(trace.astype(np.float64), nan=low, posinf=high, neginf=low)
 
     def row(value: np.ndarray | float) -> np.ndarray:
         return np.round((height - 5) * (1 - (np.asarray(value) - low) / (high - low))).astype(int)
@@ -55,10 +59,10 @@ def draw_membranes(
     strips = []
     for neuron in range(neurons):
         strip = np.full((tick + height, steps * across, 3), PAPER, dtype=np.uint8)
-        for level in (0.0, threshold):
+        for level in (0.0, reached):
             if level is not None:
                 strip[tick + row(level)] = GRID
-        line = tick + row(trace[:, neuron])
+        line = tick + row(lines[:, neuron])
         before = np.concatenate([line[:1], line[:-1]])
         for step in range(steps):
             left = step * across
@@ -72,7 +76,8 @@ def draw_membranes(
         return np.zeros((1, 1, 3), dtype=np.uint8)
     places = [(k * (tick + height) + height, f"{n}") for k, n in enumerate(neurons_drawn)]
     above = "" if threshold is None else f", threshold {threshold:.3g}"
-    title = f"neuron, membrane from {low:.2g} to {high:.2g}{above}"
+    strange = f", {trace.size - finite.size} not finite" if finite.size < trace.size else ""
+    title = f"neuron, membrane from {low:.2g} to {high:.2g}{above}{strange}"
     return framed(np.concatenate(strips), title, places, steps)
 
 
@@ -80,9 +85,10 @@ def draw_weights(weights: np.ndarray) -> np.ndarray:
     """Draw the weights `[N, inputs]` or `[N, channels, k, k]` of up to 64 neurons as squares.
 
     Of the pixels of coloured pictures the mean over the channels, of inputs that are no square's a
-    row. Blue below zero, white at zero, vermilion above.
+    row. Blue below zero, white at zero and for what is not finite, vermilion above.
     """
     count, weights = len(weights), weights[:FIELDS]
+    weights = np.where(np.isfinite(weights), weights, 0)
     if weights.ndim == 4:
         fields = weights.mean(1)
     else:
