@@ -53,7 +53,7 @@ trainer.fit([(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))], None, epochs=1)
 # Modules of the recogniser that are loaded when it runs, by the commands' own words for it.
 LATER = {
     *(f"neurospike.config.{name}" for name in ("loading", "messages", "schema", "steps")),
-    *(f"neurospike.live.{name}" for name in ("curves", "page", "parts")),
+    *(f"neurospike.live.{name}" for name in ("curves", "origins", "page", "parts")),
     "neurospike.pictures.finding",
     "neurospike.training.board",
     "neurospike.training.tiles",

@@ -9,6 +9,7 @@ from torch import nn
 from neurospike.models import SpikingNetwork
 from neurospike.models.network import READING
 from neurospike.visualization import SpikeVisualizer
+from neurospike.visualization.canvas import save
 
 from .trainer import BatchSource
 
@@ -61,5 +62,5 @@ def draw_network(
     paths = []
     for name, (figure, _) in figures.items():
         paths.append(Path(folder) / f"{name}.png")
-        figure.savefig(paths[-1])
+        save(figure, paths[-1])
     return paths

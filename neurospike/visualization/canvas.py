@@ -4,8 +4,12 @@ matplotlib is loaded here, at the first plot, and never pyplot, which would choo
 and keep state for the whole process.
 """
 
+import re
+import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +37,29 @@ GREY = "#555555"
 # Lightness falls steadily in the one and away from the middle in the other, so both survive grey,
 # and nothing is white, as paper is.
 SEQUENTIAL, DIVERGING = "Blues", "PuOr"
+
+
+def save(figure: "Figure", path: str | Path, **options: Any) -> None:
+    """Write a figure; a line on stderr tells of signs that its font lacks, as in names of classes.
+
+    matplotlib warns of each of them by itself, with a line of our code. options: of `savefig`.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.savefig(path, **options)
+    lacking = []
+    for one in told:
+        sign = re.match(r"Glyph (\d+) ", str(one.message))
+        if sign is None:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        else:
+            lacking.append(chr(int(sign[1])))
+    if lacking:
+        print(  # noqa: T201 (a warning)
+            f"{path}: the font has no signs for {''.join(dict.fromkeys(lacking))}, they are drawn "
+            "as boxes; font.family in a matplotlibrc names another font",
+            file=sys.stderr,
+        )
 
 
 class Canvas:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 
-from .canvas import beyond, entitle, some
+from .canvas import beyond, entitle, save, some
 from .spikes import SpikePlots
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def draw_predictions(
         raster.set_title(f"{name}: {int(layer.sum())} spikes", fontsize=9)
         bars.spines[["top", "right"]].set_visible(False)
     try:
-        figure.savefig(path, dpi=120)
+        save(figure, path, dpi=120)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise NeuroSpikeError(f"{path}: cannot draw into this file: {reason}") from None
