@@ -118,7 +118,7 @@ def measure(checkout: Path, name: str, neurons: int, batch: int, device: str) ->
         "forward_ms": 1e3 * statistics.mean(forwards),
         "backward_ms": 1e3 * statistics.mean(backwards),
         "fires": float((output > 0).float().mean()) if torch.is_tensor(output) else None,
-        "memory_mb": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None,
+        "memory_mb": torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else None,
     }
 
 

@@ -136,7 +136,7 @@ def copy_bandwidth(size_bytes: int, device: str = "cpu") -> Callable[[], object]
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Return what a figure must be read with: device, versions, threads, allocator, commit."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},

@@ -106,8 +106,8 @@ def extremes(data: Tensor) -> tuple[float, float]:
     """
     if data.numel() == 0:
         return 0.0, 0.0
-    low, high = data.detach().aminmax()
-    return float(low), float(high)
+    low, high = torch.stack(data.detach().aminmax()).tolist()  # for both a GPU is waited for once
+    return low, high
 
 
 def check_finite(name: str, data: Tensor) -> None:
