@@ -318,3 +318,43 @@ def test_networks_run_their_first_layer_so(together):
     normalised = ns.SNNModel(784, 64, encoding="latency", num_steps=9, normalization="batch")
     normalised(images)
     assert len(together) == 2
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda one: one.repeat_interleave(2, 0)[::2],
+        lambda one: one.movedim(0, -1).contiguous().movedim(-1, 0),
+    ],
+    ids=["gaps", "turned"],
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_hooks_of_saved_tensors_may_lay_them_out_anew(apart, unpack, density, together):
+    beta = torch.linspace(0.5, 0.9, 128)
+    linear, neurons, spikes, mem = problem((5, 9, 64, 128), density=density, beta=beta)
+
+    def run():
+        if apart:
+            return neurons(linear(spikes), mem)
+        return ns.spike_layer(linear, neurons, spikes, mem)
+
+    def hooked():
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: one, lambda one: unpack(one) if one.dim() else one
+        ):
+            return run()
+
+    found, wanted = (answer(each, linear, neurons, mem)[2] for each in (hooked, run))
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_a_sparse_gradient_is_that_of_its_numbers(together):
+    linear, neurons, spikes, mem = problem((5, 9, 64, 128))
+    places, results = torch.zeros(5, 9, 2, dtype=torch.int64), []
+    for sparse in (False, True):
+        out, _ = ns.spike_layer(linear, neurons, spikes, mem)
+        loss = torch.gather(out, 2, places, sparse_grad=sparse).sum()
+        results.append(torch.autograd.grad(loss, [*linear.parameters(), mem]))
+    assert len(together) == 2
+    assert all(map(torch.equal, *results))

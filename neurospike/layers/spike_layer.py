@@ -149,6 +149,7 @@ class _Layer(torch.autograd.Function):
         )
         # The weight only so that torch notices if it is changed before the backward pass.
         ctx.save_for_backward(weight, *given, *kept)
+        ctx.formats = [None if one is None else one.dtype for one in (*given, *kept)]
         ctx.module, ctx.rule = module, rule
         ctx.shape = (*spikes.shape, weight.shape[1])
         ctx.set_materialize_grads(False)
@@ -158,7 +159,11 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if batching.is_batched(grads):
             return batching.one_by_one(_Layer.backward, ctx, grads)
-        weight, *given = ctx.saved_tensors
+        grads = tuple(batching.as_dense(grads) or grads)
+        weight, *saved = ctx.saved_tensors
+        # Hooks may have laid them out anew, or in another format.
+        pair = zip(saved, ctx.formats)
+        given = [None if one is None else one.to(dtype).contiguous() for one, dtype in pair]
         needs = ctx.needs_input_grad[3:8]
         gradients: tuple[Tensor | None, ...] = (None,) * 5
         if any(grad is not None for grad in grads):

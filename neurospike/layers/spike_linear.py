@@ -310,7 +310,7 @@ class _Events(torch.autograd.Function):
         else:
             out, found = _of_known(row, spikes, weight, bias, *known), known[0]
         ctx.save_for_backward(spikes, weight, found)
-        ctx.name = row.name
+        ctx.name, ctx.dtype = row.name, spikes.dtype
         ctx.mark_non_differentiable(found)
         ctx.set_materialize_grads(False)
         return out, found
@@ -326,7 +326,8 @@ class _Events(torch.autograd.Function):
             grad_weight = grad.t() @ spikes.to(grad.dtype)
         elif need_weight:
             backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
-            grad_weight = backward(grad, spikes, found)
+            # Hooks may have laid them out anew, or in another format.
+            grad_weight = backward(grad, spikes.to(ctx.dtype), found.contiguous())
         grad_spikes = _input_gradient(grad, weight) if need_spikes else None
         return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
 
