@@ -8,6 +8,7 @@ import torch
 import neurospike as ns
 from neurospike import train
 from neurospike.backend import dispatch
+from neurospike.coding import losses
 from neurospike.config import load_config
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import Run
@@ -40,10 +41,21 @@ def fit(**options):
         (lambda: ns.encoding.pixel_order("x"), "count must be a whole number of pixels, got 'x'"),
         (lambda: ns.Neuron(3), r"Neuron takes a function \(current, mem, .*, got 3"),
         (lambda: ns.Spiking(3), r"neuron must be a function \(current, \*states, .*, got 3"),
-        (lambda: ns.record(3), "net must be a torch.nn.Module to be recorded, got int"),
+        (lambda: ns.record(3), "net must be a torch.nn.Module, got int"),
         (lambda: ns.spike_layer(3, ns.LIF(0.9), DATA), "linear must be a layer, got 3"),
         (lambda: ns.spike_layer(ns.SpikeLinear(3, 2), 4, DATA), "neurons must be a layer, got 4"),
         (lambda: ns.load_model(3), "path must be that of a checkpoint's file, got 3"),
+        (lambda: ns.to_onnx(3, "a.onnx", DATA), "net must be a torch.nn.Module, got int"),
+        (lambda: ns.to_pt2(3, "a.pt2", DATA), "net must be a torch.nn.Module, got int"),
+        (lambda: ns.data.load_folder(".", size="x"), "size must be a whole number, got 'x'"),
+        (lambda: ns.data.load_folder(".", colour="x"), "colour must be True or False, got 'x'"),
+        (lambda: ns.data.Split(3, DATA), "images must be a tensor, got int"),
+        (lambda: ns.data.Batches(3, 4), "split must be a Split or Recordings, got int"),
+        (lambda: ns.data.collate(3), r"collate takes a list of pairs \(sequence, label\), got int"),
+        (
+            lambda: ns.SpikeVisualizer().plot_training_history(3),
+            "history must be the records that fit returns, or values by name, got int",
+        ),
         (lambda: trainer(penalty=3), "penalty must be a function of the spikes by .*, got int"),
         (lambda: trainer(on_output="x"), "on_output must be True or False, got 'x'"),
         (lambda: trainer().evaluate(3), "evaluate's batches must be batches .*, got int"),
@@ -55,6 +67,24 @@ def fit(**options):
 def test_what_a_function_cannot_take_is_refused_by_the_name_of_the_argument(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("value", ["x", -0.5, 2, True])
+def test_a_share_or_a_rate_out_of_range_is_refused_by_its_name(value):
+    spikes, labels = torch.zeros(3, 2, 4), torch.tensor([0, 1])
+    for name in ("right", "wrong"):
+        with pytest.raises(ValueError, match=f"{name} must be a rate in spikes .*, got {value!r}"):
+            losses.mse_count(spikes, labels, **{name: value})
+    with pytest.raises(ValueError, match=f"test must be a share .*, got {value!r}"):
+        ns.data.load_folder(".", test=value)
+    with pytest.raises(ValueError, match=r"sensor_size must be \(width, height, polarities\)"):
+        ns.data.Binning(3)
+
+
+def test_a_network_for_nir_is_a_module():
+    pytest.importorskip("nir")
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got int"):
+        ns.to_nir(3, None, DATA)
 
 
 def test_a_backend_that_this_version_lacks(monkeypatch):

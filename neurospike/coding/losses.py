@@ -20,6 +20,7 @@ T. P. Vogels, Neural Computation 33(4), 2021 (bounds on firing rates, max-over-t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -142,6 +143,9 @@ def mse_count(
 
     right, wrong: spikes per step wanted of the label's neuron, and of the others, 0 to 1.
     """
+    for name, value in (("right", right), ("wrong", wrong)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a rate in spikes per step, 0 to 1, got {value!r}")
     rates = own_steps.mean(spikes, lengths, _scores("spikes", spikes))
     labels = _labels_of(rates, labels)
     counted = labels != IGNORED

@@ -32,6 +32,9 @@ class Split:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for name, tensor in (("images", images), ("labels", labels)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
         if images.dtype != torch.uint8 or not square:
             raise ValueError(
@@ -169,6 +172,8 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if not hasattr(split, "tensors"):
+            raise TypeError(f"split must be a Split or Recordings, got {type(split).__name__}")
         smallest = (2 if shuffle else 1) if smallest is None else smallest
         for name, value in (("batch_size", batch_size), ("smallest", smallest)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -44,7 +44,8 @@ class Binning:
 
     def __post_init__(self) -> None:
         sides = self.sensor_size
-        if len(sides) != 3 or any(not _is_whole(side) or side < 1 for side in sides):
+        is_three = isinstance(sides, Sequence) and len(sides) == 3
+        if not is_three or any(not _is_whole(side) or side < 1 for side in sides):
             raise ValueError(
                 f"sensor_size must be (width, height, polarities), each at least 1, got {sides!r}"
             )

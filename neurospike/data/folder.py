@@ -7,12 +7,14 @@ reading; a limit tells when there are too many for that.
 import hashlib
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from neurospike.errors import DataError, PictureError
+from neurospike.ops.arguments import check_count, check_flag
 
 from .batches import DigitData, Split
 
@@ -49,7 +51,11 @@ def load_folder(
         DataError: a folder that is not there or has no such layout, an empty class, test pictures
             of a class that is not trained on, files that are damaged (the first few are named), or
             more than 4 GB of pictures.
+        TypeError, ValueError: another `size`, `colour` or `test` than these can be.
     """
+    size, colour = check_count("size", size), check_flag("colour", colour)
+    if isinstance(test, bool) or not isinstance(test, Real) or not 0 < test < 1:
+        raise ValueError(f"test must be a share above 0 and below 1, got {test!r}")
     root = Path(data_path).expanduser()
     classes = class_names(root)
     drawn = not _has_parts(root)

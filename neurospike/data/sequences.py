@@ -30,6 +30,10 @@ def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor, Tensor]
         ValueError: no samples, sequences without a first axis of time or of several shapes, or
             labels of several shapes.
     """
+    if not isinstance(samples, Sequence):
+        raise TypeError(
+            f"collate takes a list of pairs (sequence, label), got {type(samples).__name__}"
+        )
     if not len(samples):
         raise ValueError("collate got no samples; a batch needs at least one")
     for number, sample in enumerate(samples):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurospike.errors import MissingDependencyError, NeuroSpikeError
+from neurospike.ops.arguments import check_module
 from neurospike.training.checkpoint import check_replaceable, replace_file
 
 from .axes import Axes, axes_of, name_axes
@@ -86,6 +87,7 @@ def to_onnx(
         options: keyword arguments of the call. Numbers are fixed in the file.
 
     Raises:
+        TypeError: no module.
         ValueError: no default for the axes of so many arguments; axes that the sample does not
             have; 1 along an open axis; bfloat16 as ONNX.
         MissingDependencyError: without onnx, onnxscript and onnxruntime.
@@ -197,6 +199,7 @@ def _written(
     axes: Axes,
     options: dict[str, Any],
 ) -> Written:
+    check_module("net", net)
     arguments = sample if isinstance(sample, tuple) else (sample,)
     shapes = axes_of(net, arguments, options, axes)
     check_replaceable(Path(path))

@@ -25,6 +25,7 @@ from neurospike.layers.recurrent import Recurrent
 from neurospike.layers.sequential import Sequential
 from neurospike.layers.spiking import Spiking
 from neurospike.layers.zoo import Synaptic
+from neurospike.ops.arguments import check_module
 
 from .nir import outputs, package
 from .nir_nodes import is_of_nir, kind_of, maker_of
@@ -76,9 +77,10 @@ def to_nir(net: nn.Module, path: str | Path | None, sample: Tensor, dt: float = 
         InterchangeError: a layer or option that NIR has no node for, with what to write instead; a
             file that cannot be written; a file that read back does not do the same.
         MissingDependencyError: without the package nir.
-        TypeError, ValueError: a sample or dt of the wrong kind.
+        TypeError, ValueError: a network, sample or dt of the wrong kind.
     """
     nir = package()
+    check_module("net", net)
     _check(sample, dt)
     net, sample = copy.deepcopy(net).cpu().eval(), sample.detach().cpu()
     with torch.no_grad():

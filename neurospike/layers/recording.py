@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurospike.ops.arguments import check_module
+
 from .lif import LI, LIF
 from .recurrent import Recurrent
 from .sequential import Sequential
@@ -200,8 +202,7 @@ def record(net: nn.Module, *inputs: Any, **options: Any) -> Recording:
 
 def spiking_layers(net: nn.Module) -> dict[nn.Module, list[str]]:
     """Return the layers to record, each with its names: several where it stands several times."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module to be recorded, got {type(net).__name__}")
+    check_module("net", net)
     found: dict[nn.Module, list[str]] = {}
     parents: dict[str, nn.Module] = {}
     for name, module in net.named_modules(remove_duplicate=False):

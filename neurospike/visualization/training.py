@@ -287,6 +287,11 @@ def _rows(history: Any) -> list[dict[str, Any]]:
             raise ValueError(f"history must have one value per epoch under every name: {lengths}")
         count = max(lengths.values(), default=0)
         history = [{name: history[name][k] for name in history} for k in range(count)]
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise TypeError(
+            "history must be the records that fit returns, or values by name, got "
+            f"{type(history).__name__}"
+        )
     return [{"epoch": number, **record} for number, record in enumerate(history, start=1)]
 
 
