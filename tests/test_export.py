@@ -57,13 +57,17 @@ def test_torch_export_through_the_reference_is_all_torchs_own(tmp_path, encoding
 
 
 @pytest.mark.parametrize(
-    ("kind", "encoding"),
-    [("mlp", "constant"), ("conv", "latency")],
+    ("kind", "encoding", "readout"),
+    [
+        ("mlp", "constant", "membrane"),
+        ("conv", "latency", "membrane"),
+        ("mlp", "burst", "first_spike"),
+    ],
 )
-def test_onnxruntime_gives_the_same_classes(tmp_path, kind, encoding):
+def test_onnxruntime_gives_the_same_classes(tmp_path, kind, encoding, readout):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} comes with the extra [onnx]")
-    model = make(kind, encoding=encoding)
+    model = make(kind, encoding=encoding, readout=readout)
     checked = export.export_model(model, tmp_path / "model.onnx")
     assert (checked.alike, checked.pictures, checked.backend) == (360, 360, "onnx")
     assert checked.largest_difference < 1e-4 or kind != "mlp"  # a convolution may tip a spike

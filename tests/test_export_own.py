@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import neurospike as ns
+from neurospike.coding.losses import READOUTS
 from neurospike.config.cli import check_target
 from neurospike.errors import (
     BackendError,
@@ -351,6 +352,26 @@ def test_what_onnx_lacks_is_said_of_a_sample(tmp_path):
     with pytest.raises(TypeError, match=r"got torch\.uint8; convert it with"):
         ns.to_onnx(ns.LIF(0.9), tmp_path / "f", torch.ones(5, 3, 8, dtype=torch.uint8))
     assert not list(tmp_path.iterdir())
+
+
+class Read(nn.Module):
+    """Every readout and decoder of one layer's spikes."""
+
+    def forward(self, spikes, lengths):
+        decoders = [ns.decoding.counts, ns.decoding.first_spike, ns.decoding.membrane]
+        return [read(spikes, lengths=lengths) for read in [*READOUTS.values(), *decoders]]
+
+
+@needs_onnx
+def test_every_readout_is_in_the_file(tmp_path):
+    path, net = tmp_path / "read.onnx", Read()
+    axes = ({0: "time", 1: "batch"}, {0: "batch"})
+    spikes = torch.tensor([0.0, 0.0, 1.0])[torch.randint(3, (6, 4, 5))]
+    ns.to_onnx(net, path, (spikes, torch.tensor([6, 3, 1, 0])), axes=axes)
+    spikes = torch.tensor([0.0, 0.0, 1.0])[torch.randint(3, (9, 3, 5))]
+    lengths = torch.tensor([9, 2, 5])
+    for found, wanted in zip(answers(path, spikes, lengths)[0], net(spikes, lengths), strict=True):
+        torch.testing.assert_close(found, wanted)  # a mean is a sum in another order
 
 
 def test_axes_count_from_the_last_one_too(tmp_path):

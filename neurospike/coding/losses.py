@@ -70,15 +70,19 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     if lengths is not None:
         # What lies beyond may be anything, and 0 times NaN would be its gradient.
         spikes = torch.where(own_steps.within(spikes, lengths), spikes, 0.0)
-    return -own_steps.total(_running_product(1 - spikes), lengths, scores)
+    return -own_steps.total(_none_yet(spikes), lengths, scores)
 
 
-def _running_product(factors: Tensor) -> Tensor:
-    """Return the product of each step's factor and all before it, as `cumprod(0)` does.
+def _none_yet(spikes: Tensor) -> Tensor:
+    """Return 1 for each step up to which there was no spike, 0 for the others.
 
-    Its gradient looks for zeros in torch, for which a GPU is waited for, and which no CUDA graph
-    records. So where one is asked for, products of 1, 2, 4, ... neighbours are multiplied.
+    That is the product of 1 - s of the steps so far, through which gradients flow. Torch's looks
+    for zeros in its gradient, for which a GPU is waited for, and which no CUDA graph records; so
+    where one is asked for, products of 1, 2, 4, ... neighbours are multiplied.
     """
+    if torch.compiler.is_exporting():  # ONNX has no such product, and needs no gradient
+        return (spikes.cumsum(0) == 0).to(spikes.dtype)
+    factors = 1 - spikes
     if not factors.requires_grad or torch.compiler.is_compiling():
         return factors.cumprod(0)
     reach = 1
