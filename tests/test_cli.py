@@ -21,6 +21,7 @@ from neurospike.data import DigitData, Split, load
 from neurospike.errors import ConfigError, NeuroSpikeError
 from neurospike.training import SNNTrainer, load_checkpoint
 from neurospike.training.checks import check_data
+from neurospike.training.progress import progress_bar
 from neurospike.training.records import check_folder
 from neurospike.training.setup import make_optimizer
 
@@ -199,6 +200,22 @@ def test_what_cannot_be_printed_is_an_error(monkeypatch, capfd):
 def test_a_command_works_with_its_output_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.guarded(lambda: 0) == 0
+
+
+def test_with_stderr_closed_errors_are_not_told_among_the_results(monkeypatch, capsys):
+    def job():
+        raise NeuroSpikeError("the reason")
+
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.guarded(job) == 2
+    assert sys.stderr is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_network_is_trained_without_stderr(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress_bar("epoch 1", 3) as show:
+        assert show is None
 
 
 def test_what_a_code_page_lacks_is_printed_as_an_escape(monkeypatch):

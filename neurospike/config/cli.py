@@ -59,7 +59,7 @@ def guarded(job: Callable[[], int]) -> int:
     its traceback. A command whose output nobody reads any more, as behind `| head`, ends without a
     word and with 141, which a shell tells of programs that the signal SIGPIPE ended.
     """
-    with _printable():
+    with _standard_error(), _printable():
         try:
             return _written_out(job)
         except BrokenPipeError:
@@ -106,6 +106,17 @@ def _drop_unwritten() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+@contextmanager
+def _standard_error() -> Iterator[None]:
+    """Send nowhere what is told on stderr where a shell closed that: print would take stdout."""
+    if sys.stderr is not None:
+        yield
+        return
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    with nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def progress_bar(title: str, steps: int | None) -> Iterator[OnStep | None]:
     Without tqdm there is none: training needs no bar. steps: None where it is not known how many
     there will be.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():  # None: a program without a terminal
         yield None
         return
     try:
