@@ -353,9 +353,10 @@ def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) ->
 
 def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
     """Return the module that makes the spikes in one pass; None where nothing here can."""
-    if num_steps * data.numel() < LEAST_COMPILED or torch.compiler.is_compiling():
+    # In these a size is no number, or a tensor stands for several.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    if torch._C._are_functorch_transforms_active():  # tensors then stand for several
+    if num_steps * data.numel() < LEAST_COMPILED:
         return None
     from neurospike.backend.dispatch import coder
 
