@@ -168,9 +168,16 @@ def test_learnt_code_is_the_convolution_held_for_every_step_and_learns():
     assert bool(encode.conv.weight.grad.any())
 
 
-@pytest.mark.parametrize("options", [{"channels": 0}, {"num_steps": 0}, {"kernel_size": 4}])
-def test_learnt_code_refuses_impossible_sizes(options):
-    with pytest.raises(ValueError, match="at least 1, and the kernel odd"):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"channels": 0}, "channels must be 1 or more, got 0"),
+        ({"num_steps": 0}, "num_steps must be 1 or more, got 0"),
+        ({"kernel_size": 4}, "kernel_size must be odd, to have a middle, got 4"),
+    ],
+)
+def test_learnt_code_refuses_impossible_sizes(options, expected):
+    with pytest.raises(ValueError, match=expected):
         ns.ConvEncoder(**options)
 
 

@@ -774,7 +774,7 @@ def test_nor_after_snntorch_emptied_its_list(kind, monkeypatch):
             "unknown readout 'votes'; choose one of membrane, max_membrane, spikes",
         ),
         ({"hidden_size": []}, "there must be a hidden layer"),
-        ({"hidden_size": [8, 0]}, r"at least 1 .* sizes \[784, 8, 0, 10\]"),
+        ({"hidden_size": [8, 0]}, r"at least 1, .* sizes \[784, 8, 0, 10\]"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
     ],
 )
