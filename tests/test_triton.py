@@ -39,7 +39,7 @@ INTERPRETED = {  # files: how many of their tests there are at least
     ("test_equivalence", "test_grad_window", "test_truncation", "test_spikingjelly"): 69,
     ("test_torch", "test_modules", "test_sequential", "test_layers", "test_search"): 70,
     ("test_delay",): 40,
-    ("test_running",): 60,
+    ("test_running", "test_saved_tensors"): 70,
 }
 
 
@@ -63,6 +63,7 @@ ON_CUDA = {  # files: how many of their tests there are at least, and which of t
     "on_cuda": (100, ()),
     "test_torch": (30, ("-k", "triton")),
     "test_running": (60, ("-k", "triton")),
+    "test_saved_tensors": (10, ("-k", "triton")),
 }
 
 

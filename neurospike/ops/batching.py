@@ -61,6 +61,19 @@ def one_by_one(
     )
 
 
+def as_saved(
+    tensors: Sequence[Tensor | None], formats: Sequence[torch.dtype | None]
+) -> list[Any]:
+    """Return saved tensors contiguous and in the formats that they had.
+
+    Hooks of saved tensors may have laid them out anew, or in another format.
+    """
+    return [
+        one if one is None or dtype is None else one.to(dtype).contiguous()
+        for one, dtype in zip(tensors, formats)
+    ]
+
+
 def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
     """Return gradients of which some are sparse as dense ones; None if none is sparse."""
     if all(one is None or one.layout is torch.strided for one in grads):

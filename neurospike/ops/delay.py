@@ -146,14 +146,19 @@ class _Delay(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         name, *tensors, max_delay = inputs
         ctx.save_for_backward(*tensors)
+        ctx.formats = [None if one is None else one.dtype for one in tensors]
         ctx.options = (name, max_delay)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if batching.is_batched((grad,)):
             return batching.one_by_one(_Delay.backward, ctx, (grad,))
+        grad = grad.to_dense() if grad.is_sparse else grad
         name, max_delay = ctx.options
-        current, history, lag, weights, lengths = kept = ctx.saved_tensors
+        current, *others = ctx.saved_tensors
+        current = current.to(ctx.formats[0])  # which may be one row for all steps
+        history, lag, weights, lengths = batching.as_saved(others, ctx.formats[1:])
+        kept = (current, history, lag, weights, lengths)
         _, of_current, of_history, _, of_weights, _, _ = ctx.needs_input_grad
         needs = (of_current, of_history, of_weights)
         backward = operation(f"{name}_delay_backward", (grad, *kept))

@@ -203,7 +203,6 @@ def implement(row: dispatch.Backend, device_type: str) -> None:
         numbers: list[float],
         wants: int,
     ) -> list[Tensor]:
-        currents = currents.contiguous()  # hooks may have laid it out anew
         out, out_states, out_parameters = _allocate_gradients(
             currents, weight, parameters, _states_of(neuron), wants
         )
@@ -265,7 +264,9 @@ class _Recurrent(torch.autograd.Function):
         traces = others[call.states : -1]
         kept = traces if _keeps_states(row) else []
         lengths_kept = () if lengths is None else (lengths,)
-        ctx.save_for_backward(*lengths_kept, *tensors[1:], spikes, currents, *kept)
+        every = (*lengths_kept, *tensors[1:], spikes, currents, *kept)
+        ctx.save_for_backward(*every)
+        ctx.formats = [one.dtype for one in every]
         ctx.options = (call, len(tensors) - 1, len(lengths_kept))
         ctx.is_read_again = not torch.compiler.is_compiling() and _is_hooked()
         ctx.is_spent = False  # whether what was saved has been written over
@@ -277,8 +278,9 @@ class _Recurrent(torch.autograd.Function):
         if batching.is_batched(grads):
             ctx.is_read_again = True
             return batching.one_by_one(_Recurrent.backward, ctx, grads)
+        grads = tuple(batching.as_dense(grads) or grads)
         call, many, has_lengths = ctx.options
-        kept = ctx.saved_tensors
+        kept = batching.as_saved(ctx.saved_tensors, ctx.formats)
         if ctx.is_spent:  # an error came after it, for which torch keeps the graph
             raise RuntimeError(
                 "a recurrent layer was to go backward a second time, after an error in the first, "
