@@ -76,6 +76,8 @@ def as_saved(
 
 def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
     """Return gradients of which some are sparse as dense ones; None if none is sparse."""
+    if torch.compiler.is_compiling():  # where none is, and nobody may ask
+        return None
     if all(one is None or one.layout is torch.strided for one in grads):
         return None
     return [None if one is None else one.to_dense() for one in grads]

@@ -150,10 +150,12 @@ class _Delay(torch.autograd.Function):
         ctx.options = (name, max_delay)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Any) -> tuple[Tensor | None, ...]:
         if batching.is_batched((grad,)):
             return batching.one_by_one(_Delay.backward, ctx, (grad,))
-        grad = grad.to_dense() if grad.is_sparse else grad
+        dense = batching.as_dense((grad,))
+        if dense is not None:
+            return _Delay.backward(ctx, *dense)
         name, max_delay = ctx.options
         current, *others = ctx.saved_tensors
         current = current.to(ctx.formats[0])  # which may be one row for all steps
