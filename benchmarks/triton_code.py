@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from neurospike import ops
+from neurospike.kernels.cuda import _scan_loop as scan_loop
 from neurospike.kernels.cuda import scan as scan_triton
 from neurospike.neurons import surrogate
 from neurospike.neurons.record import record
@@ -162,7 +163,7 @@ def build(kernel: Kernel, architecture: int, steps: int = STEPS) -> Any:
     current = current[0] if kernel.constant else current
     spikes, finals = rows(steps, kernel.dtype), [rows(1)[0] for _ in range(count)]
     traces = [rows(steps) for _ in range(count if kernel.trace else 0)]
-    saved = [rows(-(-steps // scan_triton.EVERY)).flatten() for _ in range(count)]
+    saved = [rows(-(-steps // scan_loop.EVERY)).flatten() for _ in range(count)]
     parameters = [torch.empty(1, dtype=state) for _ in rule.parameters]
     given: dict[str, Any] = {
         "current": current,
@@ -206,7 +207,7 @@ def inspect(kernel: Kernel, architecture: int) -> Code:
     loads, stores = _widths(body, "LDG"), _widths(body, "STG")
     waits = re.findall(r"DEPBAR\.LE SB0, (\w+)", "\n".join(body))
     registers, local_bytes = usage_of(compiled)
-    steps, mine = scan_triton.EVERY, scan_triton.EVERY * block // (32 * warps)
+    steps, mine = scan_loop.EVERY, scan_loop.EVERY * block // (32 * warps)
     return Code(
         architecture,
         registers=registers,
@@ -356,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     versions = {
         "triton": triton.__version__,
         "torch": torch.__version__,
-        "every": scan_triton.EVERY,
+        "every": scan_loop.EVERY,
     }
     lines = [
         f"triton {versions['triton']}, torch {versions['torch']}; the membrane is saved before "

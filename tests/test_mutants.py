@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("numba")
 
 ROOT = Path(__file__).parents[1]
-KERNEL, ROWS = "kernels/cpu/scan.py", "kernels/cpu/_rows.py"
+KERNEL, ROWS = "kernels/cpu/_scan_loop.py", "kernels/cpu/_rows.py"
 SCRIBE, DERIVE = "kernels/cpu/_scribe.py", "neurospike/neurons/derive.py"
 
 # name: file, what stands there, what is put in its place

@@ -5,6 +5,7 @@ import torch
 
 import neurospike as ns
 from neurospike.backend import dispatch
+from neurospike.kernels.cpu import _recurrent_loop
 from neurospike.kernels.cpu import recurrent as kernel
 from neurospike.neurons import stepped
 from neurospike.ops import recurrent as operators
@@ -91,7 +92,7 @@ def test_spikes_of_replayed_currents_bit_for_bit(neuron):
 def test_dense_and_event_driven_sums_have_the_same_bits(size, monkeypatch):
     found = []
     for share in (-1.0, 2.0):
-        monkeypatch.setattr(kernel, "SHARE", share)
+        monkeypatch.setattr(_recurrent_loop, "SHARE", share)
         kernel._compiled.cache_clear()
         layer = made(NEURONS["subtract"], size)
         found.append(layer(currents(20, 19, size))[0])

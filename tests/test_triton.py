@@ -24,6 +24,7 @@ import triton
 from benchmarks import triton_code
 from benchmarks.triton_code import ARCHITECTURES, Kernel, build, inspect, parsing
 from neurospike.kernels.cuda import _launch as triton_launch
+from neurospike.kernels.cuda import _scan_loop as scan_loop
 from neurospike.kernels.cuda import scan as scan_triton
 from neurospike.neurons import program, zoo
 from neurospike.neurons.record import record
@@ -97,8 +98,8 @@ def _passed_apart(files, environment, *options):
 
 BUDGET = {  # kind: loads and stores a step; a chunk's membrane is saved, and loaded, once
     "inference": (1.0, 1.0),
-    "training forward": (1.0, 1.0 + 1 / scan_triton.EVERY),
-    "backward": (2.0 + 1 / scan_triton.EVERY, 1.0),
+    "training forward": (1.0, 1.0 + 1 / scan_loop.EVERY),
+    "backward": (2.0 + 1 / scan_loop.EVERY, 1.0),
 }
 
 
@@ -157,7 +158,7 @@ def test_any_neuron_moves_as_little_and_spills_nothing(kind, neuron):
     """Its states are saved, and loaded, once for a chunk."""
     states = len(record(neuron).states)
     code = inspect(Kernel(kind, neuron=neuron), 90)
-    saved = states / scan_triton.EVERY
+    saved = states / scan_loop.EVERY
     loads = {"backward": 2 + saved}.get(kind, 1.0)
     if (kind, neuron) == ("backward", zoo.li):
         loads = 0.0  # nothing is squared or chosen: its gradient depends on no value
@@ -192,8 +193,8 @@ def program_with(surrogate="atan"):
 
 
 def jitted(kind, program, **flags):
-    base = {name: value for name, value in vars(scan_triton).items() if name.isupper()}
-    for name in ("SMALL", "EVERY", "NAMES", "TABLE", "STATES", "PARAMETERS", "NUMBERS"):
+    base = {name: value for name, value in vars(scan_loop).items() if name.isupper()}
+    for name in ("EVERY", "TABLE", "STATES", "PARAMETERS", "NUMBERS"):
         del base[name]
     return scan_triton.compiled(kind, program, **base | flags).cache_key
 

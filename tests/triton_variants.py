@@ -14,6 +14,7 @@ from test_neuron import QUADRATIC
 from torch import Tensor
 
 from neurospike import ops
+from neurospike.kernels.cuda import _scan_loop as scan_loop
 from neurospike.kernels.cuda import scan as scan_triton
 from neurospike.neurons import rule, snntorch_surrogates, surrogate, zoo
 from neurospike.neurons.record import record
@@ -184,7 +185,7 @@ class _Tensors:
         return [make() if wanted and k == 0 else None for k in range(len(self.rule.states))]
 
     def saved(self, wanted: bool = True) -> list[Tensor]:
-        chunks = -(-self.steps // scan_triton.EVERY)
+        chunks = -(-self.steps // scan_loop.EVERY)
         length = chunks * self.shape[1]
         return self.each(lambda: torch.empty(length, dtype=self.state)) if wanted else []
 

@@ -23,5 +23,5 @@ def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: An
         return written(function, known, literal, entry)
 
     key = (module, name, digest(function, known, literal.__name__))
-    loop = f"{module.rpartition('.')[2]}.{name.strip('_')}"
+    loop = f"{module.rpartition('.')[2].strip('_')}.{name.strip('_')}"
     return _code.address(key, write, loop, packages=["numba"])

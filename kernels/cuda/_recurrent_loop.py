@@ -15,7 +15,7 @@ memory within a program. Sums are taken in a fixed order, so that a call repeats
 
 import triton.language as tl
 
-from neurospike.kernels.cuda.scan import _like, _load, _numbers, _parameters, _store
+from neurospike.kernels.cuda._scan_loop import _like, _load, _numbers, _parameters, _store
 
 # What a kernel is compiled for; rebound for each variant, as those of `scan`, some of which are
 # meant for the functions that come from there.

@@ -61,9 +61,7 @@ def one_by_one(
     )
 
 
-def as_saved(
-    tensors: Sequence[Tensor | None], formats: Sequence[torch.dtype | None]
-) -> list[Any]:
+def as_saved(tensors: Sequence[Tensor | None], formats: Sequence[torch.dtype | None]) -> list[Any]:
     """Return saved tensors contiguous and in the formats that they had.
 
     Hooks of saved tensors may have laid them out anew, or in another format.
