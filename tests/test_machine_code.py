@@ -113,7 +113,7 @@ def test_kept_code_is_used_until_the_loop_changes_and_formulas_count_at_once(pac
     # A loop, what writes the neuron's operations, and an intrinsic.
     start = "out[i] = values[low + i] if values.size > 0 else "
     for name, old, new in (
-        ("scan.py", start + "0.0", start + "1.0"),
+        ("_scan_loop.py", start + "0.0", start + "1.0"),
         ("_scribe.py", 'fcmp_ordered(">", given[0]', 'fcmp_ordered("<", given[0]'),
         ("_memory.py", "builder.gep(data, [index])", "builder.gep(data, [index.type(0)])"),
     ):

@@ -88,7 +88,7 @@ def check(layer, current, gradient, dtype, options):
 
 def known(backend):
     """What of the calls so far, and of their backward passes, can be run again."""
-    (runner,) = [one for one in running._runners if one.row.name == backend and one.known]
+    (runner,) = [one for one in running._every if one.row.name == backend and one.known]
     every = runner.known.values()
     return [one.again is not None for one in every], [len(one.backward) for one in every]
 

@@ -2,8 +2,8 @@
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous, or by sample `[B, T, F]`. A block of
 neurons keeps its states in a cache while the loop runs over T; blocks are divided among threads. A
-few rows at a time are taken by vectorised loops, written of the neuron's own operations (`_rows`);
-the loops over time below run them by their addresses, and are the same for every neuron.
+few rows at a time are taken by vectorised loops, written of the neuron's own operations (`_rows`).
+The loops over time (`_scan_loop`) run them by their addresses, and are the same for every neuron.
 
 Forward, per block:                            Backward, per block:
     states  S rows   <- start                      history[0] <- start

@@ -186,7 +186,7 @@ class Known:
 
 _threads = torch.get_num_threads
 KEPT = 4096  # kinds of calls that are known, and of backward passes of each
-_runners: list["Runner"] = []
+_every: list["Runner"] = []
 
 
 def _put(table: dict[Any, Any], key: Any, value: Any) -> None:
@@ -197,7 +197,7 @@ def _put(table: dict[Any, Any], key: Any, value: Any) -> None:
 
 def forget() -> None:
     """Find out anew what was found out about calls."""
-    for runner in _runners:
+    for runner in _every:
         runner.known.clear()
 
 
@@ -207,7 +207,7 @@ class Runner:
     def __init__(self, row: dispatch.Backend) -> None:
         self.row = row
         self.known: dict[Any, Known] = {}
-        _runners.append(self)
+        _every.append(self)
 
     def about(
         self, call: Call, saves: bool, lengths: Tensor | None, tensors: Sequence[Tensor]
