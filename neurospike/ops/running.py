@@ -45,6 +45,15 @@ def count_shown(call: Call) -> int:
     return call.states * (2 if wants & TRACES else 1) + (1 if wants & SPIKES else 0)
 
 
+def by_kind(
+    call: Call, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """Return the gradients of spikes, states and traces, of those of what a call returned."""
+    first = 1 if call.wants & SPIKES else 0
+    ends = first + call.states
+    return grads[0] if first else None, grads[first:ends], grads[ends:]
+
+
 class Sizes(NamedTuple):
     """What a call's results are like; None for what is not asked for."""
 
@@ -279,9 +288,7 @@ class Runner:
         out, of_states, of_parameters = allocate_gradients(
             empty, current, parameters, call.states, call.num_steps, wanted
         )
-        first = 1 if call.wants & SPIKES else 0
-        spikes, ends = grads[0] if first else None, first + call.states
-        finals, traces = grads[first:ends], grads[ends:]
+        spikes, finals, traces = by_kind(call, grads)
         key = (
             *(wanted, _threads()),
             *[None if one is None else one.stride() for one in grads],

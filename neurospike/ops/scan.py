@@ -32,6 +32,7 @@ from .running import (
     Runner,
     allocate,
     allocate_gradients,
+    by_kind,
     count_shown,
     gradients_of,
     listed,
@@ -290,12 +291,9 @@ def _backward_by_operator(
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
     operator = getattr(torch.ops.neurospike, f"{call.name}_scan_backward")
-    first, given = 1 if call.wants & SPIKES else 0, 1 + call.given
-    finals = first + call.states
+    given = 1 + call.given
     found: list[Tensor] = operator(
-        grads[0] if first else None,
-        grads[first:finals],
-        grads[finals:],
+        *by_kind(call, grads),
         tensors[0],
         tensors[1:given],
         tensors[given:],
