@@ -913,3 +913,31 @@ def test_another_default_device_is_not_that_of_a_call(make, trained):
         with torch.device("meta"):
             others = torch.autograd.grad(found.sum(), leaves)
         assert all(map(torch.equal, others, slopes))
+
+
+ON_META = {
+    "LI": lambda: ns.LI(0.9),
+    "LIF": lambda: ns.LIF(torch.full((4,), 0.9), learn_beta=True),
+    "Alpha": lambda: ns.Alpha(0.9, 0.5),
+    "PLIF": lambda: ns.PLIF(0.9),
+    "SEAdLIF": ns.SEAdLIF,
+    "OneToOne": lambda: ns.OneToOne(0.9),
+    "Recurrent": lambda: ns.Recurrent(ns.LIF(0.9), 4),
+    "masked": lambda: ns.Recurrent(ns.LIF(0.9), 4, zero_diagonal=True),
+    "Delay": lambda: ns.Delay(4, 3),
+    "SpikeLinear": lambda: ns.SpikeLinear(4, 4),
+}
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_layers_are_made_and_called_where_tensors_have_no_numbers(name):
+    with torch.device("meta"):
+        layer, current = ON_META[name](), torch.empty(5, 2, 4)
+    assert type(layer).__name__ in repr(layer)
+    found = layer(current)
+    out = found[0] if isinstance(found, tuple) else found
+    assert (out.shape, out.device.type) == ((5, 2, 4), "meta")
+    layer.to_empty(device="cpu")
+    layer.load_state_dict(ON_META[name]().state_dict())
+    found = layer(torch.rand(5, 2, 4))
+    assert (found[0] if isinstance(found, tuple) else found).isfinite().all()

@@ -194,8 +194,10 @@ class Delay(_Neuron):
 
     def _check_delay(self) -> None:
         values = _values(self.delay)
+        if values.is_meta:
+            return
         wrong = values[~((values >= 0.0) & (values <= self.max_delay))]
-        if not values.is_meta and wrong.numel():
+        if wrong.numel():
             raise ValueError(
                 f"delay must lie between 0 and max_delay={self.max_delay} steps, got "
                 f"{wrong[0].item():g}"

@@ -149,7 +149,9 @@ class Recurrent(OverTime):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
-        masked = "" if self.mask is None else f", {int(self.mask.sum())} weights"
+        masked = ""
+        if self.mask is not None:
+            masked = ", masked" if self.mask.is_meta else f", {int(self.mask.sum())} weights"
         axes = ", batch_first=True" if self.batch_first else ""
         return f"size={self.size}, bias={self.bias is not None}{masked}{axes}"
 
@@ -200,7 +202,7 @@ def _checked_mask(mask: Tensor | None, size: int, zero_diagonal: bool) -> Tensor
         raise TypeError(f"mask must be a tensor [N, N] of 0 and 1, got {mask!r}") from None
     if found.shape != (size, size):
         raise ValueError(f"mask must have the shape {(size, size)}, got {tuple(found.shape)}")
-    if not bool(((found == 0) | (found == 1)).all()):
+    if not (found.is_meta or bool(((found == 0) | (found == 1)).all())):
         raise ValueError("mask must hold 0 and 1, or true and false, and nothing else")
     found = found.to(torch.get_default_dtype())
     return found.fill_diagonal_(0.0) if zero_diagonal else found

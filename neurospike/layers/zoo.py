@@ -92,7 +92,8 @@ class Alpha(Spiking):
         check_subtraction(threshold, reset)
         function = _named(zoo.ALPHA, reset)
         rising, falling = number("alpha", alpha), number("beta", beta)
-        if bool((rising <= falling).any()):
+        is_known = not (rising.is_meta or falling.is_meta)
+        if is_known and bool((rising <= falling).any()):
             raise ValueError(
                 "alpha must be greater than beta, the decay of the falling trace, got alpha "
                 f"{shown_range(rising)} and beta {shown_range(falling)}"
@@ -131,7 +132,7 @@ class PLIF(Spiking):
     ) -> None:
         check_subtraction(threshold, "subtract")
         start = number("beta", beta).to(torch.get_default_dtype())
-        if not bool(((start > 0) & (start < 1)).all()):
+        if not (start.is_meta or bool(((start > 0) & (start < 1)).all())):
             raise ValueError(f"beta must lie in (0, 1), got {shown_range(start)}")
         values: dict[str, Any] = {"logit": torch.logit(start), "threshold": threshold}
         super().__init__(zoo.lif_subtract, **{"learn": ("logit",), **options}, **values)

@@ -1,6 +1,7 @@
 """One call of a recurrent layer: its arguments checked, a backend chosen, the time loop run."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ def _run(
         spike, *after = neuron(x + last @ weight.T, *others)
         return spike, spike, *after
 
-    # Sums are in the state's format, as those of every backend.
-    with torch.autocast(current.device.type, enabled=False):
+    # Sums are in the state's format, as those of every backend; the meta device has no autocast.
+    kind = current.device.type
+    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
     return Outputs(
         spikes.to(current.dtype), tuple(finals), tuple(traces[1:]) if wants & TRACES else ()
