@@ -551,3 +551,17 @@ def test_a_misspelt_argument_of_a_network_is_answered_with_its_own():
     ):
         ns.ConvEncoder(bogus=1)
     assert ns.SNNModel(backend="reference").neurons[0].backend == "reference"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "has"),
+    [("rate", "gain, offset, generator, dtype"), ("rows", "none"), ("none", "none")],
+)
+def test_an_option_that_an_encoding_lacks_is_refused_when_the_network_is_made(encoding, has):
+    expected = f"encoding_options: {encoding} has no option 'tau'; it has {has}"
+    with pytest.raises(TypeError, match=expected):
+        ns.SNNModel(64, 8, 10, encoding=encoding, encoding_options={"tau": 2.0})
+    if encoding == "rate":
+        model = ns.SNNModel(64, 8, 10, encoding="latency", encoding_options={"tau": 2.0})
+        with pytest.raises(TypeError, match=expected):
+            model.presented("rate", 5, {"tau": 2.0})

@@ -1,6 +1,7 @@
 """What every network does: prepare and encode pictures, and read scores out of its last layer."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -97,12 +98,7 @@ class SpikingNetwork(nn.Module):
         except ValueError as error:
             raise ValueError(f"preprocessing: {error}") from None
         self.encoding = encoding
-        if not isinstance(encoding_options, Mapping | None):
-            raise TypeError(
-                "encoding_options must be a mapping of the encoding's options by name, got "
-                f"{encoding_options!r}"
-            )
-        self.encoding_options = dict(encoding_options or {})
+        self.encoding_options = _options_of(encoding, encoding_options)
         check_one_of("init", init, INITIALIZATIONS)
         self._init = init
         self._neuron: NeuronOptions = {"beta": 0.95, **neuron}
@@ -175,7 +171,7 @@ class SpikingNetwork(nn.Module):
             )
         other = copy.copy(self)
         other.encoding, other.num_steps = encoding, num_steps
-        other.encoding_options = dict(encoding_options or {})
+        other.encoding_options = _options_of(encoding, encoding_options)
         return other
 
     def truncate(self, segment: int | None) -> None:
@@ -269,6 +265,21 @@ class SpikingNetwork(nn.Module):
         if self.encoding == "constant":
             return encoded, {"current": layer(images), "num_steps": self.num_steps}
         return encoded, {"current": over_steps(layer, encoded)}
+
+
+def _options_of(encoding: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a copy of an encoding's options. Raises TypeError for those that it does not have."""
+    if not isinstance(options, Mapping | None):
+        raise TypeError(
+            f"encoding_options must be a mapping of the encoding's options by name, got {options!r}"
+        )
+    every = inspect.signature(getattr(codes, encoding)).parameters if encoding != "none" else ()
+    known = [name for name in every if name not in ("data", "num_steps")]
+    for name in options or {}:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise TypeError(f"encoding_options: {encoding} has no option {name!r}; {has}")
+    return dict(options or {})
 
 
 def _check_steps(num_steps: int) -> int:
