@@ -5,7 +5,7 @@ torchvision to download, `Preprocessing` for the steps that need it, `load_folde
 `load_recordings` tonic.
 """
 
-from .batches import Batches, DigitData, Split
+from .batches import Batches
 from .binning import Binning
 from .datasets import NAMES, load
 from .events import EventData, load_recordings, open_recordings
@@ -13,6 +13,7 @@ from .folder import load_folder
 from .preprocessing import Preprocessing
 from .recordings import Recordings
 from .sequences import collate
+from .split import DigitData, Split
 
 __all__ = [
     "NAMES",

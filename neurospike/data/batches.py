@@ -1,122 +1,18 @@
-"""Pictures with labels as two tensors, and batches cut from them on the device.
+"""Batches of pictures or recordings, cut on the device from tensors that stay there.
 
 A set of 28 x 28 digits is small (MNIST: 47 MB as uint8), so a `DataLoader` with its worker
 processes, per-picture Python and copies costs more than the training step it feeds. Here the
 whole set moves once and a batch is one gather and one conversion.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurospike.ops.constants import constant
-
-if TYPE_CHECKING:
-    from .recordings import Recordings
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Square pictures with their labels.
-
-    Shapes: `images` uint8 `[N, S, S]` of one channel, or `[N, C, S, S]`, 0 (of a digit: the
-    background) to 255; `labels` int64 `[N]`, from 0.
-    Errors: `ValueError` for tensors of another shape, dtype, length or range.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        for name, tensor in (("images", images), ("labels", labels)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
-        if images.dtype != torch.uint8 or not square:
-            raise ValueError(
-                "images must be uint8 [N, S, S] or [N, C, S, S], square pictures, got "
-                f"{images.dtype} {list(images.shape)}"
-            )
-        if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
-        if len(images) != len(labels):
-            raise ValueError(f"there are {len(images)} images but {len(labels)} labels")
-        if len(labels) and int(labels.min()) < 0:
-            raise ValueError(
-                f"labels must be 0 or more, got {int(labels.min())} to {int(labels.max())}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def split(self, fraction: float, seed: int) -> tuple["Split", "Split"]:
-        """Hold a part out at random: `(rest, held_out)`, disjoint and together the whole.
-
-        `held_out` has `round(fraction * N)` samples; a fraction of 0 leaves it empty. The same
-        seed holds out the same samples. Both parts keep the original order; neither is
-        stratified. Errors: `ValueError` for a fraction outside [0, 1).
-        """
-        held_out = held_out_of(len(self), fraction, seed)
-        return self.select(~held_out), self.select(held_out)
-
-    def select(self, chosen: Tensor) -> "Split":
-        """Return the pictures of a mask `[N]` or of numbers int64 `[M]`."""
-        return Split(self.images[chosen], self.labels[chosen])
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a picture."""
-        channels = 1 if self.images.ndim == 3 else self.images.shape[1]
-        return channels, self.images.shape[-2], self.images.shape[-1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What a device holds of them for `gather`."""
-        return self.images, self.labels
-
-    def gather(
-        self, tensors: Sequence[Tensor], chosen: Tensor, numbers: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return what `shown` makes a batch of, on the device of `tensors` and `chosen` `[B]`."""
-        return tuple(tensor.index_select(0, chosen) for tensor in tensors)
-
-    def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return a batch: pictures float32 `[B, C, S, S]` in [0, 1], and labels `[B]`."""
-        images, labels = gathered
-        # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
-        white = constant((255.0,), torch.float32, images.device)
-        return (images.unsqueeze(1) if images.ndim == 3 else images).div(white), labels
-
-
-@dataclass(frozen=True, eq=False)
-class DigitData:
-    """A data set of pictures: the name of what was really taken, its two splits, and why it was.
-
-    `note` is one line for the run's record. `name` is never `"auto"`. `classes` are the names of
-    the labels, from 0; none where they are no more than numbers.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    note: str
-    classes: tuple[str, ...] = ()
-
-
-def held_out_of(count: int, fraction: float, seed: int) -> Tensor:
-    """Draw which of so many samples are held out: a mask `[count]`. See `Split.split`."""
-    if not 0 <= fraction < 1:
-        raise ValueError(
-            f"fraction must be at least 0 and below 1, got {fraction}: it is the part held out"
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held_out = torch.zeros(count, dtype=torch.bool)
-    held_out[order[: round(fraction * count)]] = True
-    return held_out
+from .recordings import Recordings
+from .split import Split
 
 
 class Batches:
@@ -161,7 +57,7 @@ class Batches:
 
     def __init__(
         self,
-        split: "Split | Recordings",
+        split: Split | Recordings,
         batch_size: int,
         *,
         shuffle: bool = False,

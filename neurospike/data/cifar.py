@@ -17,9 +17,9 @@ import torch
 
 from neurospike.errors import DataError
 
-from .batches import DigitData, Split
 from .classes import CLASSES
 from .fetching import last_line
+from .split import DigitData, Split
 
 FOLDER = "cifar-10-batches-py"
 TRAIN, TEST = [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"]

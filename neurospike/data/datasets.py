@@ -24,13 +24,13 @@ import torch
 
 from neurospike.errors import DataError, MissingDependencyError
 
-from .batches import DigitData, Split
 from .cifar import load_cifar10
 from .classes import CLASSES
 from .digits import read_digits
 from .fetching import bounded, last_line, reach
 from .folder import load_folder
 from .idx import read_idx
+from .split import DigitData, Split
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = (*TORCHVISION_CLASSES, "cifar10", "digits", "folder", "auto")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neurospike.errors import MissingDependencyError
 
-from .batches import Split
+from .split import Split
 
 FILE = "datasets/data/digits.csv.gz"  # a picture per line: 64 pixels of 0 to 16, and its label
 TESTED = 360  # pictures, a fifth

@@ -16,7 +16,7 @@ import torch
 from neurospike.errors import DataError, PictureError
 from neurospike.ops.arguments import check_count, check_flag
 
-from .batches import DigitData, Split
+from .split import DigitData, Split
 
 PARTS = ("train", "test")
 MOST_BYTES = 4_000_000_000  # of all pictures, as they are kept

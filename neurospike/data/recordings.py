@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import held_out_of
+from .split import held_out_of
 
 
 @dataclass(frozen=True, eq=False)
