@@ -1,25 +1,41 @@
-"""The picture of what a network saw, thought and fired: `predict --plot`."""
+"""The figure of `predict --plot`: what a network saw, its confidences and its spikes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from neurospike.errors import ConfigError, MissingDependencyError, NeuroSpikeError
 
-from .canvas import beyond, entitle, save, some
+from .canvas import BLUE, RED, beyond, entitle, save, some
 from .spikes import SpikePlots
 
-if TYPE_CHECKING:
-    from neurospike.predict import Prediction
+MOST_ROWS = 8  # pictures in one figure
 
-MOST_ROWS = 8
-CHOSEN, OTHER = "#D55E00", "#0072B2"  # two of Okabe and Ito's, told apart by everyone
+
+class Predicted(Protocol):
+    """What is drawn of a prediction; see `neurospike.predict.Prediction`."""
+
+    @property
+    def path(self) -> str:
+        """The picture's file."""
+
+    @property
+    def digit(self) -> int:
+        """The number of the class that was answered."""
+
+    @property
+    def label(self) -> str:
+        """What that class is called."""
+
+    @property
+    def confidence(self) -> list[float]:
+        """One number per class, 1 in all."""
 
 
 def check_plot(path: str | Path) -> None:
-    """Raise NeuroSpikeError if nothing could be drawn into this file, before there is anything."""
+    """Raise NeuroSpikeError if a figure could not be written to this file, before one is made."""
     path = Path(path)
     figure_type, canvas_type = _matplotlib()
     formats = canvas_type(figure_type()).get_supported_filetypes()
@@ -46,7 +62,7 @@ def _matplotlib() -> tuple[Any, Any]:
 
 
 def draw_predictions(
-    rows: "Sequence[tuple[Prediction, Tensor, dict[str, Tensor]]]",
+    rows: Sequence[tuple[Predicted, Tensor, dict[str, Tensor]]],
     path: str | Path,
     classes: Sequence[str],
 ) -> None:
@@ -67,12 +83,12 @@ def draw_predictions(
         seen.set_yticks([])
         entitle(seen, Path(prediction.path).name, 9)
         places = list(range(len(classes)))
-        colors = [CHOSEN if k == prediction.digit else OTHER for k in places]
+        colors = [RED if k == prediction.digit else BLUE for k in places]
         bars.bar(places, prediction.confidence, color=colors)
         bars.set(ylim=(0, 1), xlabel="answer", ylabel="confidence")
         words = {"rotation": 45, "ha": "right"} if max(map(len, classes)) > 2 else {}
         bars.set_xticks(*some(classes, 20), **words)
-        bars.set_title(prediction.label, fontsize=9, color=CHOSEN)
+        bars.set_title(prediction.label, fontsize=9, color=RED)
         name, layer = next(iter(spikes.items()))
         SpikePlots()._raster(raster, layer.cpu().numpy())
         raster.set_title(f"{name}: {int(layer.sum())} spikes", fontsize=9)
