@@ -2,7 +2,7 @@
 
 import pytest
 
-from .report import machine_line
+from .report_lines import machine_line
 from .timing import machine
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from neurospike.visualization.canvas import BLACK, COLORS, GREY, STYLES
 
 from . import gpu_report, rivals
+from .cpu_report import cpu_rows
 
 DPI = 110
 # A rival has one colour in all pictures; ours is the first.
@@ -43,8 +44,6 @@ def _under(figure: Figure, cpu: Mapping[str, Any]) -> None:
 
 def speedup(cpu: Mapping[str, Any]) -> Figure:
     """Bars: how many times as long each rival takes, forward and backward."""
-    from .report import cpu_rows
-
     rows = [(title, r) for title, _, r, _ in cpu_rows(cpu) if not title.endswith("inference")]
     present = [r.name for r in rivals.RIVALS if any(r.name in ratios for _, ratios in rows)]
     bars = [len(ratios) for _, ratios in rows]

@@ -10,21 +10,19 @@ import torch
 from flax import nnx
 from torch import Tensor
 
-from .rivals import BETA
-
 
 class Spyx:
     """`spyx.nn.LIF` under `jax.lax.scan`, compiled by JAX; timed on arrays of JAX's own."""
 
-    def __init__(self) -> None:
-        """Make a layer whose surrogate is that of atan(2)."""
+    def __init__(self, beta: float) -> None:
+        """Make a layer whose surrogate is that of atan(2). beta: its decay per time step."""
 
         def atan(u: Any) -> Any:
             return 1.0 / (1.0 + (jax.numpy.pi * u) ** 2)
 
         def forward(current: Any) -> Any:
             layer = spyx.nn.LIF(
-                current.shape[2:], BETA, activation=spyx.axn.custom(atan), rngs=nnx.Rngs(0)
+                current.shape[2:], beta, activation=spyx.axn.custom(atan), rngs=nnx.Rngs(0)
             )
             return spyx.nn.run(layer, current)[0]
 

@@ -152,7 +152,7 @@ def spyx_oracle() -> Layer:
 def _spyx() -> Layer:
     from .rival_jax import Spyx
 
-    return Spyx()
+    return Spyx(BETA)
 
 
 def installed(package: str) -> bool:
