@@ -52,7 +52,8 @@ trainer.fit([(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))], None, epochs=1)
 
 # Modules of the recogniser that are loaded when it runs, by the commands' own words for it.
 LATER = {
-    *(f"neurospike.config.{name}" for name in ("loading", "messages", "schema", "steps")),
+    *(f"neurospike.config.{name}" for name in ("loading", "messages", "schema", "sections")),
+    *(f"neurospike.config.{name}" for name in ("steps", "values")),
     *(f"neurospike.live.{name}" for name in ("curves", "origins", "page", "parts")),
     "neurospike.pictures.finding",
     "neurospike.training.board",

@@ -1,9 +1,9 @@
 """The typed configuration of a training run.
 
-Everything that a run can be told stands in `schema`, once: `config.yaml`, the command line's flags
-and their help, and the text of every error are made from it. This is the door at which values are
-checked; behind it they are trusted. Imports no torch, so that the checks cost nothing to run first,
-and pydantic and yaml only with the first name that needs them: layers and networks do without.
+Every key of a run is declared once, in `schema` and its `sections`: `config.yaml`, the flags of the
+command line and their help, and the text of every error are made from that. Values are checked here
+and trusted everywhere else. Importing this loads no torch, so that the checks can come first, and
+pydantic and yaml only with the first name that needs them: layers and networks do without.
 """
 
 import importlib

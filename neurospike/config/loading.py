@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from neurospike.errors import ConfigError
 
 from .messages import explain
-from .schema import Config, Section
+from .schema import Config
+from .sections import Section
 
 DEFAULT_FILE = Path("config.yaml")
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from .schema import KINDS, Config, Section
+from .kinds import KINDS
+from .schema import Config
+from .sections import Section
 from .words import about_device, allowed, beyond_format, nearest_key
 
 
