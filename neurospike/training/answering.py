@@ -1,8 +1,8 @@
-"""What a network answers a batch with, whatever kind of network it is.
+"""How the trainer calls a network on a batch, whatever kind of network it is.
 
 The trainer knows networks by this file only. A network is a module that is called with the inputs
-of a batch; what comes back is scores, or an output over time of which a readout makes scores. Its
-spikes are read by hooks, unless it hands them over itself, as the networks that are ready do.
+of a batch; it returns scores, or an output over time of which a readout makes scores. Its spikes
+are read by hooks, unless it returns them itself, as the networks in `neurospike.models` do.
 """
 
 import inspect
@@ -24,7 +24,7 @@ READOUTS: dict[str, Readout] = {
     "first_spike": decoding.first_spike,
 }
 EVERY_STEP = "every_step"  # targets have a step for each of the output's
-NONE = "none"  # the output [B, *] is what targets are compared with
+NONE = "none"  # targets are compared with the output [B, *] itself
 WANTED = (
     "scores [B, C], scores over time [T, B, C], or a tuple that begins with one of them, such as "
     "(output, state)"
@@ -33,11 +33,11 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network made of a batch.
+    """What a network returned for a batch.
 
-    scores: what measures look at, `[B, C]` where classes are told apart. output: what it gave, time
-    first: `[T, B, C]` of a network that answers over time, else the scores. activity: spikes
-    `[T, B, *F]` by layer, where they were asked for.
+    scores: what measures are computed of, `[B, C]` where targets are classes. output: time first,
+    `[T, B, C]`, of a network that answers over time, else the scores. activity: spikes `[T, B, *F]`
+    by layer, where they were asked for.
     """
 
     scores: Tensor
@@ -51,15 +51,15 @@ class Network(Protocol):
     def __call__(
         self, forward: Callable[..., Any], inputs: Tensor, own: dict[str, Tensor], spikes: bool
     ) -> tuple[Any, Activity]:
-        """Return what `forward`, which calls the network, gives, and its spikes if wanted.
+        """Call the network by `forward`; return its output, and its spikes if wanted.
 
-        own: `lengths` of sequences, if there are any.
+        own: `{"lengths": ...}` for sequences, else empty.
         """
         ...
 
 
 class AnyModule:
-    """Any module; spikes are seen by hooks on the layers that make them, but for compiled ones."""
+    """Any module; its spikes are read by hooks on its layers, unless it is compiled."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -102,17 +102,17 @@ class TellsActivity:
 
 @dataclass(frozen=True)
 class Both:
-    """Scores of a network that reads them out itself, and what it reads them out of."""
+    """Scores of a network that has its own readout, and the output they were read from."""
 
     scores: Tensor
     output: Tensor
 
 
 class Asker:
-    """Asks one network, and says in a sentence where its answer is none.
+    """Calls a network on batches, and refuses in a sentence what does not fit their targets.
 
     readout: a name, a function, or None: the mean over time where there is a time axis. Raises
-    ValueError for an unknown name, TypeError for what is no function either.
+    ValueError for an unknown name, TypeError for anything else.
     """
 
     def __init__(
@@ -120,16 +120,16 @@ class Asker:
     ) -> None:
         self.name = type(model).__name__
         self.batch_first = bool(getattr(model, "batch_first", False))
-        # Of a network that does not say, while a layer in it does.
+        # The network has no `batch_first`, and a layer in it does.
         self._may_be_either = not hasattr(model, "batch_first") and any(
             getattr(layer, "batch_first", False) for layer in model.modules()
         )
         self.on_output = on_output
         self.readout = _readout_of(readout)
         self._is_named = readout is not None
-        # Of targets, and of an output that is compared with them as it is.
+        # The axis of the batch in targets, and in an output that they are compared with as it is.
         self._batch_axis = int(readout == EVERY_STEP and not self.batch_first)
-        inner = getattr(model, "_orig_mod", model)  # of what torch.compile made
+        inner = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.has_encoder = hasattr(inner, "encoding")  # which refuses inputs that are not finite
         self._takes_lengths = takes(inner.forward, "lengths")
         tells = "return_activity" in inspect.signature(inner.forward).parameters
@@ -162,7 +162,7 @@ class Asker:
         return self._read(output, targets, own, activity)
 
     def count(self, targets: Tensor) -> int:
-        """How many samples the targets are of. Raises ValueError if they have no such axis."""
+        """Return the number of samples. Raises ValueError for targets without a batch axis."""
         if targets.ndim <= self._batch_axis:
             wanted = "[T, B, ...], with readout='every_step'" if self._batch_axis else "[B, ...]"
             raise ValueError(
@@ -255,7 +255,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
         function = function.forward
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):  # of a function written in C
+    except (ValueError, TypeError):  # of some functions written in C
         return False
     return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
@@ -280,7 +280,7 @@ def _readout_of(readout: Any) -> Any:
 
 
 def _described(found: Any) -> str:
-    """Name what was returned: shapes of tensors, else what kind of thing it is."""
+    """Return a description of what a network returned: shapes of tensors, else the type."""
     if isinstance(found, Tensor):
         kind = (
             "" if found.is_floating_point() else f" and {str(found.dtype).removeprefix('torch.')}"
@@ -297,15 +297,15 @@ def _described(found: Any) -> str:
 
 
 def is_of_classes(scores: Tensor, targets: Tensor) -> bool:
-    """True if the targets are numbers of classes that the scores tell apart."""
+    """True if scores `[B, C]` have classes and targets `[B]` are integers, their labels."""
     plain = targets.ndim == 1 and scores.ndim == 2 and scores.shape[1] > 1
     return plain and not targets.is_floating_point() and targets.dtype != torch.bool
 
 
 def is_class(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return which labels `[B]` number one of the classes of scores `[B, C]`, bool `[B]`.
+    """Return which labels `[B]` are classes of scores `[B, C]`, bool `[B]`.
 
-    Others, such as -100, are those that a criterion ignores.
+    The others, such as -100, are those that a criterion ignores.
     """
     labels = targets.long()  # 8 bits cannot be compared with 200 classes
     return (labels >= 0) & (labels < scores.shape[1])

@@ -1,4 +1,4 @@
-"""What `SNNTrainer` is given: whether it can do with it. Each refusal is one sentence."""
+"""Checks of the arguments of `SNNTrainer`; each error is one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
@@ -26,7 +26,7 @@ RESERVED = (
 
 
 def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> None:
-    """Raise TypeError or ValueError for parts of a training that do not fit together."""
+    """Raise TypeError or ValueError unless the parts of a training loop fit together."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {name_of(model)}")
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -61,7 +61,7 @@ def check_parts(model: Any, optimizer: Any, criterion: Any, scheduler: Any) -> N
 
 
 def check_callable(name: str, one: Any, takes: str) -> None:
-    """Raise TypeError unless it is None or a function of what it `takes`."""
+    """Raise TypeError unless `one` is None or callable. takes: its argument, for the message."""
     if one is not None and (isinstance(one, type) or not callable(one)):
         raise TypeError(f"{name} must be a function of {takes}, or None, got {name_of(one)}")
 
@@ -89,10 +89,7 @@ def check_clip(clip: Any) -> None:
 
 
 def check_counts(**counts: Any) -> None:
-    """Raise TypeError or ValueError for arguments of `fit` that are no whole numbers of 1 or more.
-
-    None is left out: what it means is each argument's own.
-    """
+    """Raise TypeError or ValueError unless each count is a whole number >= 1, or None."""
     for name, count in counts.items():
         if count is None:
             continue
@@ -103,7 +100,10 @@ def check_counts(**counts: Any) -> None:
 
 
 def check_measures(measures: Any) -> dict[str, Any]:
-    """Return the measures, once they can be. Raises TypeError, or ValueError for a taken name."""
+    """Return the measures by name, none for None.
+
+    Raises TypeError for a measure that cannot be called, ValueError for a name that is taken.
+    """
     if measures is None:
         return {}
     if not isinstance(measures, Mapping):
@@ -123,7 +123,7 @@ def check_measures(measures: Any) -> dict[str, Any]:
 
 
 def check_batches(name: str, batches: Any) -> None:
-    """Raise TypeError for what is not even to be iterated."""
+    """Raise TypeError for batches that cannot be iterated."""
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise TypeError(
             f"{name} must be batches (inputs, targets), such as a DataLoader, got "
@@ -132,7 +132,7 @@ def check_batches(name: str, batches: Any) -> None:
 
 
 def check_source(name: str, batches: Any, world: int) -> None:
-    """Raise TypeError or ValueError for what no epoch after epoch can be drawn from."""
+    """Raise TypeError or ValueError for batches that cannot be iterated anew in every epoch."""
     check_batches(name, batches)
     if isinstance(batches, Iterator):
         raise TypeError(
@@ -151,7 +151,7 @@ def check_source(name: str, batches: Any, world: int) -> None:
 
 
 def length_of(batches: Any) -> int | None:
-    """How many batches there are; None of a source that does not know, as an IterableDataset."""
+    """Return how many batches there are; None where that is not known, as of an IterableDataset."""
     try:
         return len(batches)
     except TypeError:

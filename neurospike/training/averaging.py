@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Average:
     """A running mean of a network's parameters and floating-point buffers.
 
-    At rest the network holds the mean, and while it is trained the weights as the optimiser moves
-    them; what it does not hold is here. All of it happens in place, on the network's device.
+    At rest the network holds the mean; while it is trained it holds the weights that the optimiser
+    moves, and this object keeps the mean. The two are swapped in place, on the network's device.
 
     After step n (from 0) the mean moves to the weights by `1 - decay`, or by `9 / (10 + n)` where
     that is more, so that the first weights are soon forgotten (as in TensorFlow's
@@ -35,7 +35,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step. It is the device's work alone."""
+        """Move the mean towards the weights after a step, without waiting for the device."""
         share = (9 / (10 + self._steps)).clamp_min(1 - self._decay)
         if share.is_cpu:  # in one pass, for which torch wants a number
             torch._foreach_lerp_(self._other, self._held, float(share))
@@ -46,9 +46,9 @@ class Average:
         self._steps += 1
 
     def train(self) -> None:
-        """Let the network hold the weights as they are trained.
+        """Let the network hold the weights that are trained.
 
-        Weights that were set while it was at rest, by `load_state_dict` say, are trained on, and
+        Training continues from weights that were set at rest, such as by `load_state_dict`, and
         the mean begins anew with them.
         """
         self._take_over()
@@ -81,7 +81,7 @@ class Average:
         self._versions = self._versions_now()
 
     def state_dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the network's state with the mean, and what training goes on with."""
+        """Return the network's state dict with the mean, and what training continues from."""
         if not self._is_training:
             self._take_over()
         held = dict(self._model.state_dict())
@@ -91,10 +91,10 @@ class Average:
         return mean, {"weights": trained, "steps": self._steps}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Go on with what `state_dicts` gave, once the network has the mean.
+        """Continue from what `state_dicts` returned, once the network holds the mean.
 
-        state: None of a run that had no mean, which begins with the weights of the network. Raises
-        ValueError for a mean that is NaN, which it would be for good, and no step would tell.
+        state: None of a run that had no mean: it begins with the weights of the network. Raises
+        ValueError for a mean that is NaN: it would stay NaN, and no step would report it.
         """
         for name, parameter in self._model.named_parameters():
             if parameter.isnan().any():

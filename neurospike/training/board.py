@@ -1,9 +1,8 @@
-"""What TensorBoard shows of a run: curves, and pictures of what one sample does in the network.
+"""What TensorBoard shows of a run: curves, and pictures of what the network does with one sample.
 
-A training step knows nothing of it. When a record is written, this looks at the network once and
-leaves drawing and writing to a thread of its own. Where records come so fast that pictures would
-take more than 2% of a processor's time, some are left out; numbers never are, and `metrics.jsonl`
-holds them in any case.
+Training steps are not involved. When a record is written, the network is run once on the sample,
+and a thread of its own draws and writes. Where records come so fast that pictures would take more
+than 2% of a processor's time, some are left out; numbers never are.
 """
 
 import queue
@@ -26,7 +25,7 @@ from neurospike.layers.spiking import Spiking
 from .answering import Asker
 from .tiles import draw_membranes, draw_raster, draw_weights
 
-TRACES = 10  # neurons of a layer whose membranes are drawn: those that do not always do the same
+TRACES = 10  # neurons of a layer whose membranes are drawn: those with a rate nearest to 1/2
 SHARE = 0.02  # of a processor's time that pictures may take
 GROUPS = ("spike_rates", "dead_neurons", "saturated_neurons")
 NAMES = {
@@ -43,14 +42,13 @@ NAMES = {
 class Board:
     """The folder `tensorboard` of a run: `tensorboard --logdir runs`.
 
-    A file that cannot be written is named in a line on stderr, and ends the recording but not the
-    run.
+    If a file cannot be written, a line on stderr says so; the recording ends, and the run goes on.
 
     Args:
         folder: of the run.
         model: any network.
-        picture: the inputs of a batch of one sample, such as `[1, 1, H, W]`, to look at it with.
-        step: of a run that is resumed; what was recorded beyond it is hidden.
+        picture: the sample that it is run on, a batch of one, such as `[1, 1, H, W]`.
+        step: from which a run is resumed; what was recorded after it is hidden.
 
     Raises:
         MissingDependencyError: tensorboard is not installed.
@@ -71,12 +69,12 @@ class Board:
         self._open = lambda: SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         self._todo: queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any], int] | None]
         self._todo = queue.SimpleQueue()
-        self._pictures_from = 0.0  # no sooner than that, by the clock
+        self._pictures_from = 0.0  # when the next pictures may be drawn, by time.perf_counter
         self._thread = threading.Thread(target=self._work, name="tensorboard", daemon=True)
         self._thread.start()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Note a record of `metrics.jsonl`, and what the network makes of the picture now."""
+        """Add a record of `metrics.jsonl`, and what the network does with the picture now."""
         idle = self._todo.empty() and time.perf_counter() >= self._pictures_from
         seen = _look(self._model, self._picture) if idle else {}
         self._todo.put((dict(record), seen, int(record["step"])))
@@ -101,7 +99,7 @@ class Board:
                     self._pictures_from = time.perf_counter() + took / SHARE
                 writer.flush()
             writer.close()
-        except Exception as error:  # noqa: BLE001 (of a thread, where none may be lost)
+        except Exception as error:  # noqa: BLE001 (a thread's error would else go unnoticed)
             print(  # noqa: T201 (a warning)
                 f"tensorboard: {self.folder}: cannot be written: {error}; the run goes on without",
                 file=sys.stderr,
@@ -117,7 +115,7 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
-    """Return what has a curve of what measures of one's own returned, such as dicts and lists."""
+    """Return the numbers in the value of your own measure, which may be a dict or list, by tag."""
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     if not isinstance(value, Mapping):
@@ -128,9 +126,10 @@ def _numbers(name: str, value: Any) -> dict[str, float]:
 
 @torch.no_grad()
 def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
-    """Spikes and membranes of each layer, and the first weights; leaves model and random state.
+    """Return spikes and membranes of each layer, and the weights of the first one.
 
-    Membranes have the name of the layer whose spikes they make, else that of their module.
+    The model's mode and the random state stay as they were. Membranes have the name under which the
+    network returns the layer's spikes, else that of the module.
     """
     calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any], Tensor]] = {}
     handles = []

@@ -71,10 +71,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def check_replaceable(path: Path, what: str = "file") -> None:
-    """Raise CheckpointError where a folder, a device or a pipe is, in whose place no file comes."""
+    """Raise CheckpointError for a folder, a device or a pipe, which no file may replace."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # mostly none is there; what else it is will be told by writing
+    except OSError:  # mostly there is no file yet; any other reason shows when it is written
         return
     if not stat.S_ISREG(mode):
         kind = "Is a directory" if stat.S_ISDIR(mode) else "it is a device or a pipe; name a file"
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     Raises CheckpointError, in one line, for a file that is missing, damaged in any bit or not one
     of ours. ConfigError: the device is not one of this machine's.
     """
-    # Here, because a package that is missing may not keep a checkpoint from being written.
+    # Here, so that a checkpoint can be written even where what this imports is missing.
     from neurospike.config.devices import choose_device
 
     if not isinstance(path, (str, os.PathLike)):
@@ -118,7 +118,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
 
 
 def _instead(path: Path) -> str:
-    """Return where a checkpoint may be that is not at this path, as the end of a message."""
+    """Return where a missing checkpoint may be instead, as the end of a message."""
     if not path.exists():
         return (
             "; python -m neurospike.train leaves one in runs/<time>/checkpoints/, and a copy of it "
@@ -133,7 +133,7 @@ class _WrongSumError(Exception):
 
 
 def _check_sum(file: BinaryIO) -> None:
-    """Raise an exception unless every byte is what was written; of older files, as far as known."""
+    """Raise an exception if a byte has changed; in older files, as far as they can show it."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - COMMENT_BYTES))
     comment = file.read()
@@ -142,9 +142,9 @@ def _check_sum(file: BinaryIO) -> None:
         if b"%08x" % _sum(file, size - 8) != comment[len(MARK) :]:
             raise _WrongSumError
     elif zipfile.is_zipfile(file):
-        # Of a version that wrote no sum: those of the archive cover the weights.
+        # Older versions wrote no checksum of the file: those of the archive cover the weights.
         with zipfile.ZipFile(file) as archive:
-            # Nor had they a comment, which the last two bytes would be the length of.
+            # Nor did they write a comment: its length, the last two bytes, must be 0.
             if comment[-2:] != b"\0\0" or archive.testzip() is not None:
                 raise _WrongSumError
     file.seek(0)
@@ -160,7 +160,7 @@ def _sum(file: BinaryIO, length: int) -> int:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Say what is wrong with a file that torch cannot read, to somebody who knows no torch."""
+    """Return what is wrong with a file that torch cannot read, in words that need no torch."""
     if path.stat().st_size == 0:
         return "it is empty"
     if isinstance(error, (_WrongSumError, zipfile.BadZipFile)):
@@ -188,15 +188,15 @@ def _replace(path: Path, write: Callable[[BinaryIO], object], what: str = "check
             _move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # gone already if all went well
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
-        reason = _told_by_the_system(error) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        reason = _system_reason(error) or str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot write the {what}: {reason}") from error
 
 
-def _told_by_the_system(error: BaseException | None) -> str | None:
-    """Return the reason of the first OSError that led to an error, None if none did.
+def _system_reason(error: BaseException | None) -> str | None:
+    """Return the system's reason from the first OSError behind an error; None if there is none.
 
-    torch's writer raises an error of its own over that of the disk.
+    torch's writer raises its own error on top of the disk's.
     """
     while error is not None:
         if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,7 @@
-"""What can be known of a training run before anything is loaded or a folder is made.
+"""Checks of a training run before any data are loaded or a folder is made.
 
-The configuration was checked key by key when it was read (`neurospike.config`); here is what only
-this machine, these data and torch can say of it.
+`neurospike.config` has checked the configuration itself when it was read; what depends on this
+machine, on the data set and on torch is checked here.
 """
 
 from __future__ import annotations

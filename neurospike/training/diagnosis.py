@@ -1,8 +1,8 @@
-"""What is wrong inside a network: where a number stopped being one, which neurons never fire.
+"""What is wrong inside a network: where NaN or infinity came from, which neurons never fire.
 
-When a loss is NaN or infinite, the failing batch is run once more with a look at what each layer
-gives out; when a validation finds many neurons that never fire, the training data are. Both cost
-nothing as long as all goes well.
+When a loss is NaN or infinite, the failing batch is run again with a check of each layer's output;
+when a validation finds many neurons that never fire, the training data are run too. Neither costs
+anything as long as all goes well.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from .randomness import random_state, set_random_state
 if TYPE_CHECKING:
     from .trainer import SNNTrainer
 
-MANY = 1 / 3  # share of a layer's channels from which on the dead ones are told of
+MANY = 1 / 3  # share of a layer's channels, or neurons, from which dead ones are reported
 ADVICE = (
     "such neurons hardly learn: a smaller training.learning_rate or more training.warmup keeps "
     "neurons from dying, a training.rate_penalty of 100 wakes them, a lower model.threshold or "
@@ -28,10 +28,10 @@ ADVICE = (
 
 
 def many_dead(activity: Mapping[str, Activity], data: str) -> str | None:
-    """Say of which layers a third or more never fires, and what to change; None if of none.
+    """Return which layers have a third or more dead, and what to change; None if there are none.
 
-    data: what they were shown, for the line. Feature maps count, not their neurons: at a picture's
-    empty corners there is nothing to fire for.
+    data: what the network was shown, for the message. In convolutional layers whole feature maps
+    are counted, not their neurons: at a picture's empty corners there is nothing to fire for.
     """
     found = [
         f"{layer.dead_channels:.0%} of the {layer.channels} channels or neurons of {name}"
@@ -44,11 +44,11 @@ def many_dead(activity: Mapping[str, Activity], data: str) -> str | None:
 def dead_in_training(
     trainer: "SNNTrainer", validated: Mapping[str, Activity], batches: Any
 ) -> str | None:
-    """Say so if a third or more of a layer never fires for any training sample, else None.
+    """Return `many_dead` of the training data; None if no layer has so many.
 
-    validated: what a validation after an epoch found, which never misses a dead neuron; only if it
-    finds as many are the training batches run, and their order and all random numbers then stay as
-    they were. Of several processes all call it.
+    validated: the activity in the validation after an epoch, which never misses a dead neuron: only
+    if it has so many are the training batches run. Their order and all random numbers stay as they
+    were. With several processes all must call it.
     """
     if many_dead(validated, "validation") is None:
         return None

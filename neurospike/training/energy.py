@@ -60,17 +60,16 @@ def count_operations(
         count_operations(net, x, num_steps=25)     # a network of your own, as you would call it
 
     Linear and convolutional layers are counted, and the weights of recurrent ones, by which every
-    spike but those of the last step comes back. Of a convolution those connections count that there
-    are: at a border or between strides a spike meets fewer weights, and padding is none. A product
-    that the model takes once for all time steps, as of a constant current, counts once.
+    spike but those of the last step comes back. In a convolution only connections that exist are
+    counted: at a border or between strides a spike meets fewer weights, and padding is no input. A
+    product that is computed once for all time steps, as of a constant current, counts once.
 
     Args:
         model: any network; it is run in the mode that it is in.
-        images: of a network that takes sequences these, `[T, B, ...]`, or `[B, T, ...]` if it has
-            `batch_first = True`.
-        lengths: of sequences how many of the steps belong to each, int64 `[B]`; no others are
-            counted.
-        options: of the call.
+        images: pictures; for a network that takes sequences, these: `[T, B, ...]`, or `[B, T, ...]`
+            if it has `batch_first = True`.
+        lengths: how many of the steps belong to each sequence, int64 `[B]`; no others are counted.
+        options: keyword arguments of the call.
 
     Raises:
         ValueError: it cannot be told which steps a layer was given, or which axis of the images is
@@ -118,7 +117,7 @@ def _connections(layer: Any, active: Tensor) -> float:
 
 
 class _Counter:
-    """Notes of each call of a layer with weights what it does."""
+    """Counts the products and the spikes of each call of a layer with weights, by hooks."""
 
     def __init__(self, own: Tensor | None, batch_first: bool, time_first: set[nn.Module]) -> None:
         """own: which steps belong to each sample, `[T, B]`; None: all.

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Stopped(KeyboardInterrupt):
-    """`fit` was interrupted after a whole step: all processes together, if there are several."""
+    """`fit` was interrupted after a whole step, with several processes all after the same one."""
 
 
 class Fit:
-    """One call of `SNNTrainer.fit`, whose arguments it has."""
+    """One call of `SNNTrainer.fit`, with its arguments."""
 
     def __init__(
         self,
@@ -103,11 +103,11 @@ class Fit:
                 self.run.save_epoch(state, is_best=is_best)
                 self.run.write(record)
         if first:
-            # Last, so that an epoch told of is an epoch kept.
+            # Last, so that an epoch whose line is printed has been saved.
             print(epoch_line(record, self.epochs, is_best), flush=True)  # noqa: T201 (its progress)
-        if checked is not None and not (within_epoch or trainer.told_of_dead):
+        if checked is not None and not (within_epoch or trainer.warned_of_dead):
             dead = dead_in_training(trainer, checked.activity, self.train)
-            trainer.told_of_dead = dead is not None
+            trainer.warned_of_dead = dead is not None
             if dead is not None and first:
                 print(dead, flush=True)  # noqa: T201
         trainer.is_whole = True
@@ -131,9 +131,9 @@ class Fit:
         return checked, is_best
 
     def _keep_interrupted(self, *, together: bool) -> None:
-        """Save the state at Ctrl-C, and let another `fit` go on from it.
+        """Save the state at Ctrl-C, and let another `fit` continue from it.
 
-        together: all processes are here. One alone cannot save what belongs to all.
+        together: all processes have stopped here. One alone cannot save the state of all.
         """
         trainer = self.trainer
         trainer.was_interrupted()
@@ -149,10 +149,10 @@ class Fit:
 def open_run(
     trainer: "SNNTrainer", folder: Path, train: Any, epochs: int, *, resume: bool
 ) -> Run | None:
-    """Make a new run in a folder, or go on with the one that is there; None but in one process.
+    """Make a new run in a folder, or continue the one there; None but in the first process.
 
-    Raises NeuroSpikeError for a folder with a run that is not to be gone on with, CheckpointError
-    for one of another network.
+    Raises NeuroSpikeError for a folder that holds a run where `resume` is False, CheckpointError
+    for the run of another network.
     """
     is_there = (folder / "config.yaml").is_file()
     if is_there and not resume:
@@ -184,9 +184,9 @@ def open_run(
 
 
 def go_on(trainer: "SNNTrainer", state: dict[str, Any], batches: Any, why_not: str) -> None:
-    """Let a trainer carry on from a run's state.
+    """Let a trainer continue from a run's state.
 
-    Raises CheckpointError if it cannot: `why_not`, and the reason.
+    Raises CheckpointError if it cannot, with `why_not` before the reason.
     """
     try:
         trainer.load_state_dict(state, batches)

@@ -1,11 +1,11 @@
-"""A step recorded once as a CUDA graph, and replayed: the host then starts one thing, not hundreds.
+"""A step recorded once as a CUDA graph and replayed, so that the host launches one graph per step.
 
-A small network's step is hundreds of launches of a few microseconds each, and Python takes longer
-to ask for them than a GPU to do them. A graph is asked for all at once. It reads and writes the
-memory that it was recorded with, so what changes from call to call is copied into static inputs.
+A small network's step is hundreds of kernels of a few microseconds each, which Python takes longer
+to launch than a GPU to run. A graph launches them all at once. It reads and writes the memory that
+it was recorded with, so what changes from call to call is copied into static inputs.
 
-`SNNTrainer` and people's own loops (`graphed`) share `Graphed`. What only a CUDA device can do is
-in `Cuda`; the tests put another in its place.
+`SNNTrainer` and loops of one's own (`graphed`) share `Graphed`. What only a CUDA device can do is
+in `Cuda`, which tests replace.
 """
 
 import atexit
@@ -121,9 +121,7 @@ class Graphed:
             replay = self.cuda.capture(lambda: self.step(*self._inputs))
             drew = not torch.equal(torch.get_rng_state(), before[0])
             drew = drew or random.getstate() != before[1]
-        except (
-            Exception
-        ) as error:  # (torch, a backend and a model of one's own raise what they like)
+        except Exception as error:  # torch, backends and models raise errors of any type
             raise _cannot(str(error).partition("\n")[0].rstrip(".") or repr(error)) from error
         finally:
             torch.set_rng_state(before[0])
@@ -141,7 +139,7 @@ class Cuda:
         self._stream: torch.cuda.Stream | None = None
 
     def on_another_stream(self, run: Callable[[], T]) -> T:
-        """Run something on a stream that is not the current one, between what was and will be."""
+        """Run something on a second stream, after what the current one was given so far."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         current = torch.cuda.current_stream(self.device)
@@ -153,7 +151,7 @@ class Cuda:
             current.wait_stream(self._stream)
 
     def capture(self, step: Callable[[], T]) -> Callable[[], T]:
-        """Record a step, which runs nothing of it; return what replays it and gives its result.
+        """Record a step without running it; return a function that replays it for its result.
 
         After an error the device, its memory and its random numbers are as before.
         """
@@ -187,19 +185,20 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
     """End a recording that failed."""
     with contextlib.suppress(RuntimeError):
         graph.capture_end()
-    # An operation that is forbidden there has ended the recording already. Before 2.12, torch's
-    # `capture_end` then fails before it has told the allocator, which would give no memory back any
-    # more. Where the allocator was told, it refuses to be told again.
+    # A forbidden operation has ended the recording already. Before 2.12, torch's `capture_end` then
+    # fails before it has notified the allocator, which would never free memory again. Where the
+    # allocator has been notified, it refuses to be notified again.
     with contextlib.suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
     graph.reset()
-    atexit.register(id, graph)  # which keeps it: an allocator may ask it until the process ends
+    atexit.register(id, graph)  # keeps it alive: the allocator may use it until the process ends
 
 
 def _mend(random_state: Tensor) -> None:
-    """Put the device's random numbers back; a generator that still counts for a graph is replaced.
+    """Restore the device's random numbers.
 
-    That is one of which torch says "Offset increment outside graph capture" from then on.
+    A generator that still believes itself in a recording, and would fail from now on with "Offset
+    increment outside graph capture", is replaced first.
     """
     index = torch.cuda.current_device()
     generator = torch.cuda.default_generators[index]

@@ -1,7 +1,6 @@
-"""How an answer is judged: the criterion, and measures of one's own.
+"""Calls of the user's own functions: the criterion, the penalty, and measures.
 
-A criterion or a measure is somebody's function, and fails in its own words; what it was given is
-said beside them.
+They raise errors of their own; what they were given is added to the message.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +22,14 @@ def loss_of(
 ) -> Tensor:
     """Return `criterion(given, targets)`, a scalar; with `lengths=` if there are any and it can.
 
-    Raises TypeError or ValueError if that is no scalar; the criterion's own error with the shapes
-    that it was given.
+    Raises TypeError or ValueError if that is not a scalar; the criterion's own errors are raised
+    with the shapes that it was given.
     """
     options = {"lengths": lengths} if lengths is not None and takes(criterion, "lengths") else {}
     try:
         loss = criterion(given, targets, **options)
     except _RETOLD as error:
-        if type(error) not in _RETOLD:  # of torch: out of memory
+        if type(error) not in _RETOLD:  # a subclass, such as torch's for too little memory
             raise
         told = f"{name_of(criterion)} was given {_kind(given)} and targets {_kind(targets)}"
         raise type(error)(f"{told}{_hint(given, targets)}: {error}") from error
@@ -107,7 +106,7 @@ class Measures:
 
 
 def is_object(one: Any) -> bool:
-    """True for a measure that adds up by itself, as those of torchmetrics."""
+    """True for a measure that adds up over batches by itself, as those of torchmetrics."""
     return all(callable(getattr(one, name, None)) for name in ("update", "compute", "reset"))
 
 
@@ -128,6 +127,6 @@ def _kind(given: Tensor) -> str:
 
 
 def name_of(one: Any) -> str:
-    """What to call a function, a class or an object in an error."""
+    """Return the name of a function, a class or an object's class, for an error."""
     kind = one if isinstance(one, type) or hasattr(one, "__name__") else type(one)
     return getattr(kind, "__name__", str(kind))

@@ -24,7 +24,7 @@ WHOLE = ("cifar10", "folder")  # data sets whose pictures are taken as they are,
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and what of its training one must know to use it.
+    """A trained network, and what has to be known of its training to use it.
 
     `model` is in evaluation mode; `dataset` is the one it learnt, never `"auto"` in a checkpoint
     of the command line; `checkpoint` is the whole file's content.
@@ -153,11 +153,11 @@ def _check_kind(path: str | Path, config: dict[str, Any]) -> None:
 
 
 def build_on_meta(config: "Config") -> SpikingNetwork | None:
-    """The network that a configuration describes, without memory for its weights.
+    """Return the network that a configuration describes, without memory for its weights.
 
-    It tells what would fit, and how much it would take, before anything is allocated. None for a
-    network of one's own, whose constructor may look at numbers. Raises ValueError or RuntimeError
-    for a network that cannot be.
+    It shows whether weights fit it, and how much memory they take, before any is allocated. None
+    for a network of one's own, whose constructor may look at values. Raises ValueError or
+    RuntimeError for a network that cannot be built.
     """
     if not MODELS[config.model.kind].__module__.startswith("neurospike.models."):
         return None
@@ -166,7 +166,7 @@ def build_on_meta(config: "Config") -> SpikingNetwork | None:
 
 
 def build_model(config: "Config") -> SpikingNetwork:
-    """The untrained network that a configuration describes."""
+    """Return the untrained network that a configuration describes."""
     return MODELS[config.model.kind](**config.network_arguments())
 
 

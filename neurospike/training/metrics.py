@@ -1,7 +1,7 @@
-"""What is measured, without slowing down what it measures.
+"""What training measures, without slowing it down.
 
 Reading a value from a GPU makes the program wait for it, so a training step only notes its
-tensors where they are; the notes are fetched together, a few times a second. What an evaluation
+tensors where they are; the notes are read together, a few times a second. What an evaluation
 measures is in `evaluation.py`.
 """
 
@@ -18,7 +18,7 @@ from neurospike.errors import NeuroSpikeError
 
 from .answering import is_class, is_of_classes
 
-SATURATED = 0.95  # spikes a step above which a neuron tells little but that it is on
+SATURATED = 0.95  # spikes per step above which a neuron's firing carries hardly any information
 
 NO_SAMPLES = (
     "no samples to run; look at the data set, and at batch_size and drop_last of a "
@@ -43,7 +43,7 @@ class Activity:
 
     @classmethod
     def of(cls, rates: Tensor) -> "Activity":
-        """Of how often each neuron fired per step, `[*F]`; reads them from where they are."""
+        """Make it of the spikes per step of each neuron, `[*F]`; waits for their device."""
         silent = rates == 0
         shares = torch.stack([rates, silent, rates > SATURATED]).flatten(1).mean(1)
         # Of feature maps [C, H, W] a map is a channel.
@@ -56,15 +56,14 @@ class Activity:
 class Metrics(Mapping[str, Any]):
     """Averages over the samples of an epoch, or of the part of it that was run so far.
 
-    It is also a mapping: `metrics["loss"]` and, of a network that tells classes apart,
-    `metrics["accuracy"]`, measures of one's own by their names, `spike_rates`, `dead_neurons` and
-    `saturated_neurons` by layer, `seconds` and `samples_per_second`; `dict(metrics)` is all of it,
-    as plain numbers.
+    It is also a mapping: `metrics["loss"]` and, where targets are classes, `metrics["accuracy"]`,
+    your own measures by their names, `spike_rates`, `dead_neurons` and `saturated_neurons` by
+    layer, `seconds` and `samples_per_second`; `dict(metrics)` is all of it, as plain numbers.
 
     Attributes:
-        loss: mean over the samples that count: not over those whose label is no class, such as
-            -100, which criteria ignore.
-        accuracy: share of right answers of the same samples, 0 to 1; None where targets are no
+        loss: mean over the samples that count: those whose label is a class, and not, say, -100,
+            which criteria ignore.
+        accuracy: share of right answers of the same samples, 0 to 1; None where targets are not
             classes.
         samples: how many were run.
         seconds: how long it took.
@@ -146,27 +145,27 @@ class NotFiniteError(NeuroSpikeError):
 class Meter:
     """Averages of loss and accuracy over the steps of an epoch of training.
 
-    It is the one owner of an epoch's sums: what an epoch that goes on in another process needs of
-    them is its `state_dict()`.
+    The sums of an epoch are kept nowhere else; `state_dict()` has what is needed to continue the
+    epoch in another process.
     """
 
     def __init__(self, name: str, *, scaled: bool = False) -> None:
-        """name: what is being run, for errors. scaled: a gradient may overflow now and then."""
+        """name: what is being run, for errors. scaled: the loss is, so gradients may overflow."""
         self.name, self.scaled = name, scaled
         self.gradient_norm: float | None = None  # of the last step collected; None: not finite
         self._start: float | None = time.perf_counter()
-        self._notes: list[tuple[int, Tensor]] = []  # pictures of a batch, and its `figures`
-        # The right answers are NaN where targets are no classes. Labels that are to be ignored are
-        # samples that were run, and are not judged.
+        self._notes: list[tuple[int, Tensor]] = []  # samples of a batch, and its `figures`
+        # The right answers are NaN where targets are not classes. Samples whose label is to be
+        # ignored are run, and counted in `_samples`, but not in `_judged`.
         self._loss, self._correct, self._judged, self._samples = 0.0, 0.0, 0.0, 0
         self._seconds = 0.0  # up to the last `stop`
 
     def start(self) -> None:
-        """Let the time run."""
+        """Start the clock."""
         self._start = time.perf_counter()
 
     def stop(self) -> None:
-        """Let no more time count until `start`."""
+        """Stop the clock until `start`."""
         self._seconds, self._start = self.seconds, None
 
     def add(self, pictures: int, found: Tensor) -> None:
@@ -197,9 +196,9 @@ class Meter:
         self.gradient_norm = length if math.isfinite(length) else None
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """Averages so far; `together` adds a tensor up over processes that train together.
+        """Return averages so far; `together` adds a tensor up over the processes that train.
 
-        Raises NotFiniteError as `collect` does, NeuroSpikeError if there were no pictures.
+        Raises NotFiniteError as `collect` does, NeuroSpikeError if there were no samples.
         """
         self.collect()
         sums = [self._loss, self._correct, self._judged, self._samples]
@@ -211,7 +210,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Time that the epoch took so far, in all processes it was run in one after the other."""
+        """Time that the epoch took so far, that before it was resumed included."""
         running = 0.0 if self._start is None else time.perf_counter() - self._start
         return self._seconds + running
 
@@ -227,7 +226,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Carry on from `state_dict`."""
+        """Continue from `state_dict`."""
         self._loss, self._correct = state["loss"], state["correct"]
         self._samples, self._seconds = state["samples"], state["seconds"]
         self._judged = judged_of(state)["judged"]
@@ -236,7 +235,7 @@ class Meter:
 
 
 def judged_of(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `state_dict` of a meter with what earlier ones did not have: all were judged."""
+    """Return a meter's `state_dict` with `judged`; earlier versions judged all samples."""
     return {"judged": sums["samples"], **sums}
 
 
@@ -245,7 +244,7 @@ def averages(
 ) -> tuple[float, float | None]:
     """Return the mean loss, and the accuracy or None, of sums over the samples of an epoch.
 
-    correct: NaN where targets are no classes; judged: how many samples count. Raises
+    correct: NaN where targets are not classes; judged: how many samples count. Raises
     NeuroSpikeError, with the `name` of what was run, where there were none.
     """
     if not samples:
@@ -259,11 +258,11 @@ def averages(
 
 
 def figures(loss: Tensor, scores: Tensor, targets: Tensor, norm: Tensor) -> Tensor:
-    """What is noted of one batch, float64 `[4]`.
+    """Return what is noted of one batch, float64 `[4]`.
 
-    These are the loss, right answers, the samples they are of, and the gradient's norm. Labels that
-    are no class, such as -100, which criteria ignore, are no samples here. Where targets are no
-    classes, right answers and samples are NaN.
+    These are the loss, the number of right answers, the number of samples judged, and the norm of
+    the gradient. A sample whose label is not a class, such as -100, which criteria ignore, is not
+    judged. Where targets are not classes, both numbers are NaN.
 
     loss: scalar, the batch's mean; scores `[B, C]`, labels int64 `[B]`; norm: scalar.
     """

@@ -1,8 +1,8 @@
-"""Which batch comes next, so that a run goes on with the one that would have come.
+"""The order of the batches, so that a resumed run continues with the one that would have come next.
 
-`neurospike.data.Batches` keep account of it themselves. Of any other source, a `DataLoader` or a
-list, an epoch under way is begun again with the random numbers that it began with, and those of its
-batches that were trained on already are passed over.
+`neurospike.data.Batches` keep account of it themselves. With any other source, a `DataLoader` or a
+list, an epoch under way is begun again with the random numbers that it began with, and the batches
+that were trained on already are skipped.
 """
 
 import inspect
@@ -17,7 +17,7 @@ OWNERS = ("sampler", "batch_sampler", "dataset")  # of a DataLoader, that may ha
 
 
 class Order:
-    """The order of a trainer's batches; `rank` of `world` processes."""
+    """The order of a trainer's batches, in process `rank` of `world`."""
 
     def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.device, self.rank, self.world = device, rank, world
@@ -25,9 +25,9 @@ class Order:
         self._done = 0  # batches to pass over in the next iteration
 
     def begin(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:
-        """Begin an epoch, or go on with the one under way.
+        """Begin an epoch, or continue the one under way.
 
-        Raises ValueError for batches that are fewer than those passed over.
+        Raises ValueError if there are fewer batches than are to be skipped.
         """
         if keeps_account(batches):
             return iter(batches)
@@ -53,7 +53,7 @@ class Order:
         return found
 
     def state(self, batches: Any, done: int) -> dict[str, Any] | None:
-        """What a checkpoint keeps of it after `done` batches of an epoch; None without batches."""
+        """Return the order after `done` batches of an epoch, to be saved; None without batches."""
         if batches is None:
             return None
         if keeps_account(batches):
@@ -62,7 +62,7 @@ class Order:
         return self._begun if done else self._now(batches, within=False)
 
     def restore(self, batches: Any, states: Sequence[dict[str, Any] | None], done: int) -> None:
-        """Set what `state` gave in each process. Raises ValueError where it cannot go on so."""
+        """Set what `state` returned in each process. Raises ValueError if these batches cannot."""
         state = states[self.rank] if len(states) == self.world else states[0]
         self._done = 0
         if done and state is None:
@@ -94,7 +94,7 @@ class Order:
         _set_generators(batches, state["generators"])
 
     def go_on(self, batches: Any, done: int) -> None:
-        """Let the next iteration go on after `done` batches of the epoch under way."""
+        """Let the next iteration continue after `done` batches of the epoch under way."""
         if keeps_account(batches):
             batches.load_state_dict(batches.state_dict(done))
         else:
@@ -120,10 +120,10 @@ def keeps_account(batches: Any) -> bool:
 
 
 def start_workers(batches: Any, device: torch.device) -> None:
-    """Start workers that stay for all epochs, before any epoch.
+    """Start a DataLoader's persistent workers before an epoch; random numbers stay as they were.
 
-    A DataLoader draws a number when it starts them. Those of a run that goes on start in a later
-    epoch than they did before: what is drawn then is therefore drawn apart from the epoch.
+    A DataLoader draws a number when it starts them. A resumed run starts them in a later epoch than
+    the run before did, so that number must not be one of the epoch's.
     """
     stay = getattr(batches, "persistent_workers", False) and getattr(batches, "num_workers", 0)
     if not stay or getattr(batches, "_iterator", None) is not None:
@@ -136,7 +136,7 @@ def start_workers(batches: Any, device: torch.device) -> None:
 
 
 def owners_of(batches: Any) -> list[Any]:
-    """The batches and the parts of a DataLoader that may draw or know of their order."""
+    """Return the batches and the parts of a DataLoader that may draw or keep their order."""
     parts = [batches, *(getattr(batches, name, None) for name in OWNERS)]
     parts.append(getattr(getattr(batches, "batch_sampler", None), "sampler", None))
     return list({id(one): one for one in parts if one is not None}.values())

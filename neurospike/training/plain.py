@@ -1,7 +1,7 @@
 """Values as a checkpoint and a record can hold them: numbers of NumPy become Python's.
 
 `torch.load` runs nothing that is hidden in a file, and so reads tensors, numbers, text, and dicts,
-lists and tuples of them. What it would refuse for ever is found before it is written.
+lists and tuples of them. What it would refuse to read is refused before it is written.
 """
 
 import io

@@ -12,10 +12,10 @@ OnStep = Callable[[int, Metrics], None]
 
 @contextmanager
 def progress_bar(title: str, steps: int | None) -> Iterator[OnStep | None]:
-    """A bar on stderr if that is a terminal; gives what to call with steps done and metrics.
+    """Show a bar on stderr if that is a terminal; yield a function to call with steps and metrics.
 
-    Without tqdm there is none: training needs no bar. steps: None where it is not known how many
-    there will be.
+    Yields None where there is no terminal or no tqdm. steps: of the epoch; None where their number
+    is not known.
     """
     if sys.stderr is None or not sys.stderr.isatty():  # None: a program without a terminal
         yield None
@@ -38,7 +38,7 @@ def progress_bar(title: str, steps: int | None) -> Iterator[OnStep | None]:
 
 
 def measured(trained: Metrics, checked: Metrics | None) -> dict[str, Any]:
-    """What a record of `metrics.jsonl` says of the training and of the validation after it."""
+    """Return what a record of `metrics.jsonl` says of the training and the validation after it."""
     layers = checked.activity if checked is not None else {}
     own = {"metrics": checked.own} if checked is not None and checked.own else {}
     return {
@@ -56,7 +56,7 @@ def measured(trained: Metrics, checked: Metrics | None) -> dict[str, Any]:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
-    """The line of a record of `metrics.jsonl`."""
+    """Return the line that is printed for a record of `metrics.jsonl`."""
     parts = [
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}",
         _told("train", record),

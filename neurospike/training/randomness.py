@@ -1,4 +1,4 @@
-"""The random numbers of a process: what a checkpoint keeps of them, and how they go on."""
+"""The state of a process's random numbers: what a checkpoint keeps, and how it is restored."""
 
 import random
 import sys
@@ -30,10 +30,10 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Set what `random_state` or `state.part_of` gave, on whatever devices there are here.
+    """Set what `random_state` or `state.part_of` returned.
 
-    The state of a GPU is that of the GPU in use, of whatever number. A run that goes on on the
-    other kind of device keeps the stream of its seed there. Raises CheckpointError.
+    A GPU's state is set on the GPU in use, whatever its index. Where a run is resumed on the other
+    kind of device, that device's generator stays as the seed left it. Raises CheckpointError.
     """
     try:
         if state.get("seed") is not None:
@@ -42,7 +42,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu
         torch.set_rng_state(state["cpu"].cpu())
         if state["cuda"] is not None and torch.device(device).type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-        if "python" in state:  # of version 0.1 they are not
+        if "python" in state:  # not in checkpoints of version 0.1
             version, keys, left = state["python"]
             random.setstate((version, tuple(keys), left))
         if "numpy" in state:

@@ -1,8 +1,8 @@
 """The run folder: all that is needed to judge a training run, and to repeat it.
 
-`config.yaml` what was asked for; `metrics.jsonl` first what it ran on, then a line per epoch,
-last the test; `checkpoints/best_model.pth` and `checkpoints/last.pth`; `training_curves.png` and
-the pictures of `neurospike.training.pictures`.
+It holds `config.yaml`, the configuration; `metrics.jsonl`, whose first line says what the run ran
+on, then a line per epoch, and last the test; `checkpoints/best_model.pth` and
+`checkpoints/last.pth`; `training_curves.png` and the pictures of `neurospike.training.pictures`.
 """
 
 import filecmp
@@ -59,7 +59,7 @@ class Run:
         self.record = dict(record or {})
         self.published = None if published is None else Path(published)
         self.has_published = False
-        self.is_last_within = False  # `last` is of a check within an epoch
+        self.is_last_within = False  # whether `last` was saved within an epoch
         self.resumed = resumed
         text = yaml.safe_dump(self.config, sort_keys=False)
         try:
@@ -92,9 +92,9 @@ class Run:
             *self.folder.glob(".metrics.jsonl.*"),
             *(self.folder / "checkpoints").glob(".*.pth.*"),
         ):
-            left.unlink(missing_ok=True)  # of a save that was cut off
+            left.unlink(missing_ok=True)  # the temporary file of a save that was cut off
         path = self.folder / "metrics.jsonl"
-        # What is no text is dropped with all that is no record.
+        # Bytes that are not text are dropped with all lines that are not records.
         written = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         lines = written.splitlines()
         starts = [line for line in lines if _kind(line) in ("run", "resume")]
@@ -103,7 +103,7 @@ class Run:
         replace_file(path, ("\n".join(rows) + "\n").encode())
         # What another run has published since is left alone.
         self.has_published = _are_equal(self.published, self.best)
-        last = _read(self.last)  # why it cannot be read was told already
+        last = _read(self.last)  # if it cannot be read, `newest_state` has said why
         self.is_last_within = _is_within(last)
         if last is not None and last.get("waited") == 0:
             self._keep_best(last, self.last)
@@ -126,7 +126,7 @@ class Run:
         return self.folder / "checkpoints" / "interrupted.pth"
 
     def kept(self) -> str:
-        """Where an interrupted run is kept, in words; empty if nothing is."""
+        """Return where an interrupted run is kept, in words; empty if nothing is."""
         what = "check" if self.is_last_within else "whole epoch"
         last = f"the last {what} in {self.last.name}" if self.last.exists() else ""
         if not self.interrupted.exists():
@@ -140,7 +140,7 @@ class Run:
             self._lock = _lock(self.folder)
 
     def release(self) -> None:
-        """Let others go on with the run; `hold` before more is written."""
+        """Let other processes continue the run; `hold` it before more is written."""
         if self._lock is not None:
             # Closed it would still be held by processes forked since, such as a loader's workers.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
@@ -172,15 +172,15 @@ class Run:
             self._keep_best(state, self.last)
 
     def calibrate(self, temperature: float) -> None:
-        """Keep in the best model, and in its copy, what its scores are divided by."""
+        """Store in the best model, and in its copy, the temperature that divides its scores."""
         state = {**load_checkpoint(self.best), "temperature": temperature}
         if self.published is not None and self.has_published and not self._is_best(self.published):
-            # First: a run that goes on leaves a copy alone that is not the same as its best model.
+            # Copy first: a resumed run leaves a copy alone that differs from its best model.
             save_checkpoint(state, self.published)
         save_checkpoint(state, self.best)
 
     def _keep_best(self, state: Mapping[str, Any], path: Path) -> None:
-        """Copy the file of `state`."""
+        """Make the checkpoint at `path`, which holds `state`, the best one, and publish it."""
         copy_checkpoint(path, self.best)
         if self.published is None or state.get("guessing"):
             return

@@ -1,4 +1,4 @@
-"""Going on from what was trained before: a run that was stopped, a longer one, or its weights."""
+"""Continuing from earlier training: a run that was stopped, a longer run, or a run's weights."""
 
 import sys
 from collections.abc import Mapping
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from .trainer import SNNTrainer
 
-NAMES = ("last.pth", "interrupted.pth", "best_model.pth")  # the first of equals is taken
-# Keys that another machine may need, and how long the run is to be.
+NAMES = ("last.pth", "interrupted.pth", "best_model.pth")  # of equally new ones, the first is taken
+# Keys that a resumed run may change: what another machine may need, and the length of the run.
 FREE = ("data_path", "device", "backend", "threads", "cuda_graph", "training.epochs")
-# Keys of the network that may differ from those its weights were trained with.
+# Keys of the network that may differ in a new run that starts from its weights.
 ANEW = ("num_steps", "dropout", "init", "surrogate", "grad_window", "detach_reset")
 
 
 def resumable(
     folder: str, config: Path | None, overrides: Mapping[str, str], init_from: str | None = None
 ) -> Path:
-    """The configuration file of a run to go on with.
+    """Return the configuration file of the run to resume.
 
-    Raises ConfigError for a folder without a run or with that of a network of one's own, and for
-    flags that would make another run of it.
+    Raises ConfigError for a folder without a run, or with a run of a network of one's own, and for
+    flags that would change the run.
     """
-    # Here, because a run in Python needs none of what a configuration is checked with.
+    # Here, because runs from Python do without the packages that check a configuration.
     from neurospike.config.loading import read_mapping
 
     if init_from is not None:
@@ -58,10 +58,10 @@ def resumable(
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
-    """The furthest of a run's checkpoints that is whole; None if it was stopped before its first.
+    """Return the latest undamaged checkpoint of a run; None if it was stopped before its first.
 
-    If the best model is lost, that state is the best from then on. Tells of what is damaged on
-    stderr. Raises CheckpointError if all there are are damaged.
+    If the best model is lost, that state counts as the best from then on. Damaged files are named
+    on stderr. Raises CheckpointError if every checkpoint is damaged.
     """
     found: list[dict[str, Any]] = []
     failures = []
@@ -77,7 +77,7 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
             continue
         if name == "best_model.pth" or (name == "last.pth" and state.get("waited") == 0):
             is_best_kept = True  # `Run.go_on` copies such a last one
-        if not isinstance(state.get("epoch_sums"), list):  # of each process its own
+        if not isinstance(state.get("epoch_sums"), list):  # one for each process
             reason = "written by a version that cannot resume as this one does"
             failures.append(CheckpointError(f"{path}: {reason}; start a new run by --init_from"))
             continue
@@ -100,7 +100,7 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _score(state: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return what `SNNTrainer.best` is of a state; None unless it was saved after a validation."""
+    """Return `SNNTrainer.best` for a state; None unless it was saved after a validation."""
     row = state["history"][-1]
     if row["step"] != state["step"] or row["validation_loss"] is None:
         return None
@@ -108,7 +108,7 @@ def _score(state: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def check_epochs(config: "Config", state: Mapping[str, Any] | None) -> None:
-    """Raise ConfigError for fewer epochs than the run to go on with has begun."""
+    """Raise ConfigError for fewer epochs than the run to resume has begun."""
     if state is None or config.training.epochs is None:
         return
     begun = state["epoch"] + (state["epoch_step"] > 0)
@@ -126,9 +126,9 @@ def tell(
     epochs: int,
     folder: Path,
 ) -> None:
-    """Tell how the run in `folder` goes on, and keep the number of its epochs if that was changed.
+    """Print how the run in `folder` continues, and store its number of epochs if that has changed.
 
-    epochs: the number that the configuration comes to.
+    epochs: the number of epochs in all, as `TrainingConfig.epochs_of` gives it.
     """
     import yaml
 

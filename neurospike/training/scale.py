@@ -22,7 +22,7 @@ from neurospike.errors import ConfigError, NeuroSpikeError, needed_by
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 UNSCALED: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}
 
-# What gloo and NCCL say of a process that does not answer any more.
+# What gloo and NCCL report when another process does not answer any more.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -43,11 +43,11 @@ class OneProcess:
         # The first GPU, and not whichever is in use; a CPU has no number.
         self.device = torch.device(kind if kind == "cpu" else f"{kind}:{index or 0}")
         self._dtype = UNSCALED[precision]
-        # Checkpoints hold a scaler's state under it, and `{}` for none.
+        # Where Fabric has the state of its loss scaler, which checkpoints hold; here it is `{}`.
         self.strategy = SimpleNamespace(precision=_NoScaler())
 
     def setup_module(self, module: nn.Module) -> Callable[..., Any]:
-        """Move a network to the device; what to call it by."""
+        """Move a network to the device; return a function that calls it."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         module.to(self.device)
@@ -63,7 +63,7 @@ class OneProcess:
         return forward
 
     def setup_optimizers(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Give the optimiser back: there is nothing to scale, nor to wait for."""
+        """Return the optimiser as it is: there is no loss to scale and no process to wait for."""
         return optimizer
 
     def backward(self, loss: Tensor) -> None:
@@ -92,7 +92,7 @@ class OneProcess:
 
 
 class _NoScaler:
-    """The precision of a loss that is not scaled: nothing of it goes into a checkpoint."""
+    """The precision of a loss that is not scaled, with nothing to save in a checkpoint."""
 
     scaler = None
 
@@ -136,8 +136,8 @@ def make_fabric(
         else a `OneProcess`.
 
     Raises:
-        ConfigError: another precision, a device that torch does not know or find, and what it
-            cannot do.
+        ConfigError: another precision, or one that the device cannot compute in; a device that
+            torch does not know or find.
     """
     if precision not in get_args(Precision):
         names = ", ".join(get_args(Precision))
@@ -175,7 +175,7 @@ def make_fabric(
 
 
 def _device(device: Any) -> torch.device:
-    """What torch makes of a device's name. Raises ConfigError for one that it does not know."""
+    """Return the device of this name. Raises ConfigError for one that torch does not know."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError):
@@ -188,7 +188,7 @@ def _device(device: Any) -> torch.device:
 
 
 def _lightning(**options: Any) -> Any:
-    """Make a Fabric that keeps quiet."""
+    """Make a Fabric that prints no notices."""
     with needed_by("a run of several processes or in 16-mixed", "lightning-fabric"):
         from lightning_fabric import Fabric
 
@@ -220,7 +220,7 @@ def leave(fabric: Any) -> None:
 
 @contextmanager
 def telling_who_is_gone(fabric: Any, advice: str) -> Iterator[None]:
-    """Raise NeuroSpikeError, with the advice, where another of the processes is gone."""
+    """Turn the error of a process that has ended into a NeuroSpikeError with this advice."""
     try:
         yield
     except RuntimeError as error:
@@ -230,7 +230,7 @@ def telling_who_is_gone(fabric: Any, advice: str) -> Iterator[None]:
 
 
 def gather(fabric: Any, value: Any) -> list[Any]:
-    """What each of the processes gives, by rank; all of them call it. value: can be pickled."""
+    """Return the `value` of each process, by rank; all must call it. value: can be pickled."""
     values = [value] * fabric.world_size
     if fabric.world_size > 1:
         torch.distributed.all_gather_object(values, value)

@@ -1,4 +1,4 @@
-"""How the learning rate goes up and down in a run."""
+"""Learning rate schedules."""
 
 import math
 from typing import Any, Literal, get_args
@@ -11,7 +11,8 @@ Kind = Literal["constant", "cosine", "step", "plateau"]
 class Schedule:
     """Scales the learning rates of an optimiser's groups; call `step` after every step.
 
-    Unlike torch's schedules it can be warmed up, told of a plateau and resumed as one.
+    Unlike torch's schedules it combines a warm-up with every kind, the plateau included, and is
+    saved and resumed as one.
 
     Args:
         optimizer: whose rates are scaled from what they are now.
@@ -26,7 +27,7 @@ class Schedule:
         patience: reports before a drop of `"plateau"`.
 
     Raises:
-        ValueError: another kind, and numbers of steps and reports that cannot be.
+        ValueError: another kind, or a number of steps or reports that is too small.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Schedule:
         self._apply()
 
     def factor(self) -> float:
-        """What the learning rate is multiplied by now."""
+        """Return what the learning rate is multiplied by now."""
         rise = min(1.0, (self.taken + 1) / self.warmup) if self.warmup else 1.0
         if self.kind == "cosine":
             # The warm-up's steps are not part of the fall.
@@ -80,7 +81,7 @@ class Schedule:
         self._apply()
 
     def report(self, loss: float) -> None:
-        """Tell the validation loss; only a plateau schedule minds."""
+        """Take in a validation loss, of which only a plateau schedule takes notice."""
         if loss < self.best:
             self.best, self.waited = loss, 0
         else:
@@ -90,12 +91,12 @@ class Schedule:
             self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes during a run; the rest is given by the configuration."""
+        """Return what changes during a run; the rest is given by the configuration."""
         names = ("taken", "drops", "waited", "best", "base")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Carry on from `state_dict`."""
+        """Continue from `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
         self._apply()

@@ -1,6 +1,6 @@
-"""What a run goes on with: weights, optimiser, counts, random numbers, the data's order.
+"""The state that a run is resumed from: weights, optimiser, counts, random numbers, data order.
 
-Each of several processes that train together has some of its own; a checkpoint holds those of all.
+Of several processes that train together each has some state of its own; a checkpoint holds all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ OWN = ("random", "epoch_sums", "unpromising")  # what every process has of its o
 
 
 def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
-    """All that a continued run needs, as tensors and plain values; see `SNNTrainer.state_dict`."""
+    """Return what a continued run needs, in tensors and plain values; `SNNTrainer.state_dict`."""
     own = {
         "random": random_state(trainer.device),
         "epoch_sums": trainer.meter.state_dict(),
@@ -56,7 +56,7 @@ def state_of(trainer: "SNNTrainer", batches: Any) -> dict[str, Any]:
 
 
 def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> None:
-    """Set what `state_of` gave; see `SNNTrainer.load_state_dict`."""
+    """Set what `state_of` returned; see `SNNTrainer.load_state_dict`."""
     _check_kinds(trainer, state)
     order = state["order"]
     states = order["processes"] if order is not None and "processes" in order else [order]
@@ -79,15 +79,15 @@ def restore(trainer: "SNNTrainer", state: Mapping[str, Any], batches: Any) -> No
     own = part_of(saved, fabric.global_rank, fabric.world_size)
     trainer.meter = trainer.new_meter()
     trainer.meter.load_state_dict(own["epoch_sums"])
-    if trainer.device.type == "cpu":  # elsewhere no layer looks at its spikes
+    if trainer.device.type == "cpu":  # on other devices layers do not count their spikes
         set_unpromising(trainer.model, own["unpromising"])
     set_random_state(own["random"], trainer.device)
 
 
 def _check_kinds(trainer: "SNNTrainer", state: Mapping[str, Any]) -> None:
-    """Raise ValueError for a state of another optimiser, or if only one has a schedule or a mean.
+    """Raise ValueError unless the state has this optimiser, and a schedule and a mean if we do.
 
-    A state without a mean goes on with one, which begins anew.
+    A trainer with a mean of the weights may continue from a state without one: it begins anew.
     """
     own = type(trainer.optimizer).__name__
     kind = state.get("optimizer_kind", own)  # older files do not tell
@@ -111,24 +111,24 @@ def _is_plain(order: Mapping[str, Any] | None) -> bool:
 
 
 def unpromising_of(model: nn.Module) -> dict[str, int]:
-    """How many batches each layer of spikes does not look at, by the layer's name."""
+    """Return for how many more batches each `SpikeLinear` does not count its spikes, by name."""
     layers = model.named_modules()
     return {name: layer.unpromising for name, layer in layers if isinstance(layer, SpikeLinear)}
 
 
 def set_unpromising(model: nn.Module, counts: Mapping[str, int]) -> None:
-    """Set what `unpromising_of` gave."""
+    """Set what `unpromising_of` returned."""
     for name, layer in model.named_modules():
         if isinstance(layer, SpikeLinear):
             layer.unpromising = counts.get(name, 0)
 
 
 def part_of(saved: Sequence[Mapping[str, Any]], rank: int, world: int) -> Mapping[str, Any]:
-    """What the process `rank` of `world` goes on with, of the states of all that were saved.
+    """Return what the process `rank` of `world` continues from, of the states that were saved.
 
-    Of as many processes each takes its own. For another number every process gets a stream of
-    random numbers of its own, which follows from the first one's state, and the first takes the
-    sums of all.
+    With as many processes as before each takes its own. With another number, each gets a stream of
+    random numbers of its own, which follows from the first one's saved state, and the first takes
+    the sums of all.
     """
     if len(saved) == world:
         return saved[rank]

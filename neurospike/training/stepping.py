@@ -1,7 +1,7 @@
 """How a training step is run: as one CUDA graph where that can be, else operation by operation.
 
-Either way the same weights, metrics and random numbers come out: on a CUDA device the optimiser
-reads its rate there in both. What a graph would repeat blindly is looked at before every epoch.
+Both give the same weights, metrics and random numbers: on a CUDA device the optimiser reads its
+learning rate from the device in both. What a graph cannot notice is checked before every epoch.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ class Stepper:
         self.replayed = 0
         self._cuda = cuda_of(trainer.device)
         groups = trainer.optimizer.param_groups
-        is_read_there = all(group.get("fused") or group.get("capturable") for group in groups)
-        self._rates = Rates(trainer.optimizer, trainer.device) if is_read_there else None
+        can_record = all(group.get("fused") or group.get("capturable") for group in groups)
+        self._rates = Rates(trainer.optimizer, trainer.device) if can_record else None
         self._graphed: Graphed | None = None
         self._recorded: object = None  # what model and optimiser were when a step was recorded
         self.why_not = "cuda_graph is off" if mode == "off" else self._obstacle()
@@ -47,7 +47,7 @@ class Stepper:
             raise _refused(self.why_not)
 
     def start(self) -> None:
-        """Look, before an epoch, whether steps can be replayed, and are still what was recorded."""
+        """Check, before an epoch, that steps can be replayed and are still what was recorded."""
         if self.why_not is None:
             self.why_not = _hook_of(self.trainer.model, self.trainer.optimizer)
         if self.why_not is not None and not self._is_told:
@@ -56,7 +56,7 @@ class Stepper:
             self.forget()
 
     def forget(self) -> None:
-        """Record anew: weights or the optimiser's state lie elsewhere."""
+        """Drop the recorded graph: weights or the optimiser's state have moved in memory."""
         self._graphed = None
 
     def step(
@@ -72,7 +72,7 @@ class Stepper:
                 given = (images, labels) if lengths is None else (images, labels, lengths)
                 return self._run(self._graphed, *given)
             except GraphError as error:
-                # Gradients that were recorded are not computed.
+                # Recording allocates gradients without computing them.
                 self.trainer.model.zero_grad(set_to_none=True)
                 self._give_up(error.reason)
         return self._compute(images, labels, lengths, share)
@@ -98,14 +98,14 @@ class Stepper:
         if graphed.replays:
             self.replayed += 1
             self._recorded = self._now()
-            # Python ran once and the device once, so this step was as any other; the next is not.
+            # Python has run for this step, but will not for the next: nothing there may change.
             changed = _changed(values, _plain_values(model))
             if changed is not None:
                 self._give_up(f"{changed} changes from step to step")
         return found
 
     def _now(self) -> object:
-        """What a graph keeps of the model, the optimiser and the trainer, to be compared."""
+        """Return what a graph depends on in model, optimiser and trainer, to be compared."""
         trainer = self.trainer
         optimizer, criterion = trainer.optimizer, trainer.criterion
         parts = [trainer.model, *([criterion] if isinstance(criterion, nn.Module) else [])]
@@ -145,7 +145,7 @@ class Stepper:
 
 
 class Rates:
-    """Learning rates where a graph reads them: tensors on the device, during a step only.
+    """Learning rates as a graph reads them: tensors on the device, during a step only.
 
     Between two steps the optimiser has plain numbers, for schedules, records and checkpoints.
     """
@@ -156,14 +156,14 @@ class Rates:
         self._values: list[float] = []
 
     def fill(self) -> None:
-        """Write the rates of the next step to the device, those that changed."""
+        """Write those rates to the device that have changed since the last step."""
         groups = self.optimizer.param_groups
         for _ in groups[len(self._tensors) :]:
             self._tensors.append(torch.zeros((), dtype=torch.float32, device=self.device))
             self._values.append(0.0)
         for k, (group, tensor) in enumerate(zip(groups, self._tensors)):
             rate = group["lr"]
-            if isinstance(rate, Tensor):  # somebody's own, which is not read here: that would wait
+            if isinstance(rate, Tensor):  # the user's; to read it here would wait for the device
                 tensor.copy_(rate)
             elif rate != self._values[k]:
                 tensor.fill_(rate)
@@ -171,13 +171,13 @@ class Rates:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Let the optimiser read its rates there, and be recorded."""
+        """Let the optimiser read its rates from the device, so that it can be recorded."""
         groups = self.optimizer.param_groups
         kept = [(group["lr"], group.get("capturable")) for group in groups]
         for group, tensor in zip(groups, self._tensors):
             group["lr"] = tensor
             if "capturable" in group:
-                group["capturable"] = True  # torch insists on the word; what is fused is it anyway
+                group["capturable"] = True  # torch asks for it, also of fused optimisers
         try:
             yield
         finally:
@@ -195,7 +195,7 @@ def _refused(why: str) -> GraphError:
 
 
 def _hook_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """Say where there is a hook, which no replay would call."""
+    """Return where there is a hook, which no replay would call; None if there is none."""
     for name, module in model.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks)
         if any((*hooks, module._backward_hooks, module._backward_pre_hooks)):
@@ -206,7 +206,7 @@ def _hook_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def _plain_values(module: nn.Module) -> dict[str, object]:
-    """Every number and word that a module and its parts keep in Python, by name."""
+    """Return every number and string that a module and its parts keep in Python, by name."""
     return {
         f"{name}.{key}".removeprefix("."): value
         for name, part in module.named_modules()

@@ -45,15 +45,15 @@ from .scale import Precision, make_fabric
 from .state import restore, state_of
 from .stepping import Mode, Stepper
 
-READ_INTERVAL = 0.1  # seconds between two looks at the metrics, each of which makes a GPU wait
-KEPT_BATCHES = 128  # at most before such a look, for want of which they would fill the memory
-AGREE_STEPS = 8  # after so many steps several processes agree whether to stop, which makes one wait
+READ_INTERVAL = 0.1  # seconds between two readings of the metrics, each of which waits for the GPU
+KEPT_BATCHES = 128  # batches kept between two readings at most, so that they do not fill the memory
+AGREE_STEPS = 8  # steps after which several processes agree whether to stop: each waits for all
 
 BatchSource = Iterable[Any]  # see SNNTrainer
 
 
 class SNNTrainer:
-    """Trains a network and keeps count of what it learns.
+    """Trains a network and evaluates it; `fit` can keep the run in a folder and resume it.
 
         net = ns.Sequential(nn.Linear(64, 128), ns.LIF(0.9), nn.Linear(128, 10), ns.LI(0.9))
         optimizer = torch.optim.Adam(net.parameters(), 2e-3)
@@ -70,10 +70,11 @@ class SNNTrainer:
     Batches are `(inputs, targets)`, tensors, from a `DataLoader` or anything else that can be
     iterated again every epoch. Those of sequences are `(sequences [T, B, *F], lengths [B],
     targets)`, as of a `DataLoader` with `neurospike.data.collate`; the network, and a readout,
-    criterion or penalty that can take it, are called with `lengths=` then. An epoch that was
-    interrupted is gone on with in the same order: if the batches have `state_dict(done)` and
-    `load_state_dict` by these, else by drawing the epoch's order anew. One of several processes'
-    parts of the same batches has a `share`; a `DataLoader` needs a `DistributedSampler` there.
+    criterion or penalty that can take it, are called with `lengths=` then. An interrupted epoch is
+    continued in the same order: by `state_dict(done)` and `load_state_dict` of the batches, if they
+    have both, else by drawing the epoch's order again. Where several processes train, batches that
+    hold one process's part say by `share` what it counts for, as `neurospike.data.Batches` do, and
+    a `DataLoader` needs a `DistributedSampler`.
 
     Args:
         model: the network.
@@ -83,7 +84,7 @@ class SNNTrainer:
         fabric: a Lightning Fabric, such as `neurospike.training.scale.make_fabric` makes; it says
             how many processes there are.
         scheduler: anything with `step()`, called after every *step* (batch), not every epoch; if it
-            has `report(loss)`, that is given every validation loss.
+            has `report(loss)`, that is called with every validation loss.
         on_output: give the criterion the output over time `[T, B, C]` instead of scores, as
             `neurospike.coding.losses` want it; of a network that takes `return_output`, that of its
             own readout.
@@ -161,13 +162,13 @@ class SNNTrainer:
         self.epoch_step = 0  # steps taken in the epoch under way
         self.best: tuple[float, float] | None = None  # accuracy, 0 without, and negative loss
         self.waited = 0  # evaluations since the best
-        self.guessing = False  # as the last evaluation was, see `Metrics.guessing`
-        self.told_of_dead = False  # neurons, which is told once
+        self.guessing = False  # `Metrics.guessing` of the last evaluation
+        self.warned_of_dead = False  # neurons, once per trainer
         self.history: list[dict[str, Any]] = []  # the records of `metrics.jsonl`
         self.learning_rate = float(optimizer.param_groups[0]["lr"])  # at the start of the epoch
-        self.is_whole = True  # False within a step or a check: half of it would be saved
+        self.is_whole = True  # False within a step or a check, when the state may not be saved
         self._stop = False
-        self._batches: list[Parts] = []  # since the last look at the metrics
+        self._batches: list[Parts] = []  # since the last reading of the metrics
         # Set to 1 for good by the first gradient that is not finite: a fused optimiser then leaves
         # the weights as they are, so that the failing step can be looked at. Nothing waits for it.
         self._failed = torch.zeros((), device=self.device)
@@ -260,16 +261,16 @@ class SNNTrainer:
     def compute_step(
         self, inputs: Tensor, targets: Tensor, share: float, lengths: Tensor | None = None
     ) -> Tensor:
-        """Move the weights once; returns the `figures` of the batch, the norm before clipping.
+        """Move the weights once; return the `figures` of the batch, with the norm before clipping.
 
-        All of it is the device's work, and nothing waits for it, so that it can be recorded.
+        Nothing here waits for the device, so that the step can be recorded as a CUDA graph.
         """
         try:
             loss, scores = self._loss(self._forward, inputs, targets, lengths)
         except ValueError:
             if bool(inputs.isfinite().all()):
                 raise
-            # An encoder has refused them.
+            # The network's encoder has refused the inputs.
             where = "the inputs of that batch"
             raise self._not_finite("bad inputs", self.epoch_step + 1, where) from None
         if not loss.requires_grad:
@@ -285,7 +286,7 @@ class SNNTrainer:
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         if inputs.is_cuda or not can_look(inputs) or not self.asker.has_encoder:
-            # No encoder looks at them, and neurons would hide NaN.
+            # No encoder checks the inputs here, and neurons would hide their NaN.
             norm = torch.where(inputs.isnan().any(), math.nan, norm)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
@@ -307,7 +308,8 @@ class SNNTrainer:
         spikes = self.penalty is not None
         answer = self.asker(forward, inputs, targets, lengths, spikes=spikes)
         if not self.asker.count(targets):
-            # This process's part of a last batch smaller than the processes: all gradients are 0.
+            # The last batch has fewer samples than there are processes, and none for this one: its
+            # gradients are 0.
             return answer.scores.sum(), answer.scores
         given = answer.output if self.on_output else answer.scores
         loss = loss_of(self.criterion, given, targets, lengths)
@@ -317,7 +319,7 @@ class SNNTrainer:
 
     @torch.no_grad()
     def evaluate(self, batches: BatchSource, name: str = "evaluation") -> Metrics:
-        """Return loss, accuracy, measures of one's own and activity of each layer.
+        """Return loss, accuracy, your own measures and the activity of each layer.
 
         Args:
             batches: see `SNNTrainer`.
@@ -370,8 +372,8 @@ class SNNTrainer:
             run: where records and checkpoints go, a folder or a `Run`. At Ctrl-C the step under way
                 is finished and the state saved there, then KeyboardInterrupt is raised; a second
                 Ctrl-C raises it at once.
-            resume: go on with the run that is in the folder, if there is one, as if it had never
-                stopped; with a finished one up to so many `epochs` in all.
+            resume: continue the run that is in the folder, if there is one, as if it had never
+                stopped; a finished one is trained on, up to `epochs` in all.
             check_every: also validate and save after so many steps.
             patience: stop after so many validations without a better one.
             on_record: given each record by the first process.
@@ -380,10 +382,10 @@ class SNNTrainer:
             The records of epochs that are in `metrics.jsonl`, too.
 
         Raises:
-            NeuroSpikeError: a folder with a run that is not to be resumed.
+            NeuroSpikeError: the folder holds a run already, and `resume` is False.
             CheckpointError: the run is that of another network.
-            TypeError, ValueError: batches that cannot be, no `epochs`, and `epochs`, `check_every`
-                or `patience` that are no whole numbers of at least 1.
+            TypeError, ValueError: batches that cannot be iterated, no `epochs`, and `epochs`,
+                `check_every` or `patience` that are not whole numbers of at least 1.
         """
         if epochs is None:
             raise TypeError("fit() needs a number of epochs, such as fit(train, epochs=10)")
@@ -392,7 +394,7 @@ class SNNTrainer:
         resume = check_flag("resume", resume)
         if not isinstance(run, (Run, str, os.PathLike, type(None))):
             raise TypeError(f"run must be the path of a folder, a Run, or None, got {run!r}")
-        epochs = int(epochs)  # of NumPy's, which no file takes
+        epochs = int(epochs)  # files take no integers of NumPy
         options: dict[str, Any] = {
             "check_every": check_every,
             "patience": patience,
@@ -416,7 +418,7 @@ class SNNTrainer:
         fit = Fit(self, train, validation, epochs, None, **options)  # before there is a folder
         if self.run is None or self.run.folder != folder:
             self.run = open_run(self, folder, train, epochs, resume=resume)
-        elif self.run is not None:
+        else:
             self.run.hold()
         try:
             fit.run = self.run
@@ -446,12 +448,13 @@ class SNNTrainer:
     def interrupt(self) -> None:
         """Make `fit` end with KeyboardInterrupt once the step under way is whole.
 
-        Of several processes one need be told; all stop after the same step, up to 8 later.
+        With several processes, calling it in one is enough: all stop after the same step, at most
+        8 steps later.
         """
         self._stop = True
 
     def is_stopping(self, *, within_epoch: bool = False) -> bool:
-        """True once a process was interrupted. All call it after the same steps, and agree."""
+        """True once any process was interrupted; all processes call it after the same steps."""
         if self.fabric.world_size == 1:
             return self._stop
         if within_epoch and self.step % AGREE_STEPS:
@@ -459,14 +462,14 @@ class SNNTrainer:
         return float(self._together(torch.tensor(float(self._stop)))) > 0
 
     def was_interrupted(self) -> None:
-        """Forget that it is to stop, and let no more time count until it goes on."""
+        """Clear the request to stop, and stop the clock of the epoch until training continues."""
         self._stop = False
         self.meter.stop()
 
     def state_dict(self, batches: BatchSource | None = None) -> dict[str, Any]:
         """Return all that a continued run needs, as tensors and plain values.
 
-        Of several processes all call it; what each has of its own, by rank, is in all their states.
+        With several processes all must call it; the state holds what belongs to each, by rank.
 
         Args:
             batches: the training batches, for their order.
@@ -478,17 +481,17 @@ class SNNTrainer:
         return state_of(self, batches)
 
     def load_state_dict(self, state: dict[str, Any], batches: BatchSource | None = None) -> None:
-        """Carry on from `state_dict`: the same steps follow that would have followed then.
+        """Continue from `state_dict`: the same steps follow that would have followed then.
 
-        So they do in as many processes as saved it; in another number each has a stream of random
-        numbers of its own.
+        That holds for as many processes as saved the state; in another number, each process draws
+        from a stream of random numbers of its own.
 
         Args:
             state: what `state_dict` returned.
             batches: the training batches.
 
         Raises:
-            ValueError: the batches cannot go on in mid-epoch.
+            ValueError: the batches cannot be continued within an epoch.
         """
         self._batches = []
         self._stepper.forget()
@@ -500,12 +503,15 @@ class SNNTrainer:
         return summed
 
     def new_meter(self) -> Meter:
-        """A meter of the epoch under way."""
-        # A scaled loss overflows now and then by design: the step is then left out.
+        """Return a meter of the epoch under way."""
+        # A scaled loss may overflow by design: the optimiser then skips the step.
         return Meter(f"epoch {self.epoch + 1}", scaled=self._scaler is not None)
 
     def collect(self) -> None:
-        """Look at the steps since the last look; NeuroSpikeError for one that was not finite."""
+        """Read the metrics of the steps since the last reading, and drop their batches.
+
+        Raises NeuroSpikeError for a step whose loss or gradient was not finite.
+        """
         batches, self._batches = self._batches, []
         try:
             self.meter.collect()
@@ -513,12 +519,12 @@ class SNNTrainer:
             raise self._explain(error, self.epoch_step - len(batches), batches) from None
 
     def read(self) -> Metrics:
-        """Averages over the epoch so far, of all processes, which all call it."""
+        """Return averages over the epoch so far of all processes, all of which must call it."""
         self.collect()
         return self.meter.read(self._together)
 
     def _read_alone(self) -> Metrics:
-        """Averages over the epoch so far, of this process."""
+        """Return averages over the epoch so far of this process alone."""
         self.collect()
         return self.meter.read()
 
