@@ -76,8 +76,8 @@ class AnyModule:
         return found, seen.spikes
 
 
-class TellsActivity:
-    """A module that hands its spikes over for `return_activity=True`, as `SpikingNetwork` does.
+class ReturnsActivity:
+    """A module that returns its spikes for `return_activity=True`, as `SpikingNetwork` does.
 
     on_output: it is also asked for `return_output=True`, the output over time of its own readout.
     """
@@ -93,7 +93,7 @@ class TellsActivity:
             scores, activity, output = forward(
                 inputs, return_activity=True, return_output=True, **own
             )
-            return Both(scores, output), activity
+            return ScoresAndOutput(scores, output), activity
         if not spikes:
             return forward(inputs, **own), {}
         scores, activity = forward(inputs, return_activity=True, **own)
@@ -101,14 +101,14 @@ class TellsActivity:
 
 
 @dataclass(frozen=True)
-class Both:
+class ScoresAndOutput:
     """Scores of a network that has its own readout, and the output they were read from."""
 
     scores: Tensor
     output: Tensor
 
 
-class Asker:
+class NetworkCaller:
     """Calls a network on batches, and refuses in a sentence what does not fit their targets.
 
     readout: a name, a function, or None: the mean over time where there is a time axis. Raises
@@ -132,8 +132,8 @@ class Asker:
         inner = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.has_encoder = hasattr(inner, "encoding")  # which refuses inputs that are not finite
         self._takes_lengths = takes(inner.forward, "lengths")
-        tells = "return_activity" in inspect.signature(inner.forward).parameters
-        self.run: Network = TellsActivity(on_output) if tells else AnyModule(model)
+        has_activity = "return_activity" in inspect.signature(inner.forward).parameters
+        self.run: Network = ReturnsActivity(on_output) if has_activity else AnyModule(model)
 
     def __call__(
         self,
@@ -156,7 +156,7 @@ class Asker:
             )
         own = {} if lengths is None else {"lengths": lengths}
         found, activity = self.run(forward, inputs, own, spikes)
-        if isinstance(found, Both):
+        if isinstance(found, ScoresAndOutput):
             return Answer(found.scores, found.output, activity)
         output = self._tensor_of(found)
         return self._read(output, targets, own, activity)

@@ -22,7 +22,7 @@ from neurospike.layers.lif import LI, LIF
 from neurospike.layers.recurrent import Recurrent
 from neurospike.layers.spiking import Spiking
 
-from .answering import Asker
+from .answering import NetworkCaller
 from .tiles import draw_membranes, draw_raster, draw_weights
 
 TRACES = 10  # neurons of a layer whose membranes are drawn: those with a rate nearest to 1/2
@@ -146,7 +146,7 @@ def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
     model.eval()
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
         try:
-            _, spikes = Asker(model).run(model, picture, {}, True)
+            _, spikes = NetworkCaller(model).run(model, picture, {}, True)
         finally:
             for handle in handles:
                 handle.remove()

@@ -20,7 +20,7 @@ from neurospike.coding.intensities import can_look
 from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.ops.arguments import check_flag
 
-from .answering import Asker, Readout
+from .answering import NetworkCaller, Readout
 from .arguments import (
     check_batches,
     check_callable,
@@ -142,7 +142,7 @@ class SNNTrainer:
         check_ema(ema)
         check_clip(clip)
         check_callable("penalty", penalty, "the spikes by layer, {name: [T, B, *F]}")
-        self.asker = Asker(model, readout, check_flag("on_output", on_output))
+        self.caller = NetworkCaller(model, readout, check_flag("on_output", on_output))
         self.measures = check_measures(metrics)
         self.fabric = make_fabric(device, precision) if fabric is None else fabric
         self.device = self.fabric.device
@@ -151,7 +151,7 @@ class SNNTrainer:
         self.model, self.optimizer = model, optimizer
         self.average = Average(model, ema) if ema else None
         self.criterion, self.penalty = criterion, penalty
-        self.on_output = self.asker.on_output
+        self.on_output = self.caller.on_output
         if isinstance(criterion, nn.Module):
             criterion.to(self.device)
         self.scheduler, self.clip = scheduler, clip
@@ -223,13 +223,13 @@ class SNNTrainer:
         self._stepper.start()
         next_read = time.perf_counter() + READ_INTERVAL
         for batch in self.order.begin(batches, self.epoch):
-            inputs, targets, lengths = parts_of(batch, self.device, self.asker.batch_first)
+            inputs, targets, lengths = parts_of(batch, self.device, self.caller.batch_first)
             self.is_whole = False
             share = getattr(batches, "share", 1.0)
             found = self._train_step(inputs, targets, share, lengths)
             self.step += 1
             self.epoch_step += 1
-            self.meter.add(self.asker.count(targets), found)
+            self.meter.add(self.caller.count(targets), found)
             self._batches.append((inputs, targets, lengths))
             self.is_whole = True
             if time.perf_counter() >= next_read:
@@ -275,7 +275,7 @@ class SNNTrainer:
             raise self._not_finite("bad inputs", self.epoch_step + 1, where) from None
         if not loss.requires_grad:
             raise ValueError(
-                f"the loss of {self.asker.name} has no gradient: what it returns must be computed "
+                f"the loss of {self.caller.name} has no gradient: what it returns must be computed "
                 "from its parameters, without detach(), argmax or torch.no_grad()"
             )
         self.fabric.backward(loss if share == 1 else loss * share)
@@ -285,7 +285,7 @@ class SNNTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if inputs.is_cuda or not can_look(inputs) or not self.asker.has_encoder:
+        if inputs.is_cuda or not can_look(inputs) or not self.caller.has_encoder:
             # No encoder checks the inputs here, and neurons would hide their NaN.
             norm = torch.where(inputs.isnan().any(), math.nan, norm)
         if self.clip is not None:
@@ -306,15 +306,15 @@ class SNNTrainer:
     ) -> tuple[Tensor, Tensor]:
         """Loss and scores, with their graph."""
         spikes = self.penalty is not None
-        answer = self.asker(forward, inputs, targets, lengths, spikes=spikes)
-        if not self.asker.count(targets):
+        answer = self.caller(forward, inputs, targets, lengths, spikes=spikes)
+        if not self.caller.count(targets):
             # The last batch has fewer samples than there are processes, and none for this one: its
             # gradients are 0.
             return answer.scores.sum(), answer.scores
         given = answer.output if self.on_output else answer.scores
         loss = loss_of(self.criterion, given, targets, lengths)
         if self.penalty is not None:
-            loss = loss + penalty_of(self.penalty, answer.activity, lengths, self.asker.name)
+            loss = loss + penalty_of(self.penalty, answer.activity, lengths, self.caller.name)
         return loss, answer.scores
 
     @torch.no_grad()
@@ -339,13 +339,13 @@ class SNNTrainer:
         evaluation = Evaluation(name, self.device, self.measures)
         with nullcontext() if self.average is None else self.average.resting():
             for batch in batches:
-                inputs, targets, lengths = parts_of(batch, self.device, self.asker.batch_first)
-                answer = self.asker(self._forward, inputs, targets, lengths, spikes=True)
+                inputs, targets, lengths = parts_of(batch, self.device, self.caller.batch_first)
+                answer = self.caller(self._forward, inputs, targets, lengths, spikes=True)
                 given = answer.output if self.on_output else answer.scores
                 loss = loss_of(self.criterion, given, targets, lengths)
-                count = self.asker.count(targets)
+                count = self.caller.count(targets)
                 evaluation.add(loss, answer.scores, targets, answer.activity, lengths, count)
-        return evaluation.read(self._together)
+        return evaluation.read(self._sum_over_processes)
 
     def fit(
         self,
@@ -442,7 +442,7 @@ class SNNTrainer:
         except RuntimeError as error:
             first = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{path}: its weights are not those of this {self.asker.name}: {first}"
+                f"{path}: its weights are not those of this {self.caller.name}: {first}"
             ) from None
 
     def interrupt(self) -> None:
@@ -459,7 +459,7 @@ class SNNTrainer:
             return self._stop
         if within_epoch and self.step % AGREE_STEPS:
             return False
-        return float(self._together(torch.tensor(float(self._stop)))) > 0
+        return float(self._sum_over_processes(torch.tensor(float(self._stop)))) > 0
 
     def was_interrupted(self) -> None:
         """Clear the request to stop, and stop the clock of the epoch until training continues."""
@@ -497,7 +497,7 @@ class SNNTrainer:
         self._stepper.forget()
         restore(self, state, batches)
 
-    def _together(self, values: Tensor) -> Tensor:
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
         """Add up over the processes that train together."""
         summed: Tensor = self.fabric.all_reduce(values.to(self.device), reduce_op="sum")
         return summed
@@ -521,7 +521,7 @@ class SNNTrainer:
     def read(self) -> Metrics:
         """Return averages over the epoch so far of all processes, all of which must call it."""
         self.collect()
-        return self.meter.read(self._together)
+        return self.meter.read(self._sum_over_processes)
 
     def _read_alone(self) -> Metrics:
         """Return averages over the epoch so far of this process alone."""
