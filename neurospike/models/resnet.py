@@ -141,8 +141,11 @@ class ResidualSNN(SpikingNetwork):
         return encoded, activity, self.last(self.dropout(flow.mean((3, 4))))
 
 
-class _SpikeBlock(nn.Module):
-    """Convolution, neurons, convolution, neurons; spikes in, joined with spikes that went round."""
+class _Block(nn.Module):
+    """What both kinds of blocks have: two convolutions, neurons for each, and a way round them.
+
+    `around` is a convolution where the shape changes; None where the input itself goes round.
+    """
 
     def __init__(
         self,
@@ -157,8 +160,23 @@ class _SpikeBlock(nn.Module):
         self.first, self.second = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3)
         self.neurons = nn.ModuleList([neurons(), neurons()])
         self.join = shortcut
-        # Where the shape changes, so must what goes round; spikes again, to be joined with spikes.
         self.around = conv(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else None
+
+
+class _SpikeBlock(_Block):
+    """Convolution, neurons, convolution, neurons; spikes in, joined with spikes that went round."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        conv: Callable[..., nn.Module],
+        neurons: Callable[[], LIF],
+        shortcut: str,
+    ) -> None:
+        super().__init__(inputs, outputs, stride, conv, neurons, shortcut)
+        # A convolution makes currents of what goes round; these neurons make them spikes again.
         self.around_neurons = neurons() if self.around is not None else None
 
     def forward(self, incoming: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,22 +189,8 @@ class _SpikeBlock(nn.Module):
         return ELEMENTWISE[self.join](fired, shortcut), fired
 
 
-class _MembraneBlock(nn.Module):
+class _MembraneBlock(_Block):
     """Neurons, convolution, neurons, convolution; currents in and out, and added round it."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        conv: Callable[..., nn.Module],
-        neurons: Callable[[], LIF],
-        shortcut: str,
-    ) -> None:
-        super().__init__()
-        self.first, self.second = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3)
-        self.neurons = nn.ModuleList([neurons(), neurons()])
-        self.around = conv(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else None
 
     def forward(self, incoming: Tensor) -> tuple[Tensor, Tensor]:
         """Return the currents that leave the block, and the spikes of its second neurons."""
