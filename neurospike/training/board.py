@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
     The model's mode and the random state stay as they were. Membranes have the name under which the
     network returns the layer's spikes, else that of the module.
     """
-    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any], Tensor]] = {}
+    calls: dict[str, _Call] = {}
     handles = []
     for name, layer in model.named_modules():
         if isinstance(layer, (LIF, LI, Spiking, Recurrent)):
@@ -139,7 +139,7 @@ def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
             def note(
                 layer: nn.Module, given: Any, options: Any, found: Any, name: str = name
             ) -> None:
-                calls[name] = (layer, given, options, found[0])
+                calls[name] = _Call(layer, given, options, found[0])
 
             handles.append(layer.register_forward_hook(note, with_kwargs=True))
     training = model.training
@@ -152,30 +152,47 @@ def _look(model: nn.Module, picture: Tensor) -> dict[str, Any]:
                 handle.remove()
             model.train(training)
     names = {fired.data_ptr(): name for name, fired in spikes.items()}
-    membranes = {}
-    for name, (layer, given, options, found) in calls.items():
-        if isinstance(layer, LI):
-            trace, threshold = found, None
-            fired = torch.zeros_like(trace)
-        else:
-            fired, _, trace = layer(*given, **{**options, "return_trace": True})
-            neuron: Any = layer.neuron if isinstance(layer, Recurrent) else layer
-            if isinstance(trace, tuple):
-                states = neuron.rule.states
-                trace = trace[states.index("mem") if "mem" in states else 0]
-            threshold = float(neuron.threshold.mean()) if hasattr(neuron, "threshold") else None
-        if getattr(layer, "batch_first", False):
-            fired, trace = fired.transpose(0, 1), trace.transpose(0, 1)
-        fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
-        rate = fired.float().mean(0)
-        chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
-        drawn = (_host(trace[:, chosen]), _host(fired[:, chosen]), threshold, chosen.tolist())
-        membranes[names.get(found.data_ptr(), name)] = drawn
+    membranes = {
+        names.get(call.output.data_ptr(), name): _membranes(call) for name, call in calls.items()
+    }
     rasters = {name: _host(layer[:, 0].flatten(1)) for name, layer in spikes.items()}
     weighted = (one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
     first = next(weighted, None)
     weights = {} if first is None else {"weights": _host(first.weight, copy=True)}
     return {"spikes": rasters, "membranes": membranes, **weights}
+
+
+class _Call(NamedTuple):
+    """A call of a layer of neurons, with its first output: spikes, or the membranes of an `LI`."""
+
+    layer: nn.Module
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    output: Tensor
+
+
+def _membranes(call: _Call) -> tuple[np.ndarray, np.ndarray, float | None, list[int]]:
+    """Call the layer again; return what `draw_membranes` takes, of up to `TRACES` neurons.
+
+    These are their membranes and spikes `[T, N]`, the threshold, and their numbers.
+    """
+    layer, threshold = call.layer, None
+    if isinstance(layer, LI):
+        trace = call.output
+        fired = torch.zeros_like(trace)
+    else:
+        fired, _, trace = layer(*call.arguments, **{**call.options, "return_trace": True})
+        neuron: Any = layer.neuron if isinstance(layer, Recurrent) else layer
+        if isinstance(trace, tuple):
+            states = neuron.rule.states
+            trace = trace[states.index("mem") if "mem" in states else 0]
+        threshold = float(neuron.threshold.mean()) if hasattr(neuron, "threshold") else None
+    if getattr(layer, "batch_first", False):
+        fired, trace = fired.transpose(0, 1), trace.transpose(0, 1)
+    fired, trace = fired[:, 0].flatten(1), trace[:, 0].flatten(1)
+    rate = fired.float().mean(0)
+    chosen = (rate * (1 - rate)).topk(min(TRACES, len(rate))).indices.sort().values
+    return _host(trace[:, chosen]), _host(fired[:, chosen]), threshold, chosen.tolist()
 
 
 def _host(tensor: Tensor, *, copy: bool = False) -> np.ndarray:
