@@ -1,4 +1,4 @@
-"""What the commands share: flags made from the configuration, and errors told in a line."""
+"""What the commands share: flags made from the configuration, and errors reported in a line."""
 
 import argparse
 import contextlib
@@ -53,11 +53,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def guarded(job: Callable[[], int]) -> int:
-    """Run a command: its exit code, 2 after an error of the user's, 130 after Ctrl-C.
+    """Run a command and return its exit code, 2 after an error of the user's, 130 after Ctrl-C.
 
     Such errors are one or two lines on stderr. Any other exception is a bug of ours and keeps
-    its traceback. A command whose output nobody reads any more, as behind `| head`, ends without a
-    word and with 141, which a shell tells of programs that the signal SIGPIPE ended.
+    its traceback. A command whose output nobody reads any more, as behind `| head`, ends silently
+    with 141, the code that a shell reports for a program that the signal SIGPIPE ended.
     """
     with _standard_error(), _printable():
         try:
@@ -75,7 +75,7 @@ def guarded(job: Callable[[], int]) -> int:
 
 
 def _written_out(job: Callable[[], int]) -> int:
-    """Run a command, and write what it printed while a failure to do so can still be told."""
+    """Run a command and flush its output here, where a failure to write can still be reported."""
     try:
         code = job()
     except SystemExit:  # after --help
@@ -97,7 +97,7 @@ def _tell(text: str) -> None:
 
 
 def _drop_unwritten() -> None:
-    """Send nowhere what an output still holds and cannot be written: Python tries at its end."""
+    """Discard what an output could not write: Python would try again, and fail, as it exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -110,7 +110,7 @@ def _drop_unwritten() -> None:
 
 @contextmanager
 def _standard_error() -> Iterator[None]:
-    """Send nowhere what is told on stderr where a shell closed that: print would take stdout."""
+    """Discard what is printed on stderr if a shell closed it: print would write it to stdout."""
     if sys.stderr is not None:
         yield
         return
@@ -137,7 +137,7 @@ def _printable() -> Iterator[None]:
 def check_target(flag: str, path: str) -> None:
     """Raise ConfigError for a file that a flag names and that plainly cannot be written there.
 
-    Commands ask before they begin; that the disk fills up meanwhile is told when it is written.
+    Commands check this before they begin; other failures show when the file is written.
     """
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     if Path(path).is_dir() or path.endswith(("/", os.sep)):
@@ -153,7 +153,7 @@ def check_target(flag: str, path: str) -> None:
 class Parser(argparse.ArgumentParser):
     """A command's flags, where dashes and underscores mean the same.
 
-    Tells of errors as all our errors are told, without two screens of usage.
+    Its errors are ConfigErrors like all others, without two screens of usage.
     """
 
     def __init__(self, prog: str, description: str, **options: Any) -> None:
@@ -163,9 +163,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The flags' values; None takes the process's own arguments.
+        """Return the flags' values; argv None: the process's own arguments.
 
-        Raises ConfigError for a flag there is not, with the nearest one, or one without value
+        Raises ConfigError for an unknown flag, with the nearest one, and for a flag without a value
         or with an empty one.
         """
         words = [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]

@@ -1,4 +1,4 @@
-"""Where to compute, as the commands and `load_model` are told."""
+"""The device that the commands and `load_model` compute on, chosen by name."""
 
 import re
 

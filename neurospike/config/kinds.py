@@ -1,6 +1,6 @@
-"""The choices of the configuration that networks and commands look up, too.
+"""The choices of the configuration that networks and commands use, too.
 
-Apart from the schema, because making that takes pydantic, which a layer or network does not need.
+They are not in the schema, because that needs pydantic, which layers and networks do not.
 """
 
 from math import isqrt

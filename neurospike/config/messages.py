@@ -1,4 +1,4 @@
-"""What people are told of the keys: a table of them all, and what is wrong with a value."""
+"""The table of all keys of the configuration, and the messages about wrong values."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,13 @@ from .words import about_device, allowed, beyond_format, nearest_key
 
 
 def fields() -> Iterator[tuple[str, str, str, object]]:
-    """Every key: its dotted name, what it means, what is allowed, its default."""
+    """Yield for every key its dotted name, what it means, what is allowed, and its default."""
     yield from _fields(tuple(KINDS))
 
 
 @functools.cache
 def _fields(kinds: tuple[str, ...]) -> list[tuple[str, str, str, object]]:
-    """As above; kinds: of networks, which are registered one after the other."""
+    """Return what `fields` yields, made anew for every new tuple of registered `kinds`."""
     defaults, found = Config(), []
     own = Config.model_json_schema()["properties"]
     for name, value in defaults:
@@ -36,13 +36,13 @@ def _fields(kinds: tuple[str, ...]) -> list[tuple[str, str, str, object]]:
 def explain(
     error: ValidationError, values: object, file: str, overrides: Mapping[str, object]
 ) -> str:
-    """One line on the first thing wrong, and how many more there are."""
+    """Return a line on the first error, with how many more there are."""
     known = {name: text for name, _, text, _ in fields()}
     details = error.errors(include_url=False)
     first = details[0]
     parts: list[str] = []
     value = values
-    for part in first["loc"]:  # goes on below our keys, into list items and union members
+    for part in first["loc"]:  # continues below our keys, into list items and union members
         if ".".join(parts) in known or not isinstance(value, dict):
             break
         parts.append(str(part))
@@ -54,12 +54,12 @@ def explain(
         near = nearest_key(key, [*known, *sorted(sections)])
         text = f"{where}: no such key" + (f"; did you mean {near}?" if near else "")
     elif first["type"] == "value_error" and (isinstance(value, dict) or key == "preprocessing"):
-        # Keys that do not agree, or a step among several.
+        # Keys that do not agree, or one of several preprocessing steps.
         text = f"{where}: {first['ctx']['error']}"
     else:
         text = f"{where}: got {_short(value)}, allowed: {known.get(key, 'a mapping of keys')}"
         text += about_device(value) if key == "device" else beyond_format(first)
-    # A wrong item of a union is told once a member; count keys, not messages.
+    # For a wrong value of a union pydantic has an error per member; count keys, not errors.
     keys = {tuple(detail["loc"][: len(parts)]) for detail in details}
     return text + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
 

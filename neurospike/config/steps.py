@@ -1,9 +1,9 @@
-"""What may be done to pictures before they are encoded: names, options and limits, for the config.
+"""The preprocessing steps of the configuration: their names, options and limits.
 
 Each class here is one step of `neurospike.data.preprocessing`, which does the work; this file
 imports no torch, so that a configuration can be checked without it. What a step makes of a
-picture's size and range is said here too, so that a network the pictures will not fit is known
-before one is loaded.
+picture's size and range is computed here too, so that a network which the pictures do not fit is
+refused before any are loaded.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ Range = tuple[float, float]
 
 
 class Step(BaseModel):
-    """One step: no unknown options, no text or truth values for numbers."""
+    """One step; refuses unknown options, and text or truth values for numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     fills: ClassVar[bool] = False  # True: brings pixels of 0 in from outside

@@ -1,4 +1,4 @@
-"""What keys, devices and bounds are called where something is wrong with them."""
+"""Words for error messages: the key or device that was meant, and what a key allows."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-LEAST, GREATEST = 1.2e-38, 3.4e38  # what float32, in which all is computed, can hold
+LEAST, GREATEST = 1.2e-38, 3.4e38  # the range of float32, in which everything is computed
 FLOAT32 = f"{LEAST} to {GREATEST}, as float32 holds"
-LARGEST = 2**63 - 1  # of whole numbers, in torch; said only to those who go beyond it
+LARGEST = 2**63 - 1  # torch's largest whole number; messages name it only if it is exceeded
 
-# What people of other tools write, by the last name of the key that they mean.
+# Names that other tools have for a key, by its own last name.
 SYNONYMS = {
     "learning_rate": ("lr", "eta", "step_size"),
     "batch_size": ("bs", "batch", "batchsize", "minibatch"),
@@ -47,7 +47,7 @@ SYNONYMS = {
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The key meant by an unknown one: its last name elsewhere, another word, or the nearest."""
+    """Return the key meant by an unknown one: of the same last name, a synonym, or the nearest."""
     leaf = key.rpartition(".")[2]
     meant = {word: name for name, words in SYNONYMS.items() for word in words}
     for name in (leaf, meant.get(leaf.lower())):
@@ -63,7 +63,7 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
 
 
 def about_device(name: object) -> str:
-    """What to say to those who asked for a device by another name, or for one that is no use."""
+    """Return a hint for a device under another name, or one that cannot be used; else ""."""
     kind = str(name).partition(":")[0].lower()
     if kind in ("gpu", "nvidia", "rocm"):
         return "; a GPU of torch's is called cuda"
@@ -73,7 +73,7 @@ def about_device(name: object) -> str:
 
 
 def beyond_format(detail: "ErrorDetails") -> str:
-    """What else was wanted of a number that is within a key's bounds and too small or large."""
+    """Return the bounds of the number format that a number within the key's own bounds exceeds."""
     context = detail.get("ctx", {})
     if str(context.get("error")) == FLOAT32:
         return f", {FLOAT32}"
@@ -81,7 +81,7 @@ def beyond_format(detail: "ErrorDetails") -> str:
 
 
 def allowed(schema: Mapping[str, Any]) -> str:
-    """What a field takes, in words, from its JSON schema."""
+    """Return what a field allows, in words, from its JSON schema."""
     if "allowed" in schema:
         return str(schema["allowed"])
     if "enum" in schema:
