@@ -4,8 +4,6 @@ Pictures are taken one by one, so that a result never depends on the pictures be
 folder of any size needs the memory of one.
 """
 
-import contextlib
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -73,27 +71,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.pr
             from neurospike.visualization.prediction import check_plot
 
             check_plot(flags.plot)
-        with use_backend(flags.backend), _any_name():
+        with use_backend(flags.backend):
             device = choose_device(flags.device, flags.backend)
             trained = load_trained(flags.model_path, device)
             check_sees_pictures(trained, flags.model_path)
             return _predict_all(trained, device, paths, flags.ink, flags.json, flags.plot)
 
     return guarded(job)
-
-
-@contextlib.contextmanager
-def _any_name() -> Iterator[None]:
-    r"""Print what the terminal or file has no sign for as an escape such as `\u6570`."""
-    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
 
 
 def _parser(prog: str) -> Parser:

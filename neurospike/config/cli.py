@@ -121,17 +121,16 @@ def _standard_error() -> Iterator[None]:
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Print what an output's code page lacks, as in a file's name on Windows, as an escape."""
-    changed = []
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
-            changed.append(stream)
+    r"""Print characters that an output's encoding lacks, as in file names, as escapes: `\u6570`."""
+    streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        for stream in changed:
-            stream.reconfigure(errors="strict")
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 def check_target(flag: str, path: str) -> None:
