@@ -40,15 +40,15 @@ class Batches:
         world: how many there are.
 
     `len()` and the order are those of all processes, if their generators are in the same state.
-    `share` is what this process's part of the batch in hand counts for against an equal part, so
+    `share` is the size of this process's part of the current batch relative to an equal part, so
     that `share * mean loss`, averaged over the processes, is the mean loss of the batch.
 
-    `state_dict()` within an epoch or between two, given to `load_state_dict()`, makes the next
-    iteration go on with the batch that would have come.
+    `state_dict()`, within an epoch or between two, given to `load_state_dict()` makes the next
+    iteration continue with the batch that would have come next.
 
     What a split stores, images as uint8, is moved to `device` once and kept there, and `resident`
-    is True. If a CUDA device has no room for it, it stays where it is and each batch goes over by
-    itself, through pinned memory; `resident` is then False.
+    is True. If a CUDA device has no room for it, it stays where it is and each batch is copied over
+    through pinned memory; `resident` is then False.
 
     Raises:
         ValueError: a `batch_size` or `smallest` below 1, a generator that is not on the CPU or a
@@ -83,8 +83,8 @@ class Batches:
             raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of world {world}")
         self.rank, self.world = rank, world
         self.share = 1.0
-        self._position = 0  # batches given out of the epoch under way
-        self._skip = 0
+        self._position = 0  # batches yielded of the epoch under way
+        self._skip = 0  # batches that the next iteration leaves out
         self._order_state: Tensor | None = None
         self.batch_size = batch_size
         self.smallest = smallest
@@ -107,9 +107,9 @@ class Batches:
         return full if full and left_over < self.smallest * self.world else full + 1
 
     def state_dict(self, done: int | None = None) -> dict[str, Any]:
-        """Where the epoch under way stands: its order, and the batches given out of it.
+        """Return the order of the epoch under way, and how many of its batches were yielded.
 
-        done: to go on after so many, not after the last one given out.
+        done: continue after so many batches, and not after the last one yielded.
         """
         state = None if self.generator is None else self.generator.get_state()
         return {
@@ -118,14 +118,14 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on where `state_dict` was taken."""
+        """Let the next iteration continue where `state_dict` was taken."""
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
         self._skip = state["position"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         count = len(self._split)
-        # Kept for `state_dict`: an epoch that is gone on with needs the order it began with.
+        # Kept for `state_dict`: an epoch that is resumed needs the order that it began with.
         self._order_state = None if self.generator is None else self.generator.get_state()
         order = (
             torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)

@@ -32,7 +32,7 @@ class Binning:
         pool: neighbouring channels, or pixels of each side, that are counted as one.
 
     Raises:
-        TypeError: numbers that are none, or that are no whole ones.
+        TypeError: a `time_bin` that is not a number, `bins` or a `pool` that is not a whole one.
         ValueError: a `time_bin` that is not above 0, `bins` or `pool` below 1, or a `pool` that
             does not divide the sensor.
     """
@@ -92,7 +92,7 @@ class Binning:
         return counts.to(torch.float32).view(steps, *self.shape)
 
     def cells(self, events: Any) -> tuple[Tensor, int]:
-        """Return in which cell of the frames, laid out flat, each event is, int32, and T."""
+        """Return the cell of each event in the flattened frames, int32 `[E]`, and T."""
         times = _finite(events, "t").astype(np.int64)
         times -= times.min(initial=times[0] if len(times) else 0)
         last = int(times.max(initial=0))
@@ -115,7 +115,7 @@ class Binning:
         return torch.from_numpy((step * math.prod(self.shape) + place).astype(np.int32)), steps
 
     def _along(self, events: Any, name: str, side: int) -> np.ndarray:
-        """Return where events are along one side of a frame."""
+        """Return the coordinate of each event along one side of a frame."""
         found = _finite(events, name).astype(np.int64)
         low, high = found.min(initial=0), found.max(initial=0)
         if low < 0 or high >= self.sensor_size[side]:

@@ -89,7 +89,7 @@ def load(name: str, data_path: str | os.PathLike[str], *, download: bool = True)
 
 
 def check_name(name: str, names: Sequence[str] = NAMES) -> None:
-    """Raise DataError, with the nearest, for a name that is none of `names`: what `load` knows."""
+    """Raise DataError, with the nearest name, unless it is one of `names` (those `load` knows)."""
     if name not in names:
         near = difflib.get_close_matches(str(name).lower(), names, n=1)
         hint = f"did you mean {near[0]!r}? The" if near else "the"
@@ -163,7 +163,7 @@ def _extract(raw: Path) -> None:
 
 
 def _is_sound(archive: Path) -> bool:
-    """True for a gzip archive whose content is that of its checksum, whoever packed it."""
+    """True for a gzip archive that can be unpacked and whose content fits its checksum."""
     if not archive.is_file():
         return False
     try:
@@ -208,7 +208,7 @@ def _fetch(name: str, root: Path, raw: Path, download: bool) -> None:
 
 @contextmanager
 def _made(root: Path) -> Iterator[None]:
-    """Make a folder and those above it, and take away what of them is still empty at the end."""
+    """Make a folder and its parents; remove those made that are still empty at the end."""
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def _move_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def _quiet_and_bounded() -> Iterator[None]:
-    """Hide torchvision's progress bars and bound its sockets."""
+    """Hide torchvision's progress bars and limit the waiting time of its sockets."""
     with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
 
@@ -248,7 +248,7 @@ def _read(raw: Path, part: str) -> Split:
 
 
 def _checked(split: Split) -> Split:
-    """Raise ValueError for pictures or labels that none of these data sets has."""
+    """Return the split; ValueError for pictures or labels that none of these data sets has."""
     if split.images.shape[1:] != (28, 28):
         raise ValueError(f"pictures of 28 x 28 are expected, got {list(split.images.shape)}")
     if len(split) and int(split.labels.max()) > 9:

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, out of its folder: to import scikit-learn for them takes seconds."""
+"""scikit-learn's digits, read from its folder, because importing scikit-learn takes seconds."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,7 @@ TESTED = 360  # pictures, a fifth
 
 
 def read_digits() -> tuple[Split, Split]:
-    """The training and the test pictures: enlarged, and split as scikit-learn splits them.
+    """Return the training and the test pictures: enlarged, and split as scikit-learn does.
 
     Raises MissingDependencyError where scikit-learn is not installed.
     """
@@ -69,7 +69,10 @@ def _stratified(labels: np.ndarray, tested: int) -> tuple[Tensor, Tensor]:
 
 
 def _shares(counts: np.ndarray, wanted: int, random: np.random.RandomState) -> np.ndarray:
-    """Share `wanted` pictures out among labels of so many; equal remainders draw lots."""
+    """Return how many of `wanted` pictures each label gets, by the `counts` of its pictures.
+
+    Shares are rounded by the largest remainder, with equal ones drawn at random.
+    """
     exact = counts / counts.sum() * wanted
     shares = np.floor(exact)
     remainders = exact - shares

@@ -26,7 +26,7 @@ from .datasets import check_name
 from .fetching import bounded, last_line, reach
 from .recordings import Recordings
 
-# What a download or an archive that is damaged raises, in tonic and below it.
+# What tonic, and what it uses, raise for a failed download and for damaged files.
 _NOT_FETCHED = (OSError, RuntimeError, EOFError, http.client.HTTPException, zipfile.BadZipFile)
 _NOT_READ = (OSError, RuntimeError, ValueError, IndexError, KeyError, EOFError)
 
@@ -59,7 +59,7 @@ SOURCES = {
 
 @dataclass(frozen=True, eq=False)
 class EventData:
-    """A data set of recordings: its name, its two parts, and a line on them for a run's record."""
+    """A data set of recordings: its name, its two parts, and a line for the run's record."""
 
     name: str
     train: Recordings
@@ -68,7 +68,7 @@ class EventData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels, from 0; none where they are no more than numbers."""
+        """The names of the labels, from 0; empty where they have none but their numbers."""
         return CLASSES.get(self.name, ())
 
 
@@ -186,7 +186,7 @@ def source_of(name: str) -> Source:
 def _tonic(name: str) -> Any:
     try:
         datasets = importlib.import_module("tonic.datasets")
-    except (ImportError, RuntimeError, AttributeError) as error:  # of one for another NumPy
+    except (ImportError, RuntimeError, AttributeError) as error:  # such as one for another NumPy
         raise MissingDependencyError(
             f"recordings of events need tonic, which does not import ({last_line(error)}): "
             "pip install -U tonic"
@@ -203,7 +203,7 @@ def _fetch(
     url: str,
     is_allowed: bool,
 ) -> None:
-    """Let tonic download, and tell of its failure in a line."""
+    """Let tonic download. Raises DataError, in a line, if it fails or is not allowed."""
     try:
         if not is_allowed:
             raise RuntimeError("downloading was not allowed")

@@ -1,4 +1,4 @@
-"""What downloads of data sets share: an attempt without a network ends in seconds."""
+"""Time limits for downloads of data sets: without a network an attempt ends in seconds."""
 
 import http.client
 import queue
@@ -49,7 +49,7 @@ def reach(urls: list[str]) -> None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Bound the sockets of other libraries, which have no limit of their own."""
+    """Limit the waiting time of other libraries' sockets, which have no limit of their own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -59,6 +59,6 @@ def bounded() -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """The most specific part of a message in one line; torchvision's have a line per mirror."""
+    """Return the last line of an error's message; torchvision's messages have one per mirror."""
     lines = str(error).split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)

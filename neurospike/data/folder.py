@@ -114,7 +114,7 @@ def _inner(folder: Path) -> list[str]:
 
 
 def _files(folder: Path, needed: bool = True) -> list[Path]:
-    """The pictures of a class, by name. Raises DataError if there are none and some are needed."""
+    """Return the pictures of a class, by name; DataError if there are none and some are needed."""
     from neurospike.pictures import suffixes  # here, because `import neurospike` needs no scipy
 
     known = suffixes()
@@ -135,7 +135,7 @@ def _files(folder: Path, needed: bool = True) -> list[Path]:
 def _held_out(files: Sequence[Path], root: Path, share: float, seed: int) -> list[Path]:
     """Draw the test pictures of a class: those whose names have the lowest hashes.
 
-    So the order of a listing does not matter, nor do pictures of other classes.
+    The draw thus depends neither on the order of a listing nor on other classes.
     """
 
     def place(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What is done to pictures before they are encoded, on whole batches and on their device.
+"""Preprocessing of pictures before they are encoded, on whole batches and on their device.
 
 The steps are modules in a torchvision v2 pipeline. torchvision's own random transforms draw one
 set of parameters for a batch, so that all its pictures turn the same way; those of shape are
@@ -43,7 +43,7 @@ class Preprocessing(nn.Module):
 
     def __init__(self, steps: Any = ()) -> None:
         super().__init__()
-        self.steps = [] if steps in ((), []) else _described().parse_steps(steps)
+        self.steps = [] if steps in ((), []) else _step_options().parse_steps(steps)
         self.modules_in_order = nn.ModuleList(
             _MAKERS[step.kind](**step.model_dump(exclude={"kind"})) for step in self.steps
         )
@@ -72,7 +72,7 @@ class Preprocessing(nn.Module):
         """
         if not self.steps:
             return height, width
-        sides: tuple[int, int] = _described().size_after(self.steps, height, width)
+        sides: tuple[int, int] = _step_options().size_after(self.steps, height, width)
         return sides
 
     def extra_repr(self) -> str:
@@ -83,7 +83,7 @@ class Preprocessing(nn.Module):
 class _Crop(nn.Module):
     def __init__(self, size: int | tuple[int, int], padding: int) -> None:
         super().__init__()
-        self.step = _described().Crop(size=size, padding=padding)
+        self.step = _step_options().Crop(size=size, padding=padding)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.step.size_after(images.shape[2], images.shape[3])
@@ -115,13 +115,13 @@ class _Affine(nn.Module):
         tangent = (draws[1] * math.radians(self.shear)).tan()
         zoom = 1 / (1 + draws[2] * self.scale)
         cos, sin = angle.cos() * zoom, angle.sin() * zoom
-        # The matrix tells where each pixel comes from, in coordinates from -1 to 1; so a step of
-        # half a side is 1, and turning needs the sides' ratio.
+        # The matrix maps each pixel to where it comes from, in coordinates from -1 to 1: half a
+        # side is 1, and a rotation needs the ratio of the sides.
         ratio = images.shape[2] / images.shape[3]
         shift = 2 * self.translate * draws[3:]
         rows = [cos, (cos * tangent + sin) * ratio, shift[0]]
         rows += [-sin / ratio, cos - sin * tangent, shift[1]]
-        return _sample(images, torch.stack(rows, 1).view(-1, 2, 3))
+        return _transformed(images, torch.stack(rows, 1).view(-1, 2, 3))
 
 
 class _Elastic(nn.Module):
@@ -135,7 +135,7 @@ class _Elastic(nn.Module):
         height, width = images.shape[2:]
         noise = torch.randn(len(images), 2, height, width, dtype=images.dtype, device=images.device)
         side = 2 * math.ceil(2 * self.sigma) + 1
-        # The field goes round at the edges, however small the picture is beside the blur.
+        # The noise is periodic, so that the blur may be wider than the picture.
         around = torch.arange(-(side // 2), max(height, width) + side // 2, device=images.device)
         rows, columns = (around[: n + 2 * (side // 2)] % n for n in (height, width))
         smooth = _v2().functional.gaussian_blur(
@@ -143,7 +143,7 @@ class _Elastic(nn.Module):
         )
         spare = (smooth.shape[2] - height) // 2
         smooth = smooth[:, :, spare : spare + height, spare : spare + width]
-        # To a standard deviation of alpha pixels, whatever the blur left.
+        # Scaled to a standard deviation of alpha pixels, whatever the blur has left.
         moved = smooth / smooth.std((1, 2, 3), keepdim=True).clamp_min(1e-12) * self.alpha
         pixels = constant((width / 2, height / 2), images.dtype, images.device)
         grid = functional.affine_grid(
@@ -151,7 +151,7 @@ class _Elastic(nn.Module):
             list(images.shape),
             align_corners=False,
         )
-        return _at(images, grid + moved.movedim(1, -1) / pixels)
+        return _sampled(images, grid + moved.movedim(1, -1) / pixels)
 
 
 class _Deskew(nn.Module):
@@ -172,7 +172,7 @@ class _Deskew(nn.Module):
         slant = torch.where(variance > 1e-6, covariance / variance.clamp_min(1e-6), 0.0)
         one, zero = torch.ones_like(slant), torch.zeros_like(slant)
         rows = [one, slant, -slant * mean_y, zero, one, zero]
-        return _sample(images, torch.stack(rows, 1).view(-1, 2, 3))
+        return _transformed(images, torch.stack(rows, 1).view(-1, 2, 3))
 
 
 class _Resize(nn.Module):
@@ -183,7 +183,7 @@ class _Resize(nn.Module):
         self.resize = _v2().Resize(sides, antialias=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        return _within(self.resize(images), images)
+        return _clamped(self.resize(images), images)
 
 
 class _Noise(nn.Module):
@@ -195,21 +195,23 @@ class _Noise(nn.Module):
         return self.add(images) if self.training else images
 
 
-def _sample(images: Tensor, matrix: Tensor) -> Tensor:
-    return _at(images, functional.affine_grid(matrix, list(images.shape), align_corners=False))
+def _transformed(images: Tensor, matrix: Tensor) -> Tensor:
+    """Return pictures under affine maps `[B, 2, 3]`, from each pixel to where it comes from."""
+    return _sampled(images, functional.affine_grid(matrix, list(images.shape), align_corners=False))
 
 
-def _at(images: Tensor, grid: Tensor) -> Tensor:
-    return _within(functional.grid_sample(images, grid, align_corners=False), images)
+def _sampled(images: Tensor, grid: Tensor) -> Tensor:
+    """Return pictures whose pixels are taken from the places `grid` `[B, H, W, 2]`, in -1 to 1."""
+    return _clamped(functional.grid_sample(images, grid, align_corners=False), images)
 
 
-def _within(moved: Tensor, images: Tensor) -> Tensor:
-    """Keep the rounding of an interpolation from leaving the pictures' range, often 0 to 1."""
+def _clamped(moved: Tensor, images: Tensor) -> Tensor:
+    """Return interpolated pictures clamped to the range of `images`, which rounding may leave."""
     return moved.clamp(images.amin().clamp_max(0), images.amax())
 
 
-def _described() -> ModuleType:
-    """The steps' options and limits, whose checks take pydantic."""
+def _step_options() -> ModuleType:
+    """Return the module of the steps' options and limits, which needs pydantic."""
     with needed_by("preprocessing", "pydantic", "pyyaml"):
         from neurospike.config import steps
     return steps

@@ -1,8 +1,8 @@
-"""Recordings of events with labels, kept as they are sparse, and shown as batches of frames.
+"""Recordings of events with labels, stored sparse, and turned into frames batch by batch.
 
 A set of recordings as frames takes tens of gigabytes (DVS Gesture in steps of 20 ms: 10 GB as
-bytes), and most of it is zeros. Kept is where each event fell, four bytes of it; a batch's frames
-are counted when it is its turn, where the data are.
+bytes), and most of it is zeros. Stored is the cell that each event fell in, four bytes per event;
+the frames of a batch are counted when it is drawn, on the device that holds the data.
 """
 
 import math
@@ -53,7 +53,7 @@ class Recordings:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What a device holds of them for `gather`."""
+        """The tensors that are kept on a device, for `gather`."""
         return (
             self.cells,
             self.counts,
@@ -67,8 +67,8 @@ class Recordings:
     ) -> tuple[Tensor, ...]:
         """Return what `shown` makes a batch of: where its events are in `[T, B, F]`, and the rest.
 
-        tensors: `tensors`, wherever they are; chosen: int64 `[B]`, there; numbers: the same on the
-        CPU, so that nobody waits for a GPU to say how many events there are.
+        tensors: `tensors` on their device; chosen: int64 `[B]` on that device; numbers: the same on
+        the CPU, so that the number of events is known without waiting for a GPU.
         """
         cells, counts, starts, lengths, labels = tensors
         total = int(self.counts[numbers].sum())
@@ -83,8 +83,8 @@ class Recordings:
     def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return a batch: frames float32 `[T, B, *F]`, lengths int64 `[B]` and labels `[B]`.
 
-        T is the longest of the batch, and on a GPU of the whole set: there it is not waited for,
-        and a CUDA graph needs one shape.
+        T is the longest length in the batch; on a GPU that in the whole set, which is known without
+        waiting for the device and gives the one shape that a CUDA graph needs.
         """
         places, lengths, labels = gathered
         batch = len(labels)

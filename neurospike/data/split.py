@@ -66,29 +66,33 @@ class Split:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What a device holds of them for `gather`."""
+        """The tensors that are kept on a device, for `gather`."""
         return self.images, self.labels
 
     def gather(
         self, tensors: Sequence[Tensor], chosen: Tensor, numbers: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return what `shown` makes a batch of, on the device of `tensors` and `chosen` `[B]`."""
+        """Return the samples `chosen` `[B]` of `tensors`, of which `shown` makes a batch.
+
+        numbers: `chosen` on the CPU, which pictures do not need.
+        """
         return tuple(tensor.index_select(0, chosen) for tensor in tensors)
 
     def shown(self, gathered: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return a batch: pictures float32 `[B, C, S, S]` in [0, 1], and labels `[B]`."""
         images, labels = gathered
-        # Not a number: CUDA multiplies by its reciprocal, which rounds otherwise.
+        # A tensor: by a number CUDA would divide as times its reciprocal, which rounds differently.
         white = constant((255.0,), torch.float32, images.device)
         return (images.unsqueeze(1) if images.ndim == 3 else images).div(white), labels
 
 
 @dataclass(frozen=True, eq=False)
 class DigitData:
-    """A data set of pictures: the name of what was really taken, its two splits, and why it was.
+    """A data set of pictures: its name, its two splits, and where it comes from.
 
-    `note` is one line for the run's record. `name` is never `"auto"`. `classes` are the names of
-    the labels, from 0; none where they are no more than numbers.
+    `name` is that of the data themselves, never `"auto"`. `note` is one line for the run's record,
+    which says where they were found and why they were taken. `classes` are the names of the labels,
+    from 0; empty where labels have no names but their numbers.
     """
 
     name: str
