@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"  # this machine's own browsers only
 PORT = 8080
-LAST = 8  # seconds in which requests under way may end after Ctrl-C; a browser's wait takes 4
+LAST = 8  # seconds that requests under way get to finish after Ctrl-C; a browser's poll takes 4
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
     '<rect width="32" height="32" rx="7" fill="#0b1020"/>'
@@ -111,7 +111,7 @@ def _free_port(port: int) -> int:
 
 def _watched(folder: str) -> WatchedRun:
     run = WatchedRun(folder)
-    # The training comes first: the page takes the time and the core that it leaves.
+    # The training has priority: the page takes one core, and the time that it leaves.
     torch.set_num_threads(1)
     with contextlib.suppress(OSError, AttributeError):
         os.nice(10)
@@ -125,12 +125,12 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
     from .origins import OwnOrigin
     from .page import add_page
 
-    # What is slow only once is done before the first visitor would have to wait for it.
+    # What is slow the first time is done here, so that no visitor has to wait for it.
     suffixes()
     if live.answerer is not None:
         live.answerer.warm()
     add_page(live)
-    # Else another site's page could point its own name at this machine, and come in.
+    # Else another site could point its own name at this machine and read the page (DNS rebinding).
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.add_middleware(OwnOrigin)
     app.on_startup(lambda: background_tasks.create(_announce(port)))
@@ -149,13 +149,13 @@ def _serve(live: "Live", port: int, no_browser: bool) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Pass what uvicorn logs, but for the requests that it cuts off after Ctrl-C."""
+    """Return whether to log a record of uvicorn's: not the requests that it ends after Ctrl-C."""
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, asyncio.CancelledError) or "graceful shutdown" in str(record.msg))
 
 
 async def _announce(port: int) -> None:
-    """Say where the page is, once it is."""
+    """Print the page's address once it can be reached."""
     while True:
         try:
             _, connection = await asyncio.open_connection(HOST, port)

@@ -1,4 +1,4 @@
-"""Run the network on one picture as a visitor chose, and pack what happened for the browser."""
+"""Run the network on one picture with a visitor's options, and pack the result for the browser."""
 
 import base64
 import threading
@@ -30,7 +30,7 @@ MOST_ROWS = 256  # neurons of a layer in its raster; a screen shows no more
 
 @dataclass(frozen=True)
 class Choice:
-    """How one visitor has the network run."""
+    """The options with which one visitor runs the network."""
 
     coding: str
     num_steps: int
@@ -82,7 +82,7 @@ class Answerer:
         )
 
     def warm(self) -> None:
-        """Run the network once: what it is computed with is compiled then."""
+        """Run the network once, which compiles its kernels."""
         _ = self.layers
 
     @cached_property
@@ -92,7 +92,7 @@ class Answerer:
         return [layer["name"] for layer in film["layers"]]
 
     def answer(self, picture: Tensor, choice: Choice) -> dict[str, Any]:
-        """Answer a picture `[C, H, W]` in [0, 1]: what the page shows of it, as JSON takes it.
+        """Answer a picture `[C, H, W]` in [0, 1]; return what the page shows, as plain JSON values.
 
         A picture of one channel may be `[H, W]`. The same picture and choice give the same answer
         every time, and with the network's own coding and steps that of `python -m
@@ -140,10 +140,10 @@ class Answerer:
             )
 
     def _reading(self, images: Tensor) -> dict[str, Any] | None:
-        """What is read of a picture at each step, as the browser marks it; None: it sees all.
+        """Return the part of the picture that each step reads; None if each step sees all of it.
 
-        `picture`: as the network is given it; `part`: rows and columns of what a step reads;
-        `places`: the pixel of its upper left corner at each step, counted row by row.
+        `picture`: as the network is given it; `part`: rows and columns of the part; `places`: the
+        pixel in its upper left corner at each step, counted row by row.
         """
         if not self.reads:
             return None
@@ -163,11 +163,11 @@ class Answerer:
         }
 
     def _view(self, choice: Choice) -> SpikingNetwork:
-        """The network as this choice has it; its weights are shared."""
+        """Return the network with the options of this choice; its weights are shared."""
         config = self.trained.config
         options = config.encoding.model_copy(update={"kind": choice.coding}).options()
         if choice.coding == "rate":
-            # Of its own, where prediction seeds torch's: visitors answer at the same time.
+            # A generator of its own, not torch's as in prediction: visitors run at the same time.
             generator = torch.Generator(self.device).manual_seed(config.seed)
             options = {**options, "generator": generator}
         return self.trained.model.presented(choice.coding, choice.num_steps, options)
@@ -187,7 +187,7 @@ class TestPictures:
         self._lock = threading.Lock()
 
     def picture(self, number: int) -> tuple[int, Tensor, int]:
-        """Its number (beyond the last it goes on with the first), picture `[C, H, W]`, label.
+        """Return a picture's number (after the last comes the first), pixels `[C, H, W]`, label.
 
         Raises DataError if the data are not there.
         """
@@ -207,14 +207,14 @@ def framed(picture: Tensor) -> dict[str, Any]:
     """A picture `[H, W]` or `[C, H, W]` as the browser takes it."""
     frames = picture if picture.ndim == 3 else picture[None]
     packed = _frames(frames)
-    # Channels of a colour are no frames that follow one another.
+    # `_frames` counted the channels as frames.
     return {**packed, "count": 1, "coloured": packed["count"] == COLOURS}
 
 
 def _packed(
     recording: Recording, temperature: float, shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """What happened, as the browser takes it; shape: of the picture that was encoded."""
+    """Return a recording as the browser takes it; shape: of the picture that was encoded."""
     output, votes = recording.output[:, 0].float().cpu(), recording.votes[:, 0].float().cpu()
     return {
         "steps": len(output),
@@ -222,15 +222,15 @@ def _packed(
         "layers": [_layer(name, spikes[:, 0].cpu()) for name, spikes in recording.spikes.items()],
         "output": _rounded(output),
         "readout": recording.readout,
-        # The confidence, were it stopped after each step.
+        # The confidence if the network were stopped after each step.
         "votes": _rounded((votes / temperature).softmax(1)),
     }
 
 
 def _input(current: Tensor, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The encoded input `[T, *F]` as pictures; one only, where it never changes.
+    """Return the encoded input `[T, *F]` as frames; only one where it is the same at every step.
 
-    Of a picture with channels a pixel is the spike of any of them, or their mean.
+    A pixel of a picture with channels shows whether any of them spikes, or else their mean.
     """
     if shape[0] > 1:
         current = current.reshape(len(current), *shape)
@@ -279,5 +279,5 @@ def _layer(name: str, spikes: Tensor) -> dict[str, Any]:
 
 
 def _rounded(values: Tensor) -> Any:
-    """As lists, of five decimals: the page shows fewer."""
+    """Return values as lists, rounded to five decimals: the page shows fewer."""
     return values.double().mul(1e5).round().div(1e5).tolist()

@@ -1,4 +1,4 @@
-"""The page: what a visitor sees and does. Each has a choice and a picture of his own."""
+"""The page: what a visitor sees and does. Each visitor has options and a picture of their own."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from .parts import BROWSER, Pad, Stage
 from .watching import WatchedRun
 
 MOST_BYTES = 20_000_000  # of an upload
-LOOK = 2.0  # seconds between two looks of a page at a run: its browser too takes time from it
+LOOK = 2.0  # seconds between two updates from a run: drawing them takes time from the training
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Visitor:
         self.picture: Tensor | None = None
         self.label: int | None = None
         self.place = -1  # of the test picture shown last
-        self.asked = 0  # answers asked for: only the newest is shown
-        self.seen = (-1, -1)  # of the run: records and models
+        self.asked = 0  # counts requests for an answer: only the newest is shown
+        self.seen = (-1, -1)  # `WatchedRun.records` and `models` at the last update
         with ui.element("div").classes("live"):
             self._header()
             if live.run is not None:
@@ -154,7 +154,7 @@ class Visitor:
             self.backend.value = self.choice.backend
 
     async def _chosen(self) -> None:
-        """Something of the options was changed, by the visitor or by `_show_choice`."""
+        """Take over changed options, whether the visitor or `_show_choice` changed them."""
         if self.answerer is None or self.coding.value is None or self.steps.value is None:
             return
         chosen = Choice(self.coding.value, int(self.steps.value), self.backend.value)
@@ -191,9 +191,9 @@ class Visitor:
     async def _read(
         self, name: str, content: bytes, lifted: float | None, ink: Ink = "auto"
     ) -> bool:
-        """Take a picture file for the picture, and answer it; False if it cannot be read."""
+        """Read a picture file and answer it; False if it cannot be read, or another was chosen."""
         read = self.answerer.trained.read if self.answerer else read_picture
-        self.asked += 1  # an answer under way is to another picture
+        self.asked += 1  # an answer that is still computed belongs to another picture
         asked = self.asked
         try:
             picture, note = await asyncio.to_thread(read, name, ink, content=content)

@@ -1,4 +1,4 @@
-"""Follow a training run by what it leaves on the disk. It is only read, and never waited for."""
+"""Follow a training run by the files in its folder, which are only read, and never waited for."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from neurospike.errors import CheckpointError, NeuroSpikeError
 from neurospike.training.loading import Trained, check_sees_pictures, load_trained
 
 INTERVAL = 0.8  # seconds between two looks at the files, however many visitors watch
-# Seconds until the next look after one that found something. A browser takes some 100 ms to draw
-# it, on a small machine from the cores of the training.
+# Seconds until the next look after one that found news. A browser takes some 100 ms to draw it, and
+# on a small machine takes them from the training.
 PAUSE = 10.0
 
 
@@ -26,10 +26,10 @@ class Tail:
         self._file = -1  # its number on the disk
 
     def read(self) -> bool:
-        """Take in what is new; True if that is anything. Raises OSError without the file.
+        """Read what is new; True if there is anything. Raises OSError without the file.
 
-        A line half written waits for its end, one that is none of ours is passed over, and a file
-        written anew, as by a run that is resumed, is read anew.
+        A half-written line is left until it is whole, a line that is not a record is skipped, and a
+        file that was replaced, as by a run that is resumed, is read from its start.
         """
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -47,8 +47,8 @@ class Tail:
 class WatchedRun:
     """A run folder as it is now. Its methods can be called from several threads at once.
 
-    records: counts the changes of the rows; models: those of the network. problem: why nothing new
-    can be seen, or None.
+    records: how often there were new records; models: how often a new network. problem: why
+    nothing new can be read, or None.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -64,10 +64,7 @@ class WatchedRun:
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        """Read what the run has written since, unless the last look was a moment ago.
-
-        A moment is `INTERVAL`, after news `PAUSE`.
-        """
+        """Read what the run has written, at most once per `INTERVAL`, or per `PAUSE` after news."""
         with self._lock:
             if time.monotonic() < self._next_look:
                 return
@@ -173,7 +170,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _epochs_done(row: dict[str, Any], rows: list[dict[str, Any]]) -> float:
-    """Where on the axis: epochs, with their fraction for a record within one."""
+    """Return a record's place on the axis in epochs, with a fraction for one within an epoch."""
     if row["kind"] == "epoch":
         return float(row.get("epoch", 0))
     whole = next((other for other in rows if other["kind"] == "epoch"), None)

@@ -1,4 +1,4 @@
-"""What a network keeps of an answer, for plots and for the live page."""
+"""What a network did while it answered, recorded for plots and for the live page."""
 
 from dataclasses import dataclass
 

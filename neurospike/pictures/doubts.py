@@ -14,7 +14,7 @@ LEAST_INK = 20  # pixels of a digit; MNIST's thinnest have 31
 
 
 def doubts(picture: np.ndarray) -> list[str]:
-    """What one who reads the answer should know of a digit `[28, 28]`, 0 the background."""
+    """Return notes on what makes a digit `[28, 28]`, 0 the background, doubtful."""
     notes = []
     inked = picture > INK
     if 0 < inked.sum() < LEAST_INK:

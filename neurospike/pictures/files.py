@@ -64,7 +64,7 @@ def _file(path: Path, content: bytes | None) -> BinaryIO:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings of odd but harmless files, and of large ones, which are refused here."""
+    """Suppress warnings of odd but harmless files, and of large ones, which are refused here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -98,7 +98,7 @@ def _frame(image: Any, number: int, seen: Callable[[Any], np.ndarray]) -> np.nda
 
 @contextmanager
 def _told(path: Path, content: bytes | None) -> Iterator[None]:
-    """Tell in a line, as PictureError, what is wrong with a file."""
+    """Turn every error in reading a file into a PictureError of one line."""
     module = _pillow()
     try:
         yield

@@ -144,7 +144,7 @@ def _found(grey: np.ndarray, dark: bool, stroke: float, scale: float) -> Found:
 
 
 def _ink(grey: np.ndarray, stroke: float, shaded: bool) -> tuple[np.ndarray, float]:
-    """How much darker than its paper each pixel is, and from where on that is no noise.
+    """Return how much darker than its paper each pixel is, and above which level that is not noise.
 
     The paper is the morphological closing: what is left of a page when all dark that is narrower
     than `stroke` of its longer side is painted over. It keeps shadows, and their edges.
@@ -158,14 +158,14 @@ def _ink(grey: np.ndarray, stroke: float, shaded: bool) -> tuple[np.ndarray, flo
     ink = paper - smooth
     if shaded:
         ink /= paper.clip(0.2)
-    # Of the quarter that is certainly paper, even where the ink is most of what was cut out.
+    # From the quarter with the least ink: paper, even where ink fills most of the picture.
     lowest, usual = (float(level) for level in np.percentile(ink, [5, 25]))
     noise = (usual - lowest) / 0.97  # the standard deviation of a normal distribution
     return (ink - usual).clip(0), max(LEAST_CONTRAST, 5 * noise)
 
 
 def _pieces(ink: np.ndarray, least: float) -> tuple[list[Piece], np.ndarray]:
-    """The patches of more ink than `least` that may be of a digit; each pixel's patch number."""
+    """Return patches of more ink than `least`, edges left out, and each pixel's patch number."""
     labels, count = ndimage.label(ink > least, CORNERS_TOO)
     where = np.flatnonzero(labels)
     numbers, values = labels.flat[where], ink.flat[where]
@@ -200,12 +200,12 @@ def _is_edge(piece: Piece, labels: np.ndarray) -> bool:
 
 
 def _main(pieces: list[Piece]) -> Piece:
-    """The largest; what touches the picture's edge is seldom it if there is anything else."""
+    """Return the largest piece; one that touches the picture's edge counts a tenth."""
     return max(pieces, key=lambda piece: piece.mass * (0.1 if piece.border else 1))
 
 
 def _with_parts(main: Piece, pieces: list[Piece], labels: np.ndarray) -> list[Piece]:
-    """The digit's largest piece with those near it that are small, or above or below it."""
+    """Return the digit's largest piece with nearby ones that are small, or above or below it."""
     group = [main]
     others = [p for p in pieces if p is not main and p.mass > 0.02 * main.mass and not p.border]
     if not others:
@@ -230,10 +230,10 @@ def _box(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _likeness(strength: np.ndarray, grey: np.ndarray, border: float) -> float:
-    """How much like writing this ink is: long for its width, with an edge all around.
+    """Return how much like writing this ink is: long for its width, with an edge all around.
 
-    What lies along the picture's edge is none, and the paper between a stroke and a shadow has an
-    edge in parts only.
+    Ink along the picture's border is not writing, and the paper between a stroke and a shadow has
+    an edge on some sides only.
     """
     inked = np.pad(strength > 0.5, 1)
     depth = ndimage.distance_transform_edt(inked)[1:-1, 1:-1]
@@ -246,7 +246,7 @@ def _likeness(strength: np.ndarray, grey: np.ndarray, border: float) -> float:
 def _notes(
     group: list[Piece], pieces: list[Piece], shape: tuple[int, ...], scale: float
 ) -> list[str]:
-    """What one who reads the answer should know of the digit that was found."""
+    """Return notes on what makes the digit that was found doubtful."""
     notes = []
     mass = sum(piece.mass for piece in group)
     beside = [piece for piece in pieces if piece not in group and piece.mass > 0.25 * mass]

@@ -75,7 +75,7 @@ def spikes_over_time(name: str, data: Any, sample: int) -> Array:
 def mean_over_samples(name: str, data: Any) -> Array:
     """Return `[T, N]` of `[T]`, `[T, N]` or the mean over the batch of `[T, B, *F]`.
 
-    Of spikes how often there is one, a negative one too; of other numbers their mean.
+    Where all numbers are spikes each counts as 1, also a negative one; other numbers as they are.
     """
     array = to_numpy(name, data)
     _check_filled(name, array.shape)
@@ -107,9 +107,9 @@ def spread(count: int, limit: int) -> Array:
 
 
 def binned(array: Array, axis: int, limit: int) -> tuple[Array, int]:
-    """Average neighbours along an axis until it has at most `limit` entries; also how many a bin.
+    """Return means of neighbours along an axis, at most `limit` of them, and of how many they are.
 
-    The last bin may hold fewer; its mean is of those it holds.
+    The last mean may be of fewer.
     """
     width = max(1, -(-array.shape[axis] // limit))
     if width == 1:

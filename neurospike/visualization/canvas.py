@@ -40,9 +40,9 @@ SEQUENTIAL, DIVERGING = "Blues", "PuOr"
 
 
 def save(figure: "Figure", path: str | Path, **options: Any) -> None:
-    """Write a figure; a line on stderr tells of signs that its font lacks, as in names of classes.
+    """Write a figure; one line on stderr names the characters that its font lacks.
 
-    matplotlib warns of each of them by itself, with a line of our code. options: of `savefig`.
+    matplotlib would warn of each by itself, and quote our code. options: of `savefig`.
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -122,12 +122,12 @@ def tidy(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> N
 
 
 def few(share: float) -> str:
-    """Return a rate in three decimals, or, where they would be 0 and it is not, in one digit."""
+    """Return a rate in three decimals, or in one significant digit where those would be zeros."""
     return f"{share:.1g}" if 0 < share < 0.0005 else f"{share:.3f}"
 
 
 def reach(*values: Any) -> tuple[float, float]:
-    """Return the ends of a scale for these arrays, which has 0 on it and is never a point."""
+    """Return the ends of a scale for these arrays, which includes 0 and is never empty."""
     low, high = min(0.0, *map(np.min, values)), max(0.0, *map(np.max, values))
     return float(low), float(high if high > low else 1.0)
 
@@ -157,7 +157,7 @@ def style(index: int) -> dict[str, Any]:
 
 
 def dots(count: int) -> dict[str, Any]:
-    """Return what lets a curve of a single point be seen, which has no line."""
+    """Return plot options that make a curve of `count` points visible: markers for a single one."""
     return {"marker": "o", "markersize": 4} if count == 1 else {}
 
 
@@ -175,11 +175,11 @@ def names(count: int, given: Sequence[Any] | None) -> list[str]:
 
 
 def some(labels: Sequence[str], most: int) -> tuple[range, Sequence[str]]:
-    """Return the places of as many evenly spaced labels as there is room for, and these."""
+    """Return the places and texts of at most `most` evenly spaced labels."""
     every = max(1, -(-len(labels) // most))
     return range(0, len(labels), every), labels[::every]
 
 
 def beyond(labels: Sequence[str]) -> int:
-    """Return how many letters the longest has beyond the few that there is room for anyway."""
+    """Return how many letters the longest label has beyond the 6 that there is room for anyway."""
     return max(0, max(map(len, labels)) - 6)
