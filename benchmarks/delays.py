@@ -6,7 +6,6 @@ timed after its output and gradients were found equal to the oracle's. Writes `D
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import neurospike as ns
 
 from .cpu import FLOOR
 from .gate import check_close
-from .telling import Row, tell
+from .telling import Row, store, tell
 from .timing import copy_bandwidth, interleave, machine, tensors
 
 MAX_DELAY = 15
@@ -97,10 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     results: Row = {"machine": machine(), "cases": [measure(options.case, options.seconds)]}
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "delays.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {path}")
+    store(results, options.out / "delays.json")
     return 0
 
 

@@ -22,7 +22,7 @@ from . import rivals
 from .cpu import FLOOR
 from .gate import gate
 from .rivals import BETA, Layer
-from .telling import Row, number_printed, tell
+from .telling import Row, number_printed, store, tell
 from .timing import copy_bandwidth, interleave, machine, tensors
 
 COMPILED_STEPS = 25  # unrolled: more of them compile for minutes
@@ -169,10 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     for case, name, ours, others, exact in cases:
         results["cases"].append(measure(case, name, ours, others, options.seconds, exact))
     results["start"] = start()
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "neurons.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {path}")
+    store(results, options.out / "neurons.json")
     return 0
 
 

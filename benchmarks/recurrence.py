@@ -21,7 +21,7 @@ from .gate import DIFFERENT, GateError, check_close
 from .neurons import Spike
 from .rivals import BETA, Layer
 from .saved import bytes_saved, peak_memory
-from .telling import Row, tell
+from .telling import Row, store, tell
 from .timing import interleave, machine, tensors
 
 OURS = "neurospike"
@@ -168,10 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     _, adlif = layers(ADAPTIVE)
     row = measure(ADAPTIVE, adlif, "torch", stepped_adlif(adlif), options.seconds)
     results["cases"].append(row)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "recurrence.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {path}")
+    store(results, options.out / "recurrence.json")
     return 0
 
 

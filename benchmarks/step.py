@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from . import rivals
 from .networks import NETWORKS, training_step, tutorial
+from .telling import store
 from .timing import machine
 from .workload import Workload
 
@@ -58,10 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         tell(name, found)
         results["networks"][name] = by_part(found)
     if options.network is None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "step.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"written to {path}")
+        store(results, options.out / "step.json")
     return 0
 
 

@@ -1,6 +1,8 @@
-"""What the benchmarks of the CPU print, and keep, of a case."""
+"""What the benchmarks of the CPU print of a case, and how they store their results."""
 
+import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from .timing import Timing
@@ -12,6 +14,13 @@ def number_printed(command: list[str], environment: dict[str, str] | None = None
     """Return the last number that a command prints."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
+
+
+def store(results: Row, path: Path) -> None:
+    """Write results as JSON, in a folder that is made if need be, and print where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written to {path}")
 
 
 def tell(title: str, found: dict[str, Timing], ratios: dict[str, float], **more: Any) -> Row:
