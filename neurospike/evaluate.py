@@ -30,7 +30,7 @@ COUNTED = 500  # pictures on which operations are counted
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.evaluate") -> int:
-    """Run the command with these arguments (default: the process's own); its exit code."""
+    """Run the command with these arguments (default: the process's own); return its exit code."""
 
     def job() -> int:
         flags = _parser(prog).read(argv)
@@ -59,9 +59,10 @@ def evaluate(
     device: torch.device,
     pictures: Path | None = None,
 ) -> tuple[dict[str, Any], Metrics]:
-    """Test a checkpoint; what is printed, and the metrics. None: as the model was trained.
+    """Test a checkpoint; return what `--json` prints, and the metrics.
 
-    pictures: the folder for those that `draw_network` draws; None draws none.
+    dataset, data_path: None takes those that the model was trained with. pictures: the folder for
+    the pictures of `draw_network`; None draws none.
     """
     trained = load_trained(model_path, device)
     data = _load(trained, dataset or trained.dataset, data_path or trained.config.data_path)
@@ -131,13 +132,13 @@ def _load(trained: Trained, name: str, data_path: str) -> DigitData | EventData:
 
 
 def _by(shape: tuple[int, int, int]) -> str:
-    """Channels, height and width in words."""
+    """Return channels, height and width in words."""
     channels, height, width = shape
     return f"{height} x {width} with {channels} channels" if channels > 1 else f"{height} x {width}"
 
 
 def _draw(folder: Path, trained: Trained, batches: BatchSource, metrics: Metrics) -> list[str]:
-    """Draw the pictures; their paths. What was measured is worth more than they: none, if not."""
+    """Draw the pictures and return their paths: none if that fails, which costs no result."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = draw_network(folder, trained.model, batches, metrics.confusion, trained.classes)
@@ -225,7 +226,7 @@ def _text(result: dict[str, Any], metrics: Metrics) -> str:
 
 
 def _table(classes: Sequence[str], metrics: Metrics, kind: str) -> list[str]:
-    """Return how often each class was answered with each; numbers head columns for long names."""
+    """Return the confusion matrix as lines; classes with long names are numbered in its columns."""
     heads, labels, by = list(classes), list(classes), "by what was answered (column)"
     if max(map(_cells, classes)) > COLUMN:
         by = "by the number of what was answered (column)"
@@ -239,20 +240,20 @@ def _table(classes: Sequence[str], metrics: Metrics, kind: str) -> list[str]:
     rows = zip(labels, metrics.confusion, metrics.class_accuracy, strict=True)
     for label, row, share in rows:
         shown = "      -" if share is None else f"{share:7.2%}"
-        # Numbers stand below each other, and so do the ends of names alone.
+        # Numbered labels are aligned on the left, by their numbers, and names on the right.
         name = _padded(label, wide, left=labels != heads)
         lines.append(f"{name}  {shown:>8}  " + " ".join(f"{n:{width}}" for n in row))
     return lines
 
 
 def _padded(text: str, width: int, *, left: bool = False) -> str:
-    """Fill a text up to so many cells, behind it where it stands on the left."""
+    """Pad a text with spaces to `width` cells; left: align it on the left."""
     space = " " * (width - _cells(text))
     return text + space if left else space + text
 
 
 def _cells(text: str) -> int:
-    """Return the cells of a terminal that a text takes: two per Chinese sign, none for accents."""
+    """Return the cells of a terminal that a text takes: two per wide sign, none for accents."""
     marks = sum(bool(unicodedata.combining(sign)) for sign in text)
     return len(text) - marks + sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
 

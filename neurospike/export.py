@@ -41,9 +41,10 @@ CHECKED = 360  # pictures that the exported network answers before it is called 
 
 @dataclass(frozen=True)
 class Checked:
-    """How an exported file answers: pictures, same classes, and the largest difference of scores.
+    """An exported file, and how its answers compare with the network's.
 
-    backend: of the operators in the file; those of `.onnx` are ONNX's own.
+    backend: whose operators are in the file; `"onnx"` for `.onnx`. pictures: how many it was
+    checked with; alike: for how many it gave the same class; largest_difference: between scores.
     """
 
     path: str
@@ -56,7 +57,7 @@ class Checked:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.export") -> int:
-    """Run the command with these arguments (default: the process's own); its exit code."""
+    """Run the command with these arguments (default: the process's own); return its exit code."""
 
     def job() -> int:
         flags = _parser(prog).read(argv)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.ex
             trained = load_trained(flags.model_path, device)
             check_sees_pictures(trained, flags.model_path)
             shape = trained.config.picture
-            # Of another shape than the digits that are always at hand, drawn at random.
+            # Pixels drawn at random, where the digits that are always at hand have another shape.
             drawn = torch.Generator().manual_seed(0)
             pictures = torch.rand(CHECKED, *shape, generator=drawn) if shape != DIGIT else None
             checked = export_model(trained.model, flags.out, form, pictures=pictures, device=device)
@@ -94,10 +95,10 @@ def export_model(
 ) -> Checked:
     """Export a network, check that the result answers as the network does, and write it to `path`.
 
-    A file already there stays as it was until then, and if anything fails.
+    A file already there is replaced only once all of that has succeeded.
 
-    form: `"onnx"` or `"pt2"`; either of the backend in force (`ns.use_backend`). pictures: to check
-    it with, `[B, 1, H, W]` in [0, 1]; default: scikit-learn's test digits.
+    form: `"onnx"` or `"pt2"`, made with the backend in force (`ns.use_backend`). pictures: to check
+    it with, `[B, C, H, W]` in [0, 1]; default: scikit-learn's test digits.
 
     Raises ConfigError for rate coding, which draws its spikes, as ONNX, and for pictures read pixel
     by pixel with the backend `reference`; MissingDependencyError without onnx, onnxscript and
@@ -150,7 +151,7 @@ def export_model(
 
 
 def export_program(model: SpikingNetwork, pictures: Tensor) -> torch.export.ExportedProgram:
-    """A network in evaluation as `torch.export` sees it, for any number of such pictures.
+    """Return a network in evaluation mode as `torch.export` sees it, for any number of pictures.
 
     With a fused backend in force its operators are in the graph, with `reference` torch's own.
     """

@@ -25,7 +25,7 @@ SOME_FAILED = 1  # the exit code when an entry could not be read and the others 
 
 @dataclass(frozen=True)
 class LayerSpikes:
-    """What a layer fired: spikes in all, per neuron and step, and the first step with one."""
+    """A layer's spikes: their number, per neuron and step, and the first step with one."""
 
     count: int
     rate: float
@@ -34,15 +34,15 @@ class LayerSpikes:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one picture.
+    """What the network answers to one picture.
 
-    label: what the answer `digit`, a class's number, is called. confidence: softmax of the scores
-    divided by `temperature`, one number per class, 1 in all. The temperature was fitted to pictures
-    like those of the training, and is 1 where there were none: there 0.9 does not mean that nine of
-    ten such answers are right, and anywhere a picture of none of the classes can get 1.0.
-    output_counts and output_first_steps: spikes per class and the step of the first (None:
-    silent), if the output neurons fire, else empty. note: what was left out of the picture, or
-    makes the answer doubtful.
+    digit: the number of the class that was answered; label: the name of that class. confidence:
+    softmax of the scores divided by `temperature`, one number per class, 1 in all. The temperature
+    was fitted to the validation pictures, and is 1 where there were none: a confidence of 0.9 then
+    does not mean that nine of ten such answers are right. In any case a picture of none of the
+    classes can get 1.0. output_counts and output_first_steps: spikes per class and the step of the
+    first (None: silent), if the output neurons fire, else empty. note: what was left out of the
+    picture, or makes the answer doubtful.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Prediction:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.predict") -> int:
-    """Run the command with these arguments (default: the process's own); its exit code."""
+    """Run the command with these arguments (default: the process's own); return its exit code."""
 
     def job() -> int:
         flags = _parser(prog).read(argv)
@@ -159,11 +159,10 @@ def _predict_all(
 def predict(
     trained: Trained, picture: Tensor, path: str = "", note: str | None = None
 ) -> tuple[Prediction, dict[str, Tensor]]:
-    """Run the network on one picture `[C, H, W]` in [0, 1]; also the spikes `[T, N]` by layer.
+    """Run the network on one picture; return its prediction and the spikes `[T, N]` by layer.
 
-    A picture of one channel may be `[H, W]`.
-
-    A network with random encoding draws the same spikes for the same picture every time.
+    picture: `[C, H, W]` in [0, 1], or `[H, W]` of one channel. A network with random encoding draws
+    the same spikes for the same picture every time.
     """
     with torch.random.fork_rng(devices=[picture.device] if picture.is_cuda else []):
         torch.manual_seed(trained.config.seed)
@@ -197,12 +196,12 @@ def _layer_spikes(spikes: Tensor) -> LayerSpikes:
 
 
 def _first_step(fired: Tensor) -> int | None:
-    """The first step, counted from 0, of a train `[T]` at which there is a spike."""
+    """Return the first step, from 0, at which a spike train `[T]` has a spike; None if silent."""
     return int(fired.int().argmax()) if bool(fired.any()) else None
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path | PictureError]:
-    """The files named, those in a folder named that end as a picture's name does, and errors."""
+    """Yield the files named and the pictures in folders named, or an error in place of one."""
     for name in paths:
         path = Path(name)
         try:
@@ -217,7 +216,7 @@ def _files(paths: Sequence[str]) -> Iterator[Path | PictureError]:
 
 
 def _pictures(folder: Path, inside: list[Path]) -> Iterator[Path | PictureError]:
-    """The pictures among what is in a folder; what is passed over is told on stderr."""
+    """Yield the pictures among what is in a folder; what is skipped is named on stderr."""
     known = suffixes()
     folders = [path for path in inside if path.is_dir()]
     files = [path for path in inside if path.is_file()]

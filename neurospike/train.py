@@ -54,10 +54,10 @@ PUBLISHED = Path("checkpoints/best_model.pth")  # where prediction looks by defa
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.train") -> int:
-    """Run the command with these arguments (default: the process's own); its exit code."""
+    """Run the command with these arguments (default: the process's own); return its exit code."""
 
     def job() -> int:
-        # Here, where a lack of what reads it is told in a line.
+        # Here, where a missing package of it is reported in a line.
         from neurospike.config import load_config
 
         path, overrides = parse(argv, prog, ABOUT)
@@ -94,13 +94,13 @@ def _too_large(error: Exception) -> bool:
 def train(
     config: Config, resumed: str | Path | None = None, *, init_from: str | Path | None = None
 ) -> Metrics | None:
-    """Do one training run as configured; the metrics of its best model on the test pictures.
+    """Do one training run as configured; return the test metrics of its best model.
 
-    resumed: the folder of a run to go on with, which must have been made with this config, but for
-    its epochs. init_from: a checkpoint whose weights a new run starts from.
+    resumed: the folder of a run to resume, which must have been made with this config, but for its
+    epochs. init_from: a checkpoint whose weights a new run starts from.
     Writes a run folder (see `Run`), and if that lies in the working folder, a copy of the best
-    model as `checkpoints/best_model.pth` there. Of several processes the first does so, and None
-    comes back from the others. Raises NeuroSpikeError and OSError for what the user can put right.
+    model as `checkpoints/best_model.pth` there. With several processes the first does so, and the
+    others return None. Raises NeuroSpikeError and OSError for what the user can put right.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -111,7 +111,7 @@ def train(
     config = with_classes(config)
     with use_backend(config.backend):
         device = choose_device(config.device, config.backend)
-        backend = choose("auto", device).name  # also: can it run on this device?
+        backend = choose("auto", device).name  # raises if it cannot run on this device
         check_run(config, device, resumed=resumed is not None)
         fabric = make_fabric(device, config.precision, config.devices, config.num_nodes)
         launch(fabric)
@@ -203,7 +203,7 @@ def _train_and_test(
     epochs = training.epochs_of(len(train_batches))
     model.truncate(training.segment)
     trainer = make_trainer(config, model.to(fabric.device), fabric, len(train_batches), epochs)
-    # What is drawn from here on, spikes of a random encoding, is each process's own.
+    # From here on each process draws its own numbers, as for the spikes of a random encoding.
     torch.manual_seed(config.seed + fabric.global_rank)
     if state is not None:
         beside = Path(state["path"]).parents[1] / "config.yaml"
@@ -241,7 +241,7 @@ def _train_and_test(
 
 @contextmanager
 def _output_closed(run: Run | None) -> Iterator[None]:
-    """Say how a run goes on that ended because nobody reads its lines any more."""
+    """Say how to resume a run that ended because nobody reads its output any more."""
     try:
         yield
     except BrokenPipeError:
@@ -255,7 +255,7 @@ def _output_closed(run: Run | None) -> Iterator[None]:
 
 @contextmanager
 def _interrupted_after_training(run: Run | None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the test, and say what there is and who does the rest."""
+    """Let Ctrl-C and SIGTERM end the test; say where the network is, and how to test it."""
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -280,7 +280,7 @@ def _test(
     held_out: Split | Recordings | None,
     run: Run | None,
 ) -> Metrics | None:
-    """Test the best model, fit its temperature, draw; None but in the first process."""
+    """Test the best model, fit its temperature, draw; return None but in the first process."""
     fabric = trainer.fabric
     fabric.barrier()
     path = fabric.broadcast(run.best if run is not None else None)
@@ -291,7 +291,7 @@ def _test(
         return None
     temperature = 1.0
     if held_out is not None:
-        # All of it is in this one process.
+        # Every batch of it runs in this one process, the first.
         one = Batches(held_out, config.training.batch_size, device=fabric.device)
         temperature = temperature_of(model, one, config.seed)
         run.calibrate(temperature)

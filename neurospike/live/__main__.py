@@ -33,7 +33,7 @@ FAVICON = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m neurospike.live") -> int:
-    """Run the command with these arguments (default: the process's own); its exit code."""
+    """Run the command with these arguments (default: the process's own); return its exit code."""
 
     def job() -> int:
         flags = _parser(prog).read(argv)
