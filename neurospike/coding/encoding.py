@@ -133,7 +133,7 @@ def rate(
     shape = (num_steps, *data.shape)
     is_mapped = torch._C._are_functorch_transforms_active()
     if data.device.type in ONE_KERNEL and probability.dtype == torch.float32 and not is_mapped:
-        # Where nobody looks, as in a CUDA graph, what is no number would stop the device.
+        # Where values are not checked, as in a CUDA graph, NaN would make the device fail.
         chance = probability.nan_to_num(0.0).clamp_(0.0, 1.0)
         return torch.empty(shape, dtype=dtype, device=data.device).bernoulli_(chance, **drawn_by)
     draws = torch.rand(shape, dtype=probability.dtype, device=data.device, **drawn_by)
@@ -326,11 +326,11 @@ def burst(
 def _bursts(
     num_steps: int, spikes: int, shortest: int, longest: int
 ) -> tuple[list[float], list[float]]:
-    """The intensities, ascending, at which a burst changes: tables, as `_edges` is one.
+    """Return two tables of intensities, ascending, at which a burst changes.
 
-    Above each of the first it has a spike more, from each of the second on its interval is a step
-    shorter; they solve the formulas of `burst` for x. What makes no difference within T is left
-    out: more than T spikes, and intervals of more than T steps.
+    Above each intensity of the first table it has one more spike; from each of the second on its
+    interval is one step shorter. They solve the formulas of `burst` for x. Left out is what makes
+    no difference within T: more than T spikes, and intervals of more than T steps.
     """
     more = [(k + 1e-6) / spikes for k in range(min(spikes, num_steps))]
     first = max(1, longest - num_steps + 1)
@@ -339,7 +339,7 @@ def _bursts(
 
 
 def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) -> list[float]:
-    """The T - 1 intensities, ascending, at which the rounded latency goes down by one step.
+    """Return the T - 1 intensities, ascending, at which the rounded latency falls by one step.
 
     Each solves `time(x) = step + 1/2` for x, from the last step to the first.
     """
@@ -352,8 +352,8 @@ def _edges(num_steps: int, curve: Curve, threshold: float, tau: float | None) ->
 
 
 def _coder(kind: str, data: Tensor, num_steps: int) -> Any:
-    """Return the module that makes the spikes in one pass; None where nothing here can."""
-    # In these a size is no number, or a tensor stands for several.
+    """Return a backend's module that makes the spikes in one pass; None if there is none."""
+    # Under these a size may not be a number, and a tensor may stand for several.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     if num_steps * data.numel() < LEAST_COMPILED:

@@ -1,6 +1,6 @@
-"""What an encoder is given: whether it will do. Checks of `neurospike.encoding`, and of torch only.
+"""Checks of the data and options that encoders are given, and what else encoders share.
 
-Some depend on what the data hold, and make a CUDA device wait; see `can_look`.
+Some checks depend on the values of the data, and wait for a CUDA device; see `can_look`.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 Curve = Literal["linear", "logarithmic"]
 Subthreshold = Literal["silent", "last"]
 
-FAR = 32.0  # beyond it are no intensities, nor standardised ones, but pictures of 0..255
+FAR = 32.0  # larger values are not intensities, even standardised ones, but pictures of 0..255
 
 
 def spikes_format(name: str, data: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -36,7 +36,7 @@ def working(data: Tensor) -> Tensor:
 
 
 def numbers(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a table as a tensor, on a GPU the same one each time."""
+    """Return a table as a tensor; on a GPU the same one each time, so that it is copied once."""
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     from neurospike.ops.constants import constant
@@ -45,7 +45,7 @@ def numbers(values: Sequence[float], dtype: torch.dtype, device: torch.device) -
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:
-    """True for one device, such as `cuda` and `cuda:0`, whose index need not be written."""
+    """True for two names of one device; a name without an index, `cuda`, fits every index."""
     return one.type == other.type and (
         one.index is None or other.index is None or one.index == other.index
     )
@@ -57,14 +57,14 @@ def is_whole(value: object) -> bool:
 
 
 def check_number(name: str, option: str, value: object) -> None:
-    """Raise TypeError for an option of a code that is no number."""
+    """Raise TypeError for an encoder's option that is not a number."""
     is_number = isinstance(value, (Real, Tensor, torch.SymFloat))
     if isinstance(value, bool) or not is_number:
         raise TypeError(f"{name} got {option}={value!r}; it must be a number")
 
 
 def check(data: Tensor, num_steps: int) -> int:
-    """Return the number of steps as an int, once it and the data will do."""
+    """Return the number of steps as an int; TypeError or ValueError unless it and the data fit."""
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a tensor, got {type(data).__name__}: use torch.as_tensor")
     if data.is_nested:
@@ -86,7 +86,7 @@ def check(data: Tensor, num_steps: int) -> int:
 
 
 def can_look(data: Tensor) -> bool:
-    """True where a check may depend on what the data hold.
+    """True where a check may read the values of the data.
 
     It may not in torch.compile and torch.export, under `torch.func`, while a CUDA graph is
     captured, and on the meta device.
@@ -100,9 +100,9 @@ def can_look(data: Tensor) -> bool:
 
 
 def extremes(data: Tensor) -> tuple[float, float]:
-    """Return the lowest and the highest of the values, NaN if there is one; zeros of none.
+    """Return the lowest and the highest value: NaN if there is one, zeros if there are no values.
 
-    In one pass: a comparison of each value, and `isfinite` above all, are several.
+    It takes one pass over the data, where comparing each value, or `isfinite`, takes several.
     """
     if data.numel() == 0:
         return 0.0, 0.0
@@ -111,7 +111,7 @@ def extremes(data: Tensor) -> tuple[float, float]:
 
 
 def check_finite(name: str, data: Tensor) -> None:
-    """Raise for NaN and infinity."""
+    """Raise ValueError for NaN and infinity."""
     if can_look(data) and not all(map(math.isfinite, extremes(data))):
         raise ValueError(
             f"{name} got NaN or infinity in {int((~data.isfinite()).sum())} of {data.numel()} "
@@ -120,7 +120,7 @@ def check_finite(name: str, data: Tensor) -> None:
 
 
 def check_probability(data: Tensor, probability: Tensor, gain: float, offset: float) -> None:
-    """Raise for probabilities that are no numbers, or are those of a picture of 0..255."""
+    """Raise ValueError for probabilities that are not finite, or come from pictures of 0..255."""
     if not can_look(probability):
         return
     low, high = extremes(probability)
@@ -141,7 +141,7 @@ def check_probability(data: Tensor, probability: Tensor, gain: float, offset: fl
 
 
 def check_range(name: str, data: Tensor) -> None:
-    """Raise for what lies outside [0, 1]."""
+    """Raise ValueError for values outside [0, 1]."""
     if not can_look(data):
         return
     low, high = extremes(data)
@@ -154,7 +154,7 @@ def check_range(name: str, data: Tensor) -> None:
 
 
 def check_latency(curve: str, threshold: float, subthreshold: str, tau: float | None) -> None:
-    """Raise for options of `latency` that have no meaning."""
+    """Raise TypeError or ValueError for options of `latency` that are not valid."""
     if curve not in ("linear", "logarithmic"):
         raise ValueError(f"latency got curve={curve!r}; use 'linear' or 'logarithmic'")
     if subthreshold not in ("silent", "last"):

@@ -36,8 +36,8 @@ from .rates import rates_of
 
 Loss = Callable[..., Tensor]  # of the output over time, labels and, where they are given, lengths=
 
-# So many classes that torch's softmax on a CPU takes no longer where they lie together than where
-# they lie apart: of 10 it takes three to five times as long, of 1000 a tenth.
+# With fewer classes torch's softmax on a CPU is faster over an axis that is not the last: over the
+# last one it takes three to five times as long for 10 classes, but a tenth of the time for 1000.
 SHORT = 16
 IGNORED = -100  # a label of torch's cross_entropy: the sample does not count
 
@@ -68,7 +68,7 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
     """
     scores = _scores("spikes", spikes)
     if lengths is not None:
-        # What lies beyond may be anything, and 0 times NaN would be its gradient.
+        # Steps beyond a sample's end may hold NaN, whose gradient would be NaN even times 0.
         spikes = torch.where(own_steps.within(spikes, lengths), spikes, 0.0)
     return -own_steps.total(_none_yet(spikes), lengths, scores)
 
@@ -76,9 +76,9 @@ def first_spike(spikes: Tensor, lengths: Lengths = None) -> Tensor:
 def _none_yet(spikes: Tensor) -> Tensor:
     """Return 1 for each step up to which there was no spike, 0 for the others.
 
-    That is the product of 1 - s of the steps so far, through which gradients flow. Torch's looks
-    for zeros in its gradient, for which a GPU is waited for, and which no CUDA graph records; so
-    where one is asked for, products of 1, 2, 4, ... neighbours are multiplied.
+    That is the product of 1 - s of the steps so far, through which gradients flow. The gradient of
+    torch's `cumprod` looks for zeros, which waits for a GPU and cannot be recorded as a CUDA graph;
+    so where a gradient is wanted, products of 1, 2, 4, ... neighbours are multiplied.
     """
     if torch.compiler.is_exporting():  # ONNX has no such product, and needs no gradient
         return (spikes.cumsum(0) == 0).to(spikes.dtype)
@@ -223,7 +223,7 @@ def _own_steps(output: Tensor, labels: Tensor, lengths: Tensor | Sequence[int]) 
     """Cross-entropy at every step of each sample, `[T, B]`; 0 where a step is not the sample's."""
     output = output.to(state_dtype(output.dtype))
     is_own = own_steps.within(output, lengths)
-    output = torch.where(is_own, output, 0.0)  # what lies beyond may be anything
+    output = torch.where(is_own, output, 0.0)  # beyond a sample's end may be NaN
     each = _cross_entropy(output, labels, "none").view(output.shape[:2])
     return torch.where(is_own.squeeze(2), each, 0.0)
 
@@ -242,18 +242,18 @@ def _of_scores(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _mean(each: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of losses `[B]`, which are 0 where a label is to be ignored, over others."""
+    """Return the mean of losses `[B]` over the labels that count; losses of the others are 0."""
     return each.sum() / (labels != IGNORED).sum()
 
 
 def _scores(name: str, output: Tensor) -> torch.dtype:
-    """Return the number format of scores. Raises for what is no output `[T, B, C]`."""
+    """Return the number format of scores, once the output is known to be a valid `[T, B, C]`."""
     own_steps.check_output(name, output)
     return state_dtype(output.dtype)
 
 
 def _labels_of(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return labels as int64 `[B]`. Raises TypeError or ValueError if scores `[B, C]` have none."""
+    """Return labels as int64 `[B]`; TypeError or ValueError unless they fit scores `[B, C]`."""
     batch, classes = scores.shape
     integers = isinstance(labels, Tensor) and labels.dtype in INTEGERS
     if not integers:

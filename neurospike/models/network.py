@@ -1,4 +1,4 @@
-"""What every network does: prepare and encode pictures, and read scores out of its last layer."""
+"""The base of the networks: preprocessing and encoding of pictures, and the readout of scores."""
 
 import copy
 import inspect
@@ -30,9 +30,9 @@ from .parts import (
 )
 from .recording import Recording
 
-WHOLE = ("constant", "rate", "latency", "delta", "phase", "burst")  # show all at every step
+WHOLE = ("constant", "rate", "latency", "delta", "phase", "burst")  # show the picture at every step
 ENCODINGS = (*WHOLE, *READING, "none")
-COMPACT = ("rate", "latency")  # those that hand over spikes of one byte
+COMPACT = ("rate", "latency")  # those that can return spikes of one byte
 
 
 class SpikingNetwork(nn.Module):
@@ -240,9 +240,9 @@ class SpikingNetwork(nn.Module):
         return getattr(codes, self.encoding)(images, *steps, **options)
 
     def _reads(self, input_size: int, num_steps: int | None) -> int:
-        """Return how many inputs a step brings, once the steps are those of the picture.
+        """Return the number of inputs per step; set `num_steps` where the picture is read by parts.
 
-        num_steps: as it was given. Raises ValueError for other steps than the picture has.
+        num_steps: the argument of the network. Raises ValueError if the picture has other steps.
         """
         if self.encoding not in READING:
             return input_size
@@ -257,9 +257,9 @@ class SpikingNetwork(nn.Module):
         return width
 
     def _enter(self, images: Tensor, layer: nn.Module) -> tuple[Tensor, dict[str, Any]]:
-        """Return the encoded pictures, and what the first neurons are called with.
+        """Return the encoded pictures, and the keyword arguments for the first neurons.
 
-        A constant input passes the first layer once, not once a step.
+        A constant input passes the first layer once, not once per step.
         """
         encoded = self._encode(images, layer)
         if self.encoding == "constant":
@@ -291,7 +291,7 @@ def _check_steps(num_steps: int) -> int:
 
 
 def _check_sequences(sequences: Tensor) -> None:
-    """Raise for what are no sequences that the first layer can take."""
+    """Raise TypeError or ValueError for sequences that the first layer cannot take."""
     refuse_ragged("the input", sequences)
     compact = (torch.bool, torch.uint8)
     if not isinstance(sequences, Tensor) or not (
@@ -310,7 +310,7 @@ def _check_sequences(sequences: Tensor) -> None:
 
 
 def _check_images(images: Tensor) -> None:
-    """Raise for pictures that are no floating-point numbers, or seem to be those of 0..255."""
+    """Raise TypeError unless pictures are floating point, ValueError if they seem to be 0..255."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
