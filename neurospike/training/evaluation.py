@@ -1,4 +1,4 @@
-"""What an evaluation measures: sums on the device, over several processes together."""
+"""What an evaluation measures: sums kept on the device, and added up over the processes."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from .answering import is_class, is_of_classes
 from .judging import Measures
 from .metrics import Activity, Metrics, averages
 
-MOST_CLASSES = 2000  # of which there is a confusion matrix, whose size is their square
+MOST_CLASSES = 2000  # with more there is no confusion matrix, whose size is their square
 
 
 class Evaluation:
@@ -26,7 +26,7 @@ class Evaluation:
         device: torch.device | str = "cpu",
         measures: Mapping[str, Any] | None = None,
     ) -> None:
-        """name: what is evaluated, for the error message. measures: of one's own; `Measures`."""
+        """name: what is evaluated, for the error message. measures: see `judging.Measures`."""
         self.name, self.device = name, device
         self._start = time.perf_counter()
         # Over samples: the loss, how many there are, how many of them are judged, and right
@@ -72,13 +72,13 @@ class Evaluation:
             answers = scores.argmax(1)
             counted = is_class(scores, targets)
             number = counted.sum()
-            # The mean of no sample is NaN, and counts for nothing.
+            # The mean over no samples is NaN, and must not be added.
             self._sums[0] += torch.where(number > 0, loss * number, 0.0)
             self._sums[2] += number
             self._sums[3] += (answers == targets).sum()
             if classes:
-                # Not `bincount`, which looks at the numbers: a GPU's program would wait for that.
-                labels = targets.long()  # in fewer bits the product would be another
+                # Not `bincount`, which reads the values and so waits for a GPU.
+                labels = targets.long()  # in fewer bits the product could overflow
                 pairs = torch.where(counted, labels * classes + answers, 0)
                 self._confusion.view(-1).index_add_(0, pairs, counted.long())
         else:
@@ -93,10 +93,10 @@ class Evaluation:
             sums[-1] += steps
 
     def read(self, together: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """The averages. Raises NeuroSpikeError if a loss was NaN or infinite, or for no samples.
+        """Return the averages. Raises NeuroSpikeError for a loss that is not finite, or no samples.
 
-        together: adds a tensor up over processes that train together, which all call this and get
-        the same.
+        together: adds a tensor up over the processes that train together, all of which call this
+        and get the same averages.
         """
         confusion = self._zeros((0, 0)) if self._confusion is None else self._confusion.clone()
         parts = [self._sums, self._measures.sums, *self._spikes.values()]
@@ -145,5 +145,5 @@ def _own(spikes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | int]:
 
 
 def _activity(sums: Tensor, shape: torch.Size) -> Activity:
-    """How a layer fired, of its neurons' spikes and, last, their most."""
+    """Return how a layer fired, of its neurons' spikes and, last, the most that one could have."""
     return Activity.of((sums[:-1] / sums[-1]).view(shape))

@@ -25,9 +25,8 @@ def loss_of(
     Raises TypeError or ValueError if that is not a scalar; the criterion's own errors are raised
     with the shapes that it was given.
     """
-    options = {"lengths": lengths} if lengths is not None and takes(criterion, "lengths") else {}
     try:
-        loss = criterion(given, targets, **options)
+        loss = criterion(given, targets, **_own_lengths(criterion, lengths))
     except _RETOLD as error:
         if type(error) not in _RETOLD:  # a subclass, such as torch's for too little memory
             raise
@@ -56,12 +55,16 @@ def penalty_of(
             "neurospike, such as ns.LIF: leave penalty out, or let its forward take "
             "return_activity and return (scores, {layer: spikes [T, B, *F]})"
         )
-    options = {"lengths": lengths} if lengths is not None and takes(penalty, "lengths") else {}
-    return penalty(activity, **options)
+    return penalty(activity, **_own_lengths(penalty, lengths))
+
+
+def _own_lengths(function: Callable[..., Tensor], lengths: Tensor | None) -> dict[str, Tensor]:
+    """Return the keyword `lengths` for a function, if there are any and it takes them."""
+    return {"lengths": lengths} if lengths is not None and takes(function, "lengths") else {}
 
 
 class Measures:
-    """Measures of one's own by name, over the batches of one evaluation.
+    """The user's own measures by name, over the batches of one evaluation.
 
     measures: each is a function `(scores, targets)` that returns one number, the mean of the
     batch; or an object with `update(scores, targets)`, `compute()` and `reset()`, as those of
