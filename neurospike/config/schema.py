@@ -16,7 +16,16 @@ from .sections import (
 )
 from .steps import NAMES as STEP_NAMES
 from .steps import Step, parse_steps, range_after, size_after
-from .values import Device, Integer, Size, Switch, Text, Threads, none_word, switch_word
+from .values import (
+    Device,
+    Integer,
+    Size,
+    Switch,
+    Text,
+    TextOrNull,
+    ThreadsOrNull,
+    switch_word,
+)
 
 IN_UNIT = ("latency", "phase", "burst")  # encodings that take intensities in [0, 1] only
 
@@ -69,14 +78,14 @@ class Config(Section):
     deterministic: Switch = Field(
         default=False, description="only algorithms of torch that give the same bits every time"
     )
-    threads: Annotated[Threads | None, BeforeValidator(none_word)] = Field(
+    threads: ThreadsOrNull = Field(
         default=None, description="CPU threads; null: as many as torch takes"
     )
     tensorboard: Switch = Field(
         default=False,
         description="also keep curves and pictures for TensorBoard, in the run's folder",
     )
-    run_dir: Annotated[Text | None, BeforeValidator(none_word)] = Field(
+    run_dir: TextOrNull = Field(
         default=None, description="folder for the run's results; null: runs/<time>"
     )
     preprocessing: Steps = Field(

@@ -7,17 +7,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .kinds import KINDS
 from .values import (
-    Count,
+    CountOrNull,
     Integer,
     Number,
     PositiveNumber,
-    Seed,
+    PositiveNumberOrNull,
+    SeedOrNull,
     Size,
+    SizeOrNull,
     Sizes,
     Switch,
     TimeConstants,
     as_sizes,
-    none_word,
     refuse_bool,
     split_sizes,
 )
@@ -133,7 +134,7 @@ class ModelConfig(Section):
     detach_reset: Switch = Field(
         default=False, description="no gradient through an immediate reset"
     )
-    grad_window: Annotated[PositiveNumber | None, BeforeValidator(none_word)] = Field(
+    grad_window: PositiveNumberOrNull = Field(
         default=None,
         description="let gradients flow only this near to the threshold; null: everywhere",
     )
@@ -220,7 +221,7 @@ class EncodingConfig(Section):
     subthreshold: Literal["silent", "last"] = Field(
         default="silent", description="latency: dark pixels never fire, or fire at the last step"
     )
-    tau: Annotated[PositiveNumber | None, BeforeValidator(none_word)] = Field(
+    tau: PositiveNumberOrNull = Field(
         default=None,
         description="latency, logarithmic: time constant in steps; null: num_steps - 1",
     )
@@ -233,7 +234,7 @@ class EncodingConfig(Section):
     max_spikes: Integer = Field(
         default=5, ge=1, le=65536, description="burst: spikes of a white pixel"
     )
-    permute: Annotated[Seed | None, BeforeValidator(none_word)] = Field(
+    permute: SeedOrNull = Field(
         default=None,
         description="pixels: seed of a random order, the same for all pictures; null: row by row",
     )
@@ -266,7 +267,7 @@ class EventsConfig(Section):
     """How recordings of events become frames over time: the arguments of `data.Binning`."""
 
     time_bin: Number = Field(default=10.0, ge=0.001, description="milliseconds of a time step")
-    bins: Annotated[Size | None, BeforeValidator(none_word)] = Field(
+    bins: SizeOrNull = Field(
         default=None,
         description="time steps of each recording, however long it lasts; null: as time_bin says",
     )
@@ -296,7 +297,7 @@ class PicturesConfig(Section):
 class TrainingConfig(Section):
     """How the network is trained (Adam on cross-entropy)."""
 
-    epochs: Annotated[Size | None, BeforeValidator(none_word)] = Field(
+    epochs: SizeOrNull = Field(
         default=None,
         description="passes over the training pictures; null: 10, or as many as make 1000 steps",
     )
@@ -333,7 +334,7 @@ class TrainingConfig(Section):
     )
     rate_low: Number = Field(default=0.01, ge=0, le=1, description="spikes a step, lower bound")
     rate_high: Number = Field(default=0.3, ge=0, le=1, description="spikes a step, upper bound")
-    clip: Annotated[PositiveNumber | None, BeforeValidator(none_word)] = Field(
+    clip: PositiveNumberOrNull = Field(
         default=None, description="largest norm of the gradient; null: not clipped"
     )
     ema: Number = Field(
@@ -343,7 +344,7 @@ class TrainingConfig(Section):
         description="decay per step of an exponential moving average of the weights, which is "
         "validated, tested and saved in place of the last ones; 0: none",
     )
-    segment: Annotated[Size | None, BeforeValidator(none_word)] = Field(
+    segment: SizeOrNull = Field(
         default=None,
         description="steps through which a gradient flows back, truncated there; null: all",
     )
@@ -352,7 +353,7 @@ class TrainingConfig(Section):
         description="learning rate: kept, falling to zero over the run, times gamma after every "
         "step_epochs, or times gamma on a plateau of the validation loss",
     )
-    warmup: Annotated[Count | None, BeforeValidator(none_word)] = Field(
+    warmup: CountOrNull = Field(
         default=None,
         description="steps over which the learning rate rises first; null: a tenth of the run, at "
         "most 100",
@@ -362,10 +363,10 @@ class TrainingConfig(Section):
     plateau_patience: Size = Field(
         default=3, description="schedule plateau: validations without a better loss before a drop"
     )
-    patience: Annotated[Size | None, BeforeValidator(none_word)] = Field(
+    patience: SizeOrNull = Field(
         default=None, description="stop after so many validations without a better one; null: never"
     )
-    check_every: Annotated[Size | None, BeforeValidator(none_word)] = Field(
+    check_every: SizeOrNull = Field(
         default=None, description="also validate and save after so many steps; null: each epoch"
     )
 

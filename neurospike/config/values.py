@@ -40,7 +40,7 @@ def switch_word(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def none_word(value: object) -> object:
+def _none_word(value: object) -> object:
     """Read YAML's words for nothing, which the command line hands over as text, as None.
 
     An empty text is not one of those words: it is what a shell variable that was not set leaves.
@@ -72,3 +72,11 @@ TimeConstants = Annotated[
 ]
 Text = Annotated[str, Field(pattern=r"\S")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+# What null means is said in each key's description.
+SizeOrNull = Annotated[Size | None, BeforeValidator(_none_word)]
+PositiveNumberOrNull = Annotated[PositiveNumber | None, BeforeValidator(_none_word)]
+CountOrNull = Annotated[Count | None, BeforeValidator(_none_word)]
+SeedOrNull = Annotated[Seed | None, BeforeValidator(_none_word)]
+ThreadsOrNull = Annotated[Threads | None, BeforeValidator(_none_word)]
+TextOrNull = Annotated[Text | None, BeforeValidator(_none_word)]
