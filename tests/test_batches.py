@@ -119,6 +119,34 @@ def test_an_epoch_whose_last_batch_is_joined_goes_on_where_it_was():
     assert [labels.tolist() for _, labels in again] == whole[3:]
 
 
+def test_a_state_is_where_the_epoch_stands_also_before_it_goes_on():
+    def batches():
+        return Batches(digits(9), 2, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    def order_of(one):
+        return [labels.tolist() for _, labels in one]
+
+    whole = batches()
+    epochs = [order_of(whole), order_of(whole)]
+    stopped, again, last = batches(), batches(), batches()
+    for _ in zip(range(2), stopped):
+        pass
+    again.load_state_dict(stopped.state_dict())
+    last.load_state_dict(again.state_dict())  # as a run that is stopped before its next step does
+    for one in (again, last):
+        assert order_of(one) == epochs[0][2:]
+        assert order_of(one) == epochs[1]
+    between = batches()
+    between.load_state_dict(again.state_dict())
+    assert order_of(between) == order_of(whole)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_process_that_is_none_of_them_is_refused(rank, world):
+    with pytest.raises(ValueError, match=f"got rank {rank} of world {world}"):
+        Batches(digits(4), 2, rank=rank, world=world)
+
+
 def test_batches_hold_every_sample_in_order():
     split = digits(50)
     images, labels = (torch.cat(parts) for parts in zip(*Batches(split, 16), strict=True))

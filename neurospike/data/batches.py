@@ -121,7 +121,8 @@ class Batches:
         """Let the next iteration continue where `state_dict` was taken."""
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
-        self._skip = state["position"]
+        self._order_state = None if self.generator is None else self.generator.get_state()
+        self._skip = self._position = state["position"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         count = len(self._split)
