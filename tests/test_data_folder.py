@@ -71,6 +71,26 @@ def test_pictures_of_any_size_become_one_set(shapes, colour, shape):
         assert torch.equal(lower.argmax(1), torch.tensor([2, 1, 0])[data.train.labels])
 
 
+def test_names_may_be_in_capitals_and_in_another_encoding(tmp_path):
+    fill(tmp_path, 4)
+    first = tmp_path / "grass" / "0.png"
+    first.rename(first.with_name("0.PNG"))
+    second = tmp_path / "rust" / "0.png"
+    try:
+        second.rename(second.with_name(os.fsdecode(b"gr\xfcn.png")))  # as of Latin-1
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    data = load_folder(tmp_path, size=8)
+    assert len(data.train) + len(data.test) == 12
+
+
+def test_a_folder_that_is_a_file_or_is_not_there_is_called_so(tmp_path):
+    (tmp_path / "file").touch()
+    for name, what in (("file", "is a file"), ("nowhere", "is not there")):
+        with pytest.raises(DataError, match=f"{name} {what}: give by --data_path"):
+            load_folder(tmp_path / name)
+
+
 def test_the_numbers_are_those_of_prediction(shapes):
     read, note = read_whole(shapes / "rust" / "3.png", 12, colour=True)
     assert note is None

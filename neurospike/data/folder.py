@@ -139,7 +139,9 @@ def _held_out(files: Sequence[Path], root: Path, share: float, seed: int) -> lis
     """
 
     def place(path: Path) -> bytes:
-        return hashlib.sha256(f"{seed}/{path.relative_to(root).as_posix()}".encode()).digest()
+        name = f"{seed}/{path.relative_to(root).as_posix()}"
+        # Names of other encodings than UTF-8 are taken byte by byte.
+        return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
     count = min(max(round(share * len(files)), 1), len(files) - 1)
     return sorted(sorted(files, key=place)[:count])
