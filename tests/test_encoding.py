@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurospike.coding import encoding
+from neurospike.coding.intensities import same_device
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1,), (3,), (0,), (2, 5), (2, 0), (3, 1, 4, 7)]
@@ -316,6 +317,8 @@ def test_errors_of_rate():
     # The meta device stands for another device on machines with one.
     with pytest.raises(ValueError, match=r"generator on cpu for data on meta.*device='meta'"):
         encoding.rate(data.to("meta"), 5, generator=torch.Generator())
+    with pytest.raises(TypeError, match=r"generator=3; it must be a torch.Generator, or None"):
+        encoding.rate(data, 5, generator=3)
 
 
 # Latency
@@ -359,6 +362,17 @@ def test_latency_runs_from_the_first_step_to_the_last(curve):
     assert spikes.sum(0).tolist() == [1] * 5 + [0] * 2
 
 
+@pytest.mark.parametrize("count", [1, 4000])  # the latter by a kernel
+def test_an_intensity_at_the_threshold_lies_below_it_however_short_the_time_constant(count):
+    """The first edges of the code are then the threshold itself."""
+    data = torch.full((count,), 0.25)
+    options = {"curve": "logarithmic", "threshold": 0.25, "tau": 0.5}
+    spikes = encoding.latency(data, 50, subthreshold="last", **options)
+    assert spikes[49].all()
+    assert spikes.sum() == count
+    assert not encoding.latency(data, 50, **options).any()
+
+
 @pytest.mark.parametrize("curve", ["linear", "logarithmic"])
 def test_latency_of_a_sample_is_the_same_alone_and_in_any_batch(curve):
     data = intensities(9, 31) * torch.linspace(0.1, 1, 9)[:, None]
@@ -391,6 +405,37 @@ def test_latency_refuses_impossible_options():
     ):
         with pytest.raises(ValueError, match=message):
             encoding.latency(intensities(2, 3), 5, **options)
+
+
+def test_latency_tells_float64_intensities_apart_that_float32_cannot():
+    data = torch.tensor([0.25, 0.25 + 1e-12], dtype=torch.float64)
+    assert encoding.latency(data, 5, threshold=0.25).sum(0).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", ["x", True, None])
+@pytest.mark.parametrize(
+    ("encode", "option"),
+    [("rate", "gain"), ("rate", "offset"), ("latency", "threshold"), ("delta", "threshold")],
+)
+def test_options_that_are_no_numbers_are_refused_by_their_names(encode, option, value):
+    with pytest.raises(TypeError, match=f"{encode} got {option}={value!r}; it must be a number"):
+        getattr(encoding, encode)(intensities(2, 3), 5, **{option: value})
+    with pytest.raises(TypeError, match="latency got tau='x'; it must be a number"):
+        encoding.latency(intensities(2, 3), 5, curve="logarithmic", tau="x")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("cuda:0", "cuda:1", False),
+        ("cuda:1", "cuda:1", True),
+        ("cuda", "cuda:1", True),
+        ("cuda:1", "cuda", True),
+        ("cpu", "cuda", False),
+    ],
+)
+def test_a_device_is_the_same_whether_its_index_is_written_or_not(one, other, same):
+    assert same_device(torch.device(one), torch.device(other)) is same
 
 
 # Spikes in other formats

@@ -470,14 +470,30 @@ def test_scores_are_those_of_a_samples_own_steps(name):
         SCORES[name](x, lengths=[10, 0, 0, 0])
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_of_16_bit_output_are_float32_with_lengths_too(name):
+    found = SCORES[name](an_output(name, torch.bfloat16), lengths=LENGTHS)
+    assert found.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_a_loss_is_the_mean_of_that_of_each_sample(name):
     x, lengths, loss = an_output(name), [9, 2, 4, 1], losses.LOSSES[name]
     each = [loss(x[:n, b : b + 1], LABELS[b : b + 1]) for b, n in enumerate(lengths)]
     compared(loss(x, LABELS, lengths=lengths), torch.stack(each).mean(), x)
+
+
+@pytest.mark.parametrize("name", [*SCORES, *losses.LOSSES])
+def test_what_lies_beyond_the_end_may_be_anything(name):
+    x, lengths = an_output(name), torch.tensor([STEPS, 2, 4, 0])
+    given = (x, LABELS) if name in losses.LOSSES else (x,)
     with torch.no_grad():
-        x[4:, 2] = torch.nan
-    assert loss(x, LABELS, lengths=LENGTHS).isfinite()
+        x.masked_fill_((torch.arange(STEPS)[:, None] >= lengths)[..., None], torch.nan)
+    found = (SCORES | losses.LOSSES)[name](*given, lengths=lengths)
+    assert found.isfinite().all()
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def test_the_largest_membrane_at_the_last_step_has_all_of_the_gradient():

@@ -249,6 +249,7 @@ def test_schedules():
     warm = [0.5, 1, 1.5, 2]
     assert rates("cosine", 8, total_steps=8, warmup=4) == pytest.approx([*warm, *cosine])
     assert rates("cosine", 4, total_steps=4, warmup=4) == warm  # all of the run
+    assert rates("cosine", 3, total_steps=2, warmup=1) == [2, 2, 0]
     assert rates("step", 5, every=2, gamma=0.5, warmup=4) == [0.5, 1, 0.75, 1, 0.5]
 
 

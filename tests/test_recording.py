@@ -176,6 +176,8 @@ def test_a_constant_input_and_lengths():
     assert seen.lengths.tolist() == lengths
     rates = ns.spike_rates(seen)
     assert torch.equal(rates["1"], seen.spikes["1"].sum((0, 1)) / 7)
+    some = ns.spike_rates(seen.spikes, lengths=[2, 1, 0])["1"]
+    assert torch.equal(some, (seen.spikes["1"][:2, 0].sum(0) + seen.spikes["1"][0, 1]) / 3)
     assert torch.equal(seen.votes[4, 2], seen.votes[1, 2])
     with ns.recording(net) as parts:
         _, states = net(x, num_steps=3, lengths=[3, 0, 2])
