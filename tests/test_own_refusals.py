@@ -125,6 +125,10 @@ def test_misuse_is_told_at_construction(given, kind, message):
     assert message in str(caught.value)
 
 
+def fails(scores, targets):
+    raise ValueError("for another reason")
+
+
 X, Y = points(16)
 FIRST_BATCH = [
     ({"readout": "counts"}, Logits, [(X, Y)], ValueError, "no time axis that a readout could look"),
@@ -185,6 +189,13 @@ FIRST_BATCH = [
         [(X, Y.int().float())],
         RuntimeError,
         "float32 [16, 3] and targets float32 [16]: ",
+    ),
+    (
+        {"criterion": fails},
+        Logits,
+        [(X, Y)],
+        ValueError,
+        "fails was given float32 [16, 3] and targets int64 [16]: for another reason",
     ),
     (
         {},

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from neurospike.training import (
     save_checkpoint,
     setup,
 )
+from neurospike.training.diagnosis import find_not_finite
 from neurospike.training.evaluation import Evaluation
 from neurospike.training.metrics import Meter, figures
 from neurospike.training.scale import make_fabric
@@ -127,6 +129,47 @@ def test_averages_weigh_a_short_last_batch_by_its_pictures():
     assert metrics.spike_rates == {"hidden1": 0.75}
     assert metrics.confusion == [[3, 1], [0, 0]]
     assert metrics.class_accuracy == [0.75, None]
+
+
+def test_the_time_of_an_epoch_is_that_while_it_ran_in_whatever_process(monkeypatch):
+    clock = iter([10.0, 13.0, 20.0, 30.0, 34.0, 35.0])
+    timer = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("neurospike.training.metrics.time", timer)
+    first, second = Meter("test"), Meter("test")  # begun at 10 and 13 seconds
+    first.stop()  # at 20
+    second.load_state_dict(first.state_dict())
+    assert first.seconds == second.seconds == 10
+    second.start()  # at 30
+    assert second.seconds == 14
+    second.stop()
+    assert second.seconds == 15
+
+
+def test_what_is_noted_of_a_batch_holds_no_graph():
+    scores = torch.rand(3, 2, requires_grad=True)
+    loss, norm = scores.sum(), scores.norm()
+    for targets in (torch.tensor([0, 1, 1]), torch.rand(3, 2)):
+        assert not figures(loss, scores, targets, norm).requires_grad
+
+
+def test_a_confusion_matrix_is_kept_up_to_so_many_classes(monkeypatch):
+    monkeypatch.setattr("neurospike.training.evaluation.MOST_CLASSES", 3)
+    for classes, kept in ((3, 3), (4, 0)):
+        evaluation = Evaluation("test")
+        evaluation.add(torch.tensor(0.5), torch.eye(classes), torch.arange(classes))
+        found = evaluation.read()
+        assert len(found.confusion) == kept
+        assert found.accuracy == 1
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([300])])
+def test_spikes_of_16_bits_are_counted_beyond_256(lengths):
+    spikes = torch.ones(300, 1, 1, dtype=torch.bfloat16)
+    spikes[0] = 0
+    evaluation = Evaluation("test")
+    labels = torch.tensor([0])
+    evaluation.add(torch.tensor(0.5), torch.eye(1, 2), labels, {"hidden1": spikes}, lengths)
+    assert evaluation.read().spike_rates == {"hidden1": 299 / 300}
 
 
 def test_dead_and_saturated_neurons_are_counted():
@@ -418,6 +461,41 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_last_checkpoint(run, step):
     kept = load_checkpoint(run.last)
     assert kept["epoch"] == 1
     assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+class Raised(nn.Module):
+    """Makes infinity of what it is given, and returns it beside a number of steps."""
+
+    def forward(self, x):
+        return x / 0, torch.tensor(3)
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.raised = Raised()
+
+    def forward(self, x):
+        return self.raised(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "where"),
+    [
+        (Inner(), torch.sum, "the output of the layer 1.raised (Raised)"),
+        (nn.Identity(), lambda y: y.sum() / 0, "the loss itself; every layer's output is finite"),
+        (nn.Identity(), lambda y: (0 * y).abs().sqrt().sum(), "the gradient of 0.bias"),
+        (nn.Identity(), torch.sum, "nothing that a second look finds"),
+    ],
+    ids=["layer", "loss", "gradient", "nothing"],
+)
+def test_what_is_first_not_finite_is_found_from_the_inside_out(last, loss, where):
+    net = nn.Sequential(nn.Linear(2, 2), last)
+    net.register_parameter("unused", nn.Parameter(torch.ones(1)))
+    given = (torch.rand(3, 2), torch.zeros(3))
+    assert find_not_finite(net, lambda x, _: loss(net(x)), *given) == where
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(layer._forward_hooks for layer in net.modules())
 
 
 def test_nan_in_validation_stops_before_anything_is_saved(run):

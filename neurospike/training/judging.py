@@ -130,6 +130,5 @@ def _kind(given: Tensor) -> str:
 
 
 def name_of(one: Any) -> str:
-    """Return the name of a function, a class or an object's class, for an error."""
-    kind = one if isinstance(one, type) or hasattr(one, "__name__") else type(one)
-    return getattr(kind, "__name__", str(kind))
+    """Return the name of a function or a class, or of an object's class, for an error."""
+    return getattr(one, "__name__", type(one).__name__)
