@@ -69,6 +69,7 @@ def test_a_recording_without_events_is_a_silent_step_or_as_many_as_wanted():
         ({"pool": True}, TypeError, "pool must be a whole number, got True"),
         ({"pool": 3}, ValueError, "pool must divide the sensor's 700, got 3"),
         ({"sensor_size": (700,)}, ValueError, r"sensor_size must be \(width, height, polarities"),
+        ({"sensor_size": (700, 1, 0)}, ValueError, r"each at least 1, got \(700, 1, 0\)"),
     ],
 )
 def test_a_binning_refuses_what_has_no_meaning(options, kind, message):
@@ -131,6 +132,17 @@ def test_batches_of_recordings_are_their_frames_padded(rank):
         assert torch.equal(lengths, own)
         assert torch.equal(labels, right)
     assert index == 4
+
+
+def test_places_in_a_batch_may_be_beyond_what_32_bits_count():
+    """As of a long recording among many; its cells are not, for there are no others in a frame."""
+    last = 2**31 - 700
+    one, three = torch.tensor([1, 0, 0]), torch.arange(3)
+    cells = torch.tensor([last], dtype=torch.int32)
+    recordings = Recordings(cells, one, 1 + one * last // 700, three, (700,))
+    places, *_ = recordings.gather(recordings.tensors, three, three)
+    step, place = divmod(last, 700)
+    assert places.tolist() == [step * 3 * 700 + place]
 
 
 def test_a_process_without_a_recording_gets_an_empty_batch():

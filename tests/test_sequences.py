@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader
 
 import neurospike as ns
@@ -71,6 +72,12 @@ def test_collate_serves_a_data_loader_of_arrays_and_labels_of_any_shape():
     ("given", "kind", "message"),
     [
         ([], ValueError, "collate got no samples"),
+        (iter([]), TypeError, r"a list of pairs \(sequence, label\), got list_iterator"),
+        (
+            [(torch.zeros(3), 0), (pack_sequence([torch.zeros(3)]), 1)],
+            TypeError,
+            "the sequence of sample 1 is a PackedSequence",
+        ),
         ([torch.zeros(3, 2)], TypeError, r"pairs \(sequence, label\), got Tensor as sample 0"),
         ([(torch.zeros(3, 2), 0, 1)], TypeError, "got tuple as sample 0"),
         ([(torch.tensor(1.0), 0)], ValueError, "got a single number as sample 0"),
