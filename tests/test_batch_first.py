@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -264,6 +265,12 @@ def test_a_linear_layer_with_its_neurons_is_not_run_with_time_first():
 def test_refusals():
     with pytest.raises(ValueError, match=r"batch_first=True the input must be \[B, T, \*F\], g"):
         ns.LIF(0.9, batch_first=True)(torch.rand(3))
+    ragged = torch.nested.nested_tensor([torch.rand(2, 5)] * 2, layout=torch.jagged)
+    for given in ([0.5], ragged):
+        with pytest.raises(TypeError) as caught:
+            ns.LIF(0.9)(given)
+        with pytest.raises(TypeError, match=re.escape(str(caught.value))):
+            ns.LIF(0.9, batch_first=True)(given)
     with pytest.raises(ValueError, match=r"give batch_first=True to ns.Recurrent, not to them"):
         ns.Recurrent(ns.LIF(0.9, batch_first=True), 3)
     inner = ns.LIF(0.9, batch_first=True)

@@ -511,6 +511,7 @@ REFUSED = [
     (TypeError, "delay must be a number or a tensor", lambda: ns.Delay(5, 4, "long")),
     (ValueError, "unknown kernel 'cubic'", lambda: ns.Delay(5, 4, kernel="cubic")),
     (ValueError, "sigma must be a number of steps above 0", lambda: ns.Delay(5, 4, sigma=0.0)),
+    (ValueError, r"got \[1.0, 1.0\]", lambda: ns.Delay(5, 4, sigma=torch.ones(2))),
     (ValueError, "unknown backend 'cuda'", lambda: ns.Delay(5, 4, backend="cuda")),
     (TypeError, "current must be float16.*got torch.int64", lambda: ns.Delay(5, 4)(X.long())),
     (ValueError, "does not broadcast against the features", lambda: ns.Delay(4, 4)(X)),

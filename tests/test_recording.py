@@ -7,6 +7,7 @@ from torch import nn
 
 import neurospike as ns
 from neurospike.coding.losses import rate_penalty
+from neurospike.layers.recording import spiking_layers
 from neurospike.training.diagnosis import firing
 from neurospike.training.energy import count_operations
 from neurospike.visualization.animation import _Film
@@ -159,6 +160,14 @@ def test_neurons_that_stand_twice_have_both_names(given):
     again = ns.record(net, given, states)  # each goes on from its own state
     assert [len(one) for one in again.spikes.values()] == [6, 6]
     assert torch.equal(again.spikes["3"], net(given, states)[0])
+
+
+def test_a_recurrent_layer_is_recorded_and_not_the_neurons_in_it(given):
+    layer = ns.Recurrent(ns.LIF(0.9), 8)
+    seen = ns.record(layer, given)
+    assert list(seen.spikes) == ["Recurrent"]
+    assert torch.equal(seen.spikes["Recurrent"], layer(given)[0])
+    assert list(spiking_layers(nn.Sequential(layer))) == [layer]
 
 
 def test_a_second_batch_is_kept_apart(given):

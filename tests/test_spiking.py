@@ -244,6 +244,24 @@ def test_learned_parameters_train_and_stay_within_bounds():
     assert torch.equal(layer(current)[0], other(current)[0])
 
 
+@pytest.mark.parametrize("gradient", ["inward", "clamp"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_parameter_beyond_its_bound_has_the_gradient_that_was_chosen(gradient, sign):
+    def leaky(current, mem, beta):
+        mem = beta * mem + current
+        return fire(mem - 100.0), mem
+
+    layer = ns.Spiking(
+        leaky, beta=0.5, learn=("beta",), bounds={"beta": (0, 1)}, bound_gradient=gradient
+    )
+    with torch.no_grad():
+        layer.beta.fill_(1.2)
+    (sign * layer(torch.ones(4, 1, 2))[1][0].sum()).backward()
+    assert (layer.beta.grad != 0) == (gradient == "inward" and sign > 0)
+    with pytest.raises(ValueError, match="unknown bound_gradient 'none'; choose one of inward, c"):
+        ns.Spiking(leaky, beta=0.5, bound_gradient="none")
+
+
 def test_plif_begins_at_its_decay_and_learns_it():
     layer = ns.PLIF(0.9)
     assert layer.beta.item() == pytest.approx(0.9)

@@ -91,6 +91,14 @@ def test_layers_and_modules_of_ones_own_are_reset():
     assert kept["a"].sum(1).tolist() == [2, 0, 2, 2]
 
 
+def test_states_without_a_rest_of_their_own_rest_at_0():
+    layer = ns.ALIF()
+    _, state = layer(x())
+    for before, after in zip(state, ns.reset(layer, state, [0, 3]), strict=True):
+        assert before[[0, 3]].any()
+        assert not after[[0, 3]].any()
+
+
 def test_gradients_of_the_other_samples_flow_on():
     layer = ns.LI(0.9)
     mem = torch.ones(4, 2, requires_grad=True)
