@@ -23,7 +23,7 @@ from own_networks import (
     weights_of,
 )
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import neurospike as ns
 from neurospike.errors import CheckpointError, NeuroSpikeError
@@ -317,6 +317,47 @@ def test_each_process_goes_on_with_its_own_order():
         Order(device, 0, 3).restore(batches(), states, 1)
     with pytest.raises(ValueError, match="saved with batches of another kind"):
         Order(device, 0, 2).restore(ns.data.Batches(digits(), 4), states, 1)
+
+
+def in_a_sampler(seed):
+    """Batches whose order is drawn by a sampler within a sampler of batches."""
+    generator = torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(range(8), generator=generator)
+    return DataLoader(range(8), batch_sampler=BatchSampler(sampler, 2, drop_last=False))
+
+
+def by_itself(seed):
+    """Batches that keep account of their order."""
+    data = ns.data.Split(torch.zeros(8, 4, 4, dtype=torch.uint8), torch.arange(8))
+    generator = torch.Generator().manual_seed(seed)
+    return ns.data.Batches(data, 2, shuffle=True, generator=generator)
+
+
+def given_out(order, batches):
+    found = order.begin(batches, 0)
+    return [(one[1] if isinstance(one, tuple) else one).tolist() for one in found]
+
+
+@pytest.mark.parametrize("make", [in_a_sampler, by_itself])
+def test_an_order_goes_on_where_it_was_in_this_process_and_in_another(make):
+    order, batches = Order(torch.device("cpu")), make(0)
+    whole = given_out(order, batches)
+    if make is by_itself:
+        batches = make(0)
+    state = order.state(batches, 2)
+    order.go_on(batches, 2)
+    assert given_out(order, batches) == whole[2:]
+    other, again = Order(torch.device("cpu")), make(5)
+    other.restore(again, [state], 2)
+    assert given_out(other, again) == whole[2:]
+
+
+def test_a_state_without_an_order_lets_no_batch_be_passed_over():
+    order, batches = Order(torch.device("cpu")), in_a_sampler(0)
+    given_out(order, batches)
+    order.go_on(batches, 2)
+    order.restore(batches, [None], 0)
+    assert len(given_out(order, batches)) == 4
 
 
 def digits():

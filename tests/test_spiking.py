@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,13 @@ def test_a_parameter_beyond_its_bound_has_the_gradient_that_was_chosen(gradient,
     assert (layer.beta.grad != 0) == (gradient == "inward" and sign > 0)
     with pytest.raises(ValueError, match="unknown bound_gradient 'none'; choose one of inward, c"):
         ns.Spiking(leaky, beta=0.5, bound_gradient="none")
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2,), (3, 1)])
+def test_parameters_that_do_not_fit_the_features_are_refused(shape):
+    told = re.escape(f"alpha of shape {shape} does not broadcast against the features (3,)")
+    with pytest.raises(ValueError, match=told):
+        ns.Synaptic(torch.full(shape, 0.5), 0.8)(torch.rand(4, 2, 3))
 
 
 def test_plif_begins_at_its_decay_and_learns_it():
