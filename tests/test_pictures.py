@@ -13,6 +13,7 @@ from benchmarks import pages
 from neurospike.data import load
 from neurospike.errors import PictureError
 from neurospike.pictures import read_picture, suffixes
+from neurospike.pictures.framing import framed
 
 
 def file_of(image, kind="PNG", **options):
@@ -241,6 +242,20 @@ def test_what_makes_an_answer_doubtful_is_noted():
     assert "wider than a digit" in read(joined)[1]
     assert "touches the edge" in read(seven().crop((80, 65, 280, 205)))[1]
     assert "only" in read(seven().resize((16, 16)))[1]
+
+
+def test_a_digit_lies_where_those_of_its_data_set_do():
+    stroke = framed(np.ones((200, 1), np.float32), "mnist")  # scaled it would be of no width
+    assert ((stroke > 0).any(0).sum(), (stroke > 0).any(1).sum()) == (1, 20)
+    foot = np.full((20, 20), 0.01, np.float32)
+    foot[19] = 1
+    assert (
+        framed(foot, "mnist").max(1).argmax() == 19
+    )  # its mass would be the middle: it ends there
+    flat = np.full((7, 28), 0.01, np.float32)
+    flat[6] = 1
+    assert framed(flat, "fashion").max(1).argmax() == 10 + 6  # its middle is, whatever its mass
+    assert framed(flat[3:, ::4], "digits").max(1).argmax() == 22  # in the 7th row of 8
 
 
 def test_a_blank_first_frame_is_passed_over():
