@@ -258,6 +258,15 @@ def test_a_digit_lies_where_those_of_its_data_set_do():
     assert framed(flat[3:, ::4], "digits").max(1).argmax() == 22  # in the 7th row of 8
 
 
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_on_nothing_is_read_whether_it_is_black_or_white(ink):
+    drawn = Image.new("LA", (280, 280), ink)
+    drawn.putalpha(ImageOps.invert(seven()))
+    picture, note = read(drawn)
+    assert alike(picture) > 0.99
+    assert note is None
+
+
 def test_a_blank_first_frame_is_passed_over():
     blank = Image.new("L", (280, 280), 255)
     picture, note = read(blank, "GIF", save_all=True, append_images=[blank, seven()])
