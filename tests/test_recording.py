@@ -400,6 +400,24 @@ def test_operations_of_steps_that_lengths_do_not_tell_are_refused():
         count_operations(Silent(), x.transpose(0, 1), lengths)
 
 
+class Pooled(nn.Module):
+    """Takes a convolution once per sample, of what its neurons fired in all steps."""
+
+    batch_first = False
+
+    def __init__(self):
+        super().__init__()
+        self.lif, self.conv = ns.LIF(0.9), nn.Conv1d(1, 2, 3)
+
+    def forward(self, x, lengths=None):
+        return self.conv(self.lif(x, lengths=lengths)[0].sum(0).unsqueeze(1))
+
+
+def test_a_convolution_of_each_sample_once_is_counted_once_with_lengths():
+    found = count_operations(Pooled(), torch.full((6, 4, 8), 5.0), torch.tensor([6, 3, 1, 0]))
+    assert (found.macs, found.acs) == (6 * 2 * 3, 0)
+
+
 def test_lengths_of_a_single_step_are_counted():
     net, x = ns.Sequential(nn.Linear(8, 4), ns.LIF(0.9)), torch.rand(1, 4, 8)
     assert count_operations(net, x, torch.tensor([1, 0, 0, 1])).macs == 2 / 4 * 8 * 4

@@ -109,6 +109,14 @@ def test_nothing_flows_back_beyond_the_segment(backend):
     assert all(map(torch.equal, (spikes, last, trace), plain))
 
 
+@pytest.mark.parametrize("kind", [ns.LIF, lambda beta: ns.Synaptic(0.5, beta)])
+def test_a_constant_current_of_no_steps_has_no_segment(kind):
+    layer = kind(BETA)
+    layer.segment = 2  # fewer than there are samples
+    spikes, _ = layer(torch.rand(3, 4, requires_grad=True), num_steps=0)
+    assert spikes.shape == (0, 3, 4)
+
+
 def test_a_segment_without_steps_is_refused():
     with pytest.raises(ValueError, match="a segment must have at least 1 step, got 0; None: all"):
         make("mlp").truncate(0)
