@@ -527,3 +527,11 @@ def test_batches_without_a_number_are_trained_on(capsys):
 
     history = trainer_of(Logits).fit(DataLoader(Stream(), 16), None, 2)
     assert len(history) == 2
+
+
+def test_layers_that_were_given_no_steps_fired_at_a_rate_of_zero():
+    net = ns.Sequential(nn.Linear(4, 8), ns.LIF(0.9), nn.Linear(8, 3), ns.LI(0.9))
+    trainer = ns.SNNTrainer(net, torch.optim.SGD(net.parameters(), 0.1), nn.CrossEntropyLoss())
+    lengths = torch.zeros(2, dtype=torch.int64)
+    found = trainer.evaluate([(torch.rand(5, 2, 4), lengths, torch.tensor([0, 1]))])
+    assert found["spike_rates"] == {"1": 0.0}

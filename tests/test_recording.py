@@ -511,3 +511,19 @@ def test_a_compiled_network_is_recorded_as_it_was(given):
         pytest.raises(RuntimeError, match="cannot be compiled; record the network"),
     ):
         torch.compile(net, backend="eager", fullgraph=True)(given)
+
+
+class ByName(nn.Module):
+    """A network that names what it gives to its layer with weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.neurons = nn.Linear(4, 3), ns.LIF(0.9)
+
+    def forward(self, x):
+        return self.neurons(self.linear(input=x))[0]
+
+
+def test_operations_of_an_input_given_by_name_are_counted():
+    x, net = torch.rand(5, 2, 4), ByName()
+    assert count_operations(net, x) == count_operations(ns.Sequential(net.linear, net.neurons), x)

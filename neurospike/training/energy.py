@@ -137,7 +137,7 @@ class _Counter:
             (Recurrent,): self.look_back,
         }
         handles = [
-            layer.register_forward_hook(hook)
+            layer.register_forward_hook(hook, with_kwargs=True)
             for layer in model.modules()
             for kinds, hook in look.items()
             if isinstance(layer, kinds)
@@ -148,8 +148,10 @@ class _Counter:
             for handle in handles:
                 handle.remove()
 
-    def look(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        (given,) = inputs
+    def look(
+        self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
+        (given,) = (*inputs, *named.values())
         is_linear = isinstance(layer, nn.Linear)
         own = self.own_of(layer, given.shape[: -1 if is_linear else 1])
         if own is not None:
@@ -184,7 +186,9 @@ class _Counter:
             "count each sequence on its own"
         )
 
-    def look_back(self, layer: Recurrent, inputs: tuple[Any, ...], output: Any) -> None:
+    def look_back(
+        self, layer: Recurrent, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
         spikes = output[0].transpose(0, 1) if layer.batch_first else output[0]
         weights = torch.ones_like(layer.weight) if layer.mask is None else layer.mask
         back = spikes[:-1].flatten(0, 1) if self.own is None else spikes[:-1][self.own[1:]]

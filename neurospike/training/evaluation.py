@@ -146,4 +146,4 @@ def _own(spikes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | int]:
 
 def _activity(sums: Tensor, shape: torch.Size) -> Activity:
     """Return how a layer fired, of its neurons' spikes and, last, the most that one could have."""
-    return Activity.of((sums[:-1] / sums[-1]).view(shape))
+    return Activity.of((sums[:-1] / sums[-1].clamp(min=1)).view(shape))  # 0 of no steps
