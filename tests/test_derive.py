@@ -225,3 +225,11 @@ def test_numbers_from_outside_are_no_part_of_the_program():
         numbers.append(outside)
     assert len(texts) == 1
     assert numbers == [(slope,) for slope in np.linspace(1.0, 5.0, 9)]
+
+
+@pytest.mark.parametrize("kind", [float, int, np.float64, np.float32, np.int64])
+def test_numbers_from_outside_may_be_numpys(kind):
+    slope = kind(2)
+    text, numbers = record_surrogate(lambda u: 1.0 / (1.0 + slope * abs(u)))
+    assert text == record_surrogate(lambda u, slope=2.0: 1.0 / (1.0 + slope * abs(u)))[0]
+    assert [(type(one), one) for one in numbers] == [(float, 2.0)]

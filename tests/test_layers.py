@@ -888,12 +888,13 @@ def test_what_a_layer_was_made_of_is_not_changed_behind_it(layer, name, value):
     "make",
     [
         lambda: ns.LIF(0.9),
+        lambda: ns.LIF(0.9, backend="reference"),
         lambda: ns.Recurrent(ns.LIF(0.9), 512),
         lambda: ns.Delay(512, 3),
         lambda: ns.SpikeLinear(512, 512),
         lambda: ns.Sequential(ns.SpikeLinear(512, 512), ns.LIF(0.9)),
     ],
-    ids=["LIF", "Recurrent", "Delay", "SpikeLinear", "Sequential"],
+    ids=["LIF", "reference", "Recurrent", "Delay", "SpikeLinear", "Sequential"],
 )
 @pytest.mark.parametrize("trained", [False, True])
 def test_another_default_device_is_not_that_of_a_call(make, trained):

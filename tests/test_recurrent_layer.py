@@ -385,6 +385,17 @@ def test_what_no_call_takes(call, kind, message):
         call(ns.Recurrent(LIF(), 4), torch.rand(5, 2, 4))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_on_the_meta_device_shapes_are_known(backend):
+    layer = ns.Recurrent(LIF(backend=backend), 4).to("meta")
+    current = torch.rand(5, 2, 4, device="meta", requires_grad=True)
+    spikes, (_, mem) = layer(current)
+    spikes.sum().backward()
+    assert spikes.is_meta and spikes.shape == (5, 2, 4)
+    assert mem.is_meta and mem.shape == (2, 4)
+    assert current.grad.shape == current.shape
+
+
 def test_weights_of_another_shape_are_refused():
     layer = ns.Recurrent(LIF(), 4)
     with pytest.raises(RuntimeError, match="size mismatch for weight"):

@@ -401,6 +401,21 @@ def test_code_that_two_processes_compiled_is_not_confused_in_a_third(tmp_path):
         assert ran.returncode == 0
 
 
+def importing(current, mem):
+    import math
+
+    return fire(mem - 1.0), mem * math.pi
+
+
+def before_its_value():
+    def neuron(current, mem):
+        return fire(mem - late), mem
+
+    if neuron is None:
+        late = 1.0
+    return neuron
+
+
 CALLS = {
     "an if on a state": (
         lambda current, mem: (fire(mem), mem if mem > 0.0 else current),
@@ -419,6 +434,8 @@ CALLS = {
     "too many results": (lambda current, mem: (mem, mem, mem, mem), "returns 4 results"),
     "no arguments": (lambda: None, "takes nothing"),
     "keywords": (lambda current, *, mem: (mem, mem), "name each argument"),
+    "an import": (importing, r"imports math, .* import outside of the function"),
+    "no value yet": (before_its_value(), r"uses 'late', which is not known where it is written"),
     "arguments of a free name": (lambda current, mem: (fire(mem, 1.0), mem), "fire takes 1"),
 }
 

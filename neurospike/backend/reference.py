@@ -54,7 +54,8 @@ def _leaky(
         raise MissingDependencyError(
             "the reference backend needs snntorch: pip install snntorch"
         ) from error
-    leaky = Leaky(beta=beta, threshold=threshold, spike_grad=fire, reset_mechanism=reset)
+    with _beside(beta):
+        leaky = Leaky(beta=beta, threshold=threshold, spike_grad=fire, reset_mechanism=reset)
     # snnTorch keeps every layer ever made in class-wide lists; this one lives for one call. A call
     # of init() gives a class a list of its own, and another thread may empty them meanwhile.
     for kind in Leaky.__mro__:
@@ -63,6 +64,16 @@ def _leaky(
     del leaky.beta
     leaky.beta = _Clamped(beta)
     return lambda current, mem, *_: leaky(current, mem)
+
+
+def _beside(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Let tensors be made where one is, whatever `torch.set_default_device` says.
+
+    Numbers of a plain CPU serve every device, and on a GPU nobody waits for them.
+    """
+    if torch.get_default_device().type == "cpu":
+        return contextlib.nullcontext()
+    return torch.device(tensor.device)
 
 
 class _Clamped:

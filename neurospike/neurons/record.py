@@ -10,6 +10,7 @@ import linecache
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
@@ -234,11 +235,11 @@ class _Recorder:
         if function not in self.bound:
             code = function.__code__
             self.codes.add(code)
-            cells = tuple(
-                CellType(self._outside(name, cell.cell_contents))
-                for name, cell in zip(code.co_freevars, function.__closure__ or ())
-            )
-            names: dict[str, Any] = {"__builtins__": _BUILTINS}
+            held = zip(code.co_freevars, function.__closure__ or ())
+            cells = tuple(self._cell(name, cell) for name, cell in held)
+            names: dict[str, Any] = {
+                "__builtins__": {**_BUILTINS, "__import__": self._refuse_import}
+            }
             # They are numbers from outside as well: a lambda is often handed a loop's variable so.
             defaults = tuple(self._outside("a default", one) for one in function.__defaults__ or ())
             new = FunctionType(code, names, function.__name__, defaults, cells)
@@ -252,6 +253,17 @@ class _Recorder:
                     names[name] = self.names[name]
         return self.bound[function]
 
+    def _cell(self, name: str, cell: CellType) -> CellType:
+        """Return what stands for a variable of the function around this one."""
+        try:
+            value = cell.cell_contents
+        except ValueError:  # it has no value yet: whoever reads it gets a NameError with its name
+            return CellType()
+        return CellType(self._outside(name, value))
+
+    def _refuse_import(self, name: str, *_: Any) -> NoReturn:
+        raise self.refusal(f"imports {name}", "import outside of the function")
+
     def _outside(self, name: str, value: Any) -> Any:
         """Return what stands for a value that the function reads from outside."""
         if isinstance(value, FunctionType):  # `ns.detach` has the name of a formula
@@ -263,7 +275,7 @@ class _Recorder:
                 return stand_in
         if type(value) is bool or isinstance(value, (list, tuple, dict, str)):
             return _Unknown(self, name, value)
-        if isinstance(value, (float, int)):
+        if isinstance(value, Real):  # of Python or NumPy
             self.numbers.append(float(value))
             return self.number(len(self.numbers) - 1)
         if isinstance(value, FunctionType):

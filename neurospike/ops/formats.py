@@ -1,5 +1,7 @@
 """What a state is like: its number format, and its shape."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -12,3 +14,10 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def step_shape(current: Tensor, num_steps: int) -> torch.Size:
     """Return `[B, *F]`; a current with `num_steps >= 0` is held constant and has no time axis."""
     return current.shape if num_steps >= 0 else current.shape[1:]
+
+
+def in_full(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Let products on a device be in the format of what is multiplied, under autocast, too."""
+    if not torch.amp.is_autocast_available(device.type):  # as on the meta device
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

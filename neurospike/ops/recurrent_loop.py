@@ -1,7 +1,6 @@
 """One call of a recurrent layer: its arguments checked, a backend chosen, the time loop run."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from neurospike.neurons import stepped
 from neurospike.neurons.rule import Rule
 
 from .arguments import check_current, check_lengths, check_state, fitted, flat_parameter
-from .formats import state_dtype
+from .formats import in_full, state_dtype
 from .recurrent import Call, fused_recurrent
 from .time_loop import Outputs, in_segments
 from .wants import TRACES
@@ -107,9 +106,8 @@ def _run(
         spike, *after = neuron(x + last @ weight.T, *others)
         return spike, spike, *after
 
-    # Sums are in the state's format, as those of every backend; the meta device has no autocast.
-    kind = current.device.type
-    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+    # Sums are in the state's format, as those of every backend.
+    with in_full(current.device):
         spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
     return Outputs(
         spikes.to(current.dtype), tuple(finals), tuple(traces[1:]) if wants & TRACES else ()
