@@ -46,6 +46,24 @@ def test_memory_is_not_lent_while_a_view_of_it_lives(keep):
     del view
 
 
+def test_no_code_of_pythons_runs_where_a_buffer_ends():
+    """In a weak reference's callback Ctrl-C is lost, and would leave the block lent for good."""
+    first, called = buffers.empty(LARGE, torch.float32), []
+    place = first.data_ptr()
+
+    def seen(frame, event, _):
+        if event == "call":
+            called.append(frame.f_code)
+
+    sys.setprofile(seen)
+    try:
+        del first
+    finally:
+        sys.setprofile(None)
+    assert not called
+    assert buffers.empty(LARGE, torch.float32).data_ptr() == place
+
+
 def test_a_buffer_begins_at_a_cache_line_and_has_the_shape_asked_for():
     found = buffers.empty((3, 123_457, 2), torch.float64)
     assert found.shape == (3, 123_457, 2)

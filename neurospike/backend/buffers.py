@@ -34,8 +34,9 @@ _KINDS = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.
 class _Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        # Blocks come back in finalizers, which may run anywhere, also while the lock is held.
-        self.returned: collections.deque[np.ndarray] = collections.deque()
+        # What watched a view that has ended. Views end anywhere, also while the lock is held; no
+        # code of Python's runs then, in which Ctrl-C would be lost and a block with it.
+        self.returned: collections.deque[object] = collections.deque()
         self.idle: list[tuple[int, np.ndarray]] = []  # when it came back, the block; oldest first
         # By the number of what watches a view: that, and the block. (`weakref.finalize` does the
         # same in three times the time.)
@@ -54,12 +55,9 @@ class _Pool:
             start = -whole.ctypes.data % ALIGNMENT
             block = whole[start : start + wanted]
         view = np.ndarray(shape, kind, block)
-        watch = weakref.ref(view, self.bring_back)
+        watch = weakref.ref(view, self.returned.append)
         self.lent[id(watch)] = watch, block
         return view
-
-    def bring_back(self, watch: object) -> None:
-        self.returned.append(self.lent.pop(id(watch))[1])
 
     def take(self, wanted: int) -> np.ndarray | None:
         """Return the block lately used, warm in the caches, that is not much larger than wanted."""
@@ -71,7 +69,8 @@ class _Pool:
     def collect(self) -> None:
         """Take in what came back; drop what is old or too much."""
         while self.returned:
-            self.idle.append((self.loans, self.returned.popleft()))
+            _, block = self.lent.pop(id(self.returned.popleft()))
+            self.idle.append((self.loans, block))
         total = sum(block.size for _, block in self.idle)
         while self.idle and (total > IDLE_BYTES or self.loans - self.idle[0][0] > PATIENCE):
             total -= self.idle.pop(0)[1].size
