@@ -1,6 +1,6 @@
 """NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
 
-from . import old_paths
+from . import data, old_paths, training
 from .backend.dispatch import backends, use_backend
 from .coding import decoding, encoding
 from .coding.rates import spike_rates
@@ -58,6 +58,7 @@ __all__ = [
     "Synaptic",
     "backends",
     "convert",
+    "data",
     "decoding",
     "detach",
     "encoding",
@@ -76,6 +77,7 @@ __all__ = [
     "to_nir",
     "to_onnx",
     "to_pt2",
+    "training",
     "truncate",
     "use_backend",
 ]

@@ -212,7 +212,8 @@ def test_every_public_name_has_an_entry():
         # A module, and a function that has the name of its file, are found where they are.
         one = getattr(ns, name)
         place = one.__name__ if inspect.ismodule(one) else f"{one.__module__}.{name}"
-        assert entries & {f"neurospike.{name}", place}, name
+        parts = inspect.ismodule(one) and any(entry.startswith(f"{place}.") for entry in entries)
+        assert parts or entries & {f"neurospike.{name}", place}, name
     for entry in entries:
         parent, _, leaf = entry.rpartition(".")
         try:

@@ -7,6 +7,7 @@ of the same spikes in another order apart.
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,9 @@ class Delay(_Neuron):
         row = dispatch.choose(self.backend, current.device)
         late = delay(row, current, state, lag, weights, lengths, self.max_delay)
         return late, _last(current, state, self.max_delay, lengths)
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
     def _taps(self, current: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many steps ago each channel's first tap is `[P]`, and weights `[taps, P]`."""

@@ -7,7 +7,7 @@ no backend: which code runs the time loop changes the speed and nothing else.
 import functools
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -383,6 +383,9 @@ class LIF(_Neuron):
             lengths,
         )
 
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
+
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
         own = f"neuron={self.neuron.step.__name__}, " if self.neuron is not None else ""
@@ -457,6 +460,9 @@ class LI(_Neuron):
             lengths,
         )
         return trace, mem
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,9 @@ class Recurrent(OverTime):
         )
         assert out.spikes is not None
         return (out.spikes, out.states, out.traces) if return_trace else (out.spikes, out.states)
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +204,9 @@ class Sequential(nn.Sequential):
         if steps is not None:
             x = x.expand(steps, *x.shape)
         return (swapped(x) if turn else x), tuple(after)
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
 
 _OURS = (LIF, LI, Spiking, Recurrent, Delay, Sequential)  # take `num_steps` and `lengths`

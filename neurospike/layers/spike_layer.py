@@ -34,7 +34,7 @@ def spike_layer(
     mem: Tensor | None = None,
     *,
     lengths: Tensor | Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return `neurons(linear(spikes), mem)`, in one loop where that is faster.
 
         spikes, mem = ns.spike_layer(linear, lif, ns.encoding.latency(images, 25))

@@ -12,7 +12,7 @@ The event-driven product is a pair of torch operators, `neurospike::<name>_linea
 must provide: `words`, `find`, `forward` and `backward`; see kernels/cpu/linear.py.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,9 @@ class SpikeLinear(nn.Linear):
         ):
             return functional.linear(input, weight, bias)
         return self.product(input)
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
     def product(self, spikes: Tensor, known: tuple[Tensor, Any] | None = None) -> Tensor:
         """Do as `forward`, with what `find` returned, if it was called already."""

@@ -6,7 +6,7 @@ every backend runs it fused over time: one path for the neurons of the library a
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,9 @@ class Spiking(_Neuron):
         many = len(self.states)
         states = tuple(rest[:many])
         return (spikes, states, tuple(rest[many:])) if return_trace else (spikes, states)
+
+    if TYPE_CHECKING:  # torch leaves open what a call returns
+        __call__ = forward
 
     @property
     def states(self) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ class SpikingNetwork(nn.Module):
         truncate(self, segment)
 
     def _run(self, images: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Recording:
-        own: dict[str, Tensor] = {}
+        own: dict[str, Any] = {}
         if self.encoding == "none":
             _check_sequences(images)
             if lengths is not None:
