@@ -1,4 +1,4 @@
-"""Shared fixtures: memory that was never written shows as NaN, each test starts alike."""
+"""Shared fixtures: memory never written shows as NaN, and every test starts from the same state."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: no test sees a GPU, so that all do the same on every machine. Those of
-# on_cuda.py get what is kept here, in a process of their own (test_triton.py).
+# Before torch is imported: no test sees a GPU, so that all do the same on every machine. The tests
+# in on_cuda.py get the devices named here, in a process of their own (test_triton.py).
 if "NEUROSPIKE_TEST_DEVICES" not in os.environ:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     os.environ.update(NEUROSPIKE_TEST_DEVICES=hidden, CUDA_VISIBLE_DEVICES="")
@@ -22,25 +22,25 @@ from neurospike.backend import dispatch
 WORKERS = 4  # at most: each holds torch and its compiled kernels in memory
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores: more threads than cores would wait for one another, in the tests'
-    # commands too.
+    # Workers share the cores: with more threads than cores, threads would wait for one another.
+    # The variable is for the commands that tests run.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # So it is in the background of a shell; commands that tests stop by Ctrl-C would inherit it.
+    # Shells ignore Ctrl-C for jobs in the background; commands that tests stop would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes share the tests, a core each."""
+    """Return how many processes share the tests: one per core, at most `WORKERS`."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return min(WORKERS, len(cores))
 
 
 @pytest.fixture(autouse=True)
 def _start_alike() -> Iterator[None]:
-    """Let no test see what one before it in the same process has drawn, or where it has gone."""
+    """Reset seed, caches and folder: no test depends on those before it in the same process."""
     torch.manual_seed(0)
     dispatch.forget()
     ops.forget()
@@ -53,7 +53,7 @@ def _start_alike() -> Iterator[None]:
 def poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fill what `torch.empty` returns with NaN, so that an output left unwritten is seen.
 
-    In every test but those marked `unpoisoned("the reason")`.
+    This applies to every test that is not marked `unpoisoned("the reason")`.
     """
     if not request.node.get_closest_marker("unpoisoned"):
         torch.use_deterministic_algorithms(True)
@@ -63,7 +63,7 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _plans_fit_their_arrays() -> None:
-    """Refuse a job that was planned for arrays of other sizes: it would write anywhere."""
+    """Fail if a job is run on arrays of other sizes than planned: it would write out of bounds."""
     job = dispatch.load(".kernels.cpu._job")
     run = job.Plan.run
 
@@ -87,7 +87,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def fused_backends() -> list[str]:
-    """Return those of them that are one operator over the whole sequence."""
+    """Return the backends that run here and are one operator over the whole sequence."""
     return [name for name in usable_backends() if dispatch.TABLE[name].fused]
 
 
@@ -98,6 +98,6 @@ def fused(request: pytest.FixtureRequest) -> str:
 
 
 def device_of(backend: str) -> str:
-    """A device that the backend runs on."""
+    """Return a type of device that the backend runs on, the CPU if it can."""
     types = dispatch.TABLE[backend].device_types
     return "cpu" if not types or "cpu" in types else types[0]

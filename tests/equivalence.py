@@ -1,6 +1,6 @@
-"""Checks of a backend against what is computed apart from it, which no broken kernel passes.
+"""Checks of a backend against independent implementations, which no broken kernel passes.
 
-Used on the package as it is, and by `test_mutants.py` on copies of it that were broken on purpose.
+They run on the package as it is, and in `test_mutants.py` on copies of it broken on purpose.
 """
 
 import oracle
@@ -9,29 +9,29 @@ import torch
 import neurospike as ns
 from neurospike.formulas import detach, exp, fire, minimum, where
 
-STEPS, BATCH, NEURONS = 9, 2, 1031  # more than one block, and no multiple of any
+STEPS, BATCH, NEURONS = 9, 2, 1031  # more neurons than a block, and a multiple of no block's size
 
 
 def problem(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Current, state, a decay and a threshold for each neuron; some membranes on the threshold."""
+    """Return current, state, and each neuron's decay and threshold; some membranes are at it."""
     g = torch.Generator().manual_seed(2)
     current = torch.randn(STEPS, BATCH, NEURONS, generator=g) * 0.8
     mem = torch.randn(BATCH, NEURONS, generator=g)
     beta = 0.5 + 0.5 * torch.rand(NEURONS, generator=g)
     threshold = 0.4 + torch.rand(NEURONS, generator=g)
     mem[:, ::3] = 0.0
-    current[0, :, ::3] = threshold[::3]  # beta * 0 + threshold: on it, not above
-    mem[:, 1::3] = threshold[1::3]  # no reset is due
+    current[0, :, ::3] = threshold[::3]  # beta * 0 + threshold: at the threshold, not above it
+    mem[:, 1::3] = threshold[1::3]  # at the threshold: no reset is due
     return [t.to(dtype).requires_grad_() for t in (current, mem, beta, threshold)]
 
 
 def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
     """Raise `AssertionError` where spikes or membranes differ by a bit, or gradients by 1e-5.
 
-    With the trace of the membrane and without it, when steps are taken several at a time.
+    Checked with the trace of the membrane and without it, where kernels take several steps at once.
     """
     for traced in (True, False):
-        torch.use_deterministic_algorithms(True)  # what is left unwritten is NaN
+        torch.use_deterministic_algorithms(True)  # memory left unwritten holds NaN
         try:
             current, mem, beta, threshold = inputs = problem(torch.float32)
             found = ns.lif(
@@ -44,7 +44,7 @@ def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
                 backend=backend,
                 **rule,
             )
-            # Before any gradient: where the forward pass is wrong, nothing more is compiled.
+            # Compared before any gradient: if the forward pass is wrong, nothing more is compiled.
             wanted = oracle.lif(*(t.detach() for t in inputs), surrogate=surrogate, **rule)
             gradients = gradients_where_equal(found, wanted, inputs)
         finally:
@@ -56,27 +56,27 @@ def check(backend: str, rule: dict, surrogate: str = "atan") -> None:
 
 
 def loss_of(outputs) -> torch.Tensor:
-    """Return a sum of the outputs with weights of their own, the same ones each time."""
+    """Return a weighted sum of all outputs, with the same random weights at every call."""
     g = torch.Generator().manual_seed(3)
     weights = [torch.randn(out.shape, generator=g) for out in outputs]
     return sum((out * weight.to(out.dtype)).sum() for out, weight in zip(outputs, weights))
 
 
 def gradients_where_equal(found, wanted, inputs) -> tuple[torch.Tensor, ...]:
-    """Return the gradients of the inputs, if the outputs are the wanted ones, bit for bit."""
+    """Return the gradients of the inputs, if the outputs equal the wanted ones bit for bit."""
     for got, want in zip(found, wanted):
         assert torch.equal(got, want)
     return torch.autograd.grad(loss_of(found), inputs)
 
 
 def check_gradients(gradients, in_double, exact) -> None:
-    """Raise `AssertionError` where gradients differ from those in float64 by 1e-5."""
+    """Raise `AssertionError` where gradients differ from those in float64 by 1e-5 in norm."""
     for got, want in zip(gradients, torch.autograd.grad(loss_of(in_double), exact)):
         assert (got.double() - want).norm() <= 1e-5 * want.norm()
 
 
 def mixed(current, mem, slow, decay, rise):
-    """A neuron of many operations: what is derived of each of them has to be right."""
+    """A neuron of many operations, so that the derivative of each of them is checked."""
     slow = decay * slow + (1.0 - decay) * abs(current)
     v = minimum(decay * mem + current, 1.5) - exp(-rise) * slow
     spike = fire(v - rise)
@@ -84,7 +84,7 @@ def mixed(current, mem, slow, decay, rise):
 
 
 def mixed_in_torch(current, mem, slow, decay, rise):
-    """The same in a loop over time, written by hand."""
+    """Return what `mixed` computes over time, by a loop in torch written by hand."""
     factor = torch.exp(-rise.double()).to(rise.dtype)
     spikes, mems, slows = [], [], []
     for x in current.unbind(0):
@@ -98,7 +98,7 @@ def mixed_in_torch(current, mem, slow, decay, rise):
 
 
 def check_neuron(backend: str) -> None:
-    """Do as `check` for a neuron of one's own, with two states that both have traces."""
+    """Check a neuron of one's own as `check` does: it has two states, both with traces."""
     current, mem, decay, rise = problem(torch.float32)
     slow = torch.rand(mem.shape, generator=torch.Generator().manual_seed(4)).requires_grad_()
     decay, rise = (torch.nn.Parameter(one.detach()) for one in (decay, rise))

@@ -1,6 +1,7 @@
-"""The contract once more, naively and on its own: a Python loop in float64 under torch autograd.
+"""An independent, naive implementation of the contract: a Python loop under torch's autograd.
 
-Nothing of `neurospike.formulas` is used, so that a mistake there is seen here.
+It uses nothing of `neurospike.formulas`, so that a mistake there shows. In float64 it is what
+gradients are compared with.
 """
 
 import math
@@ -29,7 +30,7 @@ SURROGATES = {
 
 
 def spike(u: Tensor, surrogate: str) -> Tensor:
-    """H(u), with the surrogate as its derivative: h(u)*u has that derivative once h is cut off."""
+    """Return H(u) with the surrogate h(u) as its derivative: that of h(u) * u with h detached."""
     h = SURROGATES[surrogate](u.detach())
     fired = (u > 0).to(u.dtype).detach()
     return fired + h * (u - u.detach())
@@ -45,7 +46,7 @@ def lif(
     reset_delay: bool = True,
     detach_reset: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`(spikes, mem, trace)` of `[T, B, *F]`."""
+    """Return `(spikes [T, B, *F], mem [B, *F], trace [T, B, *F])` of a current `[T, B, *F]`."""
     beta = beta.clamp(0, 1)
     spikes, trace = [], []
     for x in current:

@@ -1,1 +1,1 @@
-"""What runs the time loop, and where: the table, the oracle, and what kernels on a CPU share."""
+"""Backends of the time loop: the table of them, the oracle, and what kernels on a CPU share."""

@@ -1,8 +1,9 @@
-"""Give a plain function other free names: how one formula serves every backend.
+"""Rebind the free names of a plain function, so that one formula serves every backend.
 
 `bind(function, names, jit)` makes a new function from the same code object whose global names are
 looked up in `names` first. Plain Python functions it calls are bound the same way, numbers stay
-what they are, and everything goes through `jit`, the compiler's decorator. No source text is made.
+what they are, and every function goes through `jit`, the compiler's decorator. No source text is
+generated.
 """
 
 import builtins
@@ -26,7 +27,7 @@ def bind(
     Args:
         function: a plain Python function (`def` or `lambda`).
         names: what a free name stands for: a number, a flag, an already compiled function, or a
-            plain Python function, which is bound and jitted in its turn.
+            plain Python function, which is bound and jitted as well.
         jit: applied to the rebound function and to each plain function it reaches.
         literal: applied to each float, in the code or behind a name, for a compiler to which the
             literal `1.0` would mean double precision.
@@ -42,7 +43,7 @@ def digest(function: Callable[..., Any], names: Mapping[str, object], extra: str
     """Return a hash of all that `bind(function, names)` would compile: code, constants, callees.
 
     Two functions with the same digest compute the same; a change in any formula they reach changes
-    it. It names compiled code kept on disk.
+    it. The digest is part of the key of compiled code that is kept on disk.
     """
     seen = hashlib.sha256(extra.encode())
     for part in _parts(plain(function), names, {}):
@@ -74,11 +75,11 @@ class _Binder:
         self.bound: dict[object, Any] = {}
 
     def function(self, function: Callable[..., Any]) -> Any:
-        """Return `function`, a plain one, with other free names."""
+        """Return `function`, a plain Python function, with its free names rebound."""
         given = plain(function)
         if given not in self.bound:
             free = {name: self.value(value) for name, value in _free(given, self.names)}
-            # Torch looks for them in the frame that it is called from.
+            # Torch looks for the builtins among the globals of the frame that it is called from.
             free["__builtins__"] = vars(builtins)
             cells = tuple(CellType(self.value(value)) for _, value in _captured(given, self.names))
             code = self.code(given.__code__)
@@ -89,13 +90,13 @@ class _Binder:
         return self.bound[given]
 
     def value(self, value: object) -> Any:
-        """Return what a free name that stands for `value` is to stand for."""
+        """Return what replaces `value` behind a free name: functions are bound, floats literals."""
         if isinstance(value, FunctionType):
             return self.function(value)
         return self.literal(value) if type(value) is float else value
 
     def code(self, code: CodeType) -> CodeType:
-        """Return a function's code with each float as the compiler takes it."""
+        """Return a function's code with `literal` applied to each float constant."""
         if self.literal is float:
             return code
         constants = (self.literal(c) if type(c) is float else c for c in code.co_consts)
@@ -103,7 +104,7 @@ class _Binder:
 
 
 def _free(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield each global name the code reads with what it stands for."""
+    """Yield each global name that the code reads, with its value."""
     for name in function.__code__.co_names:
         if name in names:
             yield name, names[name]
@@ -112,7 +113,7 @@ def _free(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple
 
 
 def _captured(function: FunctionType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield each name the code captured from the function around it with what it stands for."""
+    """Yield each name that the code captured from the function around it, with its value."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         if name in names:
             yield name, names[name]

@@ -1,4 +1,4 @@
-"""The oracle of `Delay`: taps gathered from the sequence, in torch, which differentiates them."""
+"""The oracle of `Delay`: gathers taps from the sequence in torch, differentiated by autograd."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ def delayed(
     lengths: Tensor | None,
     max_delay: int,
 ) -> Tensor:
-    """Return `y_t = sum_j weights[j] * x_{t - lag - j}` `[T, B, *F]`, and 0 behind a sample's end.
+    """Return `y_t = sum_j weights[j] * x_{t - lag - j}` `[T, B, *F]`, and 0 after a sample's end.
 
-    Arguments are those of `neurospike.backend.protocols.Delay`. It holds several copies of the
-    sequence.
+    Arguments are those of `neurospike.backend.protocols.Delay`. It needs the memory of several
+    copies of the sequence.
     """
     steps, batch = current.shape[:2]
     x = current.reshape(steps, batch, lag.numel()).to(weights.dtype)

@@ -30,21 +30,21 @@ class Backend:
 
     Attributes:
         name: what `backend=` takes.
-        module: where its functions are, relative to the package.
-        packages: what must be installed: import names, with the oldest version that will do where
-            that has to be told (`"triton>=3.5"`).
+        module: the module of its time loop, relative to the package, as the modules below.
+        packages: what must be installed: import names, with the oldest supported version where
+            there is one (`"triton>=3.5"`).
         device_types: the kinds of torch device its tensors may be on; empty means any.
-        linear: where its event-driven product is, likewise; empty if torch's dense one is all.
-        layer: where it runs such a product and its LIF neurons in one loop; empty if it does not.
-        recurrent: where it runs a recurrent layer as one loop; empty if step by step.
-        draws: where it draws random spikes from torch's own stream; empty if torch does.
-        latency: where it encodes by latency; empty if torch does.
-        delay: where it delays channels, each by its own number of steps; empty if torch does.
+        linear: the module of its event-driven product; empty if it has only torch's dense one.
+        layer: the module of such a product and its LIF neurons in one loop; empty if it has none.
+        recurrent: the module of a recurrent layer as one loop; empty if it is run step by step.
+        draws: the module that draws random spikes from torch's own stream; empty if torch does.
+        latency: the module that encodes by latency; empty if torch does.
+        delay: the module that delays each channel by its own number of steps; empty if torch does.
         fused: whether it is a forward/backward pair for `neurospike.ops`.
         checkpoint_every: `K > 0` if its backward pass needs the states before every K-th step,
             which its forward pass then saves; 0 if it needs nothing but the inputs.
         by_sample: whether its sequences may lie in memory by sample; see `protocols.Scan`.
-        instead: what to use where it cannot run.
+        instead: the backend that messages suggest where it cannot run.
     """
 
     name: str
@@ -76,7 +76,7 @@ TABLE: dict[str, Backend] = {
             ".kernels.cuda.scan",
             recurrent=".kernels.cuda.recurrent",
             delay=".kernels.cuda.delay",
-            packages=("triton>=3.5",),  # 3.4 takes code kept for other constants
+            packages=("triton>=3.5",),  # 3.4 reuses cached code that has other constants
             device_types=("cuda",),
             checkpoint_every=8,
             instead="numba",
@@ -104,7 +104,7 @@ OLDEST = (8, 0)  # compute capability of the oldest NVIDIA GPUs that Triton supp
 
 
 class _Scoped(threading.local):
-    """What `use_backend` set, one a thread as torch's modes; torch.compile guards it."""
+    """The name that `use_backend` set, one per thread as torch's modes; torch.compile guards it."""
 
     def __init__(self) -> None:
         self.name = "auto"
@@ -116,7 +116,7 @@ _scoped = _Scoped()
 def unsupported_reasons(name: str, device: Device | None = None) -> list[str]:
     """Return every reason why backend `name` cannot run here, or on tensors on `device`.
 
-    device: `"cuda"` is the current one of several GPUs; None asks for any device that will do.
+    device: `"cuda"` is the current one of several GPUs; None stands for any device that it serves.
     """
     row = TABLE[name]
     found = [_missing(package) for package in row.packages]
@@ -139,7 +139,8 @@ def backends() -> dict[str, str | None]:
 def use_backend(name: str) -> Iterator[None]:
     """Make `name` the backend of every layer inside the `with` block that was not given its own.
 
-    It holds for this thread, as torch's modes do, and for what torch.compile made before too.
+    It applies to this thread, as torch's modes do, and to functions compiled by torch.compile
+    before it as well.
 
     Args:
         name: a name of `backends()`, or `"auto"`.
@@ -178,17 +179,17 @@ def choose(name: str, device: Device) -> Backend:
     known = _chosen.get((name, device))
     if known is None:
         known = _choose(name, device)
-        if device.type != "cuda" or device.index is not None:  # else the current one of several
+        if device.type != "cuda" or device.index is not None:  # else the current GPU may change
             _chosen[name, device] = known
     return known
 
 
-# What was found to run stays able to; what cannot is looked at again each time.
+# A row that was found able to run stays so; one that was not is checked again each time.
 _chosen: dict[tuple[str, torch.device], Backend] = {}
 
 
 def forget() -> None:
-    """Look anew at which backends can run here."""
+    """Forget which backends can run here, so that the next call checks again."""
     _chosen.clear()
 
 
@@ -213,27 +214,27 @@ def load(module: str) -> Any:
 
 
 def scan_of(row: Backend) -> "Scan":
-    """Return the time loop of a fused row."""
+    """Return the module with the time loop of a fused row."""
     return load(row.module)
 
 
 def linear_of(row: Backend) -> "Linear":
-    """Return the event-driven product of a row that has one."""
+    """Return the module with the event-driven product of a row that has one."""
     return load(row.linear)
 
 
 def layer_of(row: Backend) -> "LinearScan":
-    """Return such a product with its neurons, of a row that has both in one loop."""
+    """Return the module with such a product and its neurons, of a row with both in one loop."""
     return load(row.layer)
 
 
 def delay_of(row: Backend) -> "Delay":
-    """Return what delays the channels of a sequence, of a row that has it."""
+    """Return the module that delays the channels of a sequence, of a row that has one."""
     return load(row.delay)
 
 
 def coder(kind: str, data: torch.Tensor) -> "Coder | None":
-    """Return the module whose `spikes` may encode such a tensor; None if torch has to.
+    """Return the module whose `spikes` can encode such a tensor; None if torch has to.
 
     kind: a column of the table, `"draws"` or `"latency"`.
     """
@@ -268,7 +269,7 @@ def _missing(requirement: str) -> str | None:
 
 @functools.cache
 def _version(package: str) -> str:
-    """Return an installed package's version, importing it only if pip knows it by another name."""
+    """Return an installed package's version; import it only if pip has it under another name."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -281,7 +282,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _installed(package: str) -> bool:
-    if sys.modules.get(package) is not None:  # 30 us sooner known
+    if sys.modules.get(package) is not None:  # saves 30 us
         return True
     try:
         return importlib.util.find_spec(package) is not None
@@ -298,7 +299,7 @@ def _cuda_reasons() -> list[str]:
 
 
 def _gpu_reasons(device: torch.device | None) -> list[str]:
-    """Return why Triton cannot run on this GPU, or if None is named, on any that is here."""
+    """Return why Triton cannot run on a GPU, or for None on any GPU of this machine."""
     if device is not None and device.type != "cuda":
         return []
     indices = range(torch.cuda.device_count()) if device is None else [device.index]
@@ -307,7 +308,7 @@ def _gpu_reasons(device: torch.device | None) -> list[str]:
 
 
 def _too_old(index: int | None) -> str | None:
-    """Return why Triton cannot run on a GPU, None if it can; no index means the current one."""
+    """Return why Triton cannot run on a GPU, None if it can; index None: the current GPU."""
     if index is None:
         index = torch.cuda.current_device()
     capability = _capability(index)
@@ -325,7 +326,8 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-# torch.compile is not to look into them. This is all that `torch.compiler.assume_constant_result`
-# does, which would load the compiler, and Triton with it, at our import.
+# torch.compile must not trace these functions. The attribute is all that
+# `torch.compiler.assume_constant_result` sets, but calling that would load the compiler, and Triton
+# with it, when this module is imported.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]

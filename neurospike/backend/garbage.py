@@ -1,4 +1,4 @@
-"""Python's garbage collector, held off for a while."""
+"""Python's garbage collector, switched off for a while."""
 
 import contextlib
 import gc
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect no garbage meanwhile; afterwards as before."""
+    """Switch the garbage collector off inside the `with` block, and back on if it was on."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,10 +1,11 @@
 """Run a compiled loop on the threads that torch computes with.
 
-The loop is a C function that is handed a row of integers, its job, takes part after part from it
-until none is left, and touches no Python. On Linux and wherever else torch brings an OpenMP runtime
-that speaks GNU's interface, torch's own threads run it: they are awake just after torch has
-computed something, where threads of ours would have to share the cores with them. A forked child,
-where that runtime would wait for threads that do not exist, and any other torch use plain threads.
+The loop is a C function that is given an array of integers, its job, from which it takes one part
+of the work after another until none is left; it runs no Python. On Linux and wherever else torch
+ships an OpenMP runtime with GNU's interface, torch's own threads run it: they are awake just after
+torch has computed something, and other threads would have to share the cores with them. A forked
+child, where that runtime would wait for threads that do not exist, and any other torch use plain
+threads.
 """
 
 import array
@@ -22,7 +23,7 @@ _LOOP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class _Pool:
-    """Plain threads that outlive a call; thrown away in a forked child, where they do not exist."""
+    """Plain threads kept between calls; dropped in a forked child, where they do not exist."""
 
     def __init__(self, forked: bool = False) -> None:
         self.lock = threading.Lock()
@@ -45,14 +46,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def threads(grains: int, parts: int) -> int:
-    """Return how many threads to use: at most torch's, one a grain of work and one a part."""
+    """Return how many threads to use: at most torch's, one per grain of work and one per part."""
     return max(1, min(torch.get_num_threads(), grains, parts))
 
 
 def run(loop: int, job: array.array, count: int) -> None:
     """Call the C function at address `loop` with `job` in `count` threads, and wait for all.
 
-    job: 64-bit integers, of which some may be written.
+    job: 64-bit integers, some of which the loop may overwrite.
     """
     place, _ = job.buffer_info()
     if count == 1:
@@ -71,7 +72,7 @@ def run(loop: int, job: array.array, count: int) -> None:
 
 @functools.cache
 def _callable(loop: int) -> Callable[[int], None]:
-    """Return the C function at an address; compiled code stays where it is for good."""
+    """Return the C function at an address; compiled code is never moved or freed."""
     return _LOOP(loop)
 
 

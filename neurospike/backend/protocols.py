@@ -1,8 +1,8 @@
 """What a backend provides: the functions that operators and layers call, and how.
 
-A row of `dispatch.TABLE` names modules that have these functions. Launchers take their arguments by
-name only. Tensors are on the backend's device; `state` is the format float32, or float64 if the
-input is float64.
+A row of `dispatch.TABLE` names modules that have these functions. They take their arguments by name
+only. Tensors are on the backend's device; the state's format is float32, or float64 if the input is
+float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ from neurospike.neurons.rule import Rule
 class Scan(Protocol):
     """The time loop of any recorded neuron; column `module` of a fused row.
 
-    A row with `checkpoint_every` hands both functions `saved` as well, the states before every K-th
-    step. One with `by_sample` may hand them `by_sample=True`: then the sequences to fill lie in
-    memory as `[B, T, *F]` does, of which they are the transpose.
+    If the row has `checkpoint_every`, both functions are also given `saved`, the states before
+    every K-th step. If it has `by_sample`, they may be given `by_sample=True`: then the sequences
+    to fill are transposes of contiguous tensors `[B, T, *F]`.
 
-    Either may return a function, or None. A function is called in place of the next calls whose
-    tensors have the same formats, shapes and strides, on as many threads; their numbers may be
-    others. Its arguments have no names but this order:
+    Either may return a function, or None. That function is called in place of the next calls whose
+    tensors have the same formats, shapes and strides, with as many threads; the values of `numbers`
+    may differ. Its arguments are positional, in this order:
 
     - of `forward`: current, states, parameters, numbers, lengths, spikes, finals, traces, saved;
     - of `backward`: grad_spikes, grad_finals, grad_traces, current, states, parameters, numbers,
       lengths, saved, out, out_states, out_parameters.
 
-    `lengths`, int64 `[B]`, are there where samples end sooner than others: sample b has its first
-    `lengths[b]` steps alone, none of them if that is below 0, and all if it is above `steps`. After
+    `lengths`, int64 `[B]`, are given where samples end at different steps: sample b has only its
+    first `lengths[b]` steps, none of them if that is below 0, and all if it is above `steps`. After
     its end spikes and the current's gradient are 0, its states and each trace stay those of its
-    last step (or those it started from), and no gradient that comes from there counts.
+    last step (or those it started from), and gradients that arrive at later steps are ignored.
     """
 
     def forward(
@@ -72,14 +72,14 @@ class Scan(Protocol):
         lengths: Tensor | None = None,
         **more: Any,
     ) -> Callable[..., None] | None:
-        """Fill the gradients of current, states (all or none) and parameters (that are no None)."""
+        """Fill the gradients of current, states (all or none) and parameters (all but None)."""
 
 
 class Recurrence(Protocol):
     """A recurrent layer's time loop, `current_t = x_t + weight @ spikes_{t-1}`; column `recurrent`.
 
-    Everything but `current` and `spikes` is in the state's format. Of `states`, `finals` and their
-    gradients the first are the last spikes; those of the neuron follow.
+    Everything but `current` and `spikes` is in the state's format. In `states`, in `finals` and in
+    their gradients the spikes of the last step come first; the neuron's states follow.
     """
 
     def forward(
@@ -97,10 +97,10 @@ class Recurrence(Protocol):
         finals: Sequence[Tensor],
         currents: Tensor | None,
     ) -> None:
-        """Fill spikes, traces, finals, and the sums that reached the neurons, `currents`.
+        """Fill spikes, traces, finals, and `currents`, the neurons' summed inputs `current_t`.
 
-        Of the traces there is one `[T, B, N]` for each of the neuron's states, or none. `currents`
-        are `[T, B, N]`, or None.
+        There is one trace `[T, B, N]` for each of the neuron's states, or none. `currents` are
+        `[T, B, N]`, or None.
         """
 
     def backward(
@@ -121,18 +121,18 @@ class Recurrence(Protocol):
         out_states: Sequence[Tensor],
         out_parameters: Sequence[Tensor | None],
     ) -> None:
-        """Fill the gradients of currents, states (all or none) and parameters (that are no None).
+        """Fill the gradients of currents, states (all or none) and parameters (all but None).
 
-        A row with `checkpoint_every` is handed `traces`, the neuron's states after each step. A
-        module with `OVERWRITES = True` may be handed `currents` as `out`.
+        A row with `checkpoint_every` is given `traces`, the neuron's states after each step. A
+        module with `OVERWRITES = True` may be given the same tensor as `currents` and as `out`.
         """
 
     def weight_gradient(self, *, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
-        """Fill `out` `[N, N]` with `grad.T @ spikes`, of `[M, N]` each."""
+        """Fill `out` `[N, N]` with `grad.T @ spikes`, both `[M, N]`."""
 
 
 class Stepped(Protocol):
-    """The time loop in torch, which differentiates it; column `module` of an unfused row."""
+    """The time loop in torch, differentiated by autograd; column `module` of an unfused row."""
 
     def scan(
         self,
@@ -143,7 +143,7 @@ class Stepped(Protocol):
         numbers: Sequence[float],
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return `(spikes, states, traces)`, all differentiable; `lengths` as of `Scan`."""
+        """Return `(spikes, states, traces)`, all differentiable; `lengths` as in `Scan`."""
 
 
 class Events(Protocol):
@@ -153,7 +153,7 @@ class Events(Protocol):
         """Return how many integers hold the bits of a row."""
 
     def find(self, spikes: Tensor, bits: Tensor) -> Any:
-        """Fill bits `[M, words]` and count them."""
+        """Fill `bits` `[M, words]`; return their counts."""
 
 
 class Linear(Events, Protocol):
@@ -173,14 +173,14 @@ class Linear(Events, Protocol):
         valued: bool,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if that is given."""
+        """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if it is given."""
 
 
 class LinearScan(Events, Protocol):
-    """Such a product and its LIF neurons in one loop; column `layer`."""
+    """An event-driven product and its LIF neurons in one loop; column `layer`."""
 
     def panels(self, outputs: int, state: torch.dtype) -> int:
-        """Return into how many parts, for as many threads, so many neurons are divided."""
+        """Return into how many parts `outputs` neurons are divided among threads."""
 
     def forward(
         self,
@@ -195,7 +195,7 @@ class LinearScan(Events, Protocol):
         rule: Rule,
         steps: int,
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what backward will need."""
+        """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and `kept` for `backward`."""
 
     def backward(
         self,
@@ -218,10 +218,10 @@ class LinearScan(Events, Protocol):
 class Delay(Protocol):
     """Delaying each channel of a sequence by its own number of steps; column `delay`.
 
-    `y_t = sum_j weights[j] * x_{t - lag - j}`, and 0 behind the end of a sample. Both functions are
+    `y_t = sum_j weights[j] * x_{t - lag - j}`, and 0 after the end of a sample. Both functions are
     given `current` `[T, B, *F]`, which is x; `history` `[max_delay, B, *F]`, the steps before it in
     its format, or None for zeros; `lag` `[P]`, int32, of the P channels of F flattened, and
-    `weights` `[taps, P]` in the format `state`, at least two of them, where `0 <= lag` and
+    `weights` `[taps, P]` in the state's format, at least two taps, where `0 <= lag` and
     `lag + taps - 1 <= max_delay`; and `lengths` `[B]`, int64 from 0 to T, or None for T.
     """
 
@@ -252,7 +252,7 @@ class Delay(Protocol):
         out_history: Tensor | None,
         out_weights: Tensor | None,
     ) -> None:
-        """Fill the gradients of current, history and weights (those that are no None)."""
+        """Fill the gradients of current, history and weights (those that are not None)."""
 
 
 class Coder(Protocol):

@@ -1,9 +1,10 @@
 """The oracle backend: a neuron's function stepped in torch, the LIF by snnTorch's `Leaky`.
 
-It defines what the other backends must give. Gradients are torch's own autograd. The immediate
-reset is stepped in torch: where the membrane stays above the threshold after the reset, snnTorch
-1.0.0 would add the threshold back on the next step (current 2.5, 0, 0, beta 0.9: membrane 1.5,
-1.35, 1.215, one spike) where the contract fires again (1.5, 0.35, 0.315).
+It defines what the other backends must compute. Gradients are those of torch's autograd. The
+immediate reset is stepped in torch, not by snnTorch: where the membrane stays above the threshold
+after the reset, snnTorch 1.0.0 would add the threshold back on the next step (current 2.5, 0, 0,
+beta 0.9: membrane 1.5, 1.35, 1.215, one spike), but by the contract the neuron fires again (1.5,
+0.35, 0.315).
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from neurospike.errors import MissingDependencyError
 from neurospike.neurons import stepped, zoo
 from neurospike.neurons.record import record
 
-# The reset that snnTorch's `Leaky` has for the neurons that it steps here.
+# The neurons that snnTorch's `Leaky` steps here, by their programs, with its `reset_mechanism`.
 _LEAKY = {record(zoo.LIF[f"{reset} delayed"]).text: reset for reset in ("subtract", "zero", "none")}
 
 
@@ -56,8 +57,8 @@ def _leaky(
         ) from error
     with _beside(beta):
         leaky = Leaky(beta=beta, threshold=threshold, spike_grad=fire, reset_mechanism=reset)
-    # snnTorch keeps every layer ever made in class-wide lists; this one lives for one call. A call
-    # of init() gives a class a list of its own, and another thread may empty them meanwhile.
+    # snnTorch keeps every layer ever made in lists of its classes, but this one is for one call. A
+    # call of init() gives a class its own list, and another thread may empty the lists meanwhile.
     for kind in Leaky.__mro__:
         with contextlib.suppress(ValueError):
             vars(kind).get("instances", []).remove(leaky)
@@ -79,7 +80,7 @@ def _beside(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 class _Clamped:
     """A decay between 0 and 1, for code that clamps it again.
 
-    Where it lies at a bound, torch's clamp would stop the gradient that the first one let through.
+    At a bound, a second clamp of torch would stop the gradient that the first one let through.
     """
 
     def __init__(self, beta: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the fused backends do with the tensors of a call."""
+"""Functions of the fused backends on the tensors of a call."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,9 +9,10 @@ from torch import Tensor
 def are_same(
     given: Iterable[Tensor | None], used: Iterable[Tensor | None], *, whole: bool = False
 ) -> bool:
-    """Whether what is used lies where what was given does: nothing had to be copied.
+    """Whether the tensors used lie where the given ones do, so that nothing had to be copied.
 
-    whole: one row that stands for all steps is not the same as these.
+    whole: compare sizes too, so that one row that stands for all steps is not taken for the
+    expanded sequence that it comes from.
     """
     return [_place(one, whole) for one in given] == [_place(one, whole) for one in used]
 
