@@ -1,12 +1,12 @@
 """Machine code for this computer's processor: made once, kept on disk, loaded by LLVM alone.
 
-Numba takes half a second of every process to be imported and to load what it kept. So the C
-functions that it makes of our loops, and those that `_rows` and `_late` write, become object files
-that need nothing but the C library, and llvmlite loads them in milliseconds.
+To import Numba and to load what it cached takes half a second in every process. So the C functions
+that it makes of our loops, and those that `_rows` and `_late` write, become object files that need
+nothing but the C library, and llvmlite loads them in milliseconds.
 
-No damage of a file can do harm: each ends with a checksum of the rest, and what does not fit it is
-made anew and written over. A disk that is full or read-only costs the compilation of each process,
-and nothing else. Whoever keeps a file there takes away those that nobody loaded for `UNUSED`
+A damaged file does no harm: each ends with a checksum of the rest, and one that does not match is
+compiled again and replaced. If the disk is full or read-only, each process compiles for itself, and
+nothing else is lost. A process that adds a file deletes those that were not loaded for `UNUSED`
 seconds: they are of other versions, or of neurons that were tried once.
 """
 
@@ -30,8 +30,8 @@ from neurospike.backend.garbage import uncollected
 
 SUM_BYTES = 4
 UNUSED = 30 * 86400.0
-SEEN = 86400.0  # after so many seconds a file that is loaded is marked as used
-# Variables of Numba's that make no difference to what it compiles; of others nobody knows.
+SEEN = 86400.0  # a file whose time is older, in seconds, is marked as used when it is loaded
+# Variables of Numba's that do not change what it compiles; all others are taken to change it.
 INDIFFERENT = ("NUMBA_CACHE_DIR", "NUMBA_DEBUG_CACHE", "NUMBA_DISABLE_JIT", "NUMBA_NUM_THREADS")
 OWN = Path(__file__).parent
 PACKAGE = Path(sys.modules["neurospike"].__path__[0])
@@ -47,13 +47,13 @@ _loaded: dict[str, int] = {}
 def address(
     key: Iterable[object], write: Write, loop: str = "", packages: Iterable[str] = ()
 ) -> int:
-    """Return where a C function is, in this process for good.
+    """Return the address of a C function, which stays loaded as long as this process runs.
 
     Args:
         key: all that the function depends on beside this package, the processor and llvmlite.
-        write: given the name that the function is to have, returns a module that defines it,
-            optimised, and nothing else that can be seen from outside.
-        loop: what a terminal is told is compiled; if empty it is told nothing.
+        write: given the name that the function is to have, returns an optimised module that
+            defines it and exports nothing else.
+        loop: name of what is compiled, for a message on a terminal; if empty there is no message.
         packages: those that `write` uses, on whose versions the function depends too.
     """
     versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
@@ -72,7 +72,7 @@ def count() -> int:
 
 @functools.cache
 def _here() -> str:
-    """Return what all functions depend on: our own sources, the processor, LLVM and its options."""
+    """Return what every function depends on: our sources, the processor, LLVM and its options."""
     seen = hashlib.sha256()
     for file in (*sorted(OWN.glob("*.py")), *(PACKAGE / name for name in SOURCES)):
         seen.update(file.read_bytes())
@@ -93,7 +93,7 @@ def _features() -> str:
 @functools.cache
 def _machine() -> llvm.TargetMachine:
     with contextlib.suppress(RuntimeError):
-        llvm.initialize()  # newer ones need no such call, and refuse it
+        llvm.initialize()  # newer versions need no such call, and raise
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_triple(llvm.get_process_triple())
@@ -113,7 +113,7 @@ def _engine() -> llvm.ExecutionEngine:
 
 
 def optimised(module: llvm.ModuleRef, level: int) -> llvm.ModuleRef:
-    """Return a module, optimised for this processor, without what nothing in it needs."""
+    """Return a module, optimised for this processor and without unused functions."""
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=level)
     builder = llvm.create_pass_builder(_machine(), options)
@@ -122,14 +122,14 @@ def optimised(module: llvm.ModuleRef, level: int) -> llvm.ModuleRef:
 
 
 def _made(name: str, write: Write, loop: str) -> bytes:
-    """Return a function's object file, which is kept if it can be."""
+    """Compile a function; return its object file, after writing it to disk if possible."""
     folder = _folder()
     if loop and sys.stderr is not None and sys.stderr.isatty():
         again = "once: the code is kept on disk"
         if folder is None:
             again = "in each process: there is no folder to keep the code in"
         print(f"neurospike: compiling {loop} ({again})", file=sys.stderr)  # noqa: T201 (a person waits)
-    with uncollected():  # to look through all of torch takes longer than a short function
+    with uncollected():  # a collection, through all of torch, takes longer than a short function
         content = _machine().emit_object(write(name))
     if folder is not None:
         with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ def _load(name: str, content: bytes) -> int:
 
 
 def _folders() -> list[Path]:
-    """Return where code is kept: where Numba would, or in the user's cache folder."""
+    """Return folders for compiled code: `NUMBA_CACHE_DIR`, or else ours and the user's cache."""
     if told := os.environ.get("NUMBA_CACHE_DIR"):
         return [Path(told) / "neurospike"]
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
@@ -154,7 +154,7 @@ def _folders() -> list[Path]:
 
 
 def _kept(name: str) -> bytes | None:
-    """Return an object file that an earlier process made; None if there is none that is whole."""
+    """Return an object file that an earlier process wrote; None if there is none undamaged."""
     for folder in _folders():
         with contextlib.suppress(OSError, RuntimeError):
             file = folder.expanduser() / name
@@ -166,7 +166,7 @@ def _kept(name: str) -> bytes | None:
 
 
 def _mark(file: Path) -> None:
-    """Let a file's time say that it was used lately, where that can be written."""
+    """Set a file's time to now if it is older than `SEEN` seconds, where the system allows it."""
     with contextlib.suppress(OSError):
         if time.time() - file.stat().st_mtime > SEEN:
             os.utime(file)
@@ -174,7 +174,7 @@ def _mark(file: Path) -> None:
 
 @functools.cache
 def _tidy(folder: Path) -> None:
-    """Take away the files of a folder that were not used for long, once in a process."""
+    """Delete the files of a folder that were not used for `UNUSED` seconds, once per process."""
     now = time.time()
     for file in folder.glob("neurospike_*"):
         with contextlib.suppress(OSError):  # another process may be doing the same
@@ -183,7 +183,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _folder() -> Path | None:
-    """Return a folder to keep code in, made if need be; None if there is none."""
+    """Return a folder that code can be written to, made if need be; None if there is none."""
     for folder in _folders():
         with contextlib.suppress(OSError, RuntimeError):
             folder = folder.expanduser()
@@ -194,7 +194,7 @@ def _folder() -> Path | None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, beside others that write the same one."""
+    """Write a file as a whole or not at all, even if other processes write the same one."""
     made = file.with_name(f"{file.name}.tmp.{os.getpid()}")
     try:
         made.write_bytes(content)

@@ -1,7 +1,7 @@
-"""C functions of integers that are written in LLVM's language: arguments, loops, vectors in memory.
+"""C functions of integers written as LLVM IR: arguments, loops, vectors in memory.
 
 The compiled loops over time run them by `_intrinsics.call`, with addresses of rows among the
-arguments. A function is compiled once for all processes, as `_code` keeps it.
+arguments. A function is compiled once for all processes, because `_code` keeps it on disk.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from llvmlite import ir
 from neurospike.kernels.cpu import _code, _halves
 from neurospike.kernels.cpu._scribe import DOUBLE, I32
 
-LINE = 64  # bytes that come from memory together
+LINE = 64  # bytes of a cache line
 I64 = ir.IntType(64)
 
 Key = ParamSpec("Key")
 
 
 class Function:
-    """A C function in the making; `given` are its arguments by name, `build` writes at its end.
+    """A C function being written; `given` are its arguments by name, `build` appends instructions.
 
     Numbers are float64 if `double`, else float32.
     """
@@ -40,7 +40,7 @@ class Function:
 
     @contextlib.contextmanager
     def each(self, start: Any, end: Any, step: Any) -> Iterator[Any]:
-        """Write a loop from `start` to below `end`; what is written inside is done for each."""
+        """Write a loop from `start` to below `end`; the `with` block writes its body."""
         build, before = self.build, self.build.block
         head, body, done = map(self.block, ("head", "body", "done"))
         build.branch(head)
@@ -55,7 +55,7 @@ class Function:
         build.position_at_end(done)
 
     def place(self, argument: str, *distances: Any) -> Any:
-        """Return the address so many bytes behind one that was given."""
+        """Return the address in an argument plus distances in bytes."""
         place = self.given[argument]
         for distance in distances:
             place = self.build.add(place, distance)
@@ -65,17 +65,17 @@ class Function:
         return self.build.mul(value, I64(count))
 
     def repeated(self, value: Any, kind: Any) -> Any:
-        """Return a vector that has a number at each place."""
+        """Return a vector that has a number in every lane."""
         nothing, first = ir.Constant(kind, ir.Undefined), ir.VectorType(I32, kind.count)
         alone = self.build.insert_element(nothing, value, I32(0))
         return self.build.shuffle_vector(alone, nothing, ir.Constant(first, None))
 
     def bytes_of(self, form: str) -> int:
-        """Return how many bytes a number in memory takes, in its own format if `form` is empty."""
+        """Return how many bytes a number takes in memory, in the state's format without `form`."""
         return 2 if form else self.size
 
     def load(self, place: Any, kind: Any, form: str = "") -> Any:
-        """Return a vector that lies in memory, there perhaps in one of `_halves.FORMS`."""
+        """Load a vector from an address, widened if `form` is one of `_halves.FORMS`."""
         build = self.build
         stored = ir.VectorType(_halves.I16, kind.count) if form else kind
         value = build.load(build.inttoptr(place, stored.as_pointer()))
@@ -83,9 +83,9 @@ class Function:
         return _halves.widened(build, value, form) if form else value
 
     def store(self, value: Any, place: Any, past: int = 0, form: str = "") -> None:
-        """Write a vector, perhaps in one of `_halves.FORMS`, rounded to even.
+        """Store a vector, rounded to even if `form` is one of `_halves.FORMS`.
 
-        past: bytes that divide the place, if it goes past the caches; else 0.
+        past: alignment of the place in bytes, for a store past the caches; else 0.
         """
         build = self.build
         if form:
@@ -96,7 +96,7 @@ class Function:
             written.set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
     def fetch(self, place: Any, count: int) -> None:
-        """Ask for the lines that hold so many bytes."""
+        """Prefetch the cache lines that hold `count` bytes from an address on."""
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         name = "llvm.prefetch.p0"
@@ -108,7 +108,7 @@ class Function:
 
 
 def once(make: Callable[Key, Function]) -> Callable[Key, int]:
-    """Let what writes a function return the address of what it compiles to, made once."""
+    """Decorate what writes a C function, so that it returns the compiled one's address, cached."""
 
     @functools.wraps(make)
     def address(*key: Key.args, **named: Key.kwargs) -> int:

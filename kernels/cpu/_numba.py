@@ -1,4 +1,4 @@
-"""What Numba makes of a loop of ours: a module of LLVM's that needs nothing of Numba or Python."""
+"""Loops compiled by Numba to LLVM modules that need neither Numba nor Python when they run."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ OPTIONS: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
-FINE = (0, -2)  # what a function of Numba's returns if nothing was raised: a result, or None
-FOREIGN = re.compile("numba_|NRT_|_?Py").match  # names of functions of Numba's or Python's
-# Those of Numba's that free memory which it owns: our arrays have none of it.
+FINE = (0, -2)  # status of Numba's functions if nothing was raised: with a result, or with None
+FOREIGN = re.compile("numba_|NRT_|_?Py").match  # names of functions of Numba's or Python's runtime
+# Functions of Numba's that free memory it owns. Our arrays own none, so these are never called.
 NEVER = ("NRT_MemInfo_call_dtor", "NRT_Free")
 
 
@@ -36,9 +36,9 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def _inner(function: Any) -> Any:
-    """Return a function that compiled ones call, one object for all that are the same.
+    """Return a jitted function that loops call, one object for all functions that are equal.
 
-    What it is compiled to, for each kind of arguments, then serves every kernel of the process.
+    So its compiled code, for each signature, serves every kernel of the process.
     """
     code = function.__code__
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -54,7 +54,7 @@ def _inner(function: Any) -> Any:
 
 
 def _same(value: Any) -> tuple[Any, ...]:
-    """Return what is equal for values that compile to the same."""
+    """Return a key that is equal for values that compile to the same code."""
     return (id(value),) if callable(value) else (type(value), repr(value))
 
 
@@ -63,11 +63,11 @@ def written(
 ) -> llvm.ModuleRef:
     """Return a module with `function(job_at)` as the C function `entry`.
 
-    `names` are what its free names stand for beside the `_intrinsics`; `literal` is the format of
+    `names` gives the values of its free names beside the `_intrinsics`; `literal` is the format of
     the numbers written in it.
 
     Raises:
-        RuntimeError: the function calls something of Numba's or of Python's.
+        RuntimeError: the function calls something of Numba's or of Python's runtime.
         BackendError: Numba is told to compile nothing.
     """
     if vars(config)["DISABLE_JIT"]:  # set as Numba is imported, which a type checker does not see
@@ -101,11 +101,11 @@ def written(
 
 
 def _entry(name: str, core: str) -> ir.Module:
-    """Return a C function that runs a function of Numba's, and what such a one may seem to need."""
+    """Return a module with a C function that calls a function of Numba's, and stubs of `NEVER`."""
     module = ir.Module()
     pointer = ir.IntType(8).as_pointer()
     nothing, integer = ir.VoidType(), ir.IntType(64)
-    places = [pointer.as_pointer(), pointer.as_pointer()]  # of its result, and of an error
+    places = [pointer.as_pointer(), pointer.as_pointer()]  # for its result, and for an error
     inner = ir.Function(module, ir.FunctionType(ir.IntType(32), [*places, integer]), core)
     outer = ir.Function(module, ir.FunctionType(nothing, [integer]), name)
     build = ir.IRBuilder(outer.append_basic_block())

@@ -1,7 +1,7 @@
-"""Loops over neurons and a few steps, written from a neuron's operations in LLVM's language.
+"""Loops over neurons and a few steps, generated from a neuron's operations as LLVM IR.
 
-For a neuron of one state and two parameters, where the spikes' gradient comes and that of the first
-parameter is asked for, they do as these would, on rows of one number per neuron:
+For a neuron of one state and two parameters, where the spikes have a gradient and that of the first
+parameter is wanted, they compute the same as these, on rows of one number per neuron:
 
     def advance(x, s0, p0, p1, spikes, numbers, n, steps):
         for i in range(n):
@@ -21,11 +21,11 @@ parameter is asked for, they do as these would, on rows of one number per neuron
                 )
                 sum0[i] += more
 
-Each is a C function of integers (see `ADVANCE`, `RETRACE` and `RETREAT` for which), which the
-compiled loops over time run by `_intrinsics.call`. So there is one loop over time for all neurons,
-and what is compiled for a neuron is a few lines, in some hundredths of a second. What goes from
-step to step stays in registers, a vector of neurons at a time; rows are therefore handed over a few
-steps at once, where nothing else is to be done between them.
+Each is a C function of integers (listed in `ADVANCE`, `RETRACE` and `RETREAT`), which the compiled
+loops over time run by `_intrinsics.call`. So there is one loop over time for all neurons, and only
+a few lines are compiled for each neuron, in some hundredths of a second. Values carried from step
+to step stay in registers, a vector of neurons at a time; one call therefore takes several steps,
+where the loop over time has nothing else to do between them.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,9 @@ from neurospike.kernels.cpu._scribe import Scribe
 from neurospike.neurons.derive import derived
 from neurospike.neurons.program import Operation, Program, needed
 
-# What the functions are given: addresses of rows, and at the end how far apart the rows of a group
-# lie, states for example, how many neurons and steps there are, and how far apart the rows of
-# successive steps lie. States before successive steps lie one group behind the other.
+# Arguments of the functions: addresses of rows; `apart`, how many numbers apart the rows of a group
+# lie (such as the states); how many neurons and steps there are; and how many numbers apart the
+# rows of successive steps lie. The groups of states before successive steps follow one another.
 ADVANCE = (
     *("x", "states", "parameters", "spikes", "numbers"),
     *("apart", "n", "steps", "x_stride", "spikes_stride"),
@@ -51,17 +51,17 @@ RETREAT = (
     *("apart", "n", "steps", "x_stride", "spikes_stride", "out_stride"),
 )
 
-VECTOR = 128  # bytes of each value that are computed at once: two registers of the widest kind
-AHEAD = 4  # steps ahead that a row is fetched: a line each time one is computed
+VECTOR = 128  # bytes of each value that are computed at once: two of the widest registers
+AHEAD = 4  # steps ahead that rows are prefetched, as many bytes as are computed
 
 
 class _Result(NamedTuple):
-    """What becomes of a result of a step.
+    """Where a result of a step goes.
 
-    into: the row of the step that it is written into; None for nothing.
-    carried: the operand that it is at the next step, or that it is added to; None for none.
-    added: whether it is added.
-    kept: whether the last one is written where the first came from.
+    into: the row, one per step, that it is written into; None if it is not written.
+    carried: the operand that it replaces for the next step, or is added to; None if there is none.
+    added: whether it is added to that operand.
+    kept: whether the operand's last value is written back to where its first was read.
     """
 
     into: str | None = None
@@ -71,18 +71,18 @@ class _Result(NamedTuple):
 
 
 class _Loop(Function):
-    """A function over rows; `back`: whether it begins with the last step."""
+    """A function over rows of neurons; `back`: whether it goes from the last step to the first."""
 
     def __init__(
         self, arguments: Sequence[str], program: Program, double: bool, back: bool = False
     ) -> None:
         super().__init__(arguments, double)
         self.program, self.back = program, back
-        self.rows: dict[str, Any] = {}  # where each begins, at the first step to be taken
-        self.strides: dict[str, Any] = {}  # bytes from there to the next step, if there are any
-        self.forms: dict[str, str] = {}  # how the numbers of each lie in memory
-        self.fetched: list[str] = []  # rows that are asked for some steps ahead
-        # Rows written past the caches, and how many bytes divide their places.
+        self.rows: dict[str, Any] = {}  # address of each, at the first step to be taken
+        self.strides: dict[str, Any] = {}  # bytes to the next step, of rows that have one per step
+        self.forms: dict[str, str] = {}  # the format of each in memory, as in `_halves.FORMS`
+        self.fetched: list[str] = []  # rows that are prefetched some steps ahead
+        # Rows written past the caches, with their alignment in bytes.
         self.past: dict[str, int] = {}
         build, start, self.end = self.build, self.block("start"), self.block("end")
         build.cbranch(build.icmp_signed(">", self.given["steps"], I64(0)), start, self.end)
@@ -90,10 +90,10 @@ class _Loop(Function):
         self.group("p", "parameters", program.parameters)
 
     def row(self, name: str, argument: str, k: int = 0, stride: Any = None, form: str = "") -> None:
-        """Let `name` be row `k` of the rows that begin at an argument.
+        """Let `name` be row `k` of the rows that begin at the address in an argument.
 
-        stride: numbers from a step's row to that of the next; None where it is the same one.
-        form: that of its numbers in memory.
+        stride: numbers from a step's row to that of the next; None for one row at all steps.
+        form: the format of its numbers in memory, one of `_halves.FORMS`; empty for the state's.
         """
         build, size = self.build, I64(self.bytes_of(form))
         self.forms[name] = form
@@ -115,12 +115,12 @@ class _Loop(Function):
         row: int = 0,
         stride: Any = None,
     ) -> None:
-        """Let `letter` with a number from `first` on be the rows of an argument from `row` on."""
+        """Name `count` rows of an argument, from `row` on, by `letter` and numbers from `first`."""
         for k in range(count):
             self.row(f"{letter}{first + k}", argument, row + k, stride)
 
     def per_step(self) -> Any:
-        """Return how many numbers the states before a step are."""
+        """Return the stride between the states before two steps: so many numbers all states are."""
         return self.build.mul(self.given["apart"], I64(self.program.states))
 
     def write(
@@ -132,7 +132,8 @@ class _Loop(Function):
     ) -> None:
         """Write the loops: over vectors of neurons, and then over the neurons that are left.
 
-        alike: the parameters, as bits, that have one value for all neurons, which is read once.
+        alike: a bit mask of the parameters with one value for all neurons, which is read once.
+        results: the operands to return, and `becomes` where each of them goes.
         """
         build, low = self.build, I64(0)
         places = {
@@ -179,7 +180,7 @@ class _Loop(Function):
 
         carried = [one.carried for one in becomes if one.carried is not None]
         written = {one.into for one in becomes}
-        begun = {  # what goes from step to step, or is the same at each
+        begun = {  # values carried from step to step, or the same at every step
             name: self.load(place, kind, self.forms[name])
             for name, place in places.items()
             if name in carried or (name not in self.strides and name not in written)
@@ -242,15 +243,15 @@ def advance(
     past: int = 0,
     forms: tuple[str, str] = ("", ""),
 ) -> _Loop:
-    """Return the function that takes a row of neurons some steps on, of arguments `ADVANCE`.
+    """Return the function that takes a row of neurons some steps on, with arguments `ADVANCE`.
 
     Args:
         neuron: a `Program` as text.
         double: whether numbers are float64, else they are float32.
-        alike: the parameters, as bits, that have one value for all neurons.
+        alike: a bit mask of the parameters that have one value for all neurons.
         spikes: whether they are written.
-        past: bytes that divide the places of their rows, if they go past the caches; else 0.
-        forms: of current and spikes in memory.
+        past: alignment of their rows in bytes, if they are written past the caches; else 0.
+        forms: formats of current and spikes in memory.
     """
     program = Program.parse(neuron)
     loop = _Loop(ADVANCE, program, double)
@@ -268,9 +269,9 @@ def advance(
 
 @once
 def retrace(neuron: str, double: bool, alike: int, form: str = "") -> _Loop:
-    """Return the function that writes the states after each step, of arguments `RETRACE`.
+    """Return the function that writes the states after each step, with arguments `RETRACE`.
 
-    form: that of the current in memory.
+    form: format of the current in memory.
     """
     program = Program.parse(neuron)
     count = program.states
@@ -295,18 +296,18 @@ def retreat(
     past: int = 0,
     forms: tuple[str, str, str] = ("", "", ""),
 ) -> _Loop:
-    """Return the function that takes a row's gradients some steps back, of arguments `RETREAT`.
+    """Return the function that takes a row's gradients some steps back, with arguments `RETREAT`.
 
     Args:
         neuron: a `Program` as text.
         double: whether numbers are float64, else they are float32.
-        alike: the parameters, as bits, that have one value for all neurons.
-        spikes: whether their gradient comes.
-        wanted: the parameters, as bits, whose gradients are added to the rows of `sums`, one row
-            for each of these.
-        constant: whether the current's gradient is added to what is in `out`.
-        past: bytes that divide the places of the rows of `out`, if they go past the caches; else 0.
-        forms: of the current, the spikes' gradient and `out` in memory.
+        alike: a bit mask of the parameters that have one value for all neurons.
+        spikes: whether they have a gradient.
+        wanted: a bit mask of the parameters whose gradients are added to the rows of `sums`, which
+            has one row for each of them.
+        constant: whether the current's gradient is added to the one row of `out`.
+        past: alignment of the rows of `out` in bytes, if written past the caches; else 0.
+        forms: formats of the current, the spikes' gradient and `out` in memory.
     """
     program = Program.parse(neuron)
     count = program.states

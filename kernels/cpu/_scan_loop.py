@@ -1,7 +1,7 @@
 """The loop over time of any recorded neuron on a CPU, forward and backward, as Numba compiles it.
 
-What is divided how, and into which arrays of a job, says `scan`, which runs these; the vectorised
-loops over a row of neurons are those of `_rows`, called by their addresses.
+`scan` runs these loops, and divides the neurons and fills the arrays of a job; the vectorised loops
+over a row of neurons are those of `_rows`, called by their addresses.
 """
 
 import numpy as np
@@ -9,15 +9,16 @@ import numpy as np
 from neurospike.kernels.cpu._intrinsics import address, array_at, call, fence, stream, take
 from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, place_of, row_of
 
-PAD = 16  # numbers between rows of scratch, else those of some steps meet in few lines of a cache
-TOGETHER = 4  # time steps that a row is taken at once
+PAD = 16  # numbers between rows of scratch; without, rows of some steps would share few cache sets
+TOGETHER = 4  # time steps that one call takes a row of neurons through
 
-# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample (of all, if
-# blocks may lie in several); states and parameters of a neuron; 1 if what is written goes past the
-# caches; bytes of a number of the current, of the spikes or their gradient, and of the current's
-# gradient. Numbers between two steps and between two samples: of the current, of the spikes'
-# gradient, of the current's gradient, and of all other sequences; no numbers between two steps that
-# are one row. Then addresses of `_rows`: of `advance` or `retrace`, and of `retreat`.
+# Sizes of a job: steps, neurons in a block, neurons in all, blocks, neurons of a sample (all of
+# them, if a block may span several); states and parameters of a neuron; 1 if outputs are written
+# past the caches; bytes of a number of the current, of the spikes or their gradient, and of the
+# current's gradient. Strides, in numbers, between two steps and between two samples: of the
+# current, of the spikes' gradient, of the current's gradient, and of all other sequences; a stride
+# of 0 between steps stands for one row at all steps. Then addresses of functions of `_rows`:
+# `advance` or `retrace`, and `retreat`.
 STEPS, WIDTH, COUNT, PARTS, FEATURES, STATES, PARAMETERS, PAST = range(SIZES, SIZES + 8)
 X_BYTES, SPIKES_BYTES, OUT_BYTES = range(PAST + 1, PAST + 4)
 X_STEP, X_EACH, GRAD_STEP, GRAD_EACH, OUT_STEP, OUT_EACH, STEP, EACH = range(PAST + 4, PAST + 12)
@@ -28,12 +29,12 @@ BYTE = np.uint8(0)
 
 
 def _array(job_at, k):
-    """Return the `k`-th array of a job; one of size 0 is not there."""
+    """Return the `k`-th array of a job; size 0 stands for an absent one."""
     return array_of(job_at, k, NUMBER)
 
 
 def _fill(out, values, start):
-    """Write one value a neuron, from neuron `start` on; `values` repeats with its own length."""
+    """Write one value per neuron, from neuron `start` on; `values` repeats over the neurons."""
     if values.size == 1:
         for i in range(out.size):
             out[i] = values[0]
@@ -47,7 +48,7 @@ def _fill(out, values, start):
 
 
 def _start(out, values, low):
-    """Begin a block: a row of `values` from neuron `low` on, or zeros if there are none."""
+    """Fill `out` with `values` from neuron `low` on, or with zeros if `values` is empty."""
     for i in range(out.size):
         out[i] = values[low + i] if values.size > 0 else 0.0
 
@@ -58,7 +59,7 @@ def _step_of(count, size):
 
 
 def _place(job, lengths, part):
-    """Return a block's sample, its first neuron there, how many it has, and how many steps."""
+    """Return a block's sample, its first neuron in that, and its numbers of neurons and steps."""
     block = job[WIDTH]
     each = (job[FEATURES] + block - 1) // block
     sample, first = part // each, part % each * block
@@ -80,7 +81,7 @@ def _begin(job_at, scratch, states_at, parameters_at, apart, low, n):
 
 
 def _keep(job_at, states, scratch, own, apart, first, at, n):
-    """Write states, rows of the scratch, into arrays of a job, those that are there."""
+    """Write states, rows of the scratch, into those arrays of a job that are present."""
     for s in range(states):
         array = _array(job_at, first + s)
         if array.size > 0:
@@ -88,9 +89,9 @@ def _keep(job_at, states, scratch, own, apart, first, at, n):
 
 
 def _add_traces(job_at, states, scratch, own, apart, first, at, low, size, n):
-    """Add the gradients that come to states at a step, those that are there.
+    """Add the gradients of the traces at a step, where present, to those of the states.
 
-    A row for all steps, of `size` numbers, has them at `low`, a sequence at `at`.
+    They begin at `at` in a sequence, and at `low` in one row of `size` numbers for all steps.
     """
     for s in range(states):
         trace = _array(job_at, first + s)
@@ -112,7 +113,7 @@ def _forward(job_at):
     apart, x_step, step = job[WIDTH] + PAD, job[X_STEP], job[STEP]
     traced = states > 0 and _array(job_at, traces).size > 0
     each = 1 if traced else TOGETHER
-    # Rows of the scratch: states, parameters, zeros to stream.
+    # Rows of the scratch: states, parameters, a row of zeros to stream from.
     own = take(job, SLOT) * (states + parameters + 1) * apart
     parameters_at = own + states * apart
     zeros_at = parameters_at + parameters * apart
@@ -174,8 +175,8 @@ def _backward(job_at):
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0
     each = 1 if traced else TOGETHER
-    # Rows of the scratch: gradients of the states, parameters, their gradients, zeros to stream,
-    # the history.
+    # Rows of the scratch: gradients of the states, parameters, gradients of the parameters, a row
+    # of zeros to stream from, the history.
     own = take(job, SLOT) * (states + 2 * parameters + 1 + job[STEPS] * states) * apart
     parameters_at = own + states * apart
     sums_at = parameters_at + parameters * apart
@@ -250,9 +251,9 @@ def _backward(job_at):
 
 
 def _zero(place, start, n, size, zeros, past):
-    """Write `n` zeros of `size` bytes into a sequence that begins at a place.
+    """Write `n` zeros of `size` bytes each to number `start` of the sequence at address `place`.
 
-    They are written as its other numbers are; `zeros` is a row of scratch to stream.
+    past: whether to write past the caches, from `zeros`, the address of a row of scratch.
     """
     target = array_at(place + start * size, n * size, BYTE)
     row = array_at(zeros, n * size, BYTE) if past else target

@@ -1,10 +1,11 @@
-"""A neuron's operations written in LLVM's language, on vectors of numbers.
+"""A neuron's operations written as LLVM IR, on vectors of numbers.
 
 Functions that a processor has no instruction for are computed in float64 and rounded, as the
 other backends do: libraries differ in the last bit of float32, and a spike would show it. Those of
-the gradient (`program.QUICK`) stay in the state's format. For float32 the exponential function is
-written out, for all numbers of a vector at once; the C library has the others, and those of float64
-too, whose last bit nothing rounds away, number by number.
+the gradient (`program.QUICK`) stay in the state's format. Where the state is float32, the
+exponential function is written out for all numbers of a vector at once. The C library computes the
+others, and where the state is float64 this one too, as no rounding hides its last bit: one number
+after another.
 """
 
 import functools
@@ -19,20 +20,20 @@ from neurospike.neurons.program import Operation, is_constant
 I32 = ir.IntType(32)
 DOUBLE = ir.DoubleType()
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-# Of these LLVM knows what they are, whatever it makes of them.
+# Functions that are intrinsics of LLVM, whether it compiles them to instructions or to calls.
 INTRINSIC = frozenset({"exp", "log", "sqrt", "sin", "cos", "fabs"})
 
 
 class _Exp(NamedTuple):
-    """What the exponential function of a number format is computed with.
+    """Constants with which the exponential function of a number format is computed.
 
     Attributes:
-        terms: of the series on half of log(2) to both sides, which leave less than a last bit.
-        low, high: bounds beyond which it is 0 or infinite.
-        digits: bits of a number behind the leading one.
-        excess: what is added to an exponent.
-        tens, units: log(2) in two parts, of which the first has zeros at its end, so that it
-            times an exponent is exact.
+        terms: highest power of the series, enough for the last bit on -log(2) / 2 to log(2) / 2.
+        low, high: bounds beyond which the result is 0 or infinite.
+        digits: bits of the mantissa after the leading one.
+        excess: bias of the exponent.
+        tens, units: log(2) in two parts, the first of which ends in zero bits, so that its product
+            with an exponent is exact.
     """
 
     terms: int
@@ -60,15 +61,15 @@ class Scribe:
         return ir.Constant(kind or self.kind, value)
 
     def function(self, name: str, kind: Any) -> Any:
-        """Return the function of a name, from a value of a kind to another."""
+        """Return the declaration of a function by name, from one value of a type to another."""
         module = self.builder.module
         known = module.globals.get(name)
         return known or ir.Function(module, ir.FunctionType(kind, [kind]), name)
 
     def exp(self, x: Any) -> Any:
-        """Return the exponential function, in the format of its argument, to its last bit or so.
+        """Return the exponential function, in the format of its argument, to about the last bit.
 
-        With k the whole number next to x / log(2), it is 2^k times that of the rest, a series.
+        With k the integer nearest to x / log(2), it is 2^k times a series in x - k * log(2).
         """
         build, kind = self.builder, x.type
         bits = 64 if kind.element == DOUBLE else 32
@@ -82,7 +83,8 @@ class Scribe:
 
         for sign, bound in (("<", constant(found.low)), (">", constant(found.high))):
             x = build.select(build.fcmp_ordered(sign, x, bound), bound, x)  # NaN stays
-        # A number so large that it has no digits behind the point: its lowest ones are k.
+        # Added to a number so large that it has no fraction, x / log(2) is rounded to k, which
+        # then is in the lowest bits of the sum.
         large = constant(1.5 * 2.0**found.digits)
         shifted = added(x, constant(1.0 / math.log(2.0)), large)
         k = build.fsub(shifted, large)
@@ -92,7 +94,7 @@ class Scribe:
             series = added(series, rest, constant(1.0 / math.factorial(power)))
         series = build.fadd(added(build.fmul(rest, rest), series, rest), constant(1.0))
         power = build.sub(build.bitcast(shifted, whole), build.bitcast(large, whole))
-        # In two halves, of which each is a number where 2^k is none: infinite, or almost 0.
+        # 2^k as two factors: each is a normal number even where 2^k overflows or is subnormal.
         half = build.ashr(power, self.constant(1, whole))
         for part in (half, build.sub(power, half)):
             exponent = build.add(part, self.constant(found.excess, whole))
@@ -101,7 +103,7 @@ class Scribe:
         return series
 
     def call(self, name: str, value: Any) -> Any:
-        """Return a function of the C library, in the format of its argument."""
+        """Return the function of a name, of the C library or `exp`, in its argument's format."""
         if name == "exp" and self.kind.element != DOUBLE:
             return self.exp(value)
         build, kind = self.builder, value.type
@@ -116,7 +118,7 @@ class Scribe:
         return value
 
     def rounded(self, function: Callable[[Any], Any], value: Any) -> Any:
-        """Return a function of numbers, computed in float64."""
+        """Return a function of a value, computed in float64 and rounded to its format."""
         if self.kind.element == DOUBLE:
             return function(value)
         wide = function(self.builder.fpext(value, ir.VectorType(DOUBLE, self.kind.count)))
@@ -129,7 +131,7 @@ class Scribe:
         )
 
     def lesser(self, sign: str, a: Any, b: Any) -> Any:
-        """Return the one of two numbers that is less, or more; NaN if either is."""
+        """Return the lesser of two numbers, or for the sign ">" the greater; NaN if either is."""
         build = self.builder
         first = build.or_(build.fcmp_ordered(sign, a, b), build.fcmp_unordered("!=", a, a))
         return build.select(first, a, b)
@@ -161,7 +163,7 @@ class Scribe:
     def results(
         self, values: dict[str, Any], operations: Sequence[Operation], results: Sequence[str]
     ) -> list[Any]:
-        """Write the operations; return the results. `values` has what operands stand for."""
+        """Write the operations; return the results. `values`, which grows, has the operands'."""
 
         def value(operand: str) -> Any:
             return self.constant(float(operand)) if is_constant(operand) else values[operand]

@@ -1,15 +1,15 @@
-"""Random spikes on the CPU from the very numbers that torch would draw, compared as they are made.
+"""Random spikes on the CPU from the same random numbers as torch's, compared as they are drawn.
 
 `torch.rand` makes [T, B, *F] floats one after another on one thread, which costs as much as an
 event-driven layer. Its generator is the Mersenne Twister (Matsumoto and Nishimura 1998,
-doi:10.1145/272991.272995), whose 624 numbers are made from the last 624 in three loops without
-dependencies: vectors do it. A number's lowest 24 bits are the digits of the float in [0, 1).
+doi:10.1145/272991.272995), whose next 624 numbers are made from the last 624 in three loops without
+dependencies, which vectorise. A number's lowest 24 bits are the digits of the float in [0, 1).
 
-The generator's state is torch's, read before and written after, so the stream goes on as if torch
-had drawn. `usable` tells whether this torch's state and stream are those known here. Torch gives no
-way to hold the generator meanwhile, so another thread may draw from it: if it has, what was made
-here is dropped, and torch draws. What remains are the microseconds between that look and the
-writing: a draw of another thread from the same generator just then is drawn here a second time.
+The generator's state is torch's, read before and written after, so that the stream continues as if
+torch had drawn. `usable` returns whether this torch's state and stream are those known here. Torch
+has no lock on a generator, so another thread may draw from it meanwhile: then the draws made here
+are dropped, and torch draws. The check and the writing of the state are microseconds apart: numbers
+that another thread draws from the same generator in between are drawn here too.
 """
 
 import array
@@ -25,11 +25,13 @@ from neurospike.backend import parallel
 from neurospike.kernels.cpu._compile import compiled
 from neurospike.kernels.cpu._intrinsics import array_at
 
-SIZE, SHIFT = 624, 397  # of the generator's state: numbers, and the distance of those combined
-HEADER = 8  # bytes before the place in the state, which is 32 bits at 8 and 64 bits at 16
-DIGITS = float(1 << 24)  # of a float32 in [0, 1)
+SIZE, SHIFT = 624, 397  # numbers of the generator's state, and the distance of those combined
+# Bytes of the seed, with which the state begins. Then follow `left` (32 bits, at byte 8), the place
+# of the next number (64 bits, at byte 16) and the numbers (64 bits each, from byte 24).
+HEADER = 8
+DIGITS = float(1 << 24)  # a float32 in [0, 1) is a whole number below this, divided by it
 
-# Names that compiled code may use.
+# Names for the compiled code.
 uint8, uint32, uint64, int32, float32 = np.uint8, np.uint32, np.uint64, np.int32, np.float32
 BYTE, WORD, LONG, NUMBER = uint8(0), uint32(0), uint64(0), float32(0)
 
@@ -37,7 +39,7 @@ _lock = threading.Lock()
 
 
 def _mix(out, combined, old, following):
-    """Make new numbers of the state: `combined ^ twist(old, following)`."""
+    """Fill `out` with new numbers of the state: `combined ^ twist(old, following)`."""
     for i in range(out.size):
         y = (old[i] & uint32(0x80000000)) | (following[i] & uint32(0x7FFFFFFF))
         odd = uint32(0) - (following[i] & uint32(1))
@@ -45,7 +47,7 @@ def _mix(out, combined, old, following):
 
 
 def _twist(new, old):
-    """Make the next 624 numbers of the state from the last."""
+    """Fill `new` with the next 624 numbers of the state, made from the last 624."""
     far = SIZE - SHIFT  # 227
     _mix(new[:far], old[SHIFT:SIZE], old[:far], old[1 : far + 1])
     _mix(new[far : 2 * far], new[:far], old[far : 2 * far], old[far + 1 : 2 * far + 1])
@@ -60,7 +62,7 @@ def _twist(new, old):
 
 
 def _fire(out, state, limit):
-    """1 where the number drawn is below `limit`, in units of the last digit, else 0."""
+    """Write 1 where the number drawn is below `limit`, in units of 1 / `DIGITS`, else 0."""
     for i in range(out.size):
         y = state[i]
         y ^= y >> uint32(11)
@@ -72,7 +74,7 @@ def _fire(out, state, limit):
 
 
 def _draw(job_at):
-    """Fill `out` `[T, N]` from the state and limits `[N]`; leave the state as it is afterwards."""
+    """Fill `out` `[T, N]` from the generator's state and limits `[N]`, and update the state."""
     job = array_at(job_at, 10, 0)
     place = job[0]
     out = array_at(job[2], job[3], BYTE)
@@ -111,7 +113,7 @@ def _compiled() -> Any:
 def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | None) -> Tensor | None:
     """Return uint8 `[T, *N]`: 1 where a draw of `torch.rand` is below the float32 `probability`.
 
-    None, and the generator as it is, if another thread has drawn from it meanwhile.
+    If another thread has drawn from the generator meanwhile, return None and do not change it.
     """
     generator = torch.default_generator if generator is None else generator
     out = torch.empty((num_steps, *probability.shape), dtype=torch.uint8, device="cpu")
@@ -126,7 +128,7 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
         left = numbers[HEADER : HEADER + 4].view(np.int32)
         at = numbers[HEADER + 8 : HEADER + 16].view(np.uint64)
         places = (out, limit, state[HEADER + 16 :], scratch)
-        # `left` is how many are left, and 1 when the next draw makes new ones.
+        # `left` is one more than the numbers that are left: at 1 the next draw makes new ones.
         place = SIZE if left[0] == 1 else int(at[0])
         job = array.array("q", [place, 0])
         for one, count in zip(places, (out.numel(), limit.numel(), SIZE, 2 * SIZE)):
@@ -141,7 +143,7 @@ def spikes(probability: Tensor, num_steps: int, generator: torch.Generator | Non
 
 
 def usable(probability: Tensor) -> bool:
-    """Whether such draws are made here: plain float32, of a torch whose stream is known here."""
+    """Whether spikes can be drawn here: of plain float32, by a torch whose stream is known here."""
     return type(probability) is Tensor and probability.dtype == torch.float32 and _known()
 
 

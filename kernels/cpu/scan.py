@@ -1,9 +1,10 @@
 """The fused CPU backend of any recorded neuron: the whole time loop in one compiled kernel.
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous, or by sample `[B, T, F]`. A block of
-neurons keeps its states in a cache while the loop runs over T; blocks are divided among threads. A
-few rows at a time are taken by vectorised loops, written of the neuron's own operations (`_rows`).
-The loops over time (`_scan_loop`) run them by their addresses, and are the same for every neuron.
+neurons keeps its states in a cache while the loop runs over T; blocks are divided among threads.
+Vectorised loops, generated from the neuron's own operations (`_rows`), take a block through a few
+steps at a time. The loops over time (`_scan_loop`) call them by their addresses, and are the same
+for every neuron.
 
 Forward, per block:                            Backward, per block:
     states  S rows   <- start                      history[0] <- start
@@ -15,9 +16,9 @@ again into a scratch of at most `HISTORY` bytes. That moves 8 bytes per neuron-s
 (read current, write spikes) and 12 backward (read current and the spikes' gradient, write the
 current's), for any number of states.
 
-What is the same at every step is one row: an array of N numbers in the place of T * N. By sample,
-and with lengths, a block lies within a sample; with lengths its loop ends with the sample, and what
-comes after is only filled, never read. Number formats: state float32, or float64 if the current is;
+A sequence that is the same at every step is one row: N numbers in place of T * N. By sample, and
+with lengths, a block lies within one sample; with lengths its loop ends with the sample, and later
+steps are only filled, never read. Number formats: state float32, or float64 if the current is;
 sequences of 16 bits are read and written as such, a vector at a time.
 """
 
@@ -48,21 +49,21 @@ from neurospike.kernels.cpu._sequences import (
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
-BLOCK = 1344  # neurons that are taken through time together: rows that memory reads at full speed
-UNIT = 64  # neurons that a block is a multiple of
+BLOCK = 1344  # neurons of a block, at most: its rows are long enough for memory's full speed
+UNIT = 64  # a block is a multiple of so many neurons
 HISTORY = 3 << 19  # bytes of a block's history, at most
-GRAIN = 1 << 16  # neuron-steps that are worth waking a thread for: some 30 us of work
+GRAIN = 1 << 16  # neuron-steps per thread, at least, to be worth waking it: some 30 us of work
 
 
 @functools.cache
 def _compiled(backward: bool, double: bool) -> Any:
-    """Return the kernel of a direction, for any neuron, compiled for a number format."""
+    """Return the forward or backward kernel, for any neuron, compiled for a number format."""
     literal = np.float64 if double else np.float32
     return compiled(_backward if backward else _forward, {"BYTE": BYTE}, literal)
 
 
 def alike_of(parameters: Sequence[Tensor]) -> int:
-    """Return which parameters have one value for all neurons, as bits."""
+    """Return a bit mask of the parameters that have one value for all neurons."""
     return mask_of([one.numel() == 1 for one in parameters])
 
 
@@ -73,7 +74,7 @@ def _given(tensors: Sequence[Tensor | None], count: int) -> Sequence[Tensor | No
 
 @functools.lru_cache(maxsize=4096)
 def as_tensor(values: tuple[float, ...], state: torch.dtype) -> Tensor:
-    """Return numbers as a tensor, the same one each time."""
+    """Return numbers as a tensor, the same tensor each time."""
     return torch.tensor(values, dtype=state, device="cpu")
 
 
@@ -82,8 +83,8 @@ def _divided(
 ) -> tuple[tuple[int, ...], int]:
     """Return the first five sizes of a job, and how many threads share it.
 
-    samples: whose blocks are apart, by sample or with lengths; 0 if blocks may lie in several.
-    rows_each: rows of scratch that a block has, if they are to lie in a cache; else 0.
+    samples: their number if each block must lie within one (by sample, or with lengths), else 0.
+    rows_each: rows of scratch of a block, if they should fit into a cache; else 0.
     """
     most = BLOCK if rows_each == 0 else min(BLOCK, HISTORY // (rows_each * state.itemsize))
     most = max(UNIT, most)
@@ -91,17 +92,17 @@ def _divided(
     features = size // batch
     threads = parallel.threads(size * steps // GRAIN, -(-size // UNIT))
     parts = max(1, -(-features // most))
-    if not samples:  # as many for each thread
+    if not samples:  # as many blocks for each thread
         parts = -(-parts // threads) * threads
     block = UNIT * max(1, -(-features // (parts * UNIT)))
     parts = batch * -(-features // block)
     return (steps, block, size, parts, features), min(threads, max(1, parts))
 
 
-# By all that a plan depends on: the program, how many neurons and steps there are, which arrays
-# there are, and the shapes of those whose size does not follow from that.
+# Plans by all that they depend on: the program, how many neurons and steps there are, which arrays
+# are present, and the shapes of those whose size does not follow from that.
 _plans: dict[tuple[Any, ...], Plan] = {}
-PLANS = 4096  # that are kept
+PLANS = 4096  # how many are kept
 
 
 def _plan(
@@ -119,10 +120,12 @@ def _plan(
     """Make the plan of calls like this one.
 
     formats: of the current, the spikes or their gradient, and the current's gradient.
-    backward: of the backward pass, the parameters whose gradients are wanted, as bits, whether the
-        current is constant, and whether the spikes have a gradient; None of the forward pass.
-    sizes: steps, neurons, and samples whose blocks are apart.
-    strides: eight of a job, from `X_STEP` on.
+    backward: None for the forward pass; for the backward pass, a bit mask of the parameters whose
+        gradients are wanted, whether the current is constant, and whether the spikes have a
+        gradient.
+    sizes: steps, neurons, and `samples` as of `_divided`.
+    past: what `past_of` returned.
+    strides: the eight of a job from `X_STEP` on.
     """
     states, many = Program.parse(neuron).states, len(parameters)
     alike, double = alike_of(parameters), state == torch.float64
@@ -170,9 +173,10 @@ def forward(
 ) -> Callable[..., None] | None:
     """Fill `spikes` `[T, B, *F]`, `traces` (one for each state, or none) and `finals` `[B, *F]`.
 
-    `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` one `[B, *F]` each, or none of them
-    to start from zeros; `parameters` of one number or `[P]`. All but `current` and `spikes` are in
-    the state's format. `lengths` are int64 `[B]`, taken as 0 to `steps`.
+    `current` is `[T, B, *F]`, `[B, *F]` if `constant`; `states` are `[B, *F]` each, or empty to
+    start from zeros; `parameters` have one number or `[P]`, which repeat over the neurons. All but
+    `current` and `spikes` are in the state's format. `lengths` are int64 `[B]`, clamped to 0 to
+    `steps`.
     """
     state = finals[0].dtype
     read = by_samples if by_sample else rows
@@ -188,7 +192,7 @@ def forward(
     size, batch = finals[0].numel(), finals[0].shape[0]
     samples = batch if by_sample or lengths is not None else 0
     features = size // (batch or 1)
-    # Those of steps in blocks follow from the shape.
+    # Without `by_sample` the strides follow from the shape.
     x_strides = strides_of(x, finals[0].dim(), features) if by_sample else None
     least = HELD if constant else STREAMED
     past = NOT_PAST if spikes is None else past_of(spikes, least, samples)
@@ -231,7 +235,7 @@ def forward(
         plan = _plan(key, arrays, neuron, state, formats, parameters, None, sizes, past, strides)
     plan.run(arrays)
     if spikes is not None and spikes.nbytes >= least:
-        return None  # where the next ones lie decides how they are written
+        return None  # the address of the next call's spikes decides how they are written
     used = (x, *starts, *values)
     is_same = are_same((current, *states, *parameters), used, whole=True)
 
@@ -272,7 +276,7 @@ def backward(
     lengths: Tensor | None = None,
     by_sample: bool = False,
 ) -> Callable[..., None] | None:
-    """Fill the gradients of current, states (all or none) and parameters (each that is no None)."""
+    """Fill the gradients of current, states (all or none) and parameters (all but None)."""
     nothing = (None,) * len(grad_finals)
     state = torch.float64 if current.dtype == torch.float64 else torch.float32
     shape = current.shape if constant else current.shape[1:]
@@ -304,13 +308,13 @@ def backward(
 
     found = laid_out(grad_spikes, grad_finals, grad_traces, current, states, parameters)
     gs, gfs, gts, x, starts, values = found
-    # What a constant current's gradient adds up to is rounded once.
+    # The gradient of a constant current is summed in the state's format and rounded once.
     wide = out.new_empty(out.shape, dtype=state) if constant and out.dtype != state else out
     samples = batch if by_sample or lengths is not None else 0
     past = NOT_PAST if constant else past_of(wide, STREAMED, samples)
     wanted = tuple([one is not None for one in out_parameters])
     formats, threads = (x.dtype, current.dtype, wide.dtype), torch.get_num_threads()
-    strides: tuple[int, ...] | None = None  # those of steps in blocks follow from the shapes
+    strides: tuple[int, ...] | None = None  # without `by_sample` they follow from the shapes
     if by_sample:
         strides = (*strides_of(x, dim, features), *strides_of(gs, dim, features))
     key = (
@@ -355,7 +359,7 @@ def backward(
         out.copy_(wide)
         return None
     if not constant and out.nbytes >= STREAMED:
-        return None  # where the next one lies decides how it is written
+        return None  # the address of the next call's gradient decides how it is written
     given = (grad_spikes, current, *grad_traces, *grad_finals, *states, *parameters)
     is_same = are_same(given, (gs, x, *gts, *gfs, *starts, *values), whole=True)
 
