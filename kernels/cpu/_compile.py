@@ -1,4 +1,4 @@
-"""Loops of ours as C functions that `parallel.run` runs; Numba compiles those not yet kept."""
+"""Loops as C functions that `parallel.run` runs; Numba compiles those not yet kept on disk."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from neurospike.kernels.cpu import _code
 def compiled(function: Callable[..., Any], names: Mapping[str, Any], literal: Any) -> int:
     """Return the address of `function(job_at)` as a C function, for `parallel.run`.
 
-    `names` are what its free names stand for beside the `_intrinsics`: numbers and their formats;
+    `names` gives the values of its free names beside the `_intrinsics`: numbers and their formats;
     `literal` is the format of the numbers written in it.
     """
     known = {"NUMBER": literal(0), **names}
     module, name = plain(function).__module__, function.__name__
 
     def write(entry: str) -> Any:
-        # Here, because a process that finds its code kept need not import Numba.
+        # Imported here, because a process that finds its code on disk need not import Numba.
         from neurospike.kernels.cpu._numba import written
 
         return written(function, known, literal, entry)

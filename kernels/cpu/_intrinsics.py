@@ -1,21 +1,21 @@
-"""What loops call of the processor, by name; and what of it needs no more than that.
+"""Functions that compiled loops use for what Python cannot express: memory, threads, vectors.
 
-The functions without a body are stood for by those of their names in `_memory` and `_vectors`,
-which are written in LLVM's language, when Numba compiles a loop. Here they are for whoever reads
-or imports a loop, which does not load Numba.
+When Numba compiles a loop, those without a body are replaced by the functions of the same names in
+`_memory` and `_vectors`, which generate LLVM IR. They are declared here so that a loop can be read,
+and imported without loading Numba.
 
-Memory larger than the caches: a store normally reads its cache line first, and what it writes
-pushes other data out; `stream` writes past the caches, as the C library's copy does. `prefetch`
+Memory larger than the caches: a store normally reads its cache line first, and the data that it
+writes push others out; `stream` writes past the caches, as the C library's copy does. `prefetch`
 fetches a row before it is needed: a block of neurons is a new page at each time step, where the
-hardware does not look ahead.
+hardware does not prefetch.
 
-Threads: a loop is handed one row of integers, its job, from which several threads `take` part after
-part. Addresses in a job become arrays with `array_at`, and functions that are run with `call`.
+Threads: a loop is given one array of integers, its job, from which several threads `take` one part
+after another. `array_at` makes arrays of addresses in a job, `call` runs functions at addresses.
 
 Vectors of a fixed width, where Numba would leave them to chance: `sum_rows` keeps a row of sums in
 registers while it adds up others; a loop over an array of sums would load and store each of them at
-every row. `nonzero` and `graded` look at 64 numbers at once and answer in the 64 bits of an
-integer, which `ones` counts and `lowest` goes through.
+every row. `nonzero` and `graded` compare 64 numbers at once and return the 64 bits of an integer,
+which `ones` counts and `lowest` helps to go through.
 """
 
 LINE_BYTES = 64
@@ -26,27 +26,27 @@ def address(array, index):
 
 
 def array_at(address, size, like):
-    """Return `size` numbers of the format of `like` that lie at an address, as an array."""
+    """Return an array of the `size` numbers at an address, in the format of `like`."""
 
 
 def call(function, arguments):
-    """Run the C function at an address; the arguments are a tuple of integers."""
+    """Run the C function at the address `function` with a tuple of integers as arguments."""
 
 
 def take(job, index):
-    """Return `job[index]` and add one to it, as one step that no other thread comes between."""
+    """Return `job[index]` and add one to it, atomically."""
 
 
 def fence():
-    """Let other threads see what was streamed before anything that is written later."""
+    """Make streamed data visible to other threads before anything that is written later."""
 
 
 def prefetch_line(array, index):
-    """Ask for the cache line that holds `array[index]`."""
+    """Prefetch the cache line that holds `array[index]`."""
 
 
 def stream_line(out, at, row, start):
-    """Write one cache line, `out[at:]` which begins it, from `row[start:]`, past the caches."""
+    """Write the cache line that begins at `out[at]` from `row[start:]`, past the caches."""
 
 
 def nonzero(array, at):
@@ -62,13 +62,13 @@ def ones(bits):
 
 
 def lowest(bits):
-    """Return the place of the lowest bit that is 1."""
+    """Return the position of the lowest bit that is 1."""
 
 
 def sum_rows(out, at, first, first_at, rows, indices, low, high, width):
-    """Write `first[first_at:] + sum of rows[indices[e]] for e from low to high` to `out[at:]`.
+    """Write `first[first_at:] + sum(rows[indices[e]] for e in range(low, high))` to `out[at:]`.
 
-    `rows` are `[K, width]`, `width` numbers are written; it is a constant.
+    `rows` are `[K, width]`, and `width` numbers are written; `width` is a compile-time constant.
     """
 
 
@@ -83,12 +83,12 @@ def multiply_rows(
 
     Rows of `given` begin at `first`, `stride` apart, and have `depth` numbers; those of `matrix`
     begin at `start`, `apart` from one another, those of `out` at `at`, `out_stride` apart. `rows`
-    and `width` are constants: the sums stay in registers.
+    and `width` are compile-time constants, so that the sums stay in registers.
     """
 
 
 def turn(out, at, out_stride, source, start, stride):
-    """Write a square of a matrix transposed: as many rows as 64 bytes hold numbers.
+    """Write the transpose of a square part of a matrix, of as many rows as 64 bytes hold numbers.
 
     Rows of `source` begin at `start` and are `stride` apart, those of `out` at `at`, `out_stride`
     apart.
@@ -96,7 +96,7 @@ def turn(out, at, out_stride, source, start, stride):
 
 
 def prefetch(array, start, size):
-    """Ask for `array[start : start + size]`."""
+    """Prefetch `array[start : start + size]`."""
     lanes = LINE_BYTES // array.itemsize
     for i in range(0, size, lanes):
         prefetch_line(array, start + i)

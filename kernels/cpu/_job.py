@@ -1,8 +1,8 @@
-"""How a loop in several threads is told what to do: its job, one row of integers.
+"""The job of a loop that several threads run: one array of integers that says what to do.
 
-A job holds counters that the threads `take` from (the next part, the next scratch), a flag for an
-answer, sizes and addresses of functions, and then the address and size of each array; the last one
-is a scratch that is divided among the threads.
+A job holds counters that the threads `take` from (the next part, the next scratch), a flag that the
+loop may set, sizes and addresses of functions, and then the address and size of each array; the
+last array is a scratch that is divided among the threads.
 """
 
 import array
@@ -19,13 +19,13 @@ NEXT, SLOT, FLAG, SIZES, HEAD = 0, 1, 2, 3, 24
 
 
 def array_of(job_at, k, like):
-    """Return the `k`-th array of a job, of numbers like `like`; one of size 0 is not there."""
+    """Return the `k`-th array of a job, in the format of `like`; size 0 if it is absent."""
     job = array_at(job_at, HEAD + 2 * k + 2, 0)
     return array_at(job[HEAD + 2 * k], job[HEAD + 2 * k + 1], like)
 
 
 def place_of(job_at, k):
-    """Return where the `k`-th array of a job begins, and how many numbers it has."""
+    """Return the address of the `k`-th array of a job, and how many numbers it has."""
     job = array_at(job_at, HEAD + 2 * k + 2, 0)
     return job[HEAD + 2 * k], job[HEAD + 2 * k + 1]
 
@@ -44,7 +44,7 @@ _NOTHING = (0,) * HEAD
 
 
 class _Scratch(threading.local):
-    """The scratch that the calls of a thread use one after the other, up to `KEPT` bytes."""
+    """The scratch of each format that the calls of a thread reuse, up to `KEPT` bytes."""
 
     def __init__(self) -> None:
         self.kept: dict[torch.dtype, Tensor] = {}
@@ -55,7 +55,7 @@ KEPT = 1 << 22
 
 
 def _scratch(count: int, state: torch.dtype) -> Tensor:
-    """Return at least so many numbers; anew where torch is to fill new memory, or it is large."""
+    """Return at least `count` numbers; new ones if torch must fill new memory, or if many."""
     if count * state.itemsize > KEPT or torch.are_deterministic_algorithms_enabled():
         return buffers.empty((count,), state)
     kept = _own.kept.get(state)
@@ -65,14 +65,14 @@ def _scratch(count: int, state: torch.dtype) -> Tensor:
 
 
 class Plan:
-    """A compiled loop and its job, of which all is known but where the arrays lie.
+    """A compiled loop and its job, complete but for the addresses of the arrays.
 
     Args:
         kernel: address of the loop.
-        numbers: how many each array has; 0 for one that is not there.
-        sizes: of the job.
-        threads: that run it.
-        scratch: numbers in the format `state` that each thread has for itself.
+        numbers: how many numbers each array has; 0 for an absent one.
+        sizes: those of the job, from `SIZES` on, with the addresses of functions.
+        threads: how many run it.
+        scratch: how many numbers of scratch each thread has.
         state: format of the scratch.
     """
 
@@ -93,13 +93,13 @@ class Plan:
         self.job = array.array("q", job)
 
     def run(self, arrays: Sequence[Tensor | None]) -> Sequence[int]:
-        """Let the threads do a job on these arrays; return it as they left it."""
+        """Run the loop on these arrays; return the job as the threads left it."""
         job, place = self.job[:], HEAD
         for one in arrays:
             if one is not None:
                 job[place] = one.data_ptr()
             place += 2
-        held = _scratch(self.scratch, self.state)  # as long as the loop runs
+        held = _scratch(self.scratch, self.state)  # must live as long as the loop runs
         job[place] = held.data_ptr()
         parallel.run(self.kernel, job, self.threads)
         return job

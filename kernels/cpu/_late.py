@@ -1,6 +1,7 @@
-"""The inner loop of `delay`: a few steps of a block of channels, each as late as it is to be.
+"""The inner loop of `delay`: a few steps of a block of channels, each by its own delay later.
 
-It does as this would, on rows of one number per channel, `CHUNK` of them that follow one another:
+It computes the same as this, on a chunk of `CHUNK` successive steps, rows of one number per
+channel:
 
     def late(source, given, out, rings, bits, weights, recent, sums, chunk, taps, n):
         for i in range(n):
@@ -12,10 +13,11 @@ It does as this would, on rows of one number per channel, `CHUNK` of them that f
                 for j in range(taps):
                     sums[j][i] += given[r][i] * x[r - j]
 
-So a delay of any length takes a choice per bit of it, and no address that differs from channel to
-channel. What lies before the chunk is kept between calls: for each bit a ring of the steps that it
-reaches back, for the lower three together one of a chunk, which are compared in registers; and
-`recent`, the delayed steps that the taps reach back, one number per channel and step each.
+So a delay of any length takes one selection per bit, and no address that differs from channel to
+channel. The steps before the chunk are kept between calls: for each bit in a ring of as many steps
+as it reaches back, for the lowest three together in a ring of one chunk, from which they select in
+registers; and in `recent` the delayed steps that the taps reach back. Each holds one number per
+channel and step.
 """
 
 from typing import Any
@@ -24,20 +26,20 @@ from llvmlite import ir
 
 from neurospike.kernels.cpu._function import I64, LINE, Function, once
 
-# What the function is given: addresses of rows, how many numbers lie between the rows of successive
-# steps, which chunk it is, how many taps and channels there are (a multiple of those in a line),
-# and how many numbers lie between the rows of scratch.
+# Arguments of the function: addresses of rows; how many numbers apart the rows of successive steps
+# lie; the chunk's number; how many taps and channels there are (the latter a multiple of the
+# numbers in a cache line); and how many numbers apart the rows of scratch lie.
 LATE = (
     *("source", "given", "out", "rings", "bits", "weights", "recent", "sums"),
     *("source_stride", "given_stride", "out_stride", "chunk", "taps", "n", "apart"),
 )
-FINE = 3  # bits of a delay within a chunk
+FINE = 3  # bits of a delay that reach back less than a chunk
 CHUNK = 1 << FINE  # steps taken together
-AHEAD = 8  # lines ahead that memory is asked for
+AHEAD = 8  # cache lines ahead that sequences are prefetched
 
 
 def ring_rows(stages: int) -> int:
-    """Return how many rows the rings of so many bits have: that of bit k > 2 begins at 2^k."""
+    """Return how many rows the rings of all bits have; that of bit k >= 3 begins at row 2^k."""
     return 1 << max(FINE, stages)
 
 
@@ -57,12 +59,12 @@ class _Late(Function):
         self.reach = self.build.mul(taps, self.apart)  # bytes from the first tap to the last
 
     def row(self, argument: str, i: Any, k: int | Any = 0) -> Any:
-        """Return the address of a row of scratch, `k` rows or some bytes behind what was given."""
+        """Return an address in a row of scratch, `k` rows (int) or bytes after the first row."""
         distance = self.times(self.apart, k) if isinstance(k, int) else k
         return self.place(argument, i, distance)
 
     def places(self, argument: str, i: Any) -> list[Any]:
-        """Return where the numbers of a chunk of a sequence lie, some bytes of scratch on."""
+        """Return the addresses of a chunk's rows of a sequence, at `i` bytes in rows of scratch."""
         if self.form:
             i = self.build.lshr(i, I64(1))
         return [
@@ -70,19 +72,19 @@ class _Late(Function):
         ]
 
     def read(self, argument: str, i: Any) -> list[Any]:
-        """Return a chunk of a sequence, and ask for what comes next of it."""
+        """Load a chunk of a sequence, and prefetch the next channels of its rows."""
         places, line = self.places(argument, i), self.vector.count * self.bytes_of(self.form)
         for place in places:
             self.fetch(self.build.add(place, I64(AHEAD * line)), line)
         return [self.load(place, self.vector, self.form) for place in places]
 
     def chosen(self, k: int, i: Any) -> Any:
-        """Return which channels have bit `k`."""
+        """Return for which channels bit `k` of the delay is 1."""
         bit = self.load(self.row("bits", i, k), self.vector)
         return self.build.fcmp_unordered("!=", bit, ir.Constant(self.vector, None))
 
     def swapped(self, first: Any, rows: list[Any]) -> list[Any]:
-        """Put a chunk into a ring, whose rows for it begin at `first`; return what was there."""
+        """Store a chunk in a ring's rows from address `first` on; return the one that was there."""
         places = [self.build.add(first, self.times(self.apart, r)) for r in range(CHUNK)]
         before = [self.load(place, self.vector) for place in places]
         for place, row in zip(places, rows):
@@ -90,7 +92,7 @@ class _Late(Function):
         return before
 
     def delayed(self, rows: list[Any], i: Any) -> list[Any]:
-        """Return a chunk as late as its channels are."""
+        """Return a chunk with each channel delayed by its own number of steps."""
         build = self.build
         for k in reversed(range(FINE, self.stages)):  # these reach back by whole chunks
             slot = build.and_(self.given["chunk"], I64((1 << (k - FINE)) - 1))
@@ -103,7 +105,7 @@ class _Late(Function):
         both = self.swapped(self.row("rings", i), rows) + rows
         for k in reversed(range(min(FINE, self.stages))):
             late, back = self.chosen(k, i), 1 << k
-            # Of the rows before the chunk, those that the lower bits still ask for.
+            # Of the rows before the chunk, only those that the lower bits still reach.
             first = CHUNK - (back - 1)
             both[first:] = [
                 build.select(late, both[r - back], both[r]) for r in range(first, 2 * CHUNK)
@@ -111,12 +113,12 @@ class _Late(Function):
         return both[CHUNK:]
 
     def taps(self, first: int) -> Any:
-        """Write a loop over taps from `first` on, which gives how far back their rows lie."""
+        """Write a loop over taps from `first` on; it yields how many bytes back their rows lie."""
         end = self.build.add(self.reach, self.apart)
         return self.each(self.times(self.apart, first), end, self.apart)
 
     def tapped(self, i: Any, ago: Any) -> list[Any]:
-        """Return the chunk of a tap, whose row of weights is so many bytes behind the first."""
+        """Return the delayed chunk of the tap whose rows lie `ago` bytes back."""
         place = self.row("recent", i, self.build.sub(self.reach, ago))
         return [
             self.load(self.build.add(place, self.times(self.apart, r)), self.vector)
@@ -124,7 +126,7 @@ class _Late(Function):
         ]
 
     def slots(self, values: list[Any]) -> list[Any]:
-        """Return variables that have these values, for a loop to change."""
+        """Return stack variables with these initial values, for a loop to change."""
         with self.build.goto_entry_block():
             found = [self.build.alloca(self.vector) for _ in values]
         for value, slot in zip(values, found):
@@ -136,15 +138,15 @@ class _Late(Function):
 def late(
     double: bool, stages: int, mixes: bool, learns: bool, past: int = 0, form: str = ""
 ) -> Function:
-    """Return the function, of arguments `LATE`.
+    """Return the function, with arguments `LATE`.
 
     Args:
         double: whether numbers are float64, else they are float32.
-        stages: bits of the longest delay.
+        stages: how many bits the longest delay has.
         mixes: whether `out` is written.
         learns: whether `given` is read and `sums` are added to.
-        past: bytes that divide the places of `out`, if it goes past the caches; else 0.
-        form: that of `source`, `given` and `out` in memory.
+        past: alignment of the rows of `out` in bytes, if written past the caches; else 0.
+        form: format of `source`, `given` and `out` in memory, one of `_halves.FORMS` or empty.
     """
     f = _Late(double, stages, form)
     build = f.build
@@ -167,7 +169,7 @@ def late(
                 place = f.row("sums", i, ago)
                 total = f.load(place, f.vector)
                 for value, row in zip(given, f.tapped(i, ago)):
-                    # One rounding or two, as the processor does sooner.
+                    # One rounding or two, whichever is faster on the processor.
                     product = build.fmul(value, row, flags=("contract",))
                     total = build.fadd(total, product, flags=("contract",))
                 f.store(total, place)

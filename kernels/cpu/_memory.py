@@ -11,7 +11,7 @@ from neurospike.kernels.cpu._intrinsics import LINE_BYTES
 
 
 def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Return a pointer to `array[index]`, in what an intrinsic generates."""
+    """Return a pointer to `array[index]`, for the code that an intrinsic generates."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 

@@ -1,6 +1,6 @@
 """The loop over time of recurrent layers on a CPU, forward and backward, as Numba compiles it.
 
-How a layer is divided, and into which arrays of a job, says `recurrent`, which runs these.
+`recurrent` runs these loops, and divides the layer and fills the arrays of a job.
 """
 
 import numpy as np
@@ -28,11 +28,12 @@ from neurospike.kernels.cpu._scan_loop import (
 )
 from neurospike.kernels.cpu.linear_scan import _copy
 
-TOGETHER = 4  # samples that are multiplied at once: 8 sums of the 16 registers that AVX2 has
-SHARE = 0.35  # of the neurons that fire, from which on a dense product takes less time
+TOGETHER = 4  # samples that are multiplied at once: their sums take 8 of the 16 registers of AVX2
+SHARE = 0.35  # share of firing neurons from which a dense product takes less time
 
 # Sizes of a job: steps, samples, neurons, samples of a tile, neurons rounded up to panels; states
-# and parameters of a neuron. Then addresses of `_rows`: of `advance` or `retrace`, and `retreat`.
+# and parameters of a neuron. Then addresses of functions of `_rows`: `advance` or `retrace`, and
+# `retreat`.
 STEPS, BATCH, NEURONS, WHOLE_TILE, PADDED, STATES, PARAMETERS, ONWARD, BACK = range(
     SIZES, SIZES + 9
 )
@@ -50,7 +51,7 @@ def _sum(out, one, other):
 
 
 def _with_step(t, lengths, order, low, count):
-    """Return how many samples of a tile have a step `t`: its first ones."""
+    """Return how many of a tile's first `count` samples have a step `t`; these come first."""
     if lengths.size > 0:
         while count > 0 and lengths[order[low + count - 1]] <= t:
             count -= 1
@@ -58,7 +59,7 @@ def _with_step(t, lengths, order, low, count):
 
 
 def _list_fired(spikes, size, places, at):
-    """List the places of a row of spikes that are not 0; return how many, and if all are 1."""
+    """List the places of a row of spikes that are not 0; return how many, and whether all are 1."""
     count, odd = 0, 0
     for word in range((size + 63) // 64):
         start = word * 64
@@ -98,7 +99,7 @@ def _multiply(scratch, out_at, padded, at, size, count, packed):
 
 
 def _come_back(scratch, sums_at, padded, last_at, size, count, packed, places):
-    """Write what the spikes of a tile's samples give to its neurons: `weight @ spikes`."""
+    """Write `weight @ spikes` of each of a tile's samples to `sums_at`."""
     fired, plain = 0, True
     for m in range(count):
         many, is_plain = _list_fired(
@@ -123,7 +124,7 @@ def _come_back(scratch, sums_at, padded, last_at, size, count, packed, places):
 
 
 def _sum_graded(scratch, to, matrix, places, first, end, last_at):
-    """Add up rows times spikes that are not 1: those that a first step was handed."""
+    """Sum rows times spikes other than 1, which only the state before the first step can have."""
     for i in range(PANEL):
         scratch[to + i] = 0.0
     row = first
@@ -205,7 +206,7 @@ def _forward(job_at):
                         address(numbers, 0),
                         size,
                         size,
-                        1,  # step, so that no stride matters
+                        1,  # step: the strides are not used
                         0,
                         0,
                     ),
@@ -252,8 +253,8 @@ def _backward(job_at):
     for s in range(states):
         traced = traced or _array(job_at, traces + s).size > 0
     # Rows of the scratch: gradients of states and currents of the tile, parameters, sums of their
-    # gradients for each sample, what comes to the spikes from the step after, the states before
-    # each step.
+    # gradients for each sample, gradients that the next step's currents give to the spikes, the
+    # states before each step.
     rows_each = tile * (states + 1 + parameters) + parameters + tile * steps * states
     states_at = take(job, SLOT) * (rows_each * size + tile * padded)
     grads_at = states_at + tile * states * size
@@ -324,7 +325,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         size,
                         size,
-                        1,  # step, so that no stride matters
+                        1,  # step: the strides are not used
                         0,
                         0,
                         0,

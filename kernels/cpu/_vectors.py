@@ -9,13 +9,13 @@ from numba.extending import intrinsic
 
 from neurospike.kernels.cpu._memory import element_pointer
 
-BITS = 64  # numbers looked at together
+BITS = 64  # numbers compared at once
 VECTOR_BYTES = 64
 I64 = ir.IntType(64)
 
 
 def _look(context: Any, builder: Any, signature: Any, arguments: Any, values: tuple) -> Any:
-    """Return 64 bits: which of 64 numbers equal none of `values`; NaN equals none."""
+    """Return 64 bits that are 1 where a number equals none of `values`; NaN equals none."""
     element = context.get_data_type(signature.args[0].dtype)
     wide = ir.VectorType(element, BITS)
     place = builder.bitcast(
@@ -103,7 +103,8 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any, width: int)
         for place, part in zip(sums, row):
             builder.store(builder.fadd(builder.load(place), part), place)
     target = builder.bitcast(at("out", given["at"]), vector.as_pointer())
-    # Added last: of many chunks, each is summed on its own, which loses fewer digits.
+    # `first` is added last: where it is the sum of earlier chunks, each chunk is summed on its own,
+    # which loses fewer digits.
     for k, (place, value) in enumerate(zip(sums, loads(at("first", given["first_at"])))):
         store = builder.store(
             builder.fadd(value, builder.load(place)), builder.gep(target, [I64(k)])
@@ -169,7 +170,7 @@ def _multiply(context: Any, builder: Any, signature: Any, arguments: Any, rows: 
                 builder.insert_element(nothing, value, I64(0)), nothing, zeros
             )
             for place, part in zip(sums[row], parts):
-                # One rounding or two, as the processor does sooner.
+                # One rounding or two, whichever is faster on the processor.
                 product = builder.fmul(many, part, flags=("contract",))
                 total = builder.fadd(builder.load(place), product, flags=("contract",))
                 builder.store(total, place)

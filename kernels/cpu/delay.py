@@ -4,10 +4,10 @@ Layout: a sequence is `[T, N]`, `N = B * P`, rows contiguous; `lag [P]` and `wei
 those of the P channels of a sample. The output is `y_t = sum_j weights[j] * x_{t - lag - j}`.
 
 Blocks of channels are divided among threads, and go through time a chunk of a few steps at once
-(`_late`): so the input is read once and in the order that memory likes, whatever the delays and
-however many taps. The backward pass is the same from the last step to the first, on the gradient
-of the output; what comes out is that of the input, and the products with the input add up to the
-weights' gradient, in an order that does not depend on the threads.
+(`_late`): so the input is read once, in the order in which it lies in memory, whatever the delays
+and however many taps. The backward pass does the same from the last step to the first with the
+output's gradient, and gets the input's; the products with the input add up to the weights'
+gradient, in an order that does not depend on the threads.
 
 That moves 8 bytes per channel-step forward (read x, write y) and 12 backward (read x and the
 gradient of y, write that of x) in float32. Saved for backward: nothing but the inputs. Number
@@ -37,38 +37,39 @@ CACHED = 1 << 17  # numbers of scratch that stay in the second-level cache
 CHUNK, FINE = _late.CHUNK, _late.FINE
 
 # Sizes of a job: steps; channels of a block, of a sample, and in all; taps; the longest delay, and
-# the bits of one without its taps; 1 from the first step to the last, or -1. Then addresses of
-# `_late`, for a chunk that is read and written in place, and for one that is not.
+# the bits of the longest lag, which is that without the taps; 1 to go from the first step to the
+# last, -1 for the reverse. Then addresses of functions of `_late`: for a chunk that is read and
+# written in place, and for one that is copied to and from scratch.
 STEPS, WIDTH, CHANNELS, COUNT, TAPS, DELAY, STAGES, WAY, INSIDE, EDGE = range(SIZES, SIZES + 10)
-# Arrays of a job: what is delayed and the steps before it, what its products are summed with and
-# the steps before that, what is written and the steps before it, and the sums.
+# Arrays of a job: the sequence that is delayed, the one that it is multiplied with for the sums,
+# and the one that is written, each followed by the steps before its first; and the sums.
 SOURCE, SOURCE_BEFORE, GIVEN, GIVEN_BEFORE, OUT, OUT_BEFORE, SUMS = range(7)
 WEIGHTS, LAG, ENDS, SCRATCH = range(7, 11)
 
 # What the kernel is compiled for; rebound for each number format.
 NUMBER = np.float32(0)
-SEQUENCE = np.float32(0)  # as it lies in memory: 16 bits are copied, whatever they mean
+SEQUENCE = np.float32(0)  # format in memory; 16-bit numbers are copied as integers
 WHOLE = np.int32(0)
 LANES = 16
 
 
 def _array(job_at, k):
-    """Return the `k`-th array of a job; one of size 0 is not there."""
+    """Return the `k`-th array of a job, in the state's format; size 0 if it is absent."""
     return array_of(job_at, k, NUMBER)
 
 
 def _sequence(job_at, k):
-    """Return the same of a sequence."""
+    """Return the `k`-th array of a job, a sequence in its format; size 0 if it is absent."""
     return array_of(job_at, k, SEQUENCE)
 
 
 def _part(array, start, size):
-    """Return `array[start : start + size]`, which is known to lie in it."""
+    """Return `array[start : start + size]` without checking bounds."""
     return array_at(address(array, start), size, NUMBER)
 
 
 def _piece(sequence, start, size):
-    """Return the same of a sequence."""
+    """Return `sequence[start : start + size]` without checking bounds."""
     return array_at(address(sequence, start), size, SEQUENCE)
 
 
@@ -79,13 +80,13 @@ def _zero(out):
 
 
 def _copy(out, values):
-    """Copy as many numbers as there is room for."""
+    """Copy as many numbers as `out` has."""
     for i in range(out.size):
         out[i] = values[i]
 
 
 def _ends_of(job_at, low, n):
-    """Return the steps at which the first and the last of a block's samples end."""
+    """Return the earliest and the latest step at which a sample of a block ends."""
     job = job_of(job_at)
     ends, steps = array_of(job_at, ENDS, WHOLE), job[STEPS]
     if ends.size == 0:
@@ -97,7 +98,7 @@ def _ends_of(job_at, low, n):
 
 
 def _constants(job_at, scratch, low, n):
-    """Write the bits of a block's delays, and then the weights of its taps, as rows."""
+    """Write rows of scratch: the bits of a block's lags, and then the weights of its taps."""
     job = job_of(job_at)
     weights, lag = _array(job_at, WEIGHTS), array_of(job_at, LAG, WHOLE)
     channels, stages, block = job[CHANNELS], job[STAGES], job[WIDTH]
@@ -117,10 +118,10 @@ def _constants(job_at, scratch, low, n):
 
 
 def _read(job_at, rows, array, before, begin, low, n):
-    """Write a chunk of a sequence, from step `begin` on, into rows of scratch.
+    """Copy a chunk of a sequence, from step `begin` on, into rows of scratch.
 
-    Behind the end of a sample, before the first step and where there is no sequence there are
-    zeros; `before` holds the steps before the first, if it is there.
+    The array `before` holds the steps before the first, if it is present. Rows are zeros after the
+    end of a sample, where nothing holds earlier steps, and where the sequence is absent.
     """
     job = job_of(job_at)
     sequence, history = _sequence(job_at, array), _sequence(job_at, before)
@@ -139,7 +140,7 @@ def _read(job_at, rows, array, before, begin, low, n):
 
 
 def _write(job_at, rows, begin, low, n):
-    """Write a chunk of the output, from step `begin` on, that lies in rows of scratch."""
+    """Copy a chunk in rows of scratch to the output, from step `begin` on."""
     job = job_of(job_at)
     out, before = _sequence(job_at, OUT), _sequence(job_at, OUT_BEFORE)
     block, size, delay = job[WIDTH], job[COUNT], job[DELAY]
@@ -154,7 +155,7 @@ def _write(job_at, rows, begin, low, n):
 
 
 def _cut(job_at, row, low, t):
-    """Set to 0 what of a row of step `t` lies behind the end of its sample."""
+    """Set a row of step `t` to 0 for those samples that have ended."""
     ends, channels = array_of(job_at, ENDS, WHOLE), job_of(job_at)[CHANNELS]
     if ends.size == 0:
         return
@@ -173,8 +174,8 @@ def _delay(job_at):
     steps, block, size, taps, way = job[STEPS], job[WIDTH], job[COUNT], job[TAPS], job[WAY]
     source_stride = way * size if source.size > size else 0
     given_stride = way * size if given.size > size else 0
-    # Rows of scratch: bits, weights, the chunk and the steps that taps reach back, sums, rings;
-    # then a chunk of each sequence that is not read or written in place.
+    # Rows of scratch: bits, weights, the delayed chunk and the steps that taps reach back, sums,
+    # rings; then a chunk of each sequence, for those not read or written in place.
     stages = job[STAGES]
     recent = (stages + taps) * block
     sums = recent + (taps - 1 + CHUNK) * block
@@ -208,7 +209,7 @@ def _delay(job_at):
                 begin = -job[DELAY]
         chunks = ((end - begin) * way + CHUNK) // CHUNK
         _zero(_part(scratch, 0, rings + CHUNK * block))
-        for k in range(FINE, stages):  # of the ring of a bit, what so many chunks come to
+        for k in range(FINE, stages):  # as much of each bit's ring as so many chunks use
             _zero(_part(scratch, rings + (block << k), min(1 << k, chunks * CHUNK) * block))
         _constants(job_at, scratch, low, n)
         for chunk in range(chunks):
@@ -248,7 +249,7 @@ def _delay(job_at):
 
 @functools.cache
 def _compiled(double: bool, narrow: bool) -> Any:
-    """Return the kernel compiled for a number format, and for sequences of 16 bits or its own."""
+    """Return the kernel compiled for a number format, and for sequences in it or of 16 bits."""
     number = np.float64 if double else np.float32
     names: dict[str, Any] = {"WHOLE": WHOLE, "LANES": LINE // number(0).itemsize}
     names["SEQUENCE"] = np.uint16(0) if narrow else number(0)
@@ -264,7 +265,7 @@ def _run(
     lengths: Tensor | None,
     max_delay: int,
 ) -> None:
-    """Run the kernel over steps in the order of `way` (1 or -1) on the first arrays of a job.
+    """Run the kernel forward (`way` 1) or backward in time (-1); `arrays`: the first of a job.
 
     Sequences have the shape and the format of `current` `[T, B, *F]`.
     """
@@ -275,13 +276,13 @@ def _run(
     _, _, given, _, out, before, _ = arrays
     form = _halves.FORMS.get(current.dtype, "")
     double, lanes = state == torch.float64, LINE // state.itemsize
-    stages = (max_delay + 1 - taps).bit_length()  # taps reach back, too
+    stages = (max_delay + 1 - taps).bit_length()  # bits of the longest lag; taps reach back further
     each = stages + 3 * taps - 1 + 4 * CHUNK + _late.ring_rows(stages)
     most = max(lanes, min(BLOCK, CACHED // each))
     threads = parallel.threads(size * steps // GRAIN, -(-size // lanes))
     parts = -(-max(1, -(-size // most)) // threads) * threads
     lines = -(-size // (parts * lanes))
-    block = lanes * (lines + 1 - lines % 2)  # rows of a power of two meet in few lines of a cache
+    block = lanes * (lines + 1 - lines % 2)  # odd: rows 2^k apart would share few cache sets
     ends = None if lengths is None else lengths.clamp(0, steps).to(torch.int32)
     kind = (double, stages, out is not None or before is not None, given is not None)
     past = 0
@@ -328,7 +329,7 @@ def backward(
     out_history: Tensor | None,
     out_weights: Tensor | None,
 ) -> None:
-    """Fill the gradients that are asked for; see `neurospike.backend.protocols.Delay`."""
+    """Fill the gradients that are wanted; see `neurospike.backend.protocols.Delay`."""
     state, (taps, channels) = weights.dtype, weights.shape
     x = before = each = None
     if out_weights is not None:

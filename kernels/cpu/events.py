@@ -1,4 +1,4 @@
-"""Which inputs are active: found once, as one bit each, and listed by rows or by columns.
+"""The active inputs of spikes: found once, as one bit each, and listed by rows or by columns.
 
 Layout: spikes `[M, K]`, bits `[M, ceil(K / 64)]`, the lists of all rows one after another. Formats:
 spikes bool, uint8, float32 or float64.
@@ -18,8 +18,8 @@ from neurospike.kernels.cpu._intrinsics import graded, lowest, nonzero, ones, ta
 from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, SLOT, array_of, job_of, run
 
 WORD = 64  # inputs whose bits are one integer
-TABLE = 40  # additions, in the time of which a row of a table of sums of four is made
-GRAIN = 1 << 17  # additions that are worth waking a thread for
+TABLE = 40  # additions that take as long as a table of sums of four, per row that it sums
+GRAIN = 1 << 17  # additions that are worth waking another thread for
 
 # What a kernel is compiled for; rebound for each variant.
 NUMBER = np.float32(0)
@@ -30,12 +30,15 @@ GROUPED = False
 
 
 def _groups(bits):
-    """Return which groups of four bits are not 0, at the lowest bit of each."""
+    """Return a 1 at the lowest bit of each group of four bits that is not 0."""
     return (bits | bits >> 1 | bits >> 2 | bits >> 3) & 0x1111111111111111
 
 
 def _find(job_at):
-    """Spikes `[M, K]` to bits `[M, W]`, with counts `[1 + M]` of events and of groups with any."""
+    """Turn spikes `[M, K]` into bits `[M, W]`; count each row's events and groups of four with any.
+
+    The counts are `[1 + M]`, of which the first is not written.
+    """
     job = job_of(job_at)
     rows, width, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
     spikes, bits = array_of(job_at, 0, SPIKE), array_of(job_at, 1, 0)
@@ -81,7 +84,7 @@ def _flip(block):
 
 
 def _transpose(job_at):
-    """Bits `[M, W]` to `[chunks, W * 64, chunk / 64]`, counted as `_find` does."""
+    """Transpose bits `[M, W]` to `[chunks, W * 64, chunk / 64]`; count them as `_find` does."""
     job = job_of(job_at)
     rows, words, high, chunks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
     bits, out = array_of(job_at, 0, 0), array_of(job_at, 1, 0)
@@ -109,7 +112,7 @@ def _transpose(job_at):
 
 
 def _list(job_at):
-    """Bits `[R, W]` to the places of those that are 1, row after row, and what stood there."""
+    """List the places of the bits `[R, W]` that are 1, row after row, and the spikes at them."""
     job = job_of(job_at)
     rows, words, block = job[SIZES], job[SIZES + 1], job[SIZES + 2]
     group, far, stride = job[SIZES + 3], job[SIZES + 4], job[SIZES + 5]
@@ -167,7 +170,7 @@ def _compiled(
 
 
 def threads(work: int, parts: int) -> int:
-    """Return how many threads are worth waking for so many additions in so many parts."""
+    """Return how many threads are worth using for `work` additions in so many parts."""
     return parallel.threads(1 + work // GRAIN, parts)
 
 
@@ -177,7 +180,11 @@ def words(width: int) -> int:
 
 
 class Found(NamedTuple):
-    """What there is in spikes: counts before each row, events, groups of four, other values."""
+    """What `find` counted in spikes.
+
+    counts: `[2, 1 + M]`, the events of each row and its groups of four with any, after a 0 each.
+    events, groups: their sums over all rows. valued: whether a spike is neither 0 nor 1.
+    """
 
     counts: Tensor
     events: int
@@ -185,11 +192,11 @@ class Found(NamedTuple):
     valued: bool
 
     def grouped(self, lists: int) -> bool:
-        """Whether a table of sums of four saves more additions than it takes for `lists` rows."""
+        """Whether a table of sums of four, of `lists` rows, saves more additions than it takes."""
         return not self.valued and self.events - self.groups > TABLE * lists
 
     def starts(self, grouped: bool) -> Tensor:
-        """Return where each row's list begins, and the last one ends."""
+        """Return where each row's list begins and, last, where the last one ends."""
         return self.counts[1 if grouped else 0].cumsum(0)
 
 
@@ -199,7 +206,7 @@ def _counted(counts: Tensor, valued: bool) -> Found:
 
 
 def find(spikes: Tensor, bits: Tensor) -> Found:
-    """Fill `bits` `[M, W]` and count them."""
+    """Fill `bits` `[M, W]` with a 1 for each of the spikes `[M, K]` that is not 0; count them."""
     rows, width = spikes.shape
     counts = torch.zeros((2, rows + 1), dtype=torch.int64, device="cpu")
     if bits.numel() == 0:
@@ -216,9 +223,9 @@ def find(spikes: Tensor, bits: Tensor) -> Found:
 def transposed(
     bits: Tensor, rows: int, width: int, chunk: int, valued: bool
 ) -> tuple[Tensor, Found]:
-    """Return bits `[M, W]` by columns, `[chunks * W * 64, chunk / 64]`, and count them.
+    """Return bits `[M, W]` by columns, `[chunks * W * 64, chunk / 64]`, and their counts.
 
-    chunk: rows, a multiple of 64, whose bits of a column are one row of the result.
+    chunk: how many rows, a multiple of 64, have their bits of a column in one row of the result.
     """
     chunks, padded = -(-rows // chunk), words(width) * WORD
     columns = torch.empty((chunks * padded, chunk // WORD), dtype=torch.int64, device="cpu")
@@ -242,10 +249,10 @@ def listed(
     state: torch.dtype,
     strides: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the places of bits `[R, W]` that are 1 and, if given, the spikes that stood there.
+    """Return the places of the bits `[R, W]` that are 1 and, if given, the spikes at them.
 
-    grouped: the places of groups of four, times 16, plus what the group is as a number. strides:
-    the spikes of row `r` are at `r // a * b + r % a + place * c`.
+    grouped: return instead, for each group of four bits with any, 16 times its number plus its bits
+    as a number. strides: `(a, b, c)`: spikes of row `r` are at `r // a * b + r % a + place * c`.
     """
     rows, count = bits.shape[0], int(starts[-1])
     places = torch.empty(count, dtype=torch.int32, device="cpu")

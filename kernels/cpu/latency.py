@@ -1,7 +1,7 @@
 """Latency coding on the CPU, in one pass.
 
-A pixel fires at step t if its intensity lies in the t-th interval of a table. Pictures `[B, K]`
-become spikes `[T, B, K]`, a picture at a time, which stays in the first-level cache meanwhile.
+A pixel fires at step t if its intensity lies in the t-th highest interval of a table. Pictures
+`[B, K]` become spikes `[T, B, K]`, one picture at a time, which stays in the first-level cache.
 """
 
 import functools
@@ -18,7 +18,7 @@ from neurospike.kernels.cpu._job import FLAG, NEXT, SIZES, array_of, job_of, run
 from neurospike.kernels.cpu.events import FORMATS
 from neurospike.ops.watching import is_plain
 
-GRAIN = 1 << 16  # spikes that are worth waking a thread for
+GRAIN = 1 << 16  # spikes that are worth waking another thread for
 
 NUMBER = np.float32(0)
 SPIKE = np.uint8(0)
@@ -27,7 +27,7 @@ LAST = False
 
 
 def _fire(out, data, low, high, threshold, rest):
-    """1 from `low` to below `high`, above the threshold; `rest` at and below the threshold."""
+    """Write 1 from `low` to below `high`, else 0; but `rest` where not above the threshold."""
     for i in range(out.size):
         x = data[i]
         spike = ONE if x >= low and x < high else SPIKE
@@ -35,7 +35,7 @@ def _fire(out, data, low, high, threshold, rest):
 
 
 def _outside(data):
-    """Count what does not lie in 0 to 1."""
+    """Return how many intensities are not in [0, 1]; NaN is not."""
     found = 0
     for i in range(data.size):
         found += 0 if data[i] >= 0.0 and data[i] <= 1.0 else 1
@@ -43,7 +43,7 @@ def _outside(data):
 
 
 def _encode(job_at):
-    """Fill spikes `[T, B, K]` of pictures `[B, K]`; flag what lies outside 0 to 1."""
+    """Fill spikes `[T, B, K]` of pictures `[B, K]`; set the flag if one is not in [0, 1]."""
     job = job_of(job_at)
     steps, batch, width = job[SIZES], job[SIZES + 1], job[SIZES + 2]
     data, edges = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
@@ -72,10 +72,10 @@ def _compiled(data: torch.dtype, spikes: torch.dtype, last: bool) -> Any:
 def spikes(
     data: Tensor, edges: list[float], threshold: float, last: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """Return spikes `[T, B, *F]` of intensities `[B, *F]`; None if some lie outside 0 to 1.
+    """Return spikes `[T, B, *F]` of intensities `[B, *F]`; None if one is not in [0, 1].
 
-    edges: the T - 1 at which the time goes down by a step, ascending. last: what does not reach the
-    threshold fires at the last step.
+    edges: the T - 1 intensities, ascending, from each of which on a pixel fires one step earlier.
+    last: whether pixels that are not above the threshold fire at the last step.
     """
     steps, batch = len(edges) + 1, data.shape[0]
     width = data[0].numel()
@@ -88,5 +88,5 @@ def spikes(
 
 
 def usable(data: Tensor) -> bool:
-    """Whether plain tensors of a format known here."""
+    """Whether `spikes` can encode such a tensor: a plain one of float32 or float64."""
     return is_plain(data) and data.dtype in (torch.float32, torch.float64)

@@ -2,14 +2,14 @@
 
 Layout: spikes `[M, K]`, weight `[N, K]`. Which inputs are active is found once, as one bit each
 (kernels/cpu/events.py); the forward product goes through the bits by rows, the weight's gradient
-by columns, after a transposition of the bits. Both are the same sum: a row of the result is the sum
-of the rows of a matrix (the transposed weight; the gradient) that a list of places names. It is
-taken by panels of `PANEL_BYTES`, so that the matrix's panel stays in the second-level cache and the
-sums in registers.
+by columns, after a transposition of the bits. Both are the same kind of sum: a row of the result is
+the sum of those rows of a matrix (the transposed weight; the gradient) whose numbers are in a list.
+It is computed by panels of columns (`PANEL_BYTES`), so that the matrix's panel stays in the
+second-level cache and the sums in registers.
 
 Every sum has one order, whatever the number of threads; nothing is added atomically. Formats: sums
-in the weight's, float32 or float64; spikes in that one, bool or uint8. Active inputs other than 1
-are multiplied, and only then are their values read.
+in the weight's, float32 or float64; spikes in that one, bool or uint8. The values of active inputs
+are read, and rows multiplied by them, only if some are not 1.
 """
 
 import functools
@@ -27,12 +27,12 @@ from neurospike.kernels.cpu._job import NEXT, SIZES, SLOT, array_of, job_of, run
 from neurospike.kernels.cpu.events import FORMATS, WORD, Found, find, listed, transposed, words
 from neurospike.kernels.cpu.events import threads as threads_for
 
-__all__ = ["backward", "find", "forward", "words"]  # what `neurospike.layers.spike_linear` asks for
+__all__ = ["backward", "find", "forward", "words"]  # what `neurospike.layers.spike_linear` needs
 
 PANEL_BYTES = 256  # columns of a result that are summed together, in bytes
 CHUNK = 256  # rows of a gradient whose panel, of 64 kB, is summed while it is in a cache
-AHEAD = 8  # rows ahead that a gradient is fetched
-PARTS = 4  # a thread, at least, that sums are divided in
+AHEAD = 8  # rows ahead that a gradient or an output is prefetched
+PARTS = 4  # parts per thread that sums are divided into, if there are so many
 
 # What a kernel is compiled for; rebound for each variant.
 NUMBER = np.float32(0)
@@ -58,7 +58,7 @@ def turn_block(out, at, out_stride, source, start, stride, rows, columns):
 
 
 def _pack(job_at):
-    """Weight `[N, K]` to panels `[N / PANEL, K, PANEL]`, what is missing filled with 0."""
+    """Copy a weight `[N, K]` to panels `[N / PANEL, K, PANEL]`, the last padded with zeros."""
     job = job_of(job_at)
     outputs, width, panels, blocks = job[SIZES], job[SIZES + 1], job[SIZES + 2], job[SIZES + 3]
     weight, out = array_of(job_at, 0, NUMBER), array_of(job_at, 1, NUMBER)
@@ -76,9 +76,9 @@ def _pack(job_at):
 
 
 def _tabulate(table, row, inputs):
-    """Complete 16 rows of sums of four: row `n` of those whose bits are 1 in `n`.
+    """Complete a table of sums of four inputs, 16 rows: row `n` sums those whose bits are 1 in `n`.
 
-    Rows 1, 2, 4 and 8 are there, as far as there are so many inputs.
+    Rows 1, 2, 4 and 8 hold the inputs themselves, of which there may be fewer than four.
     """
     for n in range(3, 1 << min(inputs, 4)):
         one, rest = n & -n, n & (n - 1)
@@ -89,7 +89,7 @@ def _tabulate(table, row, inputs):
 
 
 def _forward(job_at):
-    """Sum panels `[P, K, PANEL]` over each row's list, beginning with the bias: `[M, N]`."""
+    """Add to the bias the rows of panels `[P, K, PANEL]` in each list, for a result `[M, N]`."""
     job = job_of(job_at)
     rows, outputs, width, panels, blocks = (
         job[SIZES],
@@ -144,7 +144,7 @@ def _forward(job_at):
 
 
 def _backward(job_at):
-    """Sum rows of the gradient `[M, N]` over each input's lists: the weight's, `[N, K]`."""
+    """Sum the rows of the gradient `[M, N]` in each input's lists, for the weight's `[N, K]`."""
     job = job_of(job_at)
     rows, outputs, width, panels, blocks, chunk, padded = (
         job[SIZES],
@@ -231,7 +231,7 @@ def _compiled(
 
 
 def pack(weight: Tensor, panel: int) -> Tensor:
-    """Return a weight `[N, K]` as panels `[N / panel, K, panel]`, what is missing filled with 0."""
+    """Return a weight `[N, K]` as panels `[N / panel, K, panel]`, the last padded with zeros."""
     outputs, width = weight.shape
     panels, parts = -(-outputs // panel), words(width)
     packed = buffers.empty((panels, width, panel), weight.dtype)
@@ -271,7 +271,7 @@ def forward(
 def backward(
     *, grad: Tensor, spikes: Tensor, bits: Tensor, valued: bool, out: Tensor | None = None
 ) -> Tensor:
-    """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if that is given."""
+    """Return the weight's gradient, `grad.T @ spikes` `[N, K]`, in `out` if it is given."""
     (rows, outputs), width, state = grad.shape, spikes.shape[1], grad.dtype
     chunk = min(CHUNK, words(rows) * WORD)
     columns, found = transposed(bits, rows, width, chunk, valued)
@@ -296,6 +296,6 @@ def backward(
 
 
 def _parts(panels: int, size: int) -> int:
-    """Return how many parts to divide a panel's sums in, so that threads find enough to share."""
+    """Return into how many parts to divide a panel's sums, so that all threads have work."""
     wanted = PARTS * torch.get_num_threads()
     return max(1, min(-(-size // WORD), -(-wanted // panels)))

@@ -1,19 +1,19 @@
 """A linear layer of spikes and its LIF neurons in one loop: no current is laid out in memory.
 
-Where few inputs are active, such a layer's time goes into writing and reading what has a number for
-each neuron and step: currents, and their gradients. Here a panel of neurons takes one sample
-through time: the rows of the weight that a step's active inputs name are added up in registers, and
-the neurons integrate the sums at once. The backward pass does that again into a scratch in the
-first-level cache, goes through time in reverse, and adds the gradient of each step's current to the
-rows of the weight's gradient that the same inputs name.
+Where few inputs are active, such a layer spends its time on writing and reading sequences with a
+number for each neuron and step: currents and their gradients. Here a panel of neurons takes one
+sample through time: the rows of the transposed weight that belong to a step's active inputs are
+added up in registers, and the neurons integrate the sums at once. The backward pass repeats that
+into a scratch in the first-level cache, goes through time in reverse, and adds the gradient of each
+step's current to the rows of the weight's gradient that belong to the same inputs.
 
-Rows and sums of the forward pass are those of `scan` and `linear`, and so are the
-spikes, bit for bit, unless the latter takes its table of sums of four. A panel belongs to one
-thread, so every sum has one order. Saved for backward: where the active inputs are, and the weight
-as it was packed.
+Loops over neurons are those of `scan`, and sums of the forward pass those of `linear`. So spikes
+are the same bit for bit, unless `linear` uses its table of sums of four. Backward, a panel belongs
+to one thread, so every sum has one order. Saved for backward: the lists of active inputs, and the
+packed weight.
 
-Layout: sequences are `[T, B, N]`; of row `t * B + b` of the inputs `[T * B, K]` there is a list of
-those that are active, and that are 1. Number formats: float32, or float64 throughout.
+Layout: sequences are `[T, B, N]`; row `t * B + b` of the inputs `[T * B, K]` has a list of its
+active inputs, all of which are 1. Number formats: float32, or float64 throughout.
 """
 
 import functools
@@ -46,14 +46,14 @@ from neurospike.neurons.rule import Rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.layers.spike_layer`
 
-PANEL_BYTES = 512  # neurons that go through time together, in bytes of a number each
-PARTS = 2  # a thread, at least, that samples are divided in
-STREAMED = 32 << 20  # bytes of spikes that are not kept in a cache for whoever reads them
-LINES = 10  # rows of scratch, beside the membranes
+PANEL_BYTES = 512  # one number each of the neurons that go through time together, in bytes
+PARTS = 2  # parts per thread that samples are divided into
+STREAMED = 32 << 20  # bytes of spikes from which they are written past the caches
+LINES = 10  # rows of scratch per thread, beside the membranes and currents of each step
 
-# Sizes of a job: steps, samples, inputs and outputs of the layer; parts that samples are divided
-# in, or the stride over time of the spikes' gradient; 1 if spikes go past the caches. Then
-# addresses of `_rows`: of `advance` or `retrace`, and of `retreat`.
+# Sizes of a job: steps, samples, inputs and outputs of the layer; forward the parts that samples
+# are divided into, backward the stride over time of the spikes' gradient; 1 if spikes are written
+# past the caches. Then addresses of functions of `_rows`: `advance` or `retrace`, and `retreat`.
 STEPS, BATCH, WIDTH, OUTPUTS, BLOCKS, PAST, ONWARD, BACK = range(SIZES, SIZES + 8)
 STRIDE = BLOCKS
 
@@ -69,7 +69,7 @@ def _line(scratch, own, k):
 
 
 def _fill(out, values, low, n):
-    """Write `n` values from `low` on, the only one if there is one, and zeros after them."""
+    """Write `n` values from `low` on, or the only one `n` times, and zeros after them."""
     for i in range(out.size):
         out[i] = 0.0
     if values.size == 1:
@@ -102,7 +102,7 @@ def _forward(job_at):
     scratch = array_of(job_at, 10, NUMBER)
     own = take(job, SLOT) * LINES * PANEL
     state, current, kept = _line(scratch, own, 0), _line(scratch, own, 1), _line(scratch, own, 2)
-    # The rows of a group lie one behind the other, as `_rows` reads them: here decay and threshold.
+    # The rows of a group follow one another, as `_rows` reads them: here decay and threshold.
     first, b, th = _line(scratch, own, 3), _line(scratch, own, 4), _line(scratch, own, 5)
     part = take(job, NEXT)
     while part < (outputs + PANEL - 1) // PANEL * blocks:
@@ -131,7 +131,7 @@ def _forward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,  # step, so that no stride matters
+                        1,  # step: the strides are not used
                         0,
                         0,
                     ),
@@ -158,8 +158,8 @@ def _backward(job_at):
     out, out_bias = array_of(job_at, 10, NUMBER), array_of(job_at, 11, NUMBER)
     out_mem, out_beta = array_of(job_at, 12, NUMBER), array_of(job_at, 13, NUMBER)
     out_th, scratch = array_of(job_at, 14, NUMBER), array_of(job_at, 15, NUMBER)
-    # Of the scratch: the weight's gradient, lines, the membrane and the current of each step. The
-    # gradients of decay and threshold lie one behind the other, as those do.
+    # Rows of the scratch: the weight's gradient, lines, the membrane and the current of each step.
+    # The gradients of decay and threshold follow one another, as those two do.
     own = take(job, SLOT) * (width + LINES + 2 * (1 + steps)) * PANEL
     sums = row_of(scratch, own, width * PANEL)
     own += width * PANEL
@@ -201,7 +201,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,  # step, so that no stride matters
+                        1,  # step: the strides are not used
                         0,
                     ),
                 )
@@ -228,7 +228,7 @@ def _backward(job_at):
                         address(numbers, 0),
                         PANEL,
                         PANEL,
-                        1,  # step, so that no stride matters
+                        1,  # step: the strides are not used
                         0,
                         0,
                         0,
@@ -252,19 +252,19 @@ def _backward(job_at):
 
 @functools.cache
 def _compiled(backward: bool, state: torch.dtype) -> Any:
-    """Return the kernel of a direction, for any neuron, compiled for a number format."""
+    """Return the forward or backward kernel, for any neuron, compiled for a number format."""
     names: dict[str, Any] = {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "TILE": 64 // state.itemsize}
     return compiled(_backward if backward else _forward, names, FORMATS[state])
 
 
 def panels(outputs: int, state: torch.dtype) -> int:
-    """Return into how many panels so many neurons are divided: as many threads have work."""
+    """Return into how many panels `outputs` neurons are divided; a thread takes one at a time."""
     return -(-outputs * state.itemsize // PANEL_BYTES)
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs of the inputs `[T * B, K]` and the weight."""
+    """What the backward pass needs: the lists of active inputs `[T * B, K]`, the packed weight."""
 
     starts: Tensor
     places: Tensor
@@ -283,7 +283,7 @@ def forward(
     rule: Rule,
     steps: int,
 ) -> tuple[Tensor, Tensor, Kept]:
-    """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what is to be kept.
+    """Return spikes `[T, B, N]`, the last membrane `[B, N]`, and what `backward` needs.
 
     `bits` and `found` are of the inputs `[T * B, K]`; `weight` `[N, K]`, `bias` `[N]` or None,
     `mem` `[B, N]` or None, `beta` and `threshold` `[1]` or `[N]`.
@@ -296,7 +296,8 @@ def forward(
     spikes = buffers.empty((steps, batch, outputs), state)
     final = torch.empty((batch, outputs), dtype=state, device="cpu")
     parts = panels(outputs, state)
-    # Threads share a panel and not its samples, whose rows end in cache lines of the next panel's.
+    # Threads work on the same panel and different samples: spikes of one sample in two neighbouring
+    # panels may share a cache line.
     blocks = max(1, min(batch, PARTS * torch.get_num_threads()))
     alike = alike_of((beta, threshold))
     advance = _rows.advance(rule.program, state == torch.float64, alike, True)
@@ -328,7 +329,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of weight, `bias`, `mem`, `beta` and `threshold`.
 
-    `shape` is `(T, B, N, K)`; that of `mem` is None unless asked for, and so are the last two.
+    `shape` is `(T, B, N, K)`. The gradient of `mem` is None without `want_mem`, the last two are
+    None without `want_parameters`.
     """
     starts, places, packed = kept
     state, (steps, batch, outputs, width) = packed.dtype, shape

@@ -2,19 +2,19 @@
 
     current_t = x_t + weight @ spikes_{t-1}
 
-The neurons of a sample meet at every step, so what a thread takes is a tile of samples with all
-their neurons, whose states stay in its caches. Forward, the few neurons that fired name rows of the
-transposed weight, which are added up in registers, a panel of neurons after another, so that the
-panel serves all samples of the tile. Where many fired, the tile is multiplied densely instead; both
-sum in the same order, with the same bits. Backward, the gradients of a step's currents are
-multiplied with the weight, a block of samples at once. Loops over a sample's neurons are those of
-`scan`.
+The neurons of a sample act on one another at every step, so a thread takes a tile of samples with
+all their neurons, whose states stay in its caches. Forward, the rows of the transposed weight that
+belong to the few neurons that fired are added up in registers, one panel of neurons after another,
+so that a panel serves all samples of the tile. Where many fired, the tile is multiplied densely
+instead; both ways sum in the same order, to the same bits. Backward, the gradients of a step's
+currents are multiplied with the weight, a block of samples at once. Loops over a sample's neurons
+are those of `_rows`, as in `scan`.
 
-Kept from forward to backward: the sums that reached the neurons. The states before each step are
+Saved for backward: `currents`, the sums that reached the neurons. The states before each step are
 computed again into a scratch, of one number for each state, neuron, step and sample of a tile.
 
-With lengths, samples are taken in the order of theirs, the longest first: those of a tile that have
-a step t are then its first ones, and nothing is computed for the others.
+With lengths, samples are sorted by them, the longest first: so the samples of a tile that have a
+step t are its first ones, and nothing is computed for the others.
 """
 
 import functools
@@ -39,38 +39,40 @@ from neurospike.kernels.cpu.scan import _given, alike_of, as_tensor
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
-PANEL_BYTES = 256  # neurons whose sums stay in registers while rows of one sample are added
-BLOCK_BYTES = 64  # neurons whose sums stay in registers while a block of samples is multiplied
+# Sums, in bytes, that stay in registers while rows of one sample are added, and while a block of
+# samples is multiplied: one for each neuron.
+PANEL_BYTES = 256
+BLOCK_BYTES = 64
 TILE = 8  # samples that go through time together, at most
 OVERWRITES = True  # a step's currents are read before their gradients are written
-# Products of a dense weight gradient that take as long as reading one number of the currents'
-# gradients for an event-driven one, and as adding one to a sum.
+# Costs of an event-driven weight gradient, in products of a dense one: of reading one number of the
+# currents' gradients, and of adding one to a sum.
 READ, ADD = 60.0, 5.0
 
 
 @functools.cache
 def _compiled(backward: bool, state: torch.dtype) -> Any:
-    """Return the kernel of a direction, for any neuron, compiled for a number format."""
+    """Return the forward or backward kernel, for any neuron, compiled for a number format."""
     names: dict[str, Any] = {"INDEX": np.int32(0)}
     names |= {"PANEL": PANEL_BYTES // state.itemsize, "BLOCK": BLOCK_BYTES // state.itemsize}
     return compiled(_backward if backward else _forward, names, FORMATS[state])
 
 
 def _tiles(batch: int) -> tuple[int, int]:
-    """Return how many samples a tile has, and how many tiles there are: at least one a thread."""
+    """Return a tile's samples, at most a thread's share of them, and how many tiles there are."""
     tile = min(TILE, -(-batch // torch.get_num_threads()))
     return tile, -(-batch // tile)
 
 
 def _in_order(lengths: Tensor | None, batch: int) -> Tensor:
-    """Return the samples, those with the most steps first."""
+    """Return the indices of the samples, those with the most steps first."""
     if lengths is None:
         return torch.arange(batch, device="cpu")
     return torch.argsort(lengths, descending=True, stable=True)
 
 
 def _wide(tensor: Tensor, state: torch.dtype) -> Tensor:
-    """Return an output, or where its format is another, one to be copied into it."""
+    """Return an output in the state's format: itself, or a new one to be copied into it."""
     return tensor if tensor.dtype == state else buffers.empty(tensor.shape, state)
 
 
@@ -143,7 +145,7 @@ def backward(
     wanted = mask_of([one is not None for one in out_parameters])
     panel = PANEL_BYTES // state.itemsize
     padded = -(-size // panel) * panel
-    # As `pack(weight.T, panel)`, without turning it twice.
+    # The same as `pack(weight.T, panel)`, without transposing twice.
     whole = torch.nn.functional.pad(weight, (0, padded - size)) if padded > size else weight
     packed = whole.reshape(size, -1, panel).transpose(0, 1).contiguous()
     alike, double = alike_of(parameters), state == torch.float64
@@ -176,7 +178,7 @@ def backward(
 
 
 def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
-    """Fill `out` `[N, N]` with `grad.T @ spikes`, by events where few neurons fired."""
+    """Fill `out` `[N, N]` with `grad.T @ spikes`, event-driven where few neurons fired."""
     count, size = spikes.shape
     if count > 0 and size > READ:
         bits = spikes.new_empty((count, words(size)), dtype=torch.int64)
