@@ -1,4 +1,4 @@
-"""How the functions of Triton kernels are jitted, and numbers handed to them."""
+"""How the functions of Triton kernels are jitted, and how numbers are passed to them."""
 
 import struct
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 def jit(function: FunctionType) -> Any:
-    """Jit a rebound function; numbers from outside become the constants that Triton insists on."""
+    """Jit a rebound function; its free names of numbers become the `tl.constexpr` Triton needs."""
     free, cells = function.__globals__, function.__closure__ or ()
     free.update((name, c.cell_contents) for name, c in zip(function.__code__.co_freevars, cells))
     if not triton.knobs.runtime.interpret:
@@ -18,11 +18,11 @@ def jit(function: FunctionType) -> Any:
         free.update(numbers)
         for name, cell in zip(function.__code__.co_freevars, cells):
             cell.cell_contents = free[name]
-    # Triton's interpreter knows no captured names, and wants to see its language everywhere.
+    # Triton's interpreter finds no captured names, and needs `tl` among every function's globals.
     free["tl"] = tl
     return triton.jit(function, do_not_specialize=["steps", "numbers"])
 
 
 def bits_of(parameters: Sequence[float]) -> tuple[int, ...]:
-    """Return each number's bits: as a float it would reach the kernel in single precision."""
+    """Return each number's float64 bits: a float argument reaches a kernel in single precision."""
     return struct.unpack(f"{len(parameters)}q", struct.pack(f"{len(parameters)}d", *parameters))

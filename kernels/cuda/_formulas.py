@@ -1,6 +1,6 @@
-"""The free names of a neuron's function, for Triton; kernels/cpu/_rows.py has the CPU's.
+"""The free names of a neuron's function, for Triton; kernels/cpu/_scribe.py has the CPU's.
 
-Division and square root are rounded once, as IEEE 754 has them; other functions are computed in
+Division and square root are correctly rounded, as in IEEE 754; other functions are computed in
 float64 and rounded, as in every backend.
 """
 
@@ -16,7 +16,7 @@ def heaviside(u):
 
 @triton.jit
 def detach(u):
-    """The value itself; only gradients stop here."""
+    """The value itself; its derivative is 0."""
     return u
 
 
@@ -112,7 +112,7 @@ def tanh(u):
 
 @triton.jit
 def quick_exp(u):
-    """The exponential, in the state's format throughout, as are the others of this name."""
+    """The exponential, computed in the state's format, as by every function `quick_...`."""
     return tl.exp(u)
 
 

@@ -1,4 +1,4 @@
-"""The launch of a Triton kernel, with what can go wrong."""
+"""The launch of a Triton kernel, and what to do about its errors."""
 
 import errno
 import functools
@@ -16,26 +16,26 @@ from triton.runtime.cache import FileCacheManager
 
 from neurospike.errors import BackendError
 
-# What Triton says, beside errors of its own kind, of code that it cannot compile.
+# Messages of the errors, beside its own TritonError, that Triton raises if it cannot compile code.
 NOT_COMPILED = ("error encountered during parsing", "PassManager::run failed")
 
 
-# Versions of Triton of which is known how what it compiled is run without its jit: with the grid,
-# the stream, the function, what was packed, what hooks are told, both hooks and the arguments.
+# First and last version of Triton whose compiled kernels can be run without its jit, with the grid,
+# the stream, the function, its packed metadata, the hooks' metadata, both hooks and the arguments.
 DIRECT = ((3, 5), (3, 8))
 
 
 class Launch:
     """A kernel and its grid, for arguments of the same formats and sizes at every call.
 
-    Triton's jit looks at every argument to find what it compiled for such ones, which takes longer
-    than the launch. What that found is kept here, and run again where the arguments are alike: all
-    at addresses that are multiples of 16, on the device that is current.
+    Triton's jit inspects every argument to find the kernel that it compiled for such ones, which
+    takes longer than the launch. That kernel is kept here, and run again if all tensors are at
+    addresses that are multiples of 16, on the current device.
 
     Args:
         kernel: a jitted function.
-        programs: how many of them run.
-        warps: of each.
+        programs: how many programs the grid has.
+        warps: how many warps each program has.
         device: the index of the tensors' device.
     """
 
@@ -47,8 +47,9 @@ class Launch:
         """Run the kernel; see `launch`.
 
         Args:
-            given: those among the arguments that others allocated; ours are aligned.
-            arguments: of the kernel.
+            given: the tensors among the arguments that may be unaligned; those allocated here are
+                aligned.
+            arguments: those of the kernel.
         """
         bits = 0
         for one in given:
@@ -96,8 +97,8 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> Any:
                 raise
             _keep_elsewhere(error)
             found = _run(kernel, run)
-        # At every launch Triton compares each constant with what it was when it was compiled, which
-        # takes longer than all the rest. Those here are the kernel's own, which nobody can change.
+        # At every launch Triton compares each global constant with its value at compilation, which
+        # takes longer than all the rest. Here they belong to the kernel alone and never change.
         kernel.used_global_vals = {}
         return found
     except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
@@ -108,20 +109,20 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> Any:
 
 
 def _run(kernel: Any, run: Callable[[], Any]) -> Any:
-    """Run a launch; where what Triton kept on disk is damaged, it is compiled anew and kept."""
+    """Run a launch; if Triton's cache on disk may be damaged, compile the kernel again."""
     try:
         return run()
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         if not isinstance(kernel, triton.JITFunction) or not _may_be_damage(error):
             raise
-    kernel.device_caches.clear()  # which may hold what cannot be loaded
+    kernel.device_caches.clear()  # they may hold a kernel that cannot be loaded
     with triton.knobs.cache.scope():
         triton.knobs.cache.manager_class = _Anew
         return run()
 
 
 class _Anew(FileCacheManager):
-    """Triton's folder where it finds nothing, and keeps what it compiles."""
+    """Triton's cache folder, in which it finds nothing but stores what it compiles."""
 
     def get_group(self, filename: str) -> None:
         """Return None, as for what was never compiled."""
@@ -132,7 +133,7 @@ def _may_be_damage(error: Exception) -> bool:
     """True for an error that a damaged file in Triton's cache can cause."""
     if isinstance(error, OSError):
         return _is_of_the_cache(error)
-    if isinstance(error, RuntimeError):  # the device's driver, of machine code that is cut off
+    if isinstance(error, RuntimeError):  # from the device's driver, for truncated machine code
         return "kernel image" in str(error)
     return True
 
@@ -145,12 +146,12 @@ def _is_of_the_cache(error: OSError) -> bool:
 
 
 def _keep_elsewhere(error: OSError) -> None:
-    """Let Triton keep its compiled kernels in a folder of this process, and say so."""
+    """Let Triton keep compiled kernels in a temporary folder of this process, with a warning."""
     wanted = triton.knobs.cache.dir
     try:
         triton.knobs.cache.dir = _own_folder().name
     except OSError:
-        return  # then the first error comes again, and is told
+        return  # the next try then raises the first error again
     warnings.warn(
         f"Triton cannot keep compiled kernels in {wanted} ({error.strerror or error}); this "
         "process compiles its own. Set TRITON_CACHE_DIR to a folder that can be written",
@@ -165,7 +166,7 @@ def _own_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _advice(error: Exception) -> str | None:
-    """Return what the backend cannot do and what would help; None for the device's own errors."""
+    """Return what the backend cannot do and what would help; None for errors of the device."""
     if isinstance(error, TritonError) or str(error) in NOT_COMPILED:
         return f"cannot compile this layer: {_innermost(error)}"
     if isinstance(error, OSError) and _is_of_the_cache(error):
@@ -183,9 +184,9 @@ def _advice(error: Exception) -> str | None:
 
 
 def _innermost(error: BaseException) -> str:
-    """Return what is wrong, from the end of the chain of errors: each names a function's caller.
+    """Return the reason and the source line from the last error in the chain of causes.
 
-    The last one knows the line of the function that cannot be compiled.
+    The errors before it name the callers of the function that cannot be compiled.
     """
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,50 +1,55 @@
 """The time loops of recurrent layers as Triton kernels; `recurrent` chooses and launches them.
 
 A program takes one sample with all its neurons and keeps their states in registers while it goes
-through time; samples do not act on each other, so that no program waits for another. What a step
-hands to the next reaches the other threads of the program through global memory:
+through time; samples do not act on each other, so that no program waits for another. The results of
+a step that the next one needs reach the other threads of the program through global memory:
 
-- Forward, spikes: the program lists what is not 0, and adds up the rows of the weight of those
-  neurons alone (`_listed`). Rows of silent neurons are not read.
-- Backward, gradients of the currents, of which few are 0: it stores all and goes through all rows
-  (`_dense`).
+- Forward, spikes: the program lists those that are not 0, and adds up the rows of the weight of
+  these neurons alone (`_listed`). Rows of silent neurons are not read.
+- Backward, gradients of the currents, of which few are 0: it stores all of them and adds up all
+  rows (`_dense`).
 
-Between a store and the loads by other threads of it stands `tl.debug_barrier`, which orders global
-memory within a program. Sums are taken in a fixed order, so that a call repeats to the last bit.
+Between a store and the loads of the same memory by other threads there is a `tl.debug_barrier`,
+which orders global memory within a program. Sums have a fixed order, so that a call repeats to the
+last bit.
 """
 
 import triton.language as tl
 
 from neurospike.kernels.cuda._scan_loop import _like, _load, _numbers, _parameters, _store
 
-# What a kernel is compiled for; rebound for each variant, as those of `scan`, some of which are
-# meant for the functions that come from there.
+# Compile-time constants, rebound for each variant of a kernel. Functions imported from `_scan_loop`
+# read some of them too.
 BLOCK = 256  # neurons, a power of two and at least as many as there are
-ROWS = 32  # of the weight that are read at once
-WIDTH = 1  # of its columns that a thread reads at once
+ROWS = 32  # rows of the weight that are read at once
+WIDTH = 1  # columns of the weight that a thread reads at once
 STATES = 1
 PARAMETERS = 2
 GIVEN = False  # whether there are states to start from
 LENGTHS = False
-TRACED = 0  # forward: whether there are traces; backward: bits of those with a gradient
-CURRENTS = False  # whether the sums that reach the neurons are kept
-HELD_CURRENT = False  # the same at every step
-COMES = True  # whether a gradient of the spikes comes
-HELD_SPIKES = False
-WANTED = 0  # bits of the parameters whose gradient is asked for
+TRACED = 0  # forward: whether there are traces; backward: bit mask of those with a gradient
+CURRENTS = False  # whether the sums that reach the neurons are stored
+HELD_CURRENT = False  # whether the current is one row for all steps
+COMES = True  # whether the spikes have a gradient
+HELD_SPIKES = False  # whether that is one row for all steps
+WANTED = 0  # bit mask of the parameters whose gradients are wanted
 WANT_STATES = False
 
 
 def step(*arguments):
-    """The neuron's step, made of its program."""
+    """Stand-in for the neuron's step, which is generated from its program."""
 
 
 def adjoint(*arguments):
-    """The gradient of the step, derived from it."""
+    """Stand-in for the gradient of the step, which is derived from the program."""
 
 
 def _place(size, batch):
-    """Return this program's neurons, as `scan` does: offsets, which exist, how many, their end."""
+    """Return this program's neurons as `_scan_loop._place` does.
+
+    That is: their offsets, which of them exist, how many neurons there are in all samples, and that
+    number again.
+    """
     sample = tl.program_id(0).to(tl.int64)
     neurons = tl.max_contiguous(tl.arange(0, BLOCK), WIDTH)
     total = tl.cast(batch, tl.int64) * size
@@ -52,7 +57,7 @@ def _place(size, batch):
 
 
 def _steps(lengths_ptr, steps):
-    """Return how many steps there are, in 64 bits, and how many of them are this sample's."""
+    """Return how many steps there are, in 64 bits, and how many of them this sample has."""
     # A sequence may be longer than 2^31 numbers.
     steps = steps.to(tl.int64)
     mine = steps
@@ -62,7 +67,7 @@ def _steps(lengths_ptr, steps):
 
 
 def _add_rows(sums, rows, inside, values, matrix):
-    """Add rows of the matrix, those that are `inside`, times a value each."""
+    """Add to `sums` the rows of the matrix that are `inside`, each times its value."""
     matrix_ptr, stride, _ = matrix
     columns = tl.max_contiguous(tl.arange(0, BLOCK), WIDTH)
     mask = inside[:, None] & (columns < stride)[None, :]
@@ -76,7 +81,7 @@ def _listed(values, values_ptr, list_ptr, matrix):
     fires = values != 0.0
     index = tl.cumsum(fires.to(tl.int32), 0) - 1
     many = tl.sum(fires.to(tl.int32), 0)
-    tl.debug_barrier()  # what was listed before is read by now
+    tl.debug_barrier()  # all threads have read the list of the step before
     tl.store(list_ptr + base + index, tl.arange(0, BLOCK), mask=fires)
     tl.store(values_ptr + base + index, values, mask=fires)
     tl.debug_barrier()
@@ -93,7 +98,7 @@ def _dense(values, values_ptr, place, matrix):
     """Return the sum over neurons k of `values[k]` times row k of the matrix."""
     size = matrix[2]
     base = tl.program_id(0).to(tl.int64) * size
-    tl.debug_barrier()  # what was stored before is read by now
+    tl.debug_barrier()  # all threads have read the values of the step before
     tl.store(values_ptr + place[0], values, mask=place[1])
     tl.debug_barrier()
     sums = tl.zeros([ROWS, BLOCK], values.dtype)
@@ -105,7 +110,7 @@ def _dense(values, values_ptr, place, matrix):
 
 
 def _start(states_ptr, s, place, zeros):
-    """Return a state before the first step; number 0 are the last spikes."""
+    """Return state `s` before the first step; number 0 is the spikes of the step before it."""
     found = zeros
     if GIVEN:
         found = tl.load(states_ptr[s] + place[0], mask=place[1], other=0.0)
@@ -208,7 +213,7 @@ def _backward(
     zeros = tl.zeros([BLOCK], state)
     matrix = (matrix_ptr, stride, size)
     first = ()
-    carry = ()  # the gradients of the last spikes, and of the states
+    carry = ()  # gradients of the last step's spikes, and of the states
     for s in tl.static_range(1 + STATES):
         if s > 0:
             first = first + (_start(states_ptr, s, place, zeros),)
@@ -219,7 +224,7 @@ def _backward(
     sums = ()
     for _ in tl.static_range(PARAMETERS):
         sums = sums + (zeros,)
-    d = zeros  # the gradient of the current of the step after
+    d = zeros  # gradient of the current of the following step
     for after in tl.range(0, mine):
         t = mine - 1 - after
         current = _load(currents_ptr, t, valid, place, state)
@@ -234,7 +239,7 @@ def _backward(
                 given = given + (carry[1 + s] + more,)
             else:
                 given = given + (carry[1 + s],)
-        # The last spikes act on no step.
+        # The last step's spikes act on no later step.
         coming = tl.where(after > 0, _dense(d, values_ptr, place, matrix), carry[0])
         found = adjoint(current, *before, *parameters, *values, coming + comes, *given)
         d = _like(found[0], zeros)

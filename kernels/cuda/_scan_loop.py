@@ -1,46 +1,46 @@
 """The loop over time of any recorded neuron on a GPU, forward and backward, as Triton compiles it.
 
-How neurons are divided among programs, and what is launched, says `scan`.
+`scan` divides the neurons among programs and launches these kernels.
 """
 
 import triton.language as tl
 
 from neurospike.backend.dispatch import TABLE
 
-# What a kernel is compiled for; rebound for each variant.
-EVERY = TABLE["triton"].checkpoint_every
-BLOCK = 256
-STAGES = 1
+# Compile-time constants, rebound for each variant of a kernel.
+EVERY = TABLE["triton"].checkpoint_every  # steps of a chunk
+BLOCK = 256  # neurons of a program
+STAGES = 1  # of the loop over chunks, by which Triton loads ahead
 STATES = 1
 PARAMETERS = 2
 NUMBERS = 0
 GIVEN = False  # whether there are states to start from
-SCALARS = 3  # bits of the parameters that all neurons share
-SPIKES = True
-TRACED = 0  # bits of the states whose trace, or its gradient, there is
-SAVED = False
-CONSTANT = False  # the current has no time axis, nor has its gradient
-WANTED = 0  # bits of the parameters whose gradient is asked for
+SCALARS = 3  # bit mask of the parameters that all neurons share
+SPIKES = True  # whether spikes are written, or have a gradient
+TRACED = 0  # bit mask of the states whose trace is written, or has a gradient
+SAVED = False  # whether the states before every chunk are saved for backward
+CONSTANT = False  # whether the current, and so its gradient, has no time axis
+WANTED = 0  # bit mask of the parameters whose gradients are wanted
 WANT_STATES = False
-HELD_CURRENT = False  # the same at every step: read once
-HELD_SPIKES = False
-HELD_TRACES = 0
+HELD_CURRENT = False  # whether it is one row for all steps, which is read once
+HELD_SPIKES = False  # the same of the spikes' gradient
+HELD_TRACES = 0  # bit mask of the traces' gradients of which the same is true
 LENGTHS = False
 
 
 def step(*arguments):
-    """The neuron's step, made of its program."""
+    """Stand-in for the neuron's step, which is generated from its program."""
 
 
 def adjoint(*arguments):
-    """The gradient of the step, derived from it."""
+    """Stand-in for the gradient of the step, which is derived from the program."""
 
 
 def _place(size, steps, samples):
-    """Return this program's neurons, and how many steps they are taken.
+    """Return this program's neurons, and how many steps they have.
 
-    The neurons: their offsets, which of them exist, how many there are in all, and before which
-    offset they end.
+    The neurons: their offsets, which of them exist, how many neurons there are in all programs, and
+    the offset after the last one of this program's sample, or of all.
     """
     part = tl.program_id(0).to(tl.int64)
     # 64 bits: a sequence may be longer than 2^31 numbers.
@@ -59,7 +59,7 @@ def _place(size, steps, samples):
 
 
 def _parameters(pointers, counts, place):
-    """Load each parameter: one value for all neurons, or one each that repeat over the batch."""
+    """Load each parameter: one value for all neurons, or `counts[p]` that repeat over the batch."""
     offsets, valid, _, _ = place
     found = ()
     for p in tl.static_range(PARAMETERS):
@@ -74,14 +74,14 @@ def _numbers(bits, state):
     """Return the numbers of neuron and surrogate in the state's format."""
     found = ()
     for k in tl.static_range(NUMBERS):
-        # Where few bits are set they come as an integer of 32 bits, or as a constant.
+        # Small integers arrive in 32 bits, or as constants.
         wide = tl.cast(bits[k], tl.int64)
         found = found + (wide.to(tl.float64, bitcast=True).to(state),)
     return found
 
 
 def _inside(t, steps, is_whole, place):
-    """Return which neurons have a step `t`: all that exist, or none after the end of time."""
+    """Return which neurons have a step `t`: all that exist, or none after the last step."""
     offsets, valid, _, end = place
     return valid if is_whole else offsets < tl.where(t < steps, end, 0)
 
@@ -99,7 +99,7 @@ def _store(ptr, t, values, inside, place):
 
 
 def _held(ptr, is_held, place, zeros):
-    """Load the one row of a sequence that is the same at every step."""
+    """Load the row of a sequence that is the same at every step; zeros unless `is_held`."""
     row = zeros
     if is_held:
         row = _load(ptr, 0, place[1], place, zeros.dtype)
@@ -107,7 +107,7 @@ def _held(ptr, is_held, place, zeros):
 
 
 def _chunk(ptr, is_held, held, first, steps, is_whole, place):
-    """Load `EVERY` rows from row `first` on, all of them before the first is used."""
+    """Load `EVERY` rows from `first` on, all before the first is used, so that loads overlap."""
     rows = ()
     for k in tl.static_range(EVERY):
         if is_held:
@@ -119,12 +119,12 @@ def _chunk(ptr, is_held, held, first, steps, is_whole, place):
 
 
 def _like(value, zeros):
-    """Return a result as a block of the state's format, also one that is the same for all."""
+    """Return a result as a block in the state's format, even if it is one number for all."""
     return tl.broadcast_to(value, zeros.shape).to(zeros.dtype)
 
 
 def _forward_chunk(mem, held, parameters, values, zeros, first, steps, is_whole, place, pointers):
-    """Take `EVERY` steps from `first` on, or those that there are if not `is_whole`."""
+    """Take `EVERY` steps from `first` on, or as many as are left unless `is_whole`."""
     x_ptr, spikes_ptr, traces_ptr, saved_ptr = pointers
     if SAVED:
         for s in tl.static_range(STATES):
@@ -196,7 +196,7 @@ def _forward(
 
 
 def _backward_chunk(sums, held, parameters, values, zeros, first, steps, is_whole, place, pointers):
-    """Go through `EVERY` steps from `first` on in reverse, or those that there are."""
+    """Go back through `EVERY` steps from `first` on, or as many as are left unless `is_whole`."""
     carry, sum_current, sum_parameters = sums
     held_x, held_spikes, held_traces = held
     x_ptr, saved_ptr, grad_spikes_ptr, grad_traces_ptr, out_ptr = pointers

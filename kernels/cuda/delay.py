@@ -3,12 +3,12 @@
 Layout: a sequence is `[T, N]`, `N = B * P`, rows contiguous; `lag [P]` and `weights [taps, P]` are
 those of the P channels of a sample. The output is `y_t = sum_j weights[j] * x_{t - lag - j}`.
 
-No step needs the one before it, so a program takes a block of channels and a chunk of steps. Each
-channel loads its own row; what its neighbours need of the same rows is in the caches by then, so
-that device memory is read once: 8 bytes per channel-step forward (read x, write y) and 12 backward
-(read x and the gradient of y, write that of x) in float32. Saved for backward: nothing but the
-inputs. Gradients of weights are summed over a chunk in registers, over chunks and the batch by
-torch, so that no order of atomic additions shows in them.
+No step needs the result of the one before it, so a program takes a block of channels and a chunk of
+steps. Each channel loads the rows of its own lag; neighbouring channels find the same rows in the
+caches, so that device memory is read once: 8 bytes per channel-step forward (read x, write y) and
+12 backward (read x and the gradient of y, write that of x) in float32. Saved for backward: nothing
+but the inputs. Gradients of weights are summed over a chunk in registers, and over chunks and the
+batch by torch: without atomic additions, whose order would change the result.
 
 Number formats: sums in float32, or float64 if the input is; 16-bit sequences are read and written
 as they are.
@@ -30,17 +30,17 @@ BLOCK = 256  # channels of a program
 WARPS = 4
 CHUNK = 64  # steps of a program
 
-# What a kernel is compiled for; rebound for each variant.
+# Compile-time constants, rebound for each variant of a kernel.
 TAPS = 2
 GIVEN = False  # whether there are steps before the first
 ENDS = False  # whether samples have lengths
-WANT_X = True
+WANT_X = True  # whether these gradients are wanted: of x, of the steps before it, of the weights
 WANT_BEFORE = False
 WANT_WEIGHTS = True
 
 
 def _place(lag_ptr, weights_ptr, ends_ptr, size, channels, steps):
-    """Return this program's channels: offsets, which exist, lags, weights, ends; and its chunk."""
+    """Return this program's channels (offsets, which exist, lags, weights, ends) and its chunk."""
     blocks = (size + BLOCK - 1) // BLOCK
     offsets = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = offsets < size
@@ -56,7 +56,7 @@ def _place(lag_ptr, weights_ptr, ends_ptr, size, channels, steps):
 
 
 def _load(ptr, at, stride, offsets, inside, state):
-    """Load for each channel the row `at` of a sequence; 0 where it is not `inside`."""
+    """Load row `at[i]` of a sequence for each channel `i`; 0 where it is not `inside`."""
     return tl.load(ptr + at * stride + offsets, mask=inside, other=0.0).to(state)
 
 
@@ -114,7 +114,7 @@ def _backward(
     )
     state = weights_ptr.dtype.element_ty
     first = chunk.to(tl.int64) * CHUNK
-    if GIVEN:  # the steps before are rows of their own
+    if GIVEN:  # chunks begin with the steps before the first
         first -= delay
     sums = ()
     for _ in tl.static_range(TAPS):
@@ -132,7 +132,7 @@ def _backward(
             inside = valid & (at >= 0) & (at < ends)
             grad = _load(grad_ptr, at, grad_stride, offsets, inside, state)
             d += weights[j] * grad
-            # What is behind a sample's end has no part in it, and may be no number.
+            # Steps after a sample's end do not count, and may hold NaN.
             summed = summed + (sums[j] + tl.where(inside, grad * given, 0.0),)
         sums = summed
         if WANT_X:
@@ -149,7 +149,7 @@ def _backward(
 
 @functools.lru_cache(maxsize=512)
 def compiled(kind: str, **flags: Any) -> Any:
-    """Return a kernel jitted for a number of taps and what is asked for."""
+    """Return a kernel jitted for a number of taps and the wanted outputs."""
     names = {"tl": tl, "BLOCK": BLOCK, "CHUNK": CHUNK, **flags}
     return bind(_forward if kind == "forward" else _backward, names, jit)
 
@@ -158,12 +158,15 @@ def compiled(kind: str, **flags: Any) -> Any:
 def _prepared(
     kind: str, chunks: int, size: int, form: tuple[Any, ...], flags: tuple[tuple[str, Any], ...]
 ) -> Launch:
-    """Return what runs a kernel; form: whatever else Triton compiles another one for."""
+    """Return the launch of a kernel.
+
+    form: the device's index, and all else for which Triton compiles another kernel.
+    """
     return Launch(compiled(kind, **dict(flags)), -(-size // BLOCK) * chunks, WARPS, form[0])
 
 
 def _rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return a sequence with contiguous rows, and how far apart they are: 0 if all are one."""
+    """Return a sequence with contiguous rows and their stride, 0 for one row at all steps."""
     if tensor.shape[0] > 1 and tensor.stride(0) == 0:
         return tensor[0].contiguous(), 0
     return tensor.contiguous(), math.prod(tensor.shape[1:])
@@ -206,7 +209,7 @@ def backward(
     out_history: Tensor | None,
     out_weights: Tensor | None,
 ) -> None:
-    """Fill the gradients that are asked for; see `neurospike.backend.protocols.Delay`."""
+    """Fill the gradients that are wanted; see `neurospike.backend.protocols.Delay`."""
     steps, batch = current.shape[:2]
     taps, channels = weights.shape
     size = batch * channels

@@ -2,15 +2,15 @@
 
     current_t = x_t + weight @ spikes_{t-1}
 
-The kernels, and how a program goes through time, are in `_recurrent_loop`. Here: which layers they
-take, how these are divided, and the launch.
+The kernels, and how a program goes through time, are in `_recurrent_loop`. This file decides which
+layers they run and how these are divided, and launches them.
 
-Read and written per neuron-step in float32, beside the weight: forward 8 bytes, and 4 for the sums
-that reached the neuron and for each state, both kept for backward; backward 12, and 4 for each
-state. Layers that are too large (`fits`) are run step by step, with a product by torch each:
-then all samples share one reading of the weight. Number formats: state float32, or float64 if the
-current is; 16-bit sequences are read and written as they are; the spikes that act on the next step
-are those of the state's format. Nothing is contracted to fused multiply-adds.
+Read and written per neuron-step in float32, beside the weight: forward 8 bytes, and 4 each for the
+sum that reached the neuron and for every state, which are saved for backward; backward 12, and 4
+for every state. Layers that are too large (`fits`) are run step by step, with a product by torch at
+each step: then all samples share one reading of the weight. Number formats: state float32, or
+float64 if the current is; 16-bit sequences are read and written as they are; the spikes that act on
+the next step are in the state's format. Nothing is contracted to fused multiply-adds.
 """
 
 import functools
@@ -32,8 +32,8 @@ from neurospike.ops.stepped_recurrence import SteppedRecurrence
 from neurospike.ops.wants import mask_of
 
 # The most neurons of a layer that is run here. Backward reads the whole weight at each step, once
-# per sample; of a larger one torch's product, which reads it once for all, is sooner: of 100 steps
-# of 32 samples of 1024 neurons a CUDA graph took 1.55 ms on an H200.
+# per sample; for larger layers torch's product, which reads it once for all samples, is faster: 100
+# steps of 32 samples of 1024 neurons took 1.55 ms as a CUDA graph on an H200.
 LARGEST = {"forward": 1024, "backward": 512}
 
 
@@ -41,9 +41,9 @@ class Geometry(NamedTuple):
     """How a program is divided.
 
     Attributes:
-        rows: of the weight that are read at once, a power of two.
-        width: how many neighbours in a row a thread reads at once, a power of two.
-        warps: of a program.
+        rows: how many rows of the weight are read at once, a power of two.
+        width: how many neighbouring numbers of a row a thread reads at once, a power of two.
+        warps: how many warps a program has.
     """
 
     rows: int
@@ -52,12 +52,12 @@ class Geometry(NamedTuple):
 
 
 def block_of(size: int) -> int:
-    """Return the neurons that a program has registers for, at least as many as there are."""
+    """Return the size of a program's block: a power of two of 16 or more, at least `size`."""
     return max(16, triton.next_power_of_2(size))
 
 
 def geometry(kind: str, size: int, dtype: torch.dtype) -> Geometry:
-    """Return how a layer of so many neurons is divided.
+    """Return how a layer of `size` neurons is divided.
 
     The best of a sweep in float32 on an H200, where 100 steps of 32 samples of 128 neurons took
     93 us forward and 161 us backward, 100 steps of 64 samples of 512 neurons 168 us and 1153 us
@@ -80,13 +80,13 @@ def geometry(kind: str, size: int, dtype: torch.dtype) -> Geometry:
 
 
 def fits(kind: str, size: int) -> bool:
-    """Whether a layer of so many neurons is run by a kernel here, and not step by step."""
+    """Whether a layer of `size` neurons is run by a kernel here, and not step by step."""
     return size <= LARGEST[kind]
 
 
 @functools.lru_cache(maxsize=512)
 def compiled(kind: str, key: str, **flags: Any) -> Any:
-    """Return a kernel jitted for a neuron, a geometry and what is asked for."""
+    """Return a kernel jitted for a neuron, a geometry and the wanted outputs."""
     names = names_of(kind, key, SPIKES=True, **flags)
     return bind(_forward if kind == "forward" else _backward, names, jit)
 
@@ -100,10 +100,10 @@ def _prepared(
     counts: tuple[int, ...],
     asked: tuple[Any, ...],
 ) -> tuple[Launch, tuple[int, ...]]:
-    """Return the launch for all that a call depends on but its tensors; see `scan._prepared`.
+    """Return the launch of calls that differ only in their tensors; see `scan._prepared`.
 
     form: formats of the sequences and of the states, the device's index, neurons, samples, and
-    whether steps take 64 bits.
+    whether the number of steps takes 64 bits.
     """
     _, state, device, size, batch, _ = form
     flags: dict[str, Any] = {"SCALARS": mask_of([count == 1 for count in counts])}
@@ -133,9 +133,9 @@ def _stepped() -> SteppedRecurrence:
 
 
 def _matrix(weight: Tensor, kind: str) -> Tensor:
-    """Return the weights from each neuron forward, or to each backward, as rows of whole vectors.
+    """Return the weight as rows: forward those from each neuron, backward those to each neuron.
 
-    A row has a multiple of 16 numbers; those that are added are 0.
+    Rows are padded with zeros to a multiple of 16 numbers.
     """
     rows = weight.T if kind == "forward" else weight
     more = -rows.shape[1] % 16

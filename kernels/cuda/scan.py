@@ -1,9 +1,9 @@
 """The fused CUDA backend of any recorded neuron: the whole time loop in one Triton kernel.
 
 Layout: a sequence is `[T, N]`, `N = B * F`, rows contiguous. One program takes a block of neurons
-and keeps their states in registers while it goes through time, `EVERY` steps at once: the loads of
-such a chunk wait for memory together. The operations are those that were recorded of the neuron,
-and its derived gradient (`neurospike.neurons`), printed for Triton.
+and keeps their states in registers while it goes through time in chunks of `EVERY` steps, whose
+loads overlap. The operations are those recorded of the neuron and of its derived gradient
+(`neurospike.neurons`), printed as source for Triton.
 
 Saved for backward: the states before every chunk. The backward kernel takes the chunks in reverse;
 it reads a chunk's currents again, runs it forward from the saved states with all states in
@@ -11,12 +11,12 @@ registers, then in reverse. With S states in float32 that moves 8 + 4 S / EVERY 
 neuron-step forward (read current, write spikes) and 12 + 4 S / EVERY backward (read current and the
 spikes' gradient, write the current's).
 
-What is the same at every step is read once. With lengths a program's neurons lie within a sample,
-and it goes as far as that; what comes after is only filled, never read. What nobody asked for is
-compiled away. The number of steps is no compile-time constant. Number formats: state float32, or
-float64 if the current is; 16-bit sequences are read and written as they are. Gradients of
-parameters are summed over time in registers, over the batch by torch, so that no order of atomic
-additions shows in them.
+A sequence that is the same at every step is read once. With lengths a program's neurons lie within
+one sample, and it stops at the sample's end; later steps are only filled, never read. Outputs that
+are not wanted are compiled away. The number of steps is not a compile-time constant. Number
+formats: state float32, or float64 if the current is; 16-bit sequences are read and written as they
+are. Gradients of parameters are summed over time in registers, and over the batch by torch: without
+atomic additions, whose order would change the result.
 """
 
 import functools
@@ -43,19 +43,19 @@ from neurospike.ops.wants import mask_of
 
 Given = TypeVar("Given", Tensor, "Tensor | None")
 
-SMALL = 1 << 15  # so few neurons do not fill the device; they are spread over all of it
+SMALL = 1 << 15  # fewer neurons do not fill the device: they are spread in smaller programs
 
 
 def geometry(kind: str, size: int, dtype: torch.dtype, loads: int) -> tuple[int, int, int]:
     """Return how many neurons and warps a program has, and how many stages its loop over chunks.
 
-    As measured on an H200; `benchmarks.gpu_sweep` measures another card. 16
-    bytes of a sequence per thread make the widest loads, and as many in each of the states few
-    enough registers. With 4 stages, 2 chunks are on their way while a third is computed. (With 2,
-    Triton asks for one only after that.) They wait in shared memory, of which there is not enough
-    for many sequences; and what a gradient in 16 bits needs is there sooner without. Few neurons
-    are spread over many processors, with two for each thread: the least that is copied
-    asynchronously are 4 bytes.
+    As measured on an H200; `benchmarks.gpu_sweep` measures another card. With 16 bytes per thread
+    of a sequence in float32 or float64 loads have their full width, and as many bytes of each state
+    need few enough registers. With 4 stages, 2 chunks are being loaded while a third is computed.
+    (With 2, Triton begins to load one only after that.) They wait in shared memory, which is too
+    small for many sequences; and a gradient in 16 bits is faster without. If there are few neurons
+    they are spread over many multiprocessors, with two for each thread: an asynchronous copy has at
+    least 4 bytes.
 
     kind: "forward" or "backward"; dtype: of the sequences; loads: how many of them are read.
     """
@@ -66,7 +66,7 @@ def geometry(kind: str, size: int, dtype: torch.dtype, loads: int) -> tuple[int,
 
 
 def _made(text: str, name: str) -> Callable[..., Any]:
-    """Return the function of a text, whose source Triton finds again."""
+    """Return the function defined in a text, whose source Triton can find in `linecache`."""
     file = f"<neurospike {name} {hash(text):x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def _made(text: str, name: str) -> Callable[..., Any]:
 
 
 def names_of(kind: str, key: str, **flags: Any) -> dict[str, Any]:
-    """Return what the free names of a kernel stand for: flags, and the neuron's step and adjoint.
+    """Return the values of a kernel's free names: flags, and the neuron's step and adjoint.
 
     kind: "forward" or "backward"; key: the neuron's program.
     """
@@ -92,7 +92,7 @@ def names_of(kind: str, key: str, **flags: Any) -> dict[str, Any]:
         given = (spikes, *(True for _ in range(count)))
         wants = (True, *(True for _ in range(count)), *wanted)
         operations, results = derived(program, given, wants)
-        # One result for each parameter, so that its place does not depend on what is asked for.
+        # One result for each parameter, so that its position does not depend on which are wanted.
         found = iter(results)
         results = tuple(next(found) if want else "0.0" for want in wants)
         gradients = [f"g{k}" for k, is_given in enumerate(given) if is_given]
@@ -103,12 +103,12 @@ def names_of(kind: str, key: str, **flags: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=512)
 def compiled(kind: str, key: str, **flags: Any) -> Any:
-    """Return a kernel jitted for a neuron and what is asked for."""
+    """Return a kernel jitted for a neuron and the wanted outputs."""
     return bind(_forward if kind == "forward" else _backward, names_of(kind, key, **flags), jit)
 
 
 def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
-    """Return a sequence `[T, ...]` with contiguous rows, and whether one row stands for all."""
+    """Return a sequence `[T, ...]` with contiguous rows, and whether one row is for all steps."""
     if tensor is None or tensor.numel() == 0:
         return None, False
     if tensor.stride(0) == 0:
@@ -130,14 +130,14 @@ def _prepared(
     counts: tuple[int, ...],
     asked: tuple[Any, ...],
 ) -> tuple[Launch, tuple[int, ...]]:
-    """Return the launch for all that a call depends on but its tensors, and its numbers' bits.
+    """Return the launch of calls that differ only in their tensors, and the numbers' bits.
 
-    Whatever Triton compiles another kernel for is among the arguments, so that each is found by one
-    look into one table.
+    All for which Triton compiles another kernel is among the arguments, so that one look-up in the
+    cache of this function finds the right one.
 
-    form: the sequences' format, the device's index, the neurons, whether steps take 64 bits, and
-    the neurons of each sample if samples have lengths, else 0;
-    counts: the sizes of the parameters; asked: what is given, and what is wanted.
+    form: the sequences' format, the device's index, the neurons, whether the number of steps takes
+    64 bits, and the neurons of each sample if samples have lengths, else 0;
+    counts: the sizes of the parameters; asked: which tensors are given, and which are wanted.
     """
     dtype, device, size, _, features = form
     flags: dict[str, Any] = {"SCALARS": mask_of([count == 1 for count in counts])}
@@ -183,7 +183,7 @@ def forward(
 ) -> Callable[..., None] | None:
     """Fill `spikes`, `traces` and `finals` as `kernels.cpu.scan.forward` does, and `saved`, if any.
 
-    `saved` are the states before every chunk, `[ceil(T/EVERY) * B * F]` each.
+    `saved` holds the states before every chunk, `[ceil(T/EVERY) * B * F]` each.
     """
     count, size = len(finals), finals[0].numel()
     if size == 0:
