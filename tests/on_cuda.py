@@ -1,8 +1,8 @@
-"""What needs a CUDA device: `test_triton.py` runs it where there is one, in processes of its own.
+"""Tests that need a CUDA device: `test_triton.py` runs them where there is one, in own processes.
 
 All other tests see no device (see `conftest.py`), and so do the same on every machine. These share
-one device, side by side in as many processes as there are cores, so that each leaves the others
-their memory and looks at no more than its own.
+one device, with as many processes at once as there are cores, so each test may use only part of the
+device's memory, and may measure no memory but its own.
 """
 
 import json
@@ -86,8 +86,8 @@ def test_the_command_trains_and_predicts(flags, tmp_path):
 def test_batches(fits):
     split = digits(60_000)
     torch.cuda.empty_cache()
-    # What tests before left to torch, such as the workspace of cuBLAS, and 20 MB: room for batches
-    # and not for the set.
+    # The memory that torch still holds after earlier tests, such as the workspace of cuBLAS, and
+    # 20 MB: enough for batches but not for the data set.
     room = torch.cuda.memory_reserved() + 20e6
     share = 1.0 if fits else room / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(share)
@@ -158,7 +158,7 @@ LAYERS = {
 @pytest.mark.parametrize("shape", [(0, 2, 6), (4, 0, 6), (0, 0, 6)], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_of_nothing_no_kernel_is_launched(kind, shape):
-    """Which a device would refuse: a grid has one program or more."""
+    """A device refuses an empty grid, so a launch without steps or neurons would fail."""
     layer = LAYERS[kind]().cuda()
     current = torch.rand(shape, device="cuda", requires_grad=True)
     lengths = torch.zeros(shape[1], dtype=torch.int64, device="cuda")
@@ -208,7 +208,7 @@ RECURRENT = [(8, 1, 4), (8, 2, 8), (64, 4, 16)]  # rows, width, warps
 def trainer_of(
     cuda_graph, model=None, encoding="rate", precision="32-true", spoil=None, **training
 ):
-    """A trainer as the command makes it, for epochs of 3 batches of 32 and one of 12."""
+    """Return a trainer as the command makes it, for epochs of 3 batches of 32 and one of 12."""
     config = Config(
         model=model or MLP,
         encoding={"kind": encoding},
@@ -235,7 +235,7 @@ def trained(trainer, epochs=3, **options):
 
 
 def weights_of(trainer):
-    """What the network holds: the mean of its weights. And the weights that are trained on."""
+    """Return the mean of the weights, which the network holds, and the weights being trained."""
     mean, on = trainer.average.state_dicts()
     trained_on = {f"{name}, trained on": value for name, value in on["weights"].items()}
     return {**mean, **trained_on, "steps of the mean": on["steps"]}
@@ -267,7 +267,7 @@ def losses(trainer):
 )
 def test_replayed_steps_are_the_steps_bit_for_bit(options):
     plain, replayed = trained(trainer_of("off", **options)), trained(trainer_of("on", **options))
-    # 12 steps: 3 to warm up, and the smaller batch of each epoch.
+    # Of 12 steps 3 warm up, and 3 have the smaller batch at an epoch's end: neither is replayed.
     assert (plain.replayed, replayed.replayed) == (0, 6)
     same_weights(plain, replayed)
     assert losses(plain) == losses(replayed)
@@ -280,7 +280,7 @@ def test_replayed_steps_are_the_steps_bit_for_bit(options):
     ids=["default", "checked within epochs"],
 )
 def test_the_mean_of_the_weights_is_recorded_with_the_step(model, check_every, ema):
-    """It takes the network's place for each validation, while the graph keeps its addresses."""
+    """The mean replaces the network's weights for each validation, at the graph's addresses."""
     assert 0 < ema < 1
     options = {"model": model, "ema": ema}
     plain, replayed = (
@@ -293,7 +293,7 @@ def test_the_mean_of_the_weights_is_recorded_with_the_step(model, check_every, e
     assert on["steps"] == replayed.step == 12
     weights = [name for name, _ in replayed.model.named_parameters()]
     assert not any(torch.equal(mean[name], on["weights"][name]) for name in weights)
-    # Without a mean the same weights are trained.
+    # The weights being trained are the same without a mean.
     without = trained(trainer_of("on", model=model, ema=0.0), check_every=check_every)
     found = without.model.state_dict()
     assert all(torch.equal(found[name], on["weights"][name]) for name in weights)
@@ -326,7 +326,7 @@ def test_a_resumed_run_replays_to_the_same_bits(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             first.fit(Stopping(data, first, 6), Batches(digits(40), 32, device=DEVICE), 3, run)
         again, data, state = trainer_of("on"), some_batches(), load_checkpoint(run.interrupted)
-        state["unpromising"] = [{"linears.0": 9}]  # as a CPU counts, and a GPU has no use for
+        state["unpromising"] = [{"linears.0": 9}]  # saved by runs on a CPU, not used on a GPU
         again.load_state_dict(state, data)
         again.fit(data, Batches(digits(40), 32, device=DEVICE), 3)
         assert again.replayed
@@ -361,7 +361,7 @@ def test_replayed_steps_are_told_the_lengths_of_their_own_sequences():
 
 
 class Stopping:
-    """Batches whose trainer is interrupted in a step."""
+    """Batches that interrupt their trainer at a step."""
 
     def __init__(self, batches, trainer, step):
         self.batches, self.trainer, self.step = batches, trainer, step
@@ -405,7 +405,7 @@ def test_nan_in_a_replay_is_told_and_the_weights_stay(encoding):
 
 
 class Looking(torch.nn.Identity):
-    """Makes the host wait, which no recording allows."""
+    """A layer that makes the host wait for the device, which a graph's recording does not allow."""
 
     def forward(self, x):
         assert x.sum().item() >= 0
@@ -425,7 +425,7 @@ def test_a_network_that_makes_the_host_wait_is_trained_without_a_graph(capsys):
     assert losses(plain) == losses(other)
     with pytest.raises(GraphError, match="cuda_graph: got on, but"):
         trained(trainer_of("on", spoil=look))
-    # Torch is as before: memory is given back, and the next step is recorded as ever.
+    # Torch's state is as before: memory can be freed, and the next trainer's steps are recorded.
     torch.cuda.empty_cache()
     again = trained(trainer_of("on"))
     same_weights(again, trained(trainer_of("off")))
@@ -520,16 +520,17 @@ def test_reduce_overhead_compiles_without_a_warning():
     wanted, gradients = step(net)
     assert wanted.sum() > 0
     compiled = torch.compile(net, mode="reduce-overhead")
-    # Kept, not raised: torch warns itself of an empty graph that it records, and hides that.
+    # Recorded and not raised: torch itself records an empty graph, and suppresses its warning.
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for _ in range(4):  # to warm up, to record, and two replays
+        for _ in range(4):  # one call to warm up, one to record, and two replays
             torch.compiler.cudagraph_mark_step_begin()
             spikes, found = step(compiled)
             assert torch.equal(spikes, wanted)
             for got, want in zip(found, gradients):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    # Torch's own: of matrices, and of how its compiler reads a Function.
+    # Warnings of torch's own are left out: on TF32 products, and on how its compiler reads a
+    # Function.
     others = [one for one in said if "TensorFloat32 tensor cores" not in str(one.message)]
     assert not [one.message for one in others if one.category is not DeprecationWarning]
 
@@ -543,7 +544,7 @@ def test_a_call_waits_for_nothing():
             layer.cuda()(current)[0].sum().backward()
         ns.lif(current, beta=0.9, threshold=0.5)[0].sum().backward()
 
-    step()  # compiles, and makes what is kept
+    step()  # compiles kernels and fills caches
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
@@ -567,7 +568,7 @@ def test_the_mean_of_the_weights_waits_for_nothing():
         average.rest()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # Of the first step the share is 0.9.
+    # The first step has a share of 0.9 in the mean.
     torch.testing.assert_close(resting, before + 0.9)
     assert torch.equal(model[0].weight, resting)
 
@@ -589,7 +590,7 @@ def test_a_recurrent_layer_is_the_neurons_step_in_torch(shape, dtype, lengths):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [513, 1025])
 def test_a_larger_recurrent_layer_is_run_after_a_short_sequence(size, dtype):
-    """Rows of an odd number of neurons, on which it goes back step by step, lie anywhere."""
+    """Their backward pass is run step by step; rows of an odd number of neurons are not aligned."""
     for steps in (1, 9):
         found = recurrent_cases.check("subtract", (steps, 1, size), dtype, "cuda")
         assert found <= 1e-5
