@@ -1,4 +1,4 @@
-"""Tests that need a CUDA device: `test_triton.py` runs them where there is one, in own processes.
+"""Tests that need a CUDA device; where there is one, `test_triton.py` runs them in new processes.
 
 All other tests see no device (see `conftest.py`), and so do the same on every machine. These share
 one device, with as many processes at once as there are cores, so each test may use only part of the

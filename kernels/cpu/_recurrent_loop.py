@@ -1,6 +1,6 @@
 """The loop over time of recurrent layers on a CPU, forward and backward, as Numba compiles it.
 
-`recurrent` runs these loops, and divides the layer and fills the arrays of a job.
+`recurrent` divides a layer among threads, fills the arrays of a job and runs these loops.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ STEPS, BATCH, NEURONS, WHOLE_TILE, PADDED, STATES, PARAMETERS, ONWARD, BACK = ra
     SIZES, SIZES + 9
 )
 
-# What a kernel is compiled for; rebound for each number format.
+# Compile-time constants of a kernel, rebound for each number format.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 64

@@ -120,7 +120,7 @@ class _Loop(Function):
             self.row(f"{letter}{first + k}", argument, row + k, stride)
 
     def per_step(self) -> Any:
-        """Return the stride between the states before two steps: so many numbers all states are."""
+        """Return how many numbers apart the states before two successive steps lie."""
         return self.build.mul(self.given["apart"], I64(self.program.states))
 
     def write(
@@ -133,7 +133,7 @@ class _Loop(Function):
         """Write the loops: over vectors of neurons, and then over the neurons that are left.
 
         alike: a bit mask of the parameters with one value for all neurons, which is read once.
-        results: the operands to return, and `becomes` where each of them goes.
+        results: the operands that are the results; becomes: where each of them goes.
         """
         build, low = self.build, I64(0)
         places = {

@@ -1,7 +1,7 @@
 """The loop over time of any recorded neuron on a CPU, forward and backward, as Numba compiles it.
 
-`scan` runs these loops, and divides the neurons and fills the arrays of a job; the vectorised loops
-over a row of neurons are those of `_rows`, called by their addresses.
+`scan` divides neurons among threads, fills the arrays of a job and runs these loops; the vectorised
+loops over a row of neurons are those of `_rows`, called by their addresses.
 """
 
 import numpy as np

@@ -163,7 +163,7 @@ class Scribe:
     def results(
         self, values: dict[str, Any], operations: Sequence[Operation], results: Sequence[str]
     ) -> list[Any]:
-        """Write the operations; return the results. `values`, which grows, has the operands'."""
+        """Write the operations, adding their values to the operands'; return the results."""
 
         def value(operand: str) -> Any:
             return self.constant(float(operand)) if is_constant(operand) else values[operand]

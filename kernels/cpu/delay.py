@@ -46,7 +46,7 @@ STEPS, WIDTH, CHANNELS, COUNT, TAPS, DELAY, STAGES, WAY, INSIDE, EDGE = range(SI
 SOURCE, SOURCE_BEFORE, GIVEN, GIVEN_BEFORE, OUT, OUT_BEFORE, SUMS = range(7)
 WEIGHTS, LAG, ENDS, SCRATCH = range(7, 11)
 
-# What the kernel is compiled for; rebound for each number format.
+# Compile-time constants of the kernel, rebound for each number format.
 NUMBER = np.float32(0)
 SEQUENCE = np.float32(0)  # format in memory; 16-bit numbers are copied as integers
 WHOLE = np.int32(0)
@@ -265,7 +265,7 @@ def _run(
     lengths: Tensor | None,
     max_delay: int,
 ) -> None:
-    """Run the kernel forward (`way` 1) or backward in time (-1); `arrays`: the first of a job.
+    """Run the kernel forward in time (`way` 1) or backward (-1); `arrays`: a job's first seven.
 
     Sequences have the shape and the format of `current` `[T, B, *F]`.
     """

@@ -21,7 +21,7 @@ WORD = 64  # inputs whose bits are one integer
 TABLE = 40  # additions that take as long as a table of sums of four, per row that it sums
 GRAIN = 1 << 17  # additions that are worth waking another thread for
 
-# What a kernel is compiled for; rebound for each variant.
+# Compile-time constants of a kernel, rebound for each variant.
 NUMBER = np.float32(0)
 SPIKE = np.uint8(0)
 INDEX = np.int32(0)

@@ -34,7 +34,7 @@ CHUNK = 256  # rows of a gradient whose panel, of 64 kB, is summed while it is i
 AHEAD = 8  # rows ahead that a gradient or an output is prefetched
 PARTS = 4  # parts per thread that sums are divided into, if there are so many
 
-# What a kernel is compiled for; rebound for each variant.
+# Compile-time constants of a kernel, rebound for each variant.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 64

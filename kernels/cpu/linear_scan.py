@@ -46,7 +46,7 @@ from neurospike.neurons.rule import Rule
 
 __all__ = ["backward", "find", "forward", "panels", "words"]  # for `neurospike.layers.spike_layer`
 
-PANEL_BYTES = 512  # one number each of the neurons that go through time together, in bytes
+PANEL_BYTES = 512  # neurons that go through time together, in bytes of one number each
 PARTS = 2  # parts per thread that samples are divided into
 STREAMED = 32 << 20  # bytes of spikes from which they are written past the caches
 LINES = 10  # rows of scratch per thread, beside the membranes and currents of each step
@@ -57,7 +57,7 @@ LINES = 10  # rows of scratch per thread, beside the membranes and currents of e
 STEPS, BATCH, WIDTH, OUTPUTS, BLOCKS, PAST, ONWARD, BACK = range(SIZES, SIZES + 8)
 STRIDE = BLOCKS
 
-# What a kernel is compiled for; rebound for each number format.
+# Compile-time constants of a kernel, rebound for each number format.
 NUMBER = np.float32(0)
 INDEX = np.int32(0)
 PANEL = 128

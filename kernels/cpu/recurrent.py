@@ -39,8 +39,8 @@ from neurospike.kernels.cpu.scan import _given, alike_of, as_tensor
 from neurospike.neurons.program import Program
 from neurospike.ops.wants import mask_of
 
-# Sums, in bytes, that stay in registers while rows of one sample are added, and while a block of
-# samples is multiplied: one for each neuron.
+# Bytes of sums, one for each neuron of a part, that stay in registers: while the rows of one sample
+# are added up, and while a block of samples is multiplied.
 PANEL_BYTES = 256
 BLOCK_BYTES = 64
 TILE = 8  # samples that go through time together, at most

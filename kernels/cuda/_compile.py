@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 def jit(function: FunctionType) -> Any:
-    """Jit a rebound function; its free names of numbers become the `tl.constexpr` Triton needs."""
+    """Jit a rebound function; numbers among its free names become `tl.constexpr`, as they must."""
     free, cells = function.__globals__, function.__closure__ or ()
     free.update((name, c.cell_contents) for name, c in zip(function.__code__.co_freevars, cells))
     if not triton.knobs.runtime.interpret:

@@ -10,7 +10,7 @@ from neurospike.backend.dispatch import TABLE
 # Compile-time constants, rebound for each variant of a kernel.
 EVERY = TABLE["triton"].checkpoint_every  # steps of a chunk
 BLOCK = 256  # neurons of a program
-STAGES = 1  # of the loop over chunks, by which Triton loads ahead
+STAGES = 1  # stages of Triton's software pipeline over chunks
 STATES = 1
 PARAMETERS = 2
 NUMBERS = 0

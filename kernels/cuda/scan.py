@@ -108,7 +108,7 @@ def compiled(kind: str, key: str, **flags: Any) -> Any:
 
 
 def _rows(tensor: Tensor | None) -> tuple[Tensor | None, bool]:
-    """Return a sequence `[T, ...]` with contiguous rows, and whether one row is for all steps."""
+    """Return a sequence `[T, ...]` with contiguous rows, and whether it is one row for all."""
     if tensor is None or tensor.numel() == 0:
         return None, False
     if tensor.stride(0) == 0:
@@ -132,8 +132,8 @@ def _prepared(
 ) -> tuple[Launch, tuple[int, ...]]:
     """Return the launch of calls that differ only in their tensors, and the numbers' bits.
 
-    All for which Triton compiles another kernel is among the arguments, so that one look-up in the
-    cache of this function finds the right one.
+    Everything for which Triton compiles another kernel is among the arguments, so that one look-up
+    in the cache of this function finds the right one.
 
     form: the sequences' format, the device's index, the neurons, whether the number of steps takes
     64 bits, and the neurons of each sample if samples have lengths, else 0;
