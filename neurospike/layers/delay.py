@@ -1,8 +1,8 @@
-"""`Delay`: each channel of a sequence, its own number of steps later, and that number learned.
+"""`Delay`: a layer that delays each channel of a sequence by its own, learned number of steps.
 
-A weight says how much of a spike arrives, a delay when. Spikes that left at different times and
-arrive together are a coincidence, which one neuron can detect; with delays a layer tells sequences
-of the same spikes in another order apart.
+A weight decides how much of a spike arrives, a delay decides when. Spikes that leave at different
+times and arrive together are a coincidence, which a single neuron can detect; with delays a layer
+can tell apart sequences of the same spikes in a different order.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ KERNELS = ("linear", "gaussian")
 
 
 class Delay(_Neuron):
-    """Delay each channel by its own number of steps, which may be a fraction and is learned.
+    """Delay each channel by its own number of steps, which is learned and need not be whole.
 
         delay = ns.Delay(128, max_delay=16)
         late, state = delay(current)               # [T, B, 128] -> [T, B, 128], [16, B, 128]
-        late, state = delay(more_current, state)   # carry on
+        late, state = delay(more_current, state)   # continue
         net = ns.Sequential(nn.Linear(40, 128), ns.Delay(128, 16), ns.LIF(0.9))
 
     With d the delay of a channel, from 0 to `max_delay` steps, and x its input, which is 0 before
@@ -38,36 +38,37 @@ class Delay(_Neuron):
 
         y_t = (1 - f) x_{t-k} + f x_{t-k-1},       d = k + f, k a whole number, 0 <= f < 1,
 
-    and so knows of d no more than whether one step later or, for a fraction, one step earlier is
-    better. `"gaussian"` looks further, for learning over a distance: `y_t` is the mean of all of
-    `x_t` to `x_{t-max_delay}` with weights `exp(-(l - d)^2 / (2 sigma^2))` for the step l steps
-    ago. Hammouamri, Khalfaoui-Hassani and Masquelier (2023, arXiv:2306.17670) begin with half of
-    `max_delay` for sigma, and shrink it to 0.5 while the network learns:
+    so the gradient of d compares only the two steps next to it. `"gaussian"` lets d move over
+    longer distances: `y_t` is the mean of `x_t` to `x_{t-max_delay}`, the step l steps ago having
+    the weight `exp(-(l - d)^2 / (2 sigma^2))` before they are normalised. Hammouamri,
+    Khalfaoui-Hassani and Masquelier (2023, arXiv:2306.17670) begin with half of `max_delay` for
+    sigma, and shrink it to 0.5 while the network learns:
 
         delay = ns.Delay(128, 16, kernel="gaussian", sigma=8.0)
         delay.sigma.mul_(0.95).clamp_(min=0.5)     # after each epoch
-        delay.kernel = "linear"                    # and when it has learned
+        delay.kernel = "linear"                    # after training
 
-    The input is read once whatever the kernel. `"linear"` costs two multiplications per step and
-    channel and four in the gradient; `"gaussian"` `max_delay + 1` of them and twice as many.
+    The input is read once whatever the kernel. Per step and channel, `"linear"` costs two
+    multiplications forward and four backward; `"gaussian"` costs `max_delay + 1` forward and twice
+    as many backward.
 
     Args:
-        size: shape of the delays, an integer or a tuple: the features `F`, or what broadcasts
-            against them, such as `(12, 1, 1)` for one delay per map of a convolution, or `()` for
-            one delay in all.
+        size: shape of the delays, an integer or a tuple: the features `F`, or a shape that
+            broadcasts against them, such as `(12, 1, 1)` for one delay per map of a convolution, or
+            `()` for a single delay.
         max_delay: the longest delay, in steps, 1 or more.
         delay: in steps from 0 to `max_delay`: a number, or a tensor of the shape `size`; an
-            `nn.Parameter` is kept, shared and learned. Default: drawn for each channel, uniform.
-        learn: make the delays a parameter. Those learned may leave their bounds; they are clamped
-            where they are used, and come back where their gradient leads there.
-        kernel: `"linear"` or `"gaussian"`; an attribute that may be changed, to `"gaussian"` where
-            the layer has a sigma.
+            `nn.Parameter` is shared and learned. Default: drawn uniformly for each channel.
+        learn: make the delays a parameter. Learned delays may leave their bounds; they are clamped
+            where they are used, and a gradient that leads back inside is let through.
+        kernel: `"linear"` or `"gaussian"`; an attribute that may be changed, to `"gaussian"` only
+            if the layer has a sigma.
         sigma: width of the Gaussian, in steps, above 0. A buffer in the state dict.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
-        batch_first: take and give `[B, T, *F]`; the state stays `[max_delay, B, *F]`. See `LIF`.
+        batch_first: take and return `[B, T, *F]`; the state stays `[max_delay, B, *F]`. See `LIF`.
 
     Raises:
-        TypeError: a size, `max_delay`, delay or sigma that is no number.
+        TypeError: a size, `max_delay`, delay or sigma that is not a number.
         ValueError: a delay that is NaN or out of range, of the wrong shape; `max_delay` below 1; an
             unknown kernel; sigma not above 0.
     """
@@ -115,12 +116,13 @@ class Delay(_Neuron):
 
         Args:
             current: spikes or currents `[T, B, *F]`; with `num_steps` `[B, *F]`, the same at every
-                step. float16, bfloat16, float32 or float64; 16 bits are summed in 32.
+                step. float16, bfloat16, float32 or float64; 16-bit formats are summed in float32.
             state: what an earlier call returned, the last `max_delay` steps before these. Default:
                 zeros. Gradients flow to it, too.
             num_steps: number of steps `T >= 0` of a constant current.
-            lengths: int64 `[B]`, how many of the T steps belong to each sample. Behind them the
-                output is 0, and nothing there has an effect on the state or a gradient.
+            lengths: integers `[B]`, how many of the T steps belong to each sample; see
+                `neurospike.lif`. After them the output is 0, and the input there has no effect on
+                the state or on gradients.
 
         Raises:
             TypeError: a tensor of integers, complex numbers or another unsupported format.
@@ -143,7 +145,7 @@ class Delay(_Neuron):
         __call__ = forward
 
     def _taps(self, current: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many steps ago each channel's first tap is `[P]`, and weights `[taps, P]`."""
+        """Return each channel's lag `[P]`, the steps to its first tap, and weights `[taps, P]`."""
         features = current.shape[2:]
         within = clamped(self.delay, "inward", float(self.max_delay))
         d = fitted("delay", within, current, current.shape[1:], state_dtype(current.dtype))
@@ -155,12 +157,12 @@ class Delay(_Neuron):
                     "when it is made, ns.Delay(..., sigma=8.0)"
                 )
             ago = torch.arange(self.max_delay + 1, dtype=d.dtype, device=d.device).unsqueeze(1)
-            # A sigma that was shrunk to nothing leaves the nearest step.
+            # With a sigma shrunk to 0 the nearest step has the whole weight.
             distance = (ago - d) / self.sigma.to(d.dtype).clamp(min=1e-6)
             return torch.zeros_like(d, dtype=torch.int32), torch.softmax(-0.5 * distance**2, 0)
-        # At max_delay the fraction is 1, so that no step beyond it is asked for.
+        # At max_delay the fraction is 1, so that no step further back is read.
         whole = d.detach().floor().clamp(max=self.max_delay - 1)
-        # Of NaN a whole number can be anything, and is an address.
+        # NaN converts to an arbitrary integer, which would be used as an index.
         lag = whole.to(torch.int32).clamp(0, self.max_delay - 1)
         fraction = d - whole
         return lag, torch.stack((1.0 - fraction, fraction))
@@ -177,7 +179,7 @@ class Delay(_Neuron):
             wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
             found = torch.full(self.size, float(delay), dtype=wide)
         else:
-            found = delay  # which is refused
+            found = delay  # refused by `number`, which raises TypeError
         if isinstance(found, Tensor) and found.shape != self.size:
             raise ValueError(
                 f"delay must have the shape {self.size} that size says, or be one number, got the "
@@ -191,7 +193,7 @@ class Delay(_Neuron):
             raise ValueError(f"unknown kernel {self.kernel!r}; choose one of {known}")
 
     def _check_constants(self) -> None:
-        """Raise ValueError for constants out of range; delays that learn are not looked at."""
+        """Raise ValueError for constants out of range; learned delays are not checked."""
         if not isinstance(self.delay, nn.Parameter):
             self._check_delay()
         self._check_sigma()
@@ -249,9 +251,9 @@ class Delay(_Neuron):
 
 
 def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor | None) -> Tensor:
-    """Return the last `max_delay` steps of each sample, of those before included."""
+    """Return the last `max_delay` steps of each sample, out of the state's and these."""
     steps, shape = current.shape[0], (max_delay, *current.shape[1:])
-    # A program of torch.export is to run with any number of steps, more or fewer than these.
+    # An exported program has to work for any number of steps, so it must not branch on theirs.
     exporting = torch.compiler.is_exporting()
     if lengths is None and not exporting and steps >= max_delay:
         return current[steps - max_delay :].clone()
@@ -260,7 +262,7 @@ def _last(current: Tensor, state: Tensor | None, max_delay: int, lengths: Tensor
         return torch.cat((before if exporting else before[steps:], current))[-max_delay:]
     if steps == 0:
         return before.clone()
-    # Rows of the steps before and of these, counted from the first of those before.
+    # Indexes into the state's steps followed by these.
     at = lengths + torch.arange(max_delay, device=current.device).unsqueeze(1)
     samples = torch.arange(current.shape[1], device=current.device)
     old = before[at.clamp(max=max_delay - 1), samples]

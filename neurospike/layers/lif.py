@@ -1,7 +1,7 @@
 """Spiking layers over whole sequences: `lif`, `LIF` and the readout `LI`.
 
-Like `torch.nn.RNN` they take `[T, B, *F]` and return the sequence and the last state. They know
-no backend: which code runs the time loop changes the speed and nothing else.
+Like `torch.nn.RNN` they take `[T, B, *F]` and return the sequence and the last state. They do not
+depend on a backend: which code runs the time loop changes the speed and nothing else.
 """
 
 import functools
@@ -53,30 +53,32 @@ def lif(
     Args:
         current: input current `[T, B, *F]`; with `num_steps` `[B, *F]`, held constant and read
             once. float16, bfloat16, float32 or float64.
-        mem: membrane `[B, *F]` to carry on from, float64 if the current is, else float32. Default:
-            zeros. Its reset is due at the first step if it lies above the threshold.
-        beta: the share of the membrane that a step leaves, from 0 to 1; a number or a tensor that
-            broadcasts against `F`. One that learns may leave these bounds and is clamped.
-        threshold: above 0; a neuron fires when its membrane is strictly greater. Number or tensor
-            likewise.
+        mem: membrane `[B, *F]` to continue from, float64 if the current is, else float32. Default:
+            zeros. With `reset_delay`, one above the threshold is reset at the first step.
+        beta: decay, the factor from 0 to 1 by which each step multiplies the membrane; a number or
+            a tensor that broadcasts against `F`. One that is learned may leave these bounds and is
+            clamped.
+        threshold: above 0; a neuron fires when its membrane is strictly greater. A number or a
+            tensor that broadcasts against `F`.
         surrogate: derivative of the spike in the backward pass: a name, an object of
             `neurospike.surrogate`, or a scalar function of your own.
         reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
         reset_delay: reset at the step after the spike (True) or at once (False).
         detach_reset: let no gradient flow through an immediate reset.
-        neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
+        neuron: a `neurospike.Neuron`, whose function replaces the LIF's recurrence and its reset;
+            the three options of the reset then keep their defaults.
         grad_window: let the spike's gradient flow only where the membrane lies within this distance
             of the threshold (Perez-Nieves and Goodman 2021, arXiv:2105.08810). Default: everywhere.
-        beta_gradient: of a beta at a bound, or beyond: `"inward"` lets through the gradient against
-            which a step leads back, `"clamp"` what torch's clamp lets through, as snnTorch does.
+        beta_gradient: the gradient of a beta at or beyond a bound: `"inward"` stops it only where a
+            descent step would lead further out, `"clamp"` is that of torch's clamp, as in snnTorch.
         num_steps: number of steps `T >= 0` of a constant current.
         return_trace: also return the membrane at every step.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
         lengths: how many of the T steps belong to each sample, integers `[B]` from 0 to T in any
-            order: a tensor on the CPU or with the current, or a list. After its end a sample fires
-            no spikes, its membrane and trace stay those of its last step (`mem` if it has none),
-            and no gradient comes from there or goes there; what the current holds there is never
-            read. Default: T each.
+            order: a list, or a tensor on the CPU or on the current's device. After its end a sample
+            fires no spikes, its membrane and trace stay those of its last step (`mem` if it has no
+            steps), no gradient flows from or to these steps, and their current has no effect,
+            whatever it holds. Default: T each.
 
     Returns:
         `(spikes [T, B, *F], mem [B, *F])`, and with `return_trace` `trace [T, B, *F]` as a third.
@@ -87,12 +89,12 @@ def lif(
         TypeError: a tensor of integers, complex numbers or another unsupported format; sequences
             that are not padded (nested tensors, `PackedSequence`), with what to write instead.
         ValueError: a wrong shape, device or option; a constant beta or threshold out of range
-            (looked at if it is a number, or a tensor on the CPU that does not learn); lengths that
-            are none of 0 to T (looked at on the CPU; on a GPU they are taken as 0 or T, because
-            nothing waits for it).
+            (checked if it is a number, or a CPU tensor that requires no gradient); lengths outside
+            0 to T (checked on the CPU; on a GPU they are clamped, since a check would wait for the
+            device).
         BackendError: the backend named cannot run here; every reason is listed.
     """
-    # A function of the caller's is read anew each time: the numbers it sees may have changed.
+    # A function given by the caller is recorded at every call: numbers it reads may have changed.
     is_plain = (
         type(beta) is type(threshold) is float
         and type(surrogate) is type(reset) is type(beta_gradient) is str
@@ -122,7 +124,7 @@ def lif(
 
 
 def _flag(name: str, value: Any) -> bool:
-    # Of every call: a bool is not looked at twice.
+    # Runs at every call, so a plain bool is returned at once.
     return value if type(value) is bool else check_flag(name, value)
 
 
@@ -137,7 +139,7 @@ def _rule(
 def _checked_rule(
     beta: Any, threshold: Any, beta_gradient: str, surrogate: Any, reset: str, *options: Any
 ) -> Rule:
-    """Return the rule of a call, once its constants will do."""
+    """Check the constants of a call and return its rule."""
     check_beta(beta)
     check_beta_gradient(beta_gradient)
     check_threshold(threshold, reset, options[2] is not None)
@@ -146,20 +148,20 @@ def _checked_rule(
 
 _known_rule = functools.lru_cache(maxsize=512)(_checked_rule)
 
-# What a layer's rule follows from, once.
+# The arguments from which a layer's rule is made, once; changing one later would have no effect.
 _MADE_OF = {"surrogate", "grad_window", "reset", "reset_delay", "detach_reset", "neuron"}
 
 
 class _Neuron(OverTime):
-    """Decay and threshold as buffers or parameters: what every layer here keeps."""
+    """Base of the layers with constants, such as decay and threshold: buffers or parameters."""
 
     carries_state = True  # for `Sequential`: called as layer(x, state), returns (output, state)
     segment: int | None = None  # steps after which the gradient is cut off; see `time_loop`
-    beta_gradient = "inward"  # of layers that were pickled before they had one
+    beta_gradient = "inward"  # for layers pickled by a version that did not have it
     beta: Tensor
 
     def _keep(self, name: str, value: float | Tensor, learn: bool = False) -> None:
-        """Make a buffer or, to learn it, a parameter of `value`; an `nn.Parameter` stays itself."""
+        """Keep `value` as a buffer or, to learn it, a parameter; an `nn.Parameter` is shared."""
         tensor = number(name, value)
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
@@ -180,15 +182,15 @@ class _Neuron(OverTime):
         return ", batch_first=True" if self.batch_first else ""
 
     def _decay(self) -> Tensor:
-        """Return beta within 0 and 1: one that learns is clamped, another was checked."""
+        """Return beta from 0 to 1: one that is learned is clamped, a constant was checked."""
         beta = self._constant("beta")
         return clamped(self.beta, self.beta_gradient) if beta is None else beta
 
     def _constant(self, name: str) -> Tensor | None:
-        """Return a value if it is the constant that was checked, else None.
+        """Return the named value if it is the constant that was checked, else None.
 
-        Another one learns, or stands for one that does: `functional_call`, a parametrization and
-        the replicas of `DataParallel` have plain tensors in its place.
+        Otherwise it is learned, or replaced by a plain tensor that may be, as by `functional_call`,
+        by a parametrization and in the replicas of `DataParallel`.
         """
         value = self._buffers.get(name)
         return None if value is None or value.requires_grad else value
@@ -203,9 +205,9 @@ class _Neuron(OverTime):
         super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Load as torch does, and refuse a constant that a layer would not have been made with.
+        """Load as torch does, and refuse a constant that the constructor would refuse.
 
-        One converted from snnTorch may have such constants, and loads what it saved.
+        A layer that has such constants already, converted from snnTorch, loads what it saved.
         """
         before = self._wrong_constants()
         super()._load_from_state_dict(state_dict, prefix, *others)
@@ -217,7 +219,7 @@ class _Neuron(OverTime):
             errors.append(f"{prefix.rstrip('.')}: {after}" if prefix else after)
 
     def _wrong_constants(self) -> str | None:
-        """Say what is wrong with the constants, if anything is."""
+        """Return what is wrong with the constants, or None."""
         try:
             self._check_constants()
         except ValueError as error:
@@ -225,18 +227,18 @@ class _Neuron(OverTime):
         return None
 
     def _clamp_constant(self) -> None:
-        """Clamp once what snnTorch, and version 0.1, clamped at every step."""
+        """Clamp a constant beta once, which snnTorch and version 0.1 clamp at every step."""
         beta = self._buffers.get("beta")
         if beta is not None:
             self._buffers["beta"] = beta.clamp(0.0, 1.0)
 
     def _check_constants(self) -> None:
-        """Raise ValueError for constants out of range; what learns is not looked at."""
+        """Raise ValueError for constants out of range; learned values are not checked."""
         if not isinstance(self.beta, nn.Parameter):
             check_beta(_values(self.beta))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Neuron":
-        """Move and convert as torch does, but to no 16 bits: the state has 32, so has its decay."""
+        """Move and convert as torch does, but keep 32 bits or more, as the membrane does."""
 
         def converted(tensor: Tensor) -> Tensor:
             found = fn(tensor)
@@ -251,13 +253,14 @@ class LIF(_Neuron):
 
         lif = LIF(beta=0.95)
         spikes, mem = lif(current)                 # [T, B, *F] -> [T, B, *F], [B, *F]
-        spikes, mem = lif(more_current, mem)       # carry on
+        spikes, mem = lif(more_current, mem)       # continue
 
     Args:
-        beta: share of the membrane that a step leaves, from 0 to 1; a number, a tensor that
-            broadcasts against `F`, or an `nn.Parameter`, which is kept, shared and learned. One
-            that learns may leave its bounds; it is clamped where it is used.
-        threshold: above 0; a neuron fires when its membrane is strictly greater. Likewise.
+        beta: decay, the factor from 0 to 1 by which each step multiplies the membrane; a number, a
+            tensor that broadcasts against `F`, or an `nn.Parameter`, which is shared and learned.
+            One that is learned may leave its bounds; it is clamped where it is used.
+        threshold: above 0; a neuron fires when its membrane is strictly greater. A number, tensor
+            or `nn.Parameter`, as beta.
         surrogate: derivative of the spike in the backward pass: a name, an object of
             `neurospike.surrogate`, or a scalar function of your own.
         reset: after a spike `"subtract"` the threshold, go to `"zero"`, or `"none"`.
@@ -266,18 +269,20 @@ class LIF(_Neuron):
         learn_beta: make beta a parameter.
         learn_threshold: make the threshold a parameter.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
-        neuron: a `neurospike.Neuron`, another recurrence, in place of all that `reset` says.
+        neuron: a `neurospike.Neuron`, whose function replaces the LIF's recurrence and its reset.
         grad_window: let the spike's gradient flow only where the membrane lies within this distance
             of the threshold. Default: everywhere.
-        beta_gradient: of a beta at a bound or beyond, `"inward"` or `"clamp"`; see `lif`.
-        batch_first: take and give `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. Where the
-            time loop needs steps in blocks, on a GPU, that copies the current once.
+        beta_gradient: `"inward"` or `"clamp"`, the gradient of a beta at or beyond a bound; see
+            `lif`.
+        batch_first: take and return `[B, T, *F]`, traces too; the membrane stays `[B, *F]`. On a
+            GPU, whose time loop needs the time axis first, this copies the current once.
 
     Both constants are in the state dict. `.half()` and `.bfloat16()` leave them in float32, like
     the membrane.
 
     Raises:
-        TypeError: an argument of another kind, or of another library, with what to write instead.
+        TypeError: an argument of the wrong type, or one that only another library's neurons have,
+            with what to write instead.
         ValueError: a constant out of range, or an unknown surrogate, reset or backend.
     """
 
@@ -330,18 +335,18 @@ class LIF(_Neuron):
         surrogate: str | Surrogate | Callable[..., Any] | None = None,
         backend: str = "auto",
     ) -> "LIF":
-        """Return a layer that computes over a whole sequence what a `snntorch.Leaky` steps.
+        """Return a layer that runs a `snntorch.Leaky` over a whole sequence at once.
 
         Args:
-            leaky: its decay, threshold, reset and surrogate are taken; parameters that it learns
+            leaky: its decay, threshold, reset and surrogate are used; parameters that it learns
                 are shared, not copied, whatever values training gave them, and a decay at its
-                bounds has the gradient that it has there (`beta_gradient="clamp"`). `init_hidden`
-                and `output` only say how it is called.
-            surrogate: in place of its own.
+                bounds has the same gradient as there (`beta_gradient="clamp"`). `init_hidden` and
+                `output` concern only how it is called, and are ignored.
+            surrogate: replaces its own.
             backend: see `LIF`.
 
         Raises:
-            TypeError: no `snntorch.Leaky`.
+            TypeError: not a `snntorch.Leaky`.
             ValueError: an option that this layer does not have, which is named: inhibition,
                 quantised state, graded spikes, a spike_grad that is not snnTorch's, or an immediate
                 reset by subtraction, which differs above the threshold.
@@ -351,7 +356,7 @@ class LIF(_Neuron):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._clamp_constant()
-        # A process that unpickles the layer has not seen a surrogate of the user's own.
+        # A process that unpickles the layer has not recorded the user's own surrogate yet.
         self.__dict__["surrogate"] = resolve(self.surrogate)
         self._follow()
 
@@ -405,14 +410,15 @@ class LI(_Neuron):
         li = LI(beta=0.95)
         trace, mem = li(current)                   # [T, B, *F] -> [T, B, *F], [B, *F]
 
-    Number formats and errors are those of `lif`; the trace is in the state's format.
+    Number formats and errors are those of `lif`; the trace has the membrane's format, float32 or,
+    for a float64 current, float64.
 
     Args:
-        beta: share of the membrane that a step leaves, as of `LIF`.
+        beta: decay of the membrane per step, as for `LIF`.
         learn_beta: make it a parameter.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
-        beta_gradient: as of `LIF`.
-        batch_first: take and give `[B, T, *F]`; the membrane stays `[B, *F]`.
+        beta_gradient: as for `LIF`.
+        batch_first: take and return `[B, T, *F]`; the membrane stays `[B, *F]`.
     """
 
     @explain_other_names
@@ -472,7 +478,7 @@ class LI(_Neuron):
 def number(name: str, value: Any) -> Tensor:
     """Return a number, or a tensor of numbers, as a tensor. Raises TypeError for anything else."""
     try:
-        # Digits of a plain number 16 bits would not hold.
+        # A plain number is kept in 32 bits or more: 16 would not hold its digits.
         tensor = torch.as_tensor(value, dtype=_wide() if isinstance(value, Real) else None)
         is_wrong = isinstance(value, bool) or tensor.is_complex() or tensor.dtype == torch.bool
         if is_wrong or (isinstance(value, nn.Parameter) and not tensor.is_floating_point()):

@@ -1,4 +1,4 @@
-"""`Recurrent`: neurons of any kind whose spikes come back to all of them, over whole sequences."""
+"""`Recurrent`: neurons of any kind with all-to-all recurrent weights, over whole sequences."""
 
 import math
 from collections.abc import Sequence
@@ -20,34 +20,35 @@ from .time_axis import OverTime, over_time
 
 
 class Recurrent(OverTime):
-    """A layer of neurons with a weight from each one's spikes to every one's current.
+    """A layer of neurons with a recurrent weight from every neuron's spikes to every neuron.
 
         current_t = x_t + weight @ spikes_{t-1} (+ bias)
 
-    The whole time loop runs fused, forward and backward, as that of the neurons alone.
+    The whole time loop runs fused, forward and backward, as that of the neurons alone does.
 
         layer = ns.Recurrent(ns.SEAdLIF(), 256)
         spikes, state = layer(current)             # [T, B, 256] -> [T, B, 256], each [B, 256]
-        spikes, state = layer(more_current, state) # carry on
+        spikes, state = layer(more_current, state) # continue
 
     Args:
         neuron: a layer of neurons that spike, such as `ns.LIF(0.9)`, `ns.ALIF()` or any
-            `ns.Spiking`; its parameters are of one number or `[size]`. Its `backend` is this
-            layer's.
+            `ns.Spiking`; each of its parameters is a single number or `[size]`. Its `backend` is
+            used for this layer.
         size: number of neurons N.
         bias: add a learned bias to the current at every step.
-        mask: `[N, N]`, of 0 and 1 or true and false: which weights there are. The others are 0 and
-            stay so.
-        zero_diagonal: let no neuron act on itself.
-        batch_first: take and give `[B, T, N]`, traces too; states stay `[B, N]`. See `LIF`.
+        mask: `[N, N]` of 0 and 1, or of False and True: the weights to keep. The others act as 0
+            and are not learned.
+        zero_diagonal: mask the weights from each neuron to itself.
+        batch_first: take and return `[B, T, N]`, traces too; states stay `[B, N]`. See `LIF`.
 
-    Attributes: `neuron`; `weight` `[N, N]`, row i the weights to neuron i, uniform within
-    `1 / sqrt(N)` at first, as torch's `nn.RNN`; `bias` `[N]` or None; `mask` or None.
+    Attributes: `neuron`; `weight` `[N, N]`, whose row i holds the weights to neuron i, drawn
+    uniformly from `-1 / sqrt(N)` to `1 / sqrt(N)`, as in torch's `nn.RNN`; `bias` `[N]` or None;
+    `mask` `[N, N]` or None.
 
     Raises:
-        TypeError: neurons without spikes, or no layer of neurons.
-        ValueError: a size below 1, neurons with `batch_first=True`, a mask of another shape or of
-            other values.
+        TypeError: neurons that do not spike, or something that is not a layer of neurons.
+        ValueError: a size below 1, neurons with `batch_first=True`, a mask of the wrong shape or
+            with values other than 0 and 1.
     """
 
     carries_state = True
@@ -55,7 +56,7 @@ class Recurrent(OverTime):
     bias: nn.Parameter | None
     mask: Tensor | None
 
-    _biased = ("", "")  # the neurons' program as it was last seen, and that with a bias
+    _biased = ("", "")  # the last program of the neurons, and the same with a bias
 
     @explain_other_names
     def __init__(
@@ -89,7 +90,7 @@ class Recurrent(OverTime):
         )
         is_zero = check_flag("zero_diagonal", zero_diagonal)
         self.register_buffer("mask", _checked_mask(mask, size, is_zero))
-        self._rule()  # once before torch.compile, which would look into a cache
+        self._rule()  # fills `_biased` before torch.compile traces the layer
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Recurrent(OverTime):
 
     @property
     def segment(self) -> int | None:
-        """Steps after which the gradient is cut off; that of the neurons."""
+        """Steps after which the gradient is cut off, as set on the neurons."""
         return self.neuron.segment
 
     @over_time
@@ -117,11 +118,12 @@ class Recurrent(OverTime):
             current: `[T, B, N]`; with `num_steps` `[B, N]`, the same at every step. float16,
                 bfloat16, float32 or float64.
             state: what an earlier call returned: the last spikes and the neuron's states, each
-                `[B, N]`, float64 if the current is, else float32. Default: at rest.
+                `[B, N]`, float64 if the current is, else float32. Default: no spikes, and the
+                neuron's states at rest.
             num_steps: number of steps `T >= 0` of a constant current.
             return_trace: also return each state of the neuron at every step, a tuple of
                 `[T, B, N]`.
-            lengths: how many of the steps belong to each sample, int64 `[B]`; see `ns.lif`.
+            lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
 
         Returns:
             Spikes `[T, B, N]` in the current's number format, and the states after the last step,
@@ -129,7 +131,7 @@ class Recurrent(OverTime):
 
         Raises:
             TypeError, ValueError: a tensor of the wrong kind, shape, number format or device, or
-                another number of states.
+                the wrong number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
         out = run_recurrent(
@@ -159,7 +161,7 @@ class Recurrent(OverTime):
         return f"size={self.size}, bias={self.bias is not None}{masked}{axes}"
 
     def _rule(self) -> Rule:
-        """Return that of the neurons, whose last parameter is the bias if there is one."""
+        """Return the rule of the neurons, with the bias, if any, as its last parameter."""
         rule = self.neuron.rule
         if self.bias is None:
             return rule
@@ -168,7 +170,7 @@ class Recurrent(OverTime):
         return Rule(self._biased[1], rule.numbers, rule.states, (*rule.parameters, "bias"))
 
     def _values(self) -> Sequence[Tensor]:
-        """Return the parameters of `_rule`."""
+        """Return the values of the parameters of `_rule`."""
         if isinstance(self.neuron, Spiking):
             values = tuple(self.neuron.parameter_values())
         else:
@@ -178,7 +180,7 @@ class Recurrent(OverTime):
     def _start(
         self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
     ) -> Sequence[Tensor]:
-        """Return the states to start from; none of them where all are zero."""
+        """Return the states to start from; empty if all are zero."""
         many = len(self.states)
         if given is None:
             rest = (
@@ -196,7 +198,7 @@ class Recurrent(OverTime):
 
 
 def _checked_mask(mask: Tensor | None, size: int, zero_diagonal: bool) -> Tensor | None:
-    """Return which weights there are, as 0 and 1 `[N, N]`; None where all are."""
+    """Return the mask of weights to keep, of 0 and 1, `[N, N]`; None if all are kept."""
     if mask is None and not zero_diagonal:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`Spiking`: a layer of any neuron, made of one scalar function, over whole sequences.
+"""`Spiking`: a layer of neurons that are written as one scalar function, over whole sequences.
 
 The function is recorded when the layer is made (`neurospike.neurons`), its gradient is derived, and
 every backend runs it fused over time: one path for the neurons of the library and for your own.
@@ -39,31 +39,33 @@ class Spiking(_Neuron):
 
         layer = ns.Spiking(cuba_lif, alpha=0.8, beta=0.95, threshold=1.0, learn=("alpha",))
         spikes, (syn, mem) = layer(current)                # [T, B, *F] -> [T, B, *F], each [B, *F]
-        spikes, state = layer(more_current, (syn, mem))    # carry on
+        spikes, state = layer(more_current, (syn, mem))    # continue
 
     Args:
-        neuron: `(current, *states, *parameters)` to `(spike, *new_states)`, in arithmetic,
-            comparison and the free names `fire` (a spike, with the surrogate as its derivative),
-            `heaviside`, `detach`, `where`, `minimum`, `maximum`, `abs`, `exp`, `log`, `sqrt`,
-            `tanh`, `sigmoid`, `sin` and `cos`. Numbers that it reads from outside are taken as they
-            are now.
+        neuron: a function of one time step, `(current, *states, *parameters)` to
+            `(spike, *new_states)`. It may use arithmetic, comparison and the free names `fire` (a
+            spike, with the surrogate as its derivative), `heaviside`, `detach`, `where`, `minimum`,
+            `maximum`, `abs`, `exp`, `log`, `sqrt`, `tanh`, `sigmoid`, `sin` and `cos`. Numbers that
+            it reads from outside keep the values they have when the layer is made.
         learn: names of the parameters to learn.
-        bounds: lowest and highest value of a parameter by its name; what is learned is clamped.
-        bound_gradient: at and beyond the bounds 0 and 1 `"inward"` stops only a gradient that
-            leads out, `"clamp"` any, as torch's clamp does.
+        bounds: `(lowest, highest)` value of a parameter by its name; a constant outside is refused,
+            a learned value is clamped.
+        bound_gradient: the gradient of a learned value at or beyond the bounds 0 and 1: `"inward"`
+            stops it only where a descent step would lead further out, `"clamp"` always, as torch's
+            clamp does.
         rest: value of a state before the first step by its name; 0 for all others.
         surrogate: derivative of the spike in the backward pass, see `neurospike.lif`.
         grad_window: see `neurospike.lif`.
         backend: `"auto"`, or a name of `neurospike.backends()`, which runs or raises.
-        batch_first: take and give `[B, T, *F]`, traces too; states stay `[B, *F]`. See `LIF`.
-        parameters: each parameter of the function by its name: a number, or a tensor that
-            broadcasts against `F`, one value per neuron.
+        batch_first: take and return `[B, T, *F]`, traces too; states stay `[B, *F]`. See `LIF`.
+        parameters: each parameter of the function by its name: a number, a tensor that broadcasts
+            against `F`, or an `nn.Parameter`, which is shared and learned.
 
     The parameters are attributes by their names: `nn.Parameter` if learned, else buffers.
 
     Raises:
-        TypeError: a function that not every backend can run (names the line and the remedy), a
-            missing or unknown parameter.
+        TypeError: a function that not every backend can run (the error names the line and the
+            remedy), a missing or unknown parameter.
         ValueError: a parameter that is NaN or out of its bounds.
     """
 
@@ -115,7 +117,7 @@ class Spiking(_Neuron):
             current: `[T, B, *F]`; with `num_steps` `[B, *F]`, the same at every step. float16,
                 bfloat16, float32 or float64.
             state: what an earlier call returned, one tensor `[B, *F]` for each of `states`, float64
-                if the current is, else float32. Default: at rest.
+                if the current is, else float32. Default: the values of `rest`, else 0.
             num_steps: number of steps `T >= 0` of a constant current.
             return_trace: also return each state at every step, a tuple of `[T, B, *F]`.
             lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
@@ -126,7 +128,7 @@ class Spiking(_Neuron):
 
         Raises:
             TypeError, ValueError: a tensor of the wrong kind, shape, number format or device, or
-                another number of states.
+                the wrong number of states.
             BackendError: the backend named cannot run here; every reason is listed.
         """
         spikes, *rest = run(
@@ -170,7 +172,7 @@ class Spiking(_Neuron):
         return ", ".join([self.name, *shown, rule, *window, end])
 
     def _names(self) -> tuple[str, ...]:
-        """The parameters that the layer keeps; a subclass may compute those of its function."""
+        """Names of the parameters kept; a subclass may compute the function's from others."""
         return self.parameter_names
 
     def _bounded(self, name: str) -> Tensor:
@@ -236,7 +238,7 @@ class Spiking(_Neuron):
                 self._check_value(name, value)
 
     def rest_of(self, current: Tensor, num_steps: int | None = None) -> Sequence[Tensor]:
-        """Return the states before the first step, `[B, *F]` each; none where all are zero."""
+        """Return the states before the first step, `[B, *F]` each; empty if all are zero."""
         if not self.rest:
             return ()
         steps = check_current(current, num_steps)
@@ -249,7 +251,7 @@ class Spiking(_Neuron):
     def _start(
         self, given: Sequence[Tensor] | None, current: Tensor, num_steps: int | None
     ) -> Sequence[Tensor]:
-        """Return the states to start from; none of them where all are zero."""
+        """Return the states to start from; empty if all are zero."""
         if given is None:
             return self.rest_of(current, num_steps)
         many = len(self.states)
