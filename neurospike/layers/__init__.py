@@ -1,4 +1,4 @@
-"""Layers over whole sequences, and what makes them of other libraries' layers."""
+"""Layers over whole sequences, and the conversion of other libraries' layers to them."""
 
 from .lif import LI, LIF, lif
 

@@ -1,8 +1,8 @@
-"""Layers before the first neurons, on an input that is the same at every step.
+"""Layers before the first neurons, run once on an input that is the same at every step.
 
-What such a layer makes of it is the same at every step too, so it runs once and its output is held:
-unless it draws at random. Which module draws cannot be told from outside, so it is tried: one that
-has moved a random generator is undone, and is given the whole sequence instead.
+Their output is the same at every step too, so it is computed once and held constant, unless a layer
+draws at random. Which modules do cannot be seen from outside, so each is tried: if a call has
+advanced a random generator, it is undone, and the layer runs on every step instead.
 """
 
 import random
@@ -22,14 +22,14 @@ _DRAW = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)  # in evaluation, too
 
 
 def run_once(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """Return what a layer makes of `x [B, *F]`; None if it draws, and has to run at every step.
+    """Return the layer's output for `x [B, *F]`; None if it draws, and has to run at every step.
 
-    Layers of torch's own are known. Any other one is called on a copy of `x`, between two looks at
-    the generators that it may draw from: torch's on the CPU and on the device of `x`, Python's and
-    NumPy's global ones, and every `torch.Generator` that is an attribute of it. If one has moved,
-    the generators and the layer's buffers are put back. Where that cannot be done (in
-    torch.compile, torch.export and the capture of a CUDA graph) a layer that is not known runs at
-    every step.
+    Of torch's own layers it is known which ones draw. Any other layer is called on a copy of `x`,
+    and the generators that it may draw from are compared before and after: torch's on the CPU and
+    on the device of `x`, Python's and NumPy's global ones, and every `torch.Generator` that is an
+    attribute of it. If one has advanced, the generators and the layer's buffers are restored. Where
+    that is impossible (in torch.compile, torch.export and the capture of a CUDA graph) such a layer
+    runs at every step.
     """
     if all(_is_steady(module) for module in layer.modules()):
         return layer(x)
@@ -51,7 +51,7 @@ def run_once(layer: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _is_steady(module: nn.Module) -> bool:
-    """True for a module of torch's own that gives the same for the same input, without hooks."""
+    """True for a module of torch or a `SpikeLinear` without hooks whose output is not random."""
     kind = type(module)
     if isinstance(module, LazyModuleMixin):  # draws its weights at the first call, and only then
         return kind.__module__.startswith("torch.nn.modules.")
@@ -66,7 +66,7 @@ _Source = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def _sources(layer: nn.Module, device: torch.device) -> list[_Source]:
-    """Return how to read and to set each generator that a layer may draw from."""
+    """Return a getter and a setter of each generator's state that a layer may draw from."""
     sources: list[_Source] = [
         (torch.get_rng_state, torch.set_rng_state),
         (random.getstate, random.setstate),
@@ -83,7 +83,7 @@ def _sources(layer: nn.Module, device: torch.device) -> list[_Source]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """True for equal states: tensors, arrays of NumPy, or tuples of these and of numbers."""
+    """True for equal generator states: tensors, or tuples of NumPy arrays, numbers and the like."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     return all(

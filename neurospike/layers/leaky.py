@@ -1,6 +1,6 @@
-"""A layer of snnTorch read: which neurons it has, and whether a fused layer computes the same.
+"""Read a layer of snnTorch: which neurons it has, and whether a fused layer computes the same.
 
-Needs no snnTorch that is not loaded.
+It never imports snnTorch: whoever has such a layer has imported it.
 """
 
 import sys
@@ -17,7 +17,7 @@ from .libraries import library_of, overridden, refusal_of
 # Neurons of snnTorch beside Leaky that have a fused layer; see `conversion`.
 OTHERS = ("Synaptic", "Alpha", "RLeaky", "RSynaptic")
 Layer = TypeVar("Layer", bound=Any)
-Replacement = str | Surrogate | Callable[..., Any] | None  # of the surrogates; None keeps them
+Replacement = str | Surrogate | Callable[..., Any] | None  # surrogate to use; None keeps their own
 
 _RESETS = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"}
 _MISSING = {  # what to do about neurons of snnTorch that no fused layer computes
@@ -43,7 +43,7 @@ def lif_with(kind: type[Layer], leaky: Any, surrogate: Replacement, **options: A
     """Return a layer of class `kind` with the decay, threshold and surrogate of `leaky`."""
     chosen = surrogate_within(leaky) if surrogate is None else surrogate
     layer = kind(0.0, 1.0, chosen, beta_gradient="clamp", **options)
-    for name in ("beta", "threshold"):  # whatever training made of them, in range or not
+    for name in ("beta", "threshold"):  # learned values, in range or not
         delattr(layer, name)
         layer._keep(name, getattr(leaky, name))
     layer._clamp_constant()
@@ -51,13 +51,13 @@ def lif_with(kind: type[Layer], leaky: Any, surrogate: Replacement, **options: A
 
 
 def kind_of(module: object) -> str:
-    """Return which of snnTorch's neurons that have a fused layer a module is; "" if none."""
+    """Return the name of a module's snnTorch class if it has a fused layer, else ""."""
     base = _base_of(module)
     return base.__name__ if base is not None and not overridden(module, base) else ""
 
 
 def _base_of(module: object) -> Any:
-    """Return the class of snnTorch's neurons that `module` is of, if that has a fused layer."""
+    """Return the snnTorch class with a fused layer that `module` is an instance of, or None."""
     library = sys.modules.get("snntorch")
     for name in ("Leaky", *OTHERS) if library is not None else ():
         base = getattr(library, name, None)
@@ -67,7 +67,7 @@ def _base_of(module: object) -> Any:
 
 
 def refusal(module: object, inside: str = "") -> str:
-    """Return what a module is that cannot be converted, and what to do: the end of an error."""
+    """Return the end of an error: why a module cannot be converted, and what to do."""
     if not isinstance(module, nn.Module) or library_of(module) != "snntorch":
         name = type(module).__name__
         return f"{name}; of snnTorch's neurons that is the one with the equations of LIF"
@@ -83,7 +83,7 @@ def refusal(module: object, inside: str = "") -> str:
 
 
 def check_options(leaky: Any) -> None:
-    """Raise `ValueError` that names the option a fused layer does not have."""
+    """Raise ValueError for an option that a fused layer does not have; the error names it."""
     name = type(leaky).__name__
     factor = leaky.graded_spikes_factor
     if factor.is_meta:
@@ -121,7 +121,7 @@ def check_options(leaky: Any) -> None:
 
 
 def surrogate_within(leaky: Any) -> Surrogate:
-    """Return the surrogate of neurons of snnTorch."""
+    """Return the surrogate of neurons of snnTorch; raise ValueError for an unknown one."""
     if leaky.surrogate_disable:
         return Surrogate(none)
     found = derivative_of(leaky.spike_grad)

@@ -1,4 +1,4 @@
-"""Other libraries of spiking neurons, as far as their layers are told from ours."""
+"""How layers of other libraries of spiking neurons are recognised, and refused."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +8,7 @@ _OTHER_LIBRARIES = ("snntorch", "spikingjelly", "norse")
 
 
 def library_of(module: nn.Module) -> str | None:
-    """Return the other library of spiking neurons that a module's class comes from, if one."""
+    """Return the library of spiking neurons that a module's class comes from; None if none."""
     for kind in type(module).__mro__:
         library = kind.__module__.partition(".")[0]
         if library in _OTHER_LIBRARIES:
@@ -17,7 +17,7 @@ def library_of(module: nn.Module) -> str | None:
 
 
 def overridden(module: object, base: type) -> list[str]:
-    """Return the methods of a library's class that a subclass, or the object itself, replaces."""
+    """Return the methods of a library's class that a subclass or the object itself overrides."""
     library = base.__module__.partition(".")[0]
     theirs = {
         name
@@ -43,19 +43,17 @@ def refusal_of(
     own: str,
     container: str = "an nn.Sequential",
 ) -> str:
-    """Return what neurons of a library are that cannot be converted, and what to do.
-
-    It is the end of an error.
+    """Return the end of an error: why neurons cannot be converted, and what to do.
 
     Args:
         module: the neurons.
-        base: the class with a fused layer that they are of; None if there is none.
-        inside: where they stand, or "".
-        library: its name, as it is written.
-        kinds: the names of all classes with a fused layer.
-        missing: what to do about some of the others, by their names.
+        base: their base class that has a fused layer; None if there is none.
+        inside: where they are, as text to append, or "".
+        library: name of their library, as its authors write it.
+        kinds: names of all classes with a fused layer.
+        missing: what to do about some of the other classes, by their names.
         own: what to do about any other.
-        container: in which its neurons are converted.
+        container: the container, with its article, in which neurons are converted.
     """
     name = type(module).__name__
     if base is None:

@@ -1,4 +1,4 @@
-"""What arguments of other libraries' neurons are called here, for those who bring their code."""
+"""What arguments of other libraries' neurons are called here, for users who port their code."""
 
 import difflib
 import functools
@@ -39,7 +39,8 @@ _SURROGATE = "give surrogate= instead, as in surrogate='atan'"
 _RECURRENT = (
     "ns.Recurrent(ns.LIF(0.9), size) connects all neurons to all, ns.OneToOne each to itself"
 )
-# Argument of snnTorch, SpikingJelly, Norse or torch: what to write instead, or that of its value.
+# For each argument of snnTorch, SpikingJelly, Norse or torch: what to write instead, or a function
+# that returns it for the argument's value.
 OTHER_NAMES: dict[str, str | Callable[[Any], str]] = {
     "spike_grad": _SURROGATE,
     "surrogate_function": _SURROGATE,
@@ -87,9 +88,9 @@ _GIVES = re.compile(r"give (\w+)=")
 
 
 def explain_other_names(function: Callable[P, R]) -> Callable[P, R]:
-    """Raise a TypeError with this library's name where a call uses another library's argument.
+    """Make a function raise a TypeError that says what another library's argument is called here.
 
-    Also where it has misspelt one of the function's own.
+    The same error suggests a name for a misspelt argument of the function itself.
     """
     every = inspect.signature(function).parameters
     takes_any = any(one.kind is one.VAR_KEYWORD for one in every.values())

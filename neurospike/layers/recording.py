@@ -1,7 +1,7 @@
 """What the spiking layers of a network do while it is called: `record` and `recording`.
 
-Hooks look at the layers, so that any `nn.Module` can be recorded as it is. The ready networks'
-`record`, the animation, the energy count and rate penalties on networks of one's own read this.
+They register hooks on the layers, so any `nn.Module` can be recorded as it is. The `record` of the
+networks in `neurospike.models`, the animation, the energy count and rate penalties use this.
 """
 
 import threading
@@ -21,42 +21,42 @@ from .spiking import Spiking
 from .time_axis import OverTime
 
 _KINDS = (LIF, LI, Spiking, Recurrent)
-_IN_TURN = (nn.Sequential, nn.ModuleList)  # call, or are called, each of their places in turn
+_IN_TURN = (nn.Sequential, nn.ModuleList)  # run their modules in order, one call for each place
 
 
 class Recording:
-    """What the spiking layers of a network did, step by step. Time is the first axis of all of it.
+    """What the spiking layers of a network did at every step. Time is always the first axis.
 
-    What a network with `batch_first = True` was given and returned is turned round to that, unless
-    it has two axes only, `[B, F]`, and no time. Of one that does not say while layers of it have
-    the batch first nobody can tell: `current`, `output` and `votes` raise ValueError then if what
-    they are of begins with `[B, T]`.
+    The input and output of a network with `batch_first = True` are transposed to have time first,
+    unless they have two axes only, `[B, F]`, and no time. Where the network has no attribute
+    `batch_first` but layers of it have `batch_first=True`, the order of its axes is unknown:
+    `current`, `output` and `votes` then raise ValueError if their tensor begins with `[B, T]`.
 
-    Layers have their dotted names of `net.named_modules()`, in the order of their first calls. One
-    that is called again with a state, chunk by chunk or step by step, goes on in time: its calls
-    are joined. One that is called again from rest begins anew, and is then also there as
-    `"name (2)"`, and so on. One that stands at several places of a `Sequential` is there by the
-    name of each.
+    Layers have their dotted names of `net.named_modules()`, in the order of their first calls. The
+    calls of a layer that is called again with a state, chunk by chunk or step by step, are joined
+    over time. A layer that is called again from rest starts a new series, named `"name (2)"`, and
+    so on. A layer that is in several places of a `Sequential` has a series under the name of each
+    place.
     """
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
-        self._first: _Series | None = None  # of the layers called in this call of the network
-        self._steps = 0  # what that one has run in it
+        self._first: _Series | None = None  # of the first layer in this call of the network
+        self._steps = 0  # how many steps that layer has run in it
         self._given = _Parts()
         self._returned = _Parts()
 
     @property
     def spikes(self) -> dict[str, Tensor]:
-        """Spikes `[T, B, *F]` of each layer that fires, with their gradient."""
+        """Spikes `[T, B, *F]` of each layer that fires, by its name, with their gradient."""
         return {name: one.joined()[0] for name, one in self._series.items() if one.fires}
 
     @property
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """Each state `[T, B, *F]` of each layer by its name, such as `"mem"`, with its gradient.
+        """States `[T, B, *F]` by layer and name, as `states["1"]["mem"]`, with their gradient.
 
-        Of `ns.LI` its output; of `ns.Recurrent` the states of its neurons. Of layers that fire
-        none, where the recording was made with `states=False`.
+        The state of `ns.LI` is its output, those of `ns.Recurrent` are the states of its neurons.
+        With `states=False` only layers that do not fire are here.
         """
         every = {name: (one, one.joined()) for name, one in self._series.items() if one.states}
         return {
@@ -66,32 +66,33 @@ class Recording:
 
     @property
     def lengths(self) -> Tensor | None:
-        """How many of the steps belong to each sample, int64 `[B]`; None: all of them."""
+        """How many of the steps belong to each sample, int64 `[B]`; None if all do."""
         return next((one.lengths() for one in self._series.values()), None)
 
     @property
     def current(self) -> Tensor | None:
-        """What the network was given first, `[T, B, *F]`; a constant `[B, *F]` at every step.
+        """First tensor given to the network, `[T, B, *F]`; a constant `[B, *F]` is expanded.
 
-        None of a network that was given no tensor, or another one than for all steps at once.
+        None if the network was given no tensor, or one that does not hold all steps of the call.
         """
         return self._given.over_time()
 
     @property
     def output(self) -> Any:
-        """What the network returned, the first of a tuple; of several calls that of the last.
+        """What the network returned, or the first entry if that is a tuple.
 
-        Where that is `[T, B, *G]` the calls are joined over time, as those of the layers are.
+        Outputs `[T, B, *G]` of several calls are joined over time, as those of the layers are; of
+        any other kind of output it is that of the last call.
         """
         joined = self._returned.over_time()
         return self._returned.last if joined is None else joined
 
     @property
     def votes(self) -> Tensor:
-        """The mean of the output over all steps up to each, `[T, B, *G]`.
+        """Running mean of the output over the steps so far, `[T, B, *G]`.
 
-        Of an output without time, as scores `[B, C]`, that output. Raises TypeError for an output
-        that is no tensor.
+        An output without a time axis, such as scores `[B, C]`, is repeated at every step. Raises
+        TypeError for an output that is not a tensor.
         """
         output = self._over_steps()
         steps = torch.arange(1, len(output) + 1, device=output.device)
@@ -111,7 +112,7 @@ class Recording:
 
 
 def held(votes: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return `[T, B, *G]` that stay as they were beyond each sample's end."""
+    """Return votes `[T, B, *G]` that keep their last value after each sample's end."""
     if lengths is None:
         return votes
     last = lengths.clamp_min(1) - 1
@@ -127,19 +128,20 @@ def recording(net: nn.Module, *, states: bool = True) -> Iterator[Recording]:
             out, _ = net(x)
         loss = cross_entropy(out.mean(0), labels) + rate_penalty(seen.spikes)
 
-    What the network returns, and its gradients, stay as they are; gradients flow through what is
-    recorded, too. A layer that is recorded runs on its own, not fused with the linear layer before
-    it. Layers are `ns.LIF`, `ns.LI`, `ns.Recurrent`, and `ns.Spiking` with `ns.ALIF` and its like.
-    Calls by other threads, and of the function `ns.lif`, are not seen.
+    The network's output and gradients stay the same; gradients flow through the recorded tensors,
+    too. A recorded layer runs on its own, not fused with the linear layer before it. The layers
+    recorded are `ns.LIF`, `ns.LI`, `ns.Recurrent`, and `ns.Spiking` with its subclasses, such as
+    `ns.ALIF`. Calls by other threads, and of the function `ns.lif`, are not recorded.
 
     Args:
-        net: any module with such layers, or one itself. Of a compiled module record the one that
-            was compiled.
-        states: also keep the states at every step, which takes as much memory again for each.
+        net: any module with such layers, or such a layer. For a compiled module pass the module
+            that was compiled.
+        states: also keep every state at every step, each of which takes as much memory as the
+            spikes or twice that.
 
     Raises:
         ValueError: the network has no such layer.
-        RuntimeError: in the block, where torch.compile compiles a layer.
+        RuntimeError: raised in the block if torch.compile compiles a layer.
     """
     places = spiking_layers(net)
     if not places:
@@ -153,7 +155,7 @@ def recording(net: nn.Module, *, states: bool = True) -> Iterator[Recording]:
         for layer, names in places.items():
             watcher = _Watcher(seen, layer, names, states)
             handles.append(layer.register_forward_pre_hook(watcher.before, with_kwargs=True))
-            # Before other hooks, which then get what they would without, also another recording's.
+            # Before other hooks, so that these get what they would get without a recording.
             handles.append(
                 layer.register_forward_hook(watcher.after, with_kwargs=True, prepend=True)
             )
@@ -179,17 +181,18 @@ def record(net: nn.Module, *inputs: Any, **options: Any) -> Recording:
 
     Args:
         net: any module with layers of this library; a compiled one runs without torch.compile.
-        *inputs: of the call, as states to go on from.
-        **options: of the call, as `num_steps=` and `lengths=`.
+        *inputs: positional arguments of the call, such as the input and states to continue from.
+        **options: keyword arguments of the call, such as `num_steps=` and `lengths=`.
 
     Returns:
-        A `Recording`. Inside `torch.no_grad()` it takes no more memory than what it holds.
+        A `Recording`. Inside `torch.no_grad()` it needs no memory beyond the tensors it holds.
 
     Raises:
-        ValueError: the network has no such layer, or none that the call reached.
+        ValueError: the network has no such layer, or the call reached none.
         Exception: what the call raises.
     """
-    net = getattr(net, "_orig_mod", net)  # of torch.compile, which sees no hooks that came later
+    # A module compiled by torch.compile ignores hooks that are registered later.
+    net = getattr(net, "_orig_mod", net)
     with recording(net) as seen:
         net(*inputs, **options)
     if not seen._series:
@@ -201,7 +204,7 @@ def record(net: nn.Module, *inputs: Any, **options: Any) -> Recording:
 
 
 def spiking_layers(net: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return the layers to record, each with its names: several where it stands several times."""
+    """Return the layers to record, each with its names: one for each place that it is in."""
     check_module("net", net)
     found: dict[nn.Module, list[str]] = {}
     parents: dict[str, nn.Module] = {}
@@ -221,7 +224,7 @@ def _begin(seen: Recording) -> None:
 
 
 def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) -> None:
-    """Note what a call of the network was given, and what it returned."""
+    """Store the first tensor that a call of the network was given, and its output."""
     if seen._first is None:
         return
     lead = (seen._steps, seen._first.shape[0])
@@ -238,16 +241,19 @@ def _end(seen: Recording, net: nn.Module, given: Any, options: Any, out: Any) ->
 
 
 def _of_network(net: nn.Module, one: Any, lead: tuple[int, int]) -> Any:
-    """Return what a network was given or returned with time first, if it has a time axis."""
+    """Return an input or output of a network with time first, if it has a time axis."""
     if isinstance(net, (OverTime, Sequential)):
         return _time_first(net, one)
-    # Of [B, C] nobody knows whether it is scores: it would be turned round if C were T.
+    # Two axes are left alone: scores [B, C] would be transposed if C happened to equal T.
     turn = getattr(net, "batch_first", False) and isinstance(one, Tensor) and one.dim() > 2
     return one.transpose(0, 1) if turn and one.shape[:2] == lead[::-1] else one
 
 
 def doubt_of(net: nn.Module) -> str:
-    """Return what to ask of a network whose time axis is unclear, for the shape; else ""."""
+    """Return the error for a network whose time axis is unclear, to be formatted with a shape.
+
+    Returns "" if the axis is clear.
+    """
     if hasattr(net, "batch_first"):
         return ""
     layers = [one for one in spiking_layers(net) if getattr(one, "batch_first", False)]
@@ -262,20 +268,20 @@ def doubt_of(net: nn.Module) -> str:
 
 
 def _time_first(module: nn.Module, given: Any) -> Any:
-    """Return a tensor of a layer whose first axis is the batch with time first."""
+    """Return a tensor of a layer with time first, transposed if the layer is `batch_first`."""
     is_ours = isinstance(module, (OverTime, Sequential))  # torch's have a batch_first, too
     swap = is_ours and module.batch_first and isinstance(given, Tensor) and given.dim() > 1
     return given.transpose(0, 1) if swap else given
 
 
 class _Parts:
-    """What several calls of a network were given, or returned."""
+    """The inputs, or the outputs, of several calls of a network."""
 
     def __init__(self) -> None:
         self.last: Any = None
-        self.doubt = ""  # of where time is in what begins with [B, T]
+        self.doubt = ""  # what `doubt_of` returned
         self._unclear = ""
-        self._parts: list[Tensor] | None = []  # None as soon as one has no time
+        self._parts: list[Tensor] | None = []  # None as soon as one has no time axis
 
     def add(self, one: Any, lead: tuple[int, int]) -> None:
         self.last = one
@@ -288,9 +294,9 @@ class _Parts:
             self._parts = None
 
     def over_time(self) -> Tensor | None:
-        """Return the calls joined over time; None if one has none.
+        """Return the calls joined over time; None if one of them has no time axis.
 
-        Raises ValueError if nobody can tell which axis that is.
+        Raises ValueError if it is unclear which axis is time.
         """
         if self._unclear:
             raise ValueError(self._unclear)
@@ -305,7 +311,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class _Series:
-    """The calls of a layer that follow one another in time."""
+    """Calls of a layer that continue one another in time."""
 
     def __init__(self, shape: torch.Size, fires: bool, states: tuple[str, ...]) -> None:
         self.shape, self.fires, self.states = shape, fires, states
@@ -331,7 +337,7 @@ class _Series:
 
 
 class _Watcher:
-    """Asks a layer for its states at every step, and notes what it did."""
+    """Hooks of one layer: request its states at every step, and store what it returns."""
 
     def __init__(self, seen: Recording, layer: nn.Module, names: list[str], states: bool) -> None:
         self.seen, self.fires = seen, not isinstance(layer, LI)
@@ -339,7 +345,7 @@ class _Watcher:
         if self.fires:
             self.states = _states_of(layer) if states else ()
         self.asks = self.fires and bool(self.states)
-        self.asked = False  # by the caller, so that it gets what it asked for and no more
+        self.asked = False  # whether the caller asked for the trace, which it then has to get
         self.names, self.calls, self.continued = names, 0, 0
         self.places: list[list[_Series]] = [[] for _ in names]
         self.thread = threading.get_ident()
@@ -373,7 +379,7 @@ class _Watcher:
         return out[:2] if self.asks and not self.asked else None
 
     def series(self, goes_on: bool, shape: torch.Size) -> _Series:
-        """Return what a call belongs to: one that it goes on with, or a new one."""
+        """Return the series of a call: the one that it continues, or a new one."""
         at = self.calls % len(self.names)
         self.calls += 1
         place = self.places[at]

@@ -1,6 +1,6 @@
-"""`Sequential`: ordinary torch layers and spiking neurons in one line, over whole sequences.
+"""`Sequential`: ordinary torch layers and spiking neurons in a row, over whole sequences.
 
-A layer without memory does the same at every step, so it runs once over `[T*B, *F]`: one large
+A layer without a state does the same at every step, so it runs once over `[T*B, *F]`: one large
 matrix product or convolution instead of T small ones. Neurons run over `[T, B, *F]`.
 """
 
@@ -29,7 +29,8 @@ from .time_axis import swapped, time_first
 # A state is a tensor, or a tuple of states where layers are nested.
 State = Any
 
-# Told anew with the layer's name; subclasses, such as torch's for memory, pass as they are.
+# Errors raised again with the layer's name; subclasses, such as torch's for too little memory, pass
+# unchanged.
 _RETOLD = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 
@@ -40,34 +41,35 @@ class Sequential(nn.Sequential):
             nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), ns.LIF(0.9), nn.Flatten(), nn.Linear(1728, 10)
         )
         out, states = net(frames)                  # [T, B, 1, 28, 28] -> [T, B, 10], (mem,)
-        out, states = net(more_frames, states)     # carry on
+        out, states = net(more_frames, states)     # continue
         out, states = net(image, num_steps=25)     # a constant picture [B, 1, 28, 28]
 
-    Neurons are `LIF`, `LI`, another `Sequential`, and any module of yours with the attribute
-    `carries_state = True`, which is called as `module(x, state)` with `x [T, B, *F]` and the state
-    it returned last (None at first) and returns `(output, state)`; with `lengths=` if the network
-    is given lengths. Everything else is run over `[T*B, *F]`: batch normalisation takes its
-    statistics over steps and samples, dropout draws anew at every step.
+    Layers that carry a state are `LIF`, `LI`, `Spiking`, `Recurrent`, `Delay`, another
+    `Sequential`, and any module of yours with the attribute `carries_state = True`. Such a module
+    is called as `module(x, state)`, with `x [T, B, *F]` and the state that it returned last (None
+    at first), and with `lengths=` if the network is given lengths; it returns `(output, state)`.
+    All other layers run over `[T*B, *F]`: batch normalisation takes its statistics over steps and
+    samples, dropout draws anew at every step.
 
-    A module that stands in it twice is run at both places, as in `nn.Sequential`, with the same
-    weights; neurons that do so have a state at each. In a float16 or bfloat16 network the membranes
-    of an `LI` are float32 if it is the last layer, else in the format of its current.
+    A module that is in the network twice runs at both places with the same weights, as in
+    `nn.Sequential`; neurons then have a state at each place. In a float16 or bfloat16 network the
+    membranes of an `LI` are float32 if it is the last layer, else in the format of its current.
 
         net = ns.Sequential(nn.Linear(64, 32), ns.LIF(0.9), batch_first=True)
         out, states = net(x)                       # [B, T, 64] -> [B, T, 32], (mem [B, 32],)
 
-    With `batch_first` it takes and gives `[B, T, *F]`. The layers in it have time first all the
-    same, so that what is given is transposed once, not at every layer; a network in a network
-    follows the outermost. Layers with `batch_first=True` of their own are refused in a network
-    without.
+    With `batch_first` it takes and returns `[B, T, *F]`. Its layers still have the time axis first,
+    so the input is transposed once, not at every layer; for nested networks the outermost one
+    decides. A layer with `batch_first=True` is refused in a network without it.
 
     Args:
-        layers: modules in their order, or one `OrderedDict` of them by name, as of `nn.Sequential`.
-        batch_first: take and give `[B, T, *F]`; states stay `[B, *F]`.
+        layers: modules in their order, or one `OrderedDict` of them by name, as for
+            `nn.Sequential`.
+        batch_first: take and return `[B, T, *F]`; states stay `[B, *F]`.
 
     Raises:
-        TypeError, ValueError: a layer that loses track of time, or that has the batch first in a
-            network that has not.
+        TypeError: a layer that contains neurons and does not return their state.
+        ValueError: a layer with `batch_first=True` in a network without it.
     """
 
     carries_state = True
@@ -75,21 +77,21 @@ class Sequential(nn.Sequential):
 
     @explain_other_names
     def __init__(self, *layers: Any, batch_first: bool = False) -> None:
-        # Before the layers, which are looked at by it.
+        # Set first: adding the layers checks them against it.
         self.batch_first = check_flag("batch_first", batch_first)
         super().__init__(*layers)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a layer at the end; called for each by the constructor and `append`.
+        """Add a layer at the end; the constructor and `append` call this for each layer.
 
         Raises:
-            TypeError: the layer holds neurons that would lose track of time.
+            TypeError, ValueError: as the constructor does.
         """
         _check_layer(name, module, self.batch_first)
         super().add_module(name, module)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _check_layer(name, value, self.batch_first)  # net[1] = layer comes here, too
+        _check_layer(name, value, self.batch_first)  # net[1] = layer calls this, too
         super().__setattr__(name, value)
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
@@ -118,8 +120,8 @@ class Sequential(nn.Sequential):
     ) -> tuple[Tensor, tuple[State, ...]]:
         """Run one frame `[B, *F]` and return `(output [B, *G], states)`.
 
-        Bit for bit what a call over a sequence of one step gives, without its time axis. Arguments
-        and errors are those of `forward`.
+        The result equals that of a call over a sequence of one step, bit for bit, without its time
+        axis. Arguments and errors are those of `forward`.
         """
         if isinstance(x, Tensor):
             x = x.unsqueeze(1 if self.batch_first else 0)
@@ -141,25 +143,25 @@ class Sequential(nn.Sequential):
         """Return `(output [T, B, *G], states)`.
 
         Args:
-            x: `[T, B, *F]`, with `batch_first` `[B, T, *F]`, and so is the output; with `num_steps`
-                `[B, *F]`, the same at every step. The layers before the first neurons run once on
-                it then, and their output is held, up to the first that draws at random, such as
-                dropout in training: from there on every step is run. Batch normalisation sees the
-                B samples once, so its running variance is theirs.
+            x: `[T, B, *F]`, or `[B, T, *F]` with `batch_first`, and so is the output; with
+                `num_steps` `[B, *F]`, the same at every step. Then the layers before the first
+                neurons run once on it, and their output is held constant, up to the first layer
+                that draws at random, such as dropout in training: from there on every step is run.
+                Batch normalisation sees the B samples once, so its running variance is theirs.
             states: what an earlier call returned, one for each layer that carries a state, to
-                carry on from there. Default: all at rest.
+                continue from. Default: all at rest.
             num_steps: number of steps `T >= 0` of a constant input.
             lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
-                Every layer that carries a state is handed them. Layers without memory run over all
-                steps, and so do the statistics of batch normalisation: after a sample's end they
-                see the zeros of neurons that fall silent, or what `x` was padded with. What comes
-                of it after the last neurons a readout leaves out by its own `lengths`.
+                They are passed to every layer that carries a state. Layers without a state run over
+                all steps, and batch normalisation takes its statistics over all: after a sample's
+                end they see the zeros of neurons that are silent there, or the padding of `x`. Pass
+                the same `lengths` to a readout, so that it leaves these steps out.
 
         Raises:
-            TypeError: `x` is no dense tensor; a layer returns something else than it has to, or
+            TypeError: `x` is not a dense tensor; a layer returns the wrong kind of result, or
                 carries a state and takes no lengths.
-            ValueError: `x` has no time or batch axis; another number of states than of layers that
-                carry one; a layer that changes the length of the batch.
+            ValueError: `x` has no time or batch axis; the number of states is not that of the
+                layers that carry one; a layer changes the size of the batch.
             Exception: a layer's own error, with the layer's name and how `x` was read.
         """
         refuse_ragged("x", x)
@@ -213,7 +215,7 @@ _OURS = (LIF, LI, Spiking, Recurrent, Delay, Sequential)  # take `num_steps` and
 
 
 def _check_all_take_lengths(layers: list[tuple[str, nn.Module]]) -> None:
-    """Raise TypeError for a layer with a state that cannot be told where the samples end."""
+    """Raise TypeError for a layer that carries a state and whose forward takes no lengths."""
     for name, layer in layers:
         if carries_state(layer) and not isinstance(layer, _OURS):
             taken = inspect.signature(layer.forward).parameters.values()
@@ -231,13 +233,13 @@ def carries_state(module: nn.Module) -> bool:
 
 
 class _Caller:
-    """Calls layers; what they raise names the layer and how the network's input was read."""
+    """Calls layers; adds to their errors the layer's name and how the network's input was read."""
 
     def __init__(
         self, shape: torch.Size, steps: int | None, lengths: Tensor | None, batch_first: bool
     ) -> None:
         self.shape, self.steps, self.batch_first = shape, steps, batch_first
-        self.options = {} if lengths is None else {"lengths": lengths}  # of layers with memory
+        self.options = {} if lengths is None else {"lengths": lengths}  # for layers with a state
 
     def __call__(
         self, name: str, layer: nn.Module, function: Callable[..., Any], *given: Any, **options: Any
@@ -251,12 +253,12 @@ class _Caller:
             if type(error) not in _RETOLD:
                 raise
             text = f"layer {name} ({type(layer).__name__}): {error}"
-            if not isinstance(layer, Sequential):  # which has said so itself
+            if not isinstance(layer, Sequential):  # whose own error has the hint already
                 text += self.hint(given)
             raise type(error)(text) from error
 
     def hint(self, given: tuple[Any, ...]) -> str:
-        """Return how the input was read, and what to write if that was not meant."""
+        """Return how the input was read, and what to write if another reading was meant."""
         shape = list(self.shape)
         for tensor in given:
             if isinstance(tensor, Tensor) and not tensor.dtype.is_floating_point:
@@ -317,7 +319,7 @@ def _with_memory(
     state: State,
     steps: int | None,
 ) -> tuple[Any, State]:
-    """Run neurons, with the linear layer before them if one is given; return output and state."""
+    """Run a layer with its state, fused with the linear layer before it if one is given."""
     turn = isinstance(layer, _OURS) and layer.batch_first
     if turn and steps is None:
         x = swapped(x)
@@ -338,7 +340,7 @@ def _with_memory(
 
 
 def _narrowed(layer: nn.Module, x: Any, current: Tensor) -> Any:
-    """Return float32 membranes in the format of their 16-bit current, as the next layer's."""
+    """Convert float32 membranes to the 16-bit format of their current, for the next layer."""
     if (
         isinstance(layer, (LI, Sequential))
         and isinstance(x, Tensor)
@@ -353,10 +355,10 @@ def _narrowed(layer: nn.Module, x: Any, current: Tensor) -> Any:
 def _time_batched(
     call: _Caller, layers: list[tuple[str, nn.Module]], x: Tensor, steps: int | None
 ) -> tuple[Tensor, int | None]:
-    """Run layers without memory over `[T*B, *F]`; once over a constant `[B, *F]`.
+    """Run layers without a state over `[T*B, *F]`; once over a constant `[B, *F]`.
 
-    Returns the output and `steps`, which is None for a sequence: what was given as one, or what a
-    layer that draws at random made of a constant input.
+    Returns the output and `steps`, which is None if the output is a sequence: because the input is
+    one, or because a layer draws at random at every step of a constant input.
     """
     done = 0
     while steps is not None and done < len(layers):
@@ -377,7 +379,7 @@ def _time_batched(
 
 
 def _same_batch(name: str, layer: nn.Module, y: Any, size: int) -> Tensor:
-    """Return what a layer without memory made of a batch of `size`, once it is such a batch."""
+    """Check that a layer without a state returned a tensor with a batch of `size`; return it."""
     if not isinstance(y, Tensor):
         raise TypeError(
             f"layer {name} ({type(layer).__name__}) returned a {type(y).__name__}, wanted one "
@@ -392,9 +394,9 @@ def _same_batch(name: str, layer: nn.Module, y: Any, size: int) -> Tensor:
 
 
 def _check_layer(name: str, module: Any, batch_first: bool) -> None:
-    """Raise TypeError for a layer that holds neurons whose state it does not hand on.
+    """Raise TypeError for a layer that contains neurons and does not return their state.
 
-    ValueError for one with the batch first in a network with time first.
+    Raises ValueError for a layer with the batch first in a network with time first.
     """
     if not isinstance(module, nn.Module):
         return

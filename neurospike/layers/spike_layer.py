@@ -1,8 +1,8 @@
-"""A linear layer of spikes with its neurons: `spike_layer`.
+"""`spike_layer`: a linear layer on spikes and its neurons, fused.
 
-Its result is that of the two modules in a row. Where a backend runs both in one loop
-(`Backend.layer` in the table) and few inputs are active, the currents between them are never laid
-out in memory. What a backend must provide: `words`, `find`, `panels`, `forward` and `backward`; see
+The result is that of the two modules in a row. Where a backend runs both in one loop
+(`Backend.layer` in the table) and few inputs are active, the currents between them are never
+written to memory. A backend must provide `words`, `find`, `panels`, `forward` and `backward`; see
 kernels/cpu/linear_scan.py.
 """
 
@@ -39,22 +39,25 @@ def spike_layer(
 
         spikes, mem = ns.spike_layer(linear, lif, ns.encoding.latency(images, 25))
 
-    That is a `SpikeLinear` followed by an `LIF`, of inputs of which few are active and that need no
-    gradient, on the backend `numba`; everything else runs as written above, and so do layers of
-    fewer than 2**26 products, subclasses, modules with hooks, lengths, autocast, torch.compile and
-    `torch.func`. `ns.Sequential` and the networks call it. Shapes, number formats and errors are
-    those of the two; gradients flow to the parameters of both and to `mem`, and only first
-    derivatives.
+    One loop runs a `SpikeLinear` followed by an `LIF` on the backend `numba`, for inputs of which
+    few are active and that need no gradient. Everything else runs as two modules, and so do calls
+    of fewer than 2**26 products (`T * B * K * N`) or with lengths, subclasses, modules with hooks,
+    autocast, torch.compile and `torch.func`. `ns.Sequential` and the networks in
+    `neurospike.models` call this function. Shapes, number formats and errors are those of the two
+    modules. Gradients flow to the parameters of both and to `mem`; second derivatives are refused.
 
     Args:
-        linear: makes `[T, B, N]` of `spikes`.
-        neurons: over `[T, B, N]`.
+        linear: a layer from `[T, B, K]` to `[T, B, N]`.
+        neurons: a layer of neurons over `[T, B, N]`.
         spikes: `[T, B, K]`.
-        mem: membrane `[B, N]` to carry on from.
+        mem: membrane `[B, N]` to continue from. Default: at rest.
         lengths: how many of the T steps belong to each sample, `[B]`; see `neurospike.lif`.
 
     Returns:
         `(spikes [T, B, N], mem [B, N])`.
+
+    Raises:
+        TypeError: `linear` or `neurons` cannot be called.
     """
     for name, layer in (("linear", linear), ("neurons", neurons)):
         if not callable(layer):
@@ -84,7 +87,7 @@ def spike_layer(
 def _row(
     linear: nn.Module, neurons: nn.Module, spikes: Tensor, mem: Tensor | None
 ) -> dispatch.Backend | None:
-    """Return the backend that may run both in one loop, if one may."""
+    """Return the backend that can run both in one loop; None if there is none."""
     if type(linear) is not SpikeLinear or type(neurons) is not LIF or not is_plain(spikes):
         return None
     weight, bias = linear.weight, linear.bias
@@ -112,12 +115,12 @@ def _row(
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody hooked on to the module's calls, which are not made here."""
+    """True for a module with hooks, which one loop would not call."""
     return any(getattr(module, hooks) for hooks in _HOOKS) or nn_module._has_any_global_hook()
 
 
 class _Layer(torch.autograd.Function):
-    """The loop as one differentiable function."""
+    """The fused loop as one differentiable function."""
 
     @staticmethod
     def forward(
@@ -147,7 +150,7 @@ class _Layer(torch.autograd.Function):
             rule=rule,
             steps=steps,
         )
-        # The weight only so that torch notices if it is changed before the backward pass.
+        # The weight is saved so that torch detects a change to it before the backward pass.
         ctx.save_for_backward(weight, *given, *kept)
         ctx.formats = [None if one is None else one.dtype for one in (*given, *kept)]
         ctx.module, ctx.rule = module, rule
@@ -161,7 +164,7 @@ class _Layer(torch.autograd.Function):
             return batching.one_by_one(_Layer.backward, ctx, grads)
         grads = tuple(batching.as_dense(grads) or grads)
         weight, *saved = ctx.saved_tensors
-        # Hooks may have laid them out anew, or in another format.
+        # Saved-tensor hooks may have changed strides or number formats.
         pair = zip(saved, ctx.formats)
         given = [None if one is None else one.to(dtype).contiguous() for one, dtype in pair]
         needs = ctx.needs_input_grad[3:8]

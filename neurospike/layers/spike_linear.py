@@ -1,15 +1,15 @@
 """Linear layers whose input is spikes: `spike_linear` and `SpikeLinear`.
 
-Spikes are mostly 0, and a dense product multiplies with every one of them. Where a backend has an
-event-driven product (`Backend.linear` in the table), the rows of the weight that belong to active
-inputs are added up instead: forward, and again for the weight's gradient, by what was found out
-about the spikes once. Which of the two is faster depends on the share of active inputs and the
-shape; `neurospike.layers.break_even` decides for every batch. Results are those of
+Spikes are mostly 0, and a dense product multiplies by every one of them. Where a backend has an
+event-driven product (`Backend.linear` in the table), it adds up the weights of active inputs
+instead: forward, and again for the weight's gradient, with the active inputs found once. Which of
+the two is faster depends on the share of active inputs and the shape;
+`neurospike.layers.break_even` decides for every batch. Results are those of
 `torch.nn.functional.linear` up to the order of summation.
 
 The event-driven product is a pair of torch operators, `neurospike::<name>_linear` and
-`..._linear_backward`, with the `autograd.Function` outside, as in `neurospike.ops`. What a backend
-must provide: `words`, `find`, `forward` and `backward`; see kernels/cpu/linear.py.
+`..._linear_backward`, with the `autograd.Function` outside, as in `neurospike.ops`. A backend must
+provide `words`, `find`, `forward` and `backward`; see kernels/cpu/linear.py.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ from . import break_even
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = (torch.bool, torch.uint8)
 _LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
-HEAD = 2  # of what was found: whether events pay, whether there are values other than 0 and 1
+# Numbers before the bits that `find` returns: whether the event-driven product is used, and whether
+# there are values other than 0 and 1.
+HEAD = 2
 
 
 def spike_linear(
@@ -37,11 +39,11 @@ def spike_linear(
 ) -> Tensor:
     """Return `spikes @ weight.T + bias`, as `torch.nn.functional.linear`, fast for few spikes.
 
-    Only the time it takes depends on the spikes: any numbers are right, and inputs that are not 0
-    count as active. A product with 0 is never taken, so an infinite weight of a silent input
-    gives no NaN. The event-driven product computes in the weight's float32 or float64. 16-bit
-    weights, autocast, small layers, `torch.func` and `torch.export` take torch's dense product, and
-    so does everything on the backends `reference` and `triton`; on a GPU that is cuBLAS.
+    Inputs may have any values; those that are not 0 count as active, and only the time depends on
+    their number. The event-driven product never multiplies by 0, so an infinite weight of a silent
+    input gives no NaN; it computes in the weight's float32 or float64. 16-bit weights, autocast,
+    small layers, `torch.func` and `torch.export` use torch's dense product, and so does everything
+    on the backends `reference` and `triton`; on a GPU that is cuBLAS.
 
     Args:
         spikes: `[..., K]`, such as `[T, B, K]`; bool, uint8 or the weight's number format.
@@ -52,11 +54,11 @@ def spike_linear(
 
     Returns:
         `[..., N]` in the weight's format. Gradients flow to weight and bias, and to `spikes` if
-        they are floating point and require it; that one is a dense product. A second derivative
-        is computed by dense products.
+        they are floating point and require it; the gradient of `spikes` and second derivatives are
+        computed by dense products.
 
     Raises:
-        TypeError: no tensors, or number formats that do not fit.
+        TypeError: arguments that are not tensors, or number formats that do not fit.
         ValueError: shapes or devices that do not fit.
         BackendError: the backend named cannot run here; every reason is listed.
     """
@@ -71,11 +73,11 @@ def chosen(
     backend: str,
     known: tuple[Tensor, Any] | None = None,
 ) -> tuple[Tensor, bool]:
-    """Return the product, and whether the spikes were looked at in vain.
+    """Return the product, and whether the spikes were examined and the dense product was chosen.
 
     known: what `find` returned, if it was called already.
     """
-    # A program that torch.export writes is to run where we are not, on batches of any size.
+    # An exported program has to run on batches of any size, and without this library's operators.
     small = (
         torch.compiler.is_exporting()
         or spikes.numel() * weight.shape[0] < break_even.policy().least_products
@@ -87,7 +89,7 @@ def chosen(
         return _dense(spikes, weight, bias), False
     trained = torch.is_grad_enabled() and weight.requires_grad
     flat = spikes.reshape(-1, spikes.shape[-1])
-    # A graph that torch.compile makes holds for every batch: there the operator looks itself.
+    # A compiled graph serves every batch, so there the operator examines the spikes itself.
     if not torch.compiler.is_compiling():
         if known is None and break_even.promising(row, flat, weight, trained):
             known = find(row, flat)
@@ -120,14 +122,15 @@ class SpikeLinear(nn.Linear):
         backend: `"auto"`, or a name of `neurospike.backends()`.
 
     Raises:
-        TypeError, ValueError: sizes that are no whole numbers of at least 0.
+        TypeError, ValueError: sizes that are not whole numbers of at least 0.
 
-    In training mode the few batches after one that did not look promising are not looked at. Their
-    number, `unpromising`, is all that a layer keeps from batch to batch besides its parameters: a
-    program that is to go on with the same bits saves it too, as `SNNTrainer` does.
+    In training mode, after a batch for which the dense product was chosen, the next few batches use
+    it without being examined. How many are left, `unpromising`, is all that a layer keeps from
+    batch to batch besides its parameters: to resume training bit for bit, save it too, as
+    `SNNTrainer` does.
     """
 
-    unpromising = 0  # batches that are not looked at
+    unpromising = 0  # batches left that use the dense product without being examined
 
     def __init__(
         self,
@@ -152,10 +155,10 @@ class SpikeLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return `[..., out_features]` of spikes `[..., in_features]`."""
         weight, bias = self.weight, self.bias
-        # Between products none of this code is in the caches: a small layer feels each line.
+        # Large products evict this code from the caches, so in a small layer every line costs time.
         is_usual = _fits(input, weight, bias)
         if is_usual and input.is_cuda:
-            # There no backend sums over active inputs; but one that was named has to run.
+            # On a GPU every product is dense; a backend given by name must still be checked.
             dispatch.choose(self.backend, input.device)
             return functional.linear(input, weight, bias)
         if (
@@ -171,7 +174,7 @@ class SpikeLinear(nn.Linear):
         __call__ = forward
 
     def product(self, spikes: Tensor, known: tuple[Tensor, Any] | None = None) -> Tensor:
-        """Do as `forward`, with what `find` returned, if it was called already."""
+        """Return what `forward` does; `known` is what `find` returned, if it was called already."""
         weight, bias = self.weight, self.bias
         _check(spikes, weight, bias)
         if known is None and self.is_resting():
@@ -183,9 +186,9 @@ class SpikeLinear(nn.Linear):
         return out
 
     def is_resting(self) -> bool:
-        """Whether the next batch is not looked at: its product will be dense.
+        """True if the next batch uses the dense product without being examined.
 
-        Only in training mode, so that no evaluation in between changes what training computes.
+        False in evaluation mode, so that evaluations do not change what training computes.
         """
         return (
             self.unpromising > 0
@@ -200,10 +203,10 @@ class SpikeLinear(nn.Linear):
 
 
 def format_for(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the number format in which a layer takes spikes on a device with no pass to convert.
+    """Return the number format of spikes that a layer on a device uses without a conversion.
 
-    uint8 for a `SpikeLinear` where a backend sums over its active inputs; else that of autocast, or
-    `dtype` without it.
+    uint8 for a `SpikeLinear` whose backend has an event-driven product; else that of autocast, or
+    `dtype` without autocast.
     """
     if isinstance(layer, SpikeLinear) and dispatch.choose(layer.backend, device).linear:
         return torch.uint8
@@ -225,7 +228,7 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return `grad @ weight`, `[M, K]`, the largest of the gradients, in memory used again."""
+    """Return `grad @ weight`, `[M, K]`, the largest of the gradients, in reused memory."""
     is_plain_here = type(grad) is Tensor and grad.is_cpu and not batching.is_batched((grad,))
     if not is_plain_here or torch.is_grad_enabled():
         return grad @ weight
@@ -234,7 +237,7 @@ def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """torch's dense product, but for where the input's gradient is kept."""
+    """torch's dense product, whose gradient of the input is written to reused memory."""
 
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -267,10 +270,10 @@ def _needs(spikes: Tensor, bias: Tensor | None) -> bool:
 
 
 def find(row: dispatch.Backend, spikes: Tensor) -> tuple[Tensor, Any]:
-    """Find the events of spikes `[M, K]`.
+    """Find the active inputs of spikes `[M, K]`.
 
-    Returns bits `[M, words]` after `HEAD` numbers, of which the last is whether there are values
-    other than 0 and 1; and what the backend counted.
+    Returns int64 `[HEAD + M * words]`, `HEAD` numbers followed by a bit for each input, and what
+    the backend counted. The last of the numbers says whether there are values other than 0 and 1.
     """
     module, rows = dispatch.linear_of(row), len(spikes)
     count = HEAD + rows * module.words(spikes.shape[1])
@@ -329,7 +332,7 @@ class _Events(torch.autograd.Function):
             grad_weight = grad.t() @ spikes.to(grad.dtype)
         elif need_weight:
             backward = getattr(torch.ops.neurospike, f"{ctx.name}_linear_backward")
-            # Hooks may have laid them out anew, or in another format.
+            # Saved-tensor hooks may have changed strides or number formats.
             grad_weight = backward(grad, spikes.to(ctx.dtype), found.contiguous())
         grad_spikes = _input_gradient(grad, weight) if need_spikes else None
         return None, grad_spikes, grad_weight, grad.sum(0) if need_bias else None, None
@@ -397,7 +400,7 @@ for _row in dispatch.TABLE.values():
 
 
 def _fits(spikes: Any, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether this is what nearly always comes: plain float32 of the right shapes, in one place."""
+    """True in the usual case: plain float32 tensors of the right shapes, all on one device."""
     return (
         type(spikes) is Tensor
         and isinstance(weight, Tensor)

@@ -1,6 +1,6 @@
-"""States on their way from call to call: cut off from their past, put back to rest, moved.
+"""Operations on states between calls: detach them, reset them, move them, truncate gradients.
 
-A state is a tensor, or tuples, lists and dicts of states, as layers and networks return them.
+A state is a tensor, or a tuple, list or dict of states, as layers and networks return it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,53 +22,61 @@ S = TypeVar("S")
 
 
 def detach(states: S) -> S:
-    """Return states that carry on without their past: no gradient flows back through them.
+    """Return states with the same values, through which no gradient flows back.
 
         for chunk in x.split(100):                 # truncated backpropagation through time
             out, states = net(chunk, ns.detach(states))
             loss(out).backward()
 
-    Memory is then needed for one chunk at a time. The numbers stay the same.
+    Memory is then needed for one chunk at a time.
 
     Args:
         states: tensors, or tuples, lists and dicts of them at any depth; None stays None.
 
     Raises:
-        TypeError: something else among them.
+        TypeError: anything else among them.
     """
     return _mapped(Tensor.detach, states)
 
 
-# In a neuron's function the name means the formula, whichever of the two was imported.
+# In a neuron's function `detach` is the formula, whichever of the two functions was imported.
 vars(detach)["formula"] = formulas.detach
 
 
 def move(states: S, *args: Any, **options: Any) -> S:
-    """Return states moved or converted, each by `torch.Tensor.to` with the other arguments.
+    """Return states moved or converted, each tensor by `torch.Tensor.to`.
 
-    states = ns.move(states, "cuda")
+        states = ns.move(states, "cuda")
+
+    Args:
+        states: tensors, or tuples, lists and dicts of them at any depth; None stays None.
+        *args: of `torch.Tensor.to`, such as a device or a number format.
+        **options: of `torch.Tensor.to`.
+
+    Raises:
+        TypeError: anything else among the states.
     """
     return _mapped(lambda one: one.to(*args, **options), states)
 
 
 def reset(layer: nn.Module, state: S, samples: Tensor | Sequence[int] | int) -> S:
-    """Return a state in which some samples of the batch are back at rest; the others go on.
+    """Return a state in which some samples of the batch are back at rest; the others are kept.
 
-        states = ns.reset(net, states, ended)      # ended: bool [B], or which of them
+        states = ns.reset(net, states, ended)      # ended: bool [B], or indexes of samples
 
-    At rest is what a call without a state starts from, which is not 0 for neurons such as
-    `ns.Izhikevich`. Gradients flow on through the other samples.
+    At rest is the state from which a call without a state starts, which is not 0 for neurons such
+    as `ns.Izhikevich`. Gradients flow through the samples that are kept.
 
     Args:
-        layer: that the state is of: a layer, or `ns.Sequential`. Of a module of your own with
-            `carries_state` the state is taken as tensors `[B, ...]` that rest at 0.
-        state: what a call of it returned; None, which is all at rest, stays None.
-        samples: their indexes, or a mask, bool `[B]`.
+        layer: the layer or `ns.Sequential` that returned the state. For a module of your own with
+            `carries_state` the state must be tensors `[B, ...]`, which rest at 0.
+        state: what a call of the layer returned; None, which means at rest, stays None.
+        samples: indexes of the samples to reset, or a mask, bool `[B]`.
 
     Raises:
-        TypeError: a layer without a state, samples that are neither.
+        TypeError: a layer without a state, samples that are neither indexes nor a mask.
         IndexError: a sample that is not in the batch.
-        ValueError: a mask of another length, another number of states than the layer has.
+        ValueError: a mask of the wrong length, or the wrong number of states.
     """
     if state is None:
         return state
@@ -88,21 +96,23 @@ def reset(layer: nn.Module, state: S, samples: Tensor | Sequence[int] | int) -> 
 
 
 def truncate(net: nn.Module, segment: int | None) -> None:
-    """Let gradients flow back through `segment` steps at most; None, as at first: through all.
+    """Let gradients flow back through at most `segment` time steps; None, the default, through all.
 
         ns.truncate(net, 50)
 
-    Answers stay the same: membranes are carried from segment to segment, only their gradient is
-    not. Nor is less memory needed, as the loss is of the whole answer; for that, hand over the
-    sequence in chunks, see `detach`. What `ns.Delay` holds back is not cut off.
+    This is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4),
+    1990). Outputs stay the same: states are carried from segment to segment, their gradients are
+    not. It needs as much memory as before, since the loss is computed on the whole output; to save
+    memory, run the sequence in chunks, see `detach`. Gradients through the steps that `ns.Delay`
+    holds back are not cut off.
 
     Args:
-        net: any module with layers of this library, or one itself.
-        segment: time steps, 1 or more.
+        net: any module with layers of this library, or such a layer.
+        segment: number of time steps, 1 or more.
 
     Raises:
-        TypeError: a segment that is no whole number.
-        ValueError: one below 1.
+        TypeError: a segment that is not a whole number.
+        ValueError: a segment below 1.
     """
     if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int)):
         raise TypeError(f"a segment must be a whole number of steps, or None, got {segment!r}")
@@ -114,7 +124,7 @@ def truncate(net: nn.Module, segment: int | None) -> None:
 
 
 def _mapped(function: Callable[[Tensor], Tensor], states: Any) -> Any:
-    """Return states with each tensor by a function of it."""
+    """Return states with the function applied to every tensor."""
     if states is None:
         return None
     if isinstance(states, Tensor):
@@ -132,7 +142,7 @@ def _mapped(function: Callable[[Tensor], Tensor], states: Any) -> Any:
 
 
 def _each(layer: nn.Module, state: Any, functions: list[Callable[[Any], Any]]) -> Any:
-    """Return a tuple of states, each by its own function."""
+    """Return a tuple of states, each with its own function applied."""
     if not isinstance(state, (tuple, list)) or len(state) != len(functions):
         got = type(state).__name__
         got += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
@@ -154,7 +164,7 @@ def _at_rest(state: Tensor, samples: Any, rest: float, axis: int = 0) -> Tensor:
 
 
 def _mask(samples: Any, batch: int, device: torch.device) -> Tensor:
-    """Return which samples are meant, bool `[B]`."""
+    """Return the samples as a mask, bool `[B]`."""
     try:
         found = torch.as_tensor(samples, device=device)
         if (found.is_floating_point() and found.numel()) or found.is_complex():

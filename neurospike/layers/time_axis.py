@@ -1,7 +1,7 @@
-"""Where a layer's time axis is: first, second (`batch_first`), or nowhere, for one frame (`step`).
+"""Where a layer's time axis is: first, second (`batch_first`), or absent, for one frame (`step`).
 
-Everything behind a layer has time first. What is given batch first is looked at the other way
-round, which copies nothing by itself: a backend that cannot read it so has to.
+Operators and backends have time first. An input with the batch first is transposed as a view, which
+copies nothing by itself; a backend that cannot read such strides makes a copy.
 """
 
 import functools
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def over_time(forward: F) -> F:
-    """Let a layer's `forward` over `[T, B, *F]` take and give `[B, T, *F]` where it says so."""
+    """Let a layer's `forward` over `[T, B, *F]` take and return `[B, T, *F]` if `batch_first`."""
 
     @functools.wraps(forward)
     def either(layer: Any, current: Tensor, *given: Any, **options: Any) -> Any:
@@ -33,7 +33,7 @@ def over_time(forward: F) -> F:
 
 
 def time_first(current: Any) -> Any:
-    """Return `[B, T, *F]` as `[T, B, *F]`; what is no such tensor as it is, to be refused."""
+    """Return `[B, T, *F]` as `[T, B, *F]`; anything but a dense tensor as it is, to be refused."""
     if not isinstance(current, Tensor) or current.is_nested:
         return current
     if current.dim() < 2:
@@ -45,20 +45,20 @@ def time_first(current: Any) -> Any:
 
 
 def swapped(traces: Any) -> Any:
-    """Return what a layer gives over time with its first two axes exchanged."""
+    """Return a tensor, or each of a tuple, with its first two axes exchanged."""
     if isinstance(traces, tuple):
         return tuple(swapped(one) for one in traces)
     return traces.transpose(0, 1)
 
 
 class OverTime(nn.Module):
-    """A layer that is called over time, `layer(current, state)`, or for one frame, by `step`."""
+    """Base of layers that run a sequence, `layer(current, state)`, or one frame, by `step`."""
 
     batch_first: bool = False
 
     @property
     def _layout(self) -> int:
-        """How sequences are to lie in memory, as one of the bits of `wants`."""
+        """Bit of `wants` that says how sequences lie in memory."""
         return BY_SAMPLE if self.batch_first else 0
 
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -68,12 +68,13 @@ class OverTime(nn.Module):
             for frame in camera:
                 spikes, state = layer.step(frame, state)
 
-        Bit for bit what a call over a sequence of one step gives, without its time axis, whether
-        the layer is `batch_first` or not. Many frames at hand are much faster in one call.
+        The result equals that of a call over a sequence of one step, bit for bit, without its time
+        axis, whether the layer is `batch_first` or not. If several frames are known, one call over
+        the sequence is much faster.
 
         Args:
             current: `[B, *F]`.
-            state: what the frame before returned; None: at rest.
+            state: what the call for the frame before returned; None: at rest.
         """
         out = self(current, state, num_steps=1)
         return out[0].squeeze(1 if self.batch_first else 0), out[1]

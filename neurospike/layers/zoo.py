@@ -62,7 +62,7 @@ class Synaptic(Spiking):
 
 
 class Alpha(Spiking):
-    """Neurons that answer a spike with an alpha function: snnTorch's `Alpha`, bit for bit.
+    """Neurons whose response to a spike is an alpha function: snnTorch's `Alpha`, bit for bit.
 
         exc_t = alpha * exc_{t-1} + current_t
         inh_t = beta * inh_{t-1} - current_t
@@ -74,7 +74,7 @@ class Alpha(Spiking):
         threshold: a neuron fires when its membrane is strictly greater.
         reset: at the step after a spike set all states to `"zero"`, `"subtract"` the threshold, or
             `"none"`.
-        options: as of `Synaptic`.
+        options: as for `Synaptic`.
 
     States `exc`, `inh` and `mem`. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -106,7 +106,7 @@ class Alpha(Spiking):
         return ("alpha", "beta", "threshold")
 
     def parameter_values(self) -> tuple[Tensor, ...]:
-        """Return alpha, beta, the scale of the membrane that they make, and the threshold."""
+        """Return alpha, beta, the factor tau of the membrane, and the threshold."""
         alpha, beta = self._bounded("alpha"), self._bounded("beta")
         tau = torch.log(alpha) / (torch.log(beta) - torch.log(alpha)) + 1
         return alpha, beta, tau, self._bounded("threshold")
@@ -119,9 +119,9 @@ class PLIF(Spiking):
     the step after a spike.
 
     Args:
-        beta: decay of the membrane per step to begin with, in (0, 1).
+        beta: initial decay of the membrane per step, in (0, 1).
         threshold: a neuron fires when its membrane is strictly greater.
-        options: as of `Synaptic`; by default `learn=("logit",)`.
+        options: as for `Synaptic`; by default `learn=("logit",)`.
 
     State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -153,15 +153,15 @@ class PLIF(Spiking):
 class ALIF(Spiking):
     """LIF neurons with a threshold that rises at every spike; Bellec et al. 2018, arXiv:1803.09574.
 
-    They fire when the membrane exceeds `threshold + rise * tired`, which a reset then takes away at
+    A neuron fires when its membrane exceeds `threshold + rise * tired`, which is then subtracted at
     once; `tired_t = rho * tired_{t-1} + (1 - rho) * spike_t`.
 
     Args:
         beta: decay of the membrane per step, in [0, 1].
-        rho: decay of the threshold's rise per step, in [0, 1].
+        rho: decay of the adaptation `tired` per step, in [0, 1].
         rise: by how much `tired` raises the threshold.
-        threshold: of a neuron that has not fired.
-        options: as of `Synaptic`.
+        threshold: threshold of a neuron that has not fired.
+        options: as for `Synaptic`.
 
     States `mem` and `tired`. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -190,8 +190,9 @@ class SEAdLIF(Spiking):
         a: how strongly the membrane feeds the adaptation, at least 0.
         b: how strongly spikes feed the adaptation, at least 0.
         q: scale of both.
-        threshold: a neuron fires when its membrane is strictly greater, and goes to zero at once.
-        options: as of `Synaptic`.
+        threshold: a neuron fires when its membrane is strictly greater, and is reset to zero at
+            once.
+        options: as for `Synaptic`.
 
     States `mem` and `adaptation`. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -223,15 +224,16 @@ class SEAdLIF(Spiking):
 class Izhikevich(Spiking):
     """Neurons of two states that spike, burst or chatter; Izhikevich 2003, IEEE TNN 14(6).
 
-    By default the paper's regular spiking cell. Currents are those of the paper, about 10 to fire.
+    The defaults are the paper's regular spiking cell. Currents have the paper's unit; a neuron
+    fires at about 10.
 
     Args:
         a: rate of the recovery `u`, per ms.
         b: how strongly `u` follows `v`.
-        c: `v` after a spike, in mV.
+        c: value of `v` after a spike, in mV.
         d: by how much a spike raises `u`.
-        dt: the step, in ms.
-        options: as of `Synaptic`, and `rest`.
+        dt: length of a step, in ms.
+        options: as for `Synaptic`, and `rest`.
 
     States `v` (mV, -65 at rest) and `u` (-13 at rest). Shapes, number formats and errors are those
     of `Spiking`.
@@ -255,14 +257,14 @@ class Izhikevich(Spiking):
 class QIF(Spiking):
     """Quadratic integrate-and-fire neurons; Ermentrout 1996, doi:10.1162/neco.1996.8.5.979.
 
-    `mem + rate * (gain * mem * (mem - critical) + current)`, to zero at a spike.
+    A step is `mem + rate * (gain * mem * (mem - critical) + current)`; a spike resets it to zero.
 
     Args:
-        rate: the step as a share of the time constant.
+        rate: length of a step divided by the membrane's time constant.
         gain: factor of the quadratic term.
-        critical: the membrane beyond which it rises by itself.
+        critical: value above which the membrane rises by itself.
         threshold: a neuron fires when its membrane is strictly greater.
-        options: as of `Synaptic`.
+        options: as for `Synaptic`.
 
     State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -288,15 +290,16 @@ class QIF(Spiking):
 class EIF(Spiking):
     """Exponential integrate-and-fire neurons; Fourcaud-Trocme et al. 2003, J. Neurosci. 23(37).
 
-    `mem + rate * (sharpness * exp((mem - critical) / sharpness) - mem + current)`, to zero at a
-    spike.
+    A step is `mem + rate * (sharpness * exp((mem - critical) / sharpness) - mem + current)`; a
+    spike resets it to zero.
 
     Args:
-        rate: the step as a share of the time constant.
-        sharpness: over how much of the membrane the rise grows by a factor e, above 0.
-        critical: the membrane where the rise begins.
+        rate: length of a step divided by the membrane's time constant.
+        sharpness: difference in the membrane over which the exponential grows by a factor e, above
+            0.
+        critical: value of the membrane where the exponential rise sets in.
         threshold: a neuron fires when its membrane is strictly greater.
-        options: as of `Synaptic`.
+        options: as for `Synaptic`.
 
     State `mem`, in a tuple. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -324,12 +327,12 @@ class BRF(Spiking):
     """Balanced resonate-and-fire neurons; Higuchi et al. 2024, arXiv:2402.14603.
 
     Args:
-        omega: the frequency that they answer to, in rad per second; `abs(omega) * dt <= 1`.
-        offset: of the damping, per second.
+        omega: resonance frequency, in rad per second; `abs(omega) * dt <= 1`.
+        offset: offset of the damping, per second.
         gamma: decay of the refractoriness `tired` per step, in [0, 1].
         threshold: a neuron fires when `real` is strictly greater than `threshold + tired`.
-        dt: the step, in seconds, above 0.
-        options: as of `Synaptic`.
+        dt: length of a step, in seconds, above 0.
+        options: as for `Synaptic`.
 
     States `real`, `imag` and `tired`. Shapes, number formats and errors are those of `Spiking`.
     """
@@ -358,16 +361,16 @@ class BRF(Spiking):
 
 
 class OneToOne(Spiking):
-    """LIF neurons to which their own last spike returns; snnTorch's `RLeaky(all_to_all=False)`.
+    """LIF neurons, each fed back its own last spike; snnTorch's `RLeaky(all_to_all=False)`.
 
     Args:
         beta: decay of the membrane per step, in [0, 1].
-        weight: of the returning spike.
+        weight: weight of the neuron's own last spike.
         threshold: a neuron fires when its membrane is strictly greater.
-        alpha: decay per step, in [0, 1], of a synaptic current that takes in current and spike, as
-            snnTorch's `RSynaptic(all_to_all=False)`. Default: no synaptic current.
-        reset: as of `Synaptic`, at the step after the spike.
-        options: as of `Synaptic`.
+        alpha: decay per step, in [0, 1], of a synaptic current that sums up current and spike, as
+            in snnTorch's `RSynaptic(all_to_all=False)`. Default: no synaptic current.
+        reset: as for `Synaptic`, at the step after the spike.
+        options: as for `Synaptic`.
 
     States `spike` and `mem`, with `alpha` also `syn` between them. Shapes, number formats and
     errors are those of `Spiking`.

@@ -1,4 +1,4 @@
-"""What a layer is handed: whether it will do, and in the form that backends take."""
+"""Check the arguments of layers and bring them into the form that backends take."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -21,7 +21,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_current(current: Tensor, num_steps: int | None) -> int:
-    """Return the number of steps of a constant current, -1 for one with a time axis."""
+    """Check a current; return the steps of a constant one, -1 for one with a time axis."""
     if type(current) is Tensor and num_steps is None:
         usual = current.dtype in FLOATS and current.layout is torch.strided
         if usual and current.dim() >= 2 and not current.is_nested:
@@ -50,20 +50,20 @@ def check_current(current: Tensor, num_steps: int | None) -> int:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return True or False; raise TypeError for anything else but 0 and 1, such as "False"."""
+    """Return a flag as a bool; raise TypeError for anything but bools, 0 and 1."""
     if isinstance(value, (bool, np.bool_)) or (type(value) is int and value in (0, 1)):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_module(name: str, value: object) -> None:
-    """Raise TypeError for what is no module of torch."""
+    """Raise TypeError for anything but a `torch.nn.Module`."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number of at least `least`; raise TypeError or ValueError for others."""
+    """Return a whole number of at least `least`; raise TypeError or ValueError for all else."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
@@ -83,11 +83,12 @@ def check_steps(num_steps: int) -> int:
 def check_lengths(lengths: Tensor | Sequence[int], current: Tensor, num_steps: int) -> Tensor:
     """Return how many steps belong to each sample, int64 `[B]` on the current's device.
 
-    A kernel has to take a length below 0 for 0 and one above T for T: the values are looked at only
-    where that makes nobody wait, which is on the CPU and outside of torch.compile and transforms.
+    The values are checked only on the CPU and outside of torch.compile and transforms, where that
+    need not wait for a device. So a kernel has to treat a length below 0 as 0 and one above T as T.
 
     Args:
-        lengths: `[B]` of any integer format, on the CPU or with the current; or a list of integers.
+        lengths: `[B]` of any integer format, on the CPU or on the current's device; or a list of
+            integers.
         current: `[T, B, *F]`, or `[B, *F]` if `num_steps >= 0`.
         num_steps: what `check_current` returned.
     """
@@ -110,7 +111,7 @@ def check_lengths(lengths: Tensor | Sequence[int], current: Tensor, num_steps: i
             f"lengths are on {lengths.device}, current on {current.device}; move them with "
             f".to({str(current.device)!r}), or leave them on the CPU"
         )
-    # A copy to a GPU that does not wait: nothing is read here that the GPU has to come up to first.
+    # The copy to a GPU is asynchronous, so the host does not wait for the device.
     return lengths.to(current.device, torch.int64, non_blocking=True).contiguous()
 
 
@@ -126,7 +127,7 @@ def _listed_lengths(lengths: Any) -> Tensor:
 
 
 def _check_values(lengths: Tensor, steps: int) -> None:
-    """Raise ValueError for a length that is none of 0 to `steps`, and name the sample."""
+    """Raise ValueError for a length outside 0 to `steps`; the error names the sample."""
     if lengths.numel() == 0:
         return
     low, high = (int(one) for one in lengths.aminmax())
@@ -141,7 +142,7 @@ def _check_values(lengths: Tensor, steps: int) -> None:
 
 
 def refuse_ragged(name: str, value: object) -> None:
-    """Raise TypeError for sequences of several lengths in one object; say what to write instead."""
+    """Raise TypeError for a `PackedSequence` or nested tensor, with what to write instead."""
     if isinstance(value, PackedSequence):
         raise TypeError(
             f"{name} is a PackedSequence; hand on the padded sequences [T, B, *F] and their "
@@ -158,7 +159,7 @@ def refuse_ragged(name: str, value: object) -> None:
 def check_state(
     name: str, mem: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> None:
-    """Raise unless a state handed in fits the current: shape, format `state` and device."""
+    """Raise TypeError or ValueError unless a state has the shape, format and device needed."""
     if not isinstance(mem, Tensor):
         raise TypeError(f"{name} must be a tensor [B, *F], got {type(mem).__name__}")
     if mem.shape != shape:
@@ -185,7 +186,7 @@ def check_state(
 
 
 def window_of(grad_window: float | None) -> tuple[float, ...]:
-    """Return the number that a window adds to the surrogate's parameters; none without one."""
+    """Check a gradient window; return it as parameters to add to the surrogate's, () for None."""
     if grad_window is None:
         return ()
     if isinstance(grad_window, bool) or not isinstance(grad_window, Real) or not grad_window > 0:
@@ -197,18 +198,18 @@ def window_of(grad_window: float | None) -> tuple[float, ...]:
 
 
 def decay_of(beta: float | Tensor, gradient: str) -> float | Tensor:
-    """Return a decay between 0 and 1; `gradient` is that of `bounds.clamped`."""
+    """Return a decay clamped to 0 to 1; for `gradient` see `bounds.clamped`."""
     if type(beta) is float and 0.0 <= beta <= 1.0:
         return beta
     if not isinstance(beta, Tensor):
         return min(max(_number("beta", beta), 0.0), 1.0)
     if beta.dtype not in FLOATS:
-        return beta  # which is refused later
+        return beta  # refused later
     return clamped(beta, gradient)
 
 
 def flat_parameter(value: Tensor, shape: torch.Size) -> Tensor:
-    """Return one number as it is, else `[P]`: one value per neuron of the features, flattened."""
+    """Return a single number as it is, else `[P]`, one value for each neuron of F flattened."""
     features = shape[1:]
     if value.numel() == 1 or value.shape == features == (value.numel(),):
         return value
@@ -226,7 +227,7 @@ def _number(name: str, value: float) -> float:
 def parameter_of(
     name: str, value: float | Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> float | Tensor:
-    """Return a parameter that fits the features, in the state's format; a plain number as it is."""
+    """Check a parameter; return a tensor in the state's format, a plain number as it is."""
     if not isinstance(value, Tensor):
         return _number(name, value)
     return fitted(name, value, current, shape, state)
@@ -235,7 +236,10 @@ def parameter_of(
 def fitted(
     name: str, value: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return a tensor of one number, or of those that fit the features, in the state's format."""
+    """Check a tensor of one number, or one that broadcasts to F; return it in the state's format.
+
+    Raises TypeError for its number format, ValueError for its shape or device.
+    """
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating-point number or tensor, got {value.dtype}")
     if value.device != current.device:
@@ -243,7 +247,7 @@ def fitted(
             f"{name} is on {value.device}, current on {current.device}; move the layer with .to()"
         )
     if value.numel() == 1:
-        if value.dim() > len(shape):  # else a step in torch would have as many axes
+        if value.dim() > len(shape):  # a step in torch would otherwise gain axes
             value = value.reshape(1)
         return value if value.dtype == state else value.to(state)
     features = shape[1:]
@@ -260,7 +264,10 @@ def fitted(
 
 
 def _check_axis(name: str, size: int, features: torch.Size, fits: bool) -> None:
-    """Raise where one axis of values is meant for the first axis of the features, or may be."""
+    """Raise ValueError for values `[size]` that are, or may be, meant for the features' first axis.
+
+    Broadcasting would use them along the last one.
+    """
     if size != features[0]:
         return
     rest = len(features) - 1

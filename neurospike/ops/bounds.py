@@ -1,4 +1,4 @@
-"""What values a decay and a threshold may have, and what becomes of a learned decay beyond them."""
+"""Bounds of decays and thresholds: constants are checked, learned values are clamped."""
 
 import math
 from numbers import Real
@@ -15,10 +15,10 @@ BETA_GRADIENTS = ("inward", "clamp")
 
 
 class _Inward(torch.autograd.Function):
-    """Clamp to 0 to `high`; stop the gradient only where a step against it leads out or further.
+    """Clamp to 0 to `high`; stop the gradient only where a descent step would lead further out.
 
-    At and beyond a bound torch's clamp lets no gradient through, and a decay that a step took
-    there would stay for ever.
+    At and beyond a bound torch's clamp lets no gradient through, so a decay that an optimizer took
+    there would stay there for ever.
     """
 
     generate_vmap_rule = True
@@ -41,7 +41,7 @@ class _Inward(torch.autograd.Function):
 
 
 def clamped(value: Tensor, gradient: str, high: float = 1.0) -> Tensor:
-    """Return a value from 0 to `high`; the gradient `"inward"`, or that of torch's `"clamp"`."""
+    """Clamp a value to 0 to `high`; gradient: `"inward"`, or `"clamp"` for that of torch's."""
     if lies_between(value, 0.0, high):
         return value
     if gradient == "clamp" or not (value.requires_grad and torch.is_grad_enabled()):
@@ -51,9 +51,9 @@ def clamped(value: Tensor, gradient: str, high: float = 1.0) -> Tensor:
 
 
 def lies_between(value: Tensor, low: float, high: float) -> bool:
-    """Whether a value is read to lie within its bounds, where a clamp does nothing.
+    """Return whether a value was read and lies strictly between its bounds, so needs no clamp.
 
-    On the CPU alone, where reading takes less time than a clamp and its gradient.
+    Only values on the CPU are read, where that takes less time than a clamp and its gradient.
     """
     if not value.is_cpu or (is_watched((value,)) and is_traced((value,))):
         return False
@@ -73,7 +73,7 @@ def check_beta_gradient(name: str, argument: str = "beta_gradient") -> None:
 
 
 def check_beta(beta: Any) -> None:
-    """Raise ValueError for a constant decay outside 0 to 1; values that learn are not looked at."""
+    """Raise ValueError for a constant decay outside 0 to 1; learned values are not checked."""
     if type(beta) is float and 0.0 <= beta <= 1.0:
         return
     for value in _extremes(beta):
@@ -90,7 +90,10 @@ def check_beta(beta: Any) -> None:
 
 
 def check_threshold(threshold: Any, reset: str, is_own_neuron: bool) -> None:
-    """Raise ValueError for a constant threshold with which a neuron would make no sense."""
+    """Raise ValueError for a constant threshold that is NaN, not above 0, or not subtractable.
+
+    A neuron of the user's own may have any threshold but NaN.
+    """
     if type(threshold) is float and 0.0 < threshold < math.inf:
         return
     for value in _extremes(threshold):
@@ -101,7 +104,7 @@ def check_threshold(threshold: Any, reset: str, is_own_neuron: bool) -> None:
 
 
 def check_subtraction(threshold: Any, reset: str) -> None:
-    """Raise ValueError for a constant threshold that cannot be subtracted, if it is to be."""
+    """Raise ValueError for a constant threshold of infinity that a reset would subtract."""
     if reset == "subtract" and math.inf in _extremes(threshold):
         raise ValueError(
             "threshold=inf with reset='subtract' would subtract 0 * inf, which is not a number; "
@@ -110,13 +113,13 @@ def check_subtraction(threshold: Any, reset: str) -> None:
 
 
 def _extremes(value: Any) -> tuple[float, ...]:
-    """Return the least and the largest of constants; nothing of what learns or cannot be read."""
+    """Return the least and the largest constant; empty for learned and for unreadable values."""
     if isinstance(value, Real):
         return (float(value),)
     readable = (
         type(value) is Tensor
         and not value.requires_grad
-        and value.device.type == "cpu"  # elsewhere a look would wait for the device
+        and value.device.type == "cpu"  # elsewhere reading would wait for the device
         and value.is_floating_point()
         and value.numel() > 0
         and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Numbers as tensors, made once: nobody writes into them."""
+"""Constant tensors, made once and shared; they must not be written to."""
 
 import functools
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from .watching import is_watched
 def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor `[len(values)]`, the same one each time.
 
-    So a GPU waits for no copy, and none stands in the way of a CUDA graph once a step was run.
+    So values are copied to a GPU once, and no copy is in the way when a CUDA graph is captured
+    after a first step.
     """
     if is_watched(()):
         return torch.tensor(values, dtype=dtype, device=device)
@@ -25,4 +26,4 @@ def _make(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
 
 
 _kept = functools.lru_cache(maxsize=1024)(_make)
-_kept_for_good = functools.cache(_make)  # a graph that was recorded reads them where they are
+_kept_for_good = functools.cache(_make)  # never freed: captured CUDA graphs read their addresses

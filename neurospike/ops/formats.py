@@ -1,4 +1,4 @@
-"""What a state is like: its number format, and its shape."""
+"""The number format and the shape of a state."""
 
 import contextlib
 

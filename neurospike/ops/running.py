@@ -1,7 +1,7 @@
-"""Calls of a fused backend's time loop: its results allocated, the loop run.
+"""Calls of a fused backend's time loop: allocate its results, run the loop.
 
-What has to be found out about a call is found out once: of calls whose tensors have the same
-formats, shapes and strides, the first asks the backend, which hands back what runs the others.
+A call is analysed once: the first of all calls whose tensors have the same formats, shapes and
+strides goes through the backend's public function, which returns a function that runs the others.
 """
 
 import functools
@@ -20,15 +20,15 @@ from .wants import BY_SAMPLE, FIRST_PARAMETER, SAVED, SPIKES, STATES, TRACES
 
 
 class Call(NamedTuple):
-    """What a call asks of a backend beside its tensors.
+    """A call of a backend, apart from its tensors and numbers.
 
     Attributes:
         name: of the backend.
-        neuron: the program as text, which reads numbers that come along.
-        num_steps: of a constant current; -1 for one with a time axis.
-        wants: `SPIKES`, `TRACES` or both, and `BY_SAMPLE` or not.
-        states: how many the neuron has.
-        given: how many of the tensors are states, after the current: all or none.
+        neuron: the program as text; the numbers that it reads are passed separately.
+        num_steps: number of steps of a constant current; -1 for one with a time axis.
+        wants: `SPIKES`, `TRACES` or both, with or without `BY_SAMPLE`.
+        states: number of states of the neuron.
+        given: number of states among the tensors, after the current: all or none.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 def count_shown(call: Call) -> int:
-    """Return how many results there are: spikes, states and traces, as far as they are wanted."""
+    """Return the number of results: spikes if wanted, final states, and traces if wanted."""
     wants = call.wants
     return call.states * (2 if wants & TRACES else 1) + (1 if wants & SPIKES else 0)
 
@@ -48,14 +48,14 @@ def count_shown(call: Call) -> int:
 def by_kind(
     call: Call, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """Return the gradients of spikes, states and traces, of those of what a call returned."""
+    """Split the gradients of a call's results into those of spikes, states and traces."""
     first = 1 if call.wants & SPIKES else 0
     ends = first + call.states
     return grads[0] if first else None, grads[first:ends], grads[ends:]
 
 
 class Sizes(NamedTuple):
-    """What a call's results are like; None for what is not asked for."""
+    """Formats and shapes of a call's results; None for a result that is not asked for."""
 
     state: torch.dtype
     step: Sequence[Any]  # [B, *F]
@@ -69,7 +69,7 @@ class Sizes(NamedTuple):
 def sizes_of(
     every: int, shape: torch.Size, dtype: torch.dtype, neuron: str, num_steps: int, wants: int
 ) -> Sizes:
-    """Return what is allocated for a forward pass; `every` is the row's `checkpoint_every`."""
+    """Return the sizes of a forward pass's results; `every` is the row's `checkpoint_every`."""
     step = shape if num_steps >= 0 else shape[1:]
     steps = num_steps if num_steps >= 0 else shape[0]
     saved = (-(-steps // every) * math.prod(step),) if every and wants & SAVED else None
@@ -86,13 +86,14 @@ def sizes_of(
 
 
 def maker(like: Tensor, largest: int | None = None) -> Callable[..., Tensor]:
-    """Return what makes empty tensors where `like` is, of so many bytes at most, or its own.
+    """Return a function that makes empty tensors on the device of `like`.
 
-    Each number of a shape is an argument of its own, which torch reads in half the time.
+    largest: most bytes that a tensor will have, by default those of `like`. The sizes of a shape
+    are separate arguments of the function, which torch reads in half the time.
     """
     if like.is_cpu and type(like) is Tensor:
         return _on_cpu(like.nbytes if largest is None else largest)
-    return like.new_empty  # on a GPU, or a fake one of torch.compile
+    return like.new_empty  # on a GPU, or for a fake tensor of torch.compile
 
 
 def _on_cpu(largest: int) -> Callable[..., Tensor]:
@@ -108,16 +109,16 @@ def _by_sample(
 ) -> Tensor:
     """Return an empty sequence `[T, B, *F]` that lies in memory as `[B, T, *F]` does."""
     found = empty(batch, steps, *features, dtype=dtype)
-    if type(found) is not Tensor:  # a fake one, in graphs that change nothing in place
+    if type(found) is not Tensor:  # a fake tensor, in graphs without in-place operations
         return found.transpose(0, 1)
-    # Turned in place, for a view could not be changed in place by who is given it.
+    # Transposed in place: the caller could not change a view in place.
     return found.transpose_(0, 1)
 
 
 def allocate(
     empty: Callable[..., Tensor], dtype: torch.dtype, sizes: Sizes, wants: int
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
-    """Return `(spikes, finals, traces, saved)`, as far as they are wanted.
+    """Return `(spikes, finals, traces, saved)`; None or empty for what is not wanted.
 
     empty: what `maker` returned; dtype: of the current.
     """
@@ -142,7 +143,7 @@ def allocate_gradients(
     num_steps: int,
     wants: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """Return the gradients of the current, and as far as they are wanted of the others."""
+    """Return memory for the gradients of the current, and of states and parameters if wanted."""
     sequence = empty
     if wants & BY_SAMPLE and num_steps < 0:
         sequence = functools.partial(_by_sample, empty)
@@ -157,7 +158,7 @@ def allocate_gradients(
 
 
 def listed(spikes: Tensor | None, *others: list[Tensor]) -> list[Tensor]:
-    """Return the results of a forward pass, those that there are."""
+    """Return the results of a forward pass in one list, without those that are None."""
     found = [] if spikes is None else [spikes]
     for each in others:
         found += each
@@ -167,26 +168,27 @@ def listed(spikes: Tensor | None, *others: list[Tensor]) -> list[Tensor]:
 def gradients_of(
     out: Tensor, states: list[Tensor], parameters: list[Tensor | None]
 ) -> list[Tensor]:
-    """Return the gradients that were asked for."""
+    """Return the gradients in one list, without those of parameters that are None."""
     return [out, *states, *[one for one in parameters if one is not None]]
 
 
 class Known:
-    """What the first of calls that are alike found out for the others.
+    """What the first of several calls alike has found out for the others.
 
     Attributes:
         sizes: of the results.
-        empty: what makes them, and what makes gradients; None on a GPU, where a tensor does.
-        shown: how many of them are not for the backward pass alone.
-        again: what the backend handed back to run them, if anything.
-        backward: the same of their backward passes, by what these are given and asked for.
+        empty: what allocates results, and what allocates gradients; None on a GPU, where the
+            current's `new_empty` does.
+        shown: number of results that are returned, not only saved for the backward pass.
+        again: function returned by the backend that runs such calls, or None.
+        backward: such functions for backward passes, by the key that `Runner.backward` makes.
     """
 
     __slots__ = ("again", "backward", "empty", "shown", "sizes")
 
     def __init__(self, sizes: Sizes, shown: int, current: Tensor) -> None:
         self.sizes, self.shown = sizes, shown
-        # Nothing of the tensor's own, which would live as long as this.
+        # Must not refer to the tensor, which would then stay alive as long as this object.
         makers = _on_cpu(sizes.largest), _on_cpu(current.nbytes)
         self.empty = makers if current.is_cpu else (None, None)
         self.again: Callable[..., None] | None = None
@@ -194,7 +196,7 @@ class Known:
 
 
 _threads = torch.get_num_threads
-KEPT = 4096  # kinds of calls that are known, and of backward passes of each
+KEPT = 4096  # kinds of calls that are kept, and kinds of backward passes of each
 _every: list["Runner"] = []
 
 
@@ -205,7 +207,7 @@ def _put(table: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def forget() -> None:
-    """Find out anew what was found out about calls."""
+    """Forget everything known about calls, so that backends are asked again."""
     for runner in _every:
         runner.known.clear()
 
@@ -244,7 +246,7 @@ class Runner:
         lengths: Tensor | None,
         tensors: Sequence[Tensor],
     ) -> tuple[list[Tensor], Known]:
-        """Return the results, then if `saves` what the backward pass needs, and what is known."""
+        """Run the loop; return its results, with saved states if `saves`, and what is known."""
         given, current = 1 + call.given, tensors[0]
         known = self.about(call, saves, lengths, tensors)
         states, parameters = tensors[1:given], tensors[given:]
@@ -281,7 +283,7 @@ class Runner:
         tensors: Sequence[Tensor],
         saved: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Return the gradients that are `wanted`; `grads` are those of the results."""
+        """Return the gradients that are `wanted`; `grads` are the gradients of the results."""
         given, current = 1 + call.given, tensors[0]
         states, parameters = tensors[1:given], tensors[given:]
         empty = known.empty[1] or current.new_empty
@@ -292,7 +294,7 @@ class Runner:
         key = (
             *(wanted, _threads()),
             *[None if one is None else one.stride() for one in grads],
-            # Which hooks of saved tensors may have changed.
+            # These may have been changed by saved-tensor hooks.
             *[(one.dtype, one.shape, one.stride()) for one in (*tensors, *saved)],
         )
         again = known.backward.get(key)
@@ -314,7 +316,7 @@ class Runner:
         else:
             state = state_dtype(current.dtype)
             if any(one.dtype != state for one in (*states, *parameters, *saved)):
-                # Hooks of saved tensors have handed back another format.
+                # Saved-tensor hooks have returned another format.
                 tensors = (current, *[one.to(state) for one in tensors[1:]])
                 saved = tuple([one.to(state) for one in saved])
                 return self.backward(call, numbers, known, wanted, lengths, grads, tensors, saved)
@@ -340,7 +342,7 @@ class Runner:
 
 
 def _told(call: Call, current: Tensor) -> dict[str, Any]:
-    """Return what a backend is told of a call beside its tensors."""
+    """Return the options of a call for a backend, besides its tensors."""
     is_constant = call.num_steps >= 0
     told: dict[str, Any] = {
         "neuron": call.neuron,

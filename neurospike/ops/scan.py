@@ -1,18 +1,19 @@
-"""Torch operators that run any recorded neuron over time: schema, fake, autograd, the choice.
+"""Torch operators that run any recorded neuron over time: schema, fake, autograd and dispatch.
 
 Each fused row of `dispatch.TABLE` becomes `torch.ops.neurospike.<name>_scan` and
 `..._scan_backward`. They take any number of states and parameters as lists, and the neuron as the
-string that `neurons.Program` writes, so a graph that torch.export saved needs no function of
-anybody's to run. What nobody asked for is not in the list that comes back.
+string that `neurons.Program` writes, so a graph saved by torch.export runs without the neuron's
+Python function. The list that they return has only the results asked for.
 
 The operators are defined when the package is imported, so that saved graphs find them; the backend
-behind them is imported at the first real call. The `autograd.Function` stands outside of them:
-measured at 14 us per call against 32 for `register_autograd`, and torch.compile traces through it.
+behind them is imported at the first real call. The `autograd.Function` is around the operators:
+that was measured at 14 us per call against 32 us for `register_autograd`, and torch.compile traces
+through it.
 
-A backend whose row says `checkpoint_every = K` saves its states before every K-th step, where a
-gradient will be needed. They are flat, `[ceil(T/K) * B * F]` each, because torch.compile and
-torch.export take a dimension of 1, such as ceil(T/K) of a short sequence, for one that stays 1.
-What a backend must provide says `Scan` of `neurospike.backend.protocols`.
+A backend whose row has `checkpoint_every = K` saves its states before every K-th step if a gradient
+will be needed. They are flat, `[ceil(T/K) * B * F]` each, because torch.compile and torch.export
+treat a dimension of 1, such as ceil(T/K) of a short sequence, as fixed.
+`neurospike.backend.protocols.Scan` says what a backend must provide.
 """
 
 import functools
@@ -152,7 +153,7 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return what was given."""
+        """Return the inputs."""
         return tensors
 
     @staticmethod
@@ -171,8 +172,8 @@ class Once(torch.autograd.Function):
 class _Scan(torch.autograd.Function):
     """The pair of operators as one differentiable function.
 
-    Where nobody sees which operators are called, their runner is called instead: that costs a small
-    layer less of the host's time.
+    If no tool observes the call, the operators' runner is called directly, which costs a small
+    layer less host time.
     """
 
     # Not split into forward and setup_context: torch would inspect the signature at every call.
@@ -202,7 +203,7 @@ class _Scan(torch.autograd.Function):
         kept = ctx.saved_tensors  # unpacked once
         lengths, tensors, saved = kept[0], kept[1 : 1 + many], kept[1 + many :]
         if lengths is not None and not (lengths.dtype is torch.int64 and lengths.is_contiguous()):
-            lengths = lengths.to(torch.int64).contiguous()  # hooks may have laid it out anew
+            lengths = lengths.to(torch.int64).contiguous()  # changed by a saved-tensor hook
         given, wanted = 1 + call.given, call.wants & BY_SAMPLE
         if many > 1:
             needs = ctx.needs_input_grad[4:]
@@ -217,7 +218,7 @@ class _Scan(torch.autograd.Function):
                 found = runner.backward(
                     call, numbers, known, wanted, lengths, grads, tensors, saved
                 )
-        except RuntimeError:  # so that nobody else has to look
+        except RuntimeError:  # checked only after an error, so that the usual call costs nothing
             if batching.is_batched(grads):
                 return batching.one_by_one(_Scan.backward, ctx, grads)
             dense = batching.as_dense(grads)
@@ -226,7 +227,7 @@ class _Scan(torch.autograd.Function):
             return _Scan.backward(ctx, *dense)
         if torch.is_grad_enabled():  # create_graph=True
             found = Once.apply(*found, *tensors, *grads)[: len(found)]
-        if len(found) == 1:  # of the current alone
+        if len(found) == 1:  # the gradient of the current alone
             return (None, None, None, None, found[0], *(None,) * (many - 1))
         whole = iter(found)
         gradients: list[Tensor | None] = [next(whole)]
@@ -242,7 +243,7 @@ class _Scan(torch.autograd.Function):
 
 
 class _Split(_Scan):
-    """The same in two parts, which the transforms of `torch.func` ask for."""
+    """`_Scan` with a separate `setup_context`, which the transforms of `torch.func` need."""
 
     generate_vmap_rule = True
 
@@ -314,18 +315,17 @@ def fused_scan(
     lengths: Tensor | None = None,
     watched: bool | None = None,
 ) -> tuple[Tensor, ...]:
-    """Run a fused backend; return spikes, states and traces, as far as they are wanted.
+    """Run a fused backend; return spikes if wanted, final states, and traces if wanted.
 
-    Tensors: the current `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; the states, none of them
-    which means zeros, or each `[B, *F]` in the state's number format; the parameters, of one number
-    or `[P]`, one for each neuron of F flattened, in the state's number format; `lengths`, int64
-    `[B]`.
+    tensors: the current `[T, B, *F]`, or `[B, *F]` with `num_steps >= 0`; then all states, each
+    `[B, *F]` in the state's number format, or none of them for zeros; then the parameters, each one
+    number or `[P]`, a value for each neuron of F flattened, in the state's number format.
 
-    watched: whether operators are seen; None where nobody has looked yet.
+    lengths: int64 `[B]`. watched: what `is_watched` returned for the call; None to find out here.
     """
     if watched is None:
         watched = is_watched(tensors)
-    # In forward mode the Function refuses; the bare operator would give tangents of zero.
+    # In forward-mode AD the Function raises; the bare operator would return tangents of zero.
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         if torch._C._are_functorch_transforms_active():

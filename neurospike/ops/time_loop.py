@@ -1,4 +1,4 @@
-"""One call of a layer: its arguments checked, a backend chosen, the time loop run."""
+"""One call of a layer: check its arguments, choose a backend, run the time loop."""
 
 import functools
 import importlib
@@ -29,7 +29,7 @@ from .watching import is_traced, is_watched
 
 
 class Outputs(NamedTuple):
-    """What a call gives: each state at last; spikes, and each state at every step, if asked for."""
+    """Results of a call: final states; spikes and the states at every step if asked for."""
 
     spikes: Tensor | None
     states: tuple[Tensor, ...]
@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
 
 
 def outputs_of(found: tuple[Tensor, ...], states: int, wants: int) -> Outputs:
-    """Return by their kinds what `run` does in one row."""
+    """Return the flat results of `run` as `Outputs`."""
     first = 1 if wants & SPIKES else 0
     return Outputs(
         found[0] if first else None, found[first : first + states], found[first + states :]
@@ -57,11 +57,11 @@ def run(
 ) -> tuple[Tensor, ...]:
     """Check the arguments, choose the backend and call it, for the whole sequence or in segments.
 
-    segment: with gradients, run so many steps at a time, and carry states on without theirs. That
-    is truncated backpropagation through time (Williams and Peng, Neural Computation 2(4), 1990).
-    Time enters a network of such layers through their states alone, so cutting these is cutting the
-    whole network. The states of a sample that ends in an earlier segment have the gradient that
-    they have there. The other arguments, and what is returned, are those of `run_whole`.
+    segment: if gradients are recorded, run that many steps at a time and detach the states in
+    between. That is truncated backpropagation through time (Williams and Peng, Neural Computation
+    2(4), 1990). Layers connect time steps through their states alone, so detaching these truncates
+    the whole network. The final states of a sample that ends in an earlier segment keep the
+    gradient that they have there. The other arguments, and the results, are those of `run_whole`.
     """
     if segment is None or not torch.is_grad_enabled():
         return run_whole(rule, current, states, parameters, num_steps, wants, backend, lengths)
@@ -70,10 +70,10 @@ def run(
     total = steps if steps >= 0 else current.shape[0]
     if segment >= total:
         return run_whole(rule, current, states, parameters, num_steps, wants, backend, own)
-    # The gradient of a split is put together once, where each slice would add a whole sequence.
+    # Split once: the gradient of each slice would be a whole sequence of its own.
     pieces = () if steps >= 0 else current.split(segment)
 
-    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
+    # The annotation is in quotes because torch.compile of torch 2.9 cannot evaluate it.
     def part(k: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
         given, count = (pieces[k], None) if pieces else (current, length)
         found = run_whole(rule, given, states, parameters, count, wants, backend, left)
@@ -91,7 +91,7 @@ def in_segments(
     states: Sequence[Tensor],
     lengths: Tensor | None,
 ) -> Outputs:
-    """Run `part(k, length, states, lengths)`, `segment` steps after another; see `run`."""
+    """Run `part(k, length, states, lengths)` for each `segment` of the steps; see `run`."""
     parts: list[Outputs] = []
     for k, start in enumerate(range(0, total, segment)):
         length = min(segment, total - start)
@@ -108,7 +108,7 @@ def in_segments(
 
 
 def _ended(goes: Tensor, states: Sequence[Tensor], before: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the states of the samples `[B]` that went on, and those before of the others."""
+    """Return the new states of samples that go on, `[B]`, and the states before of the others."""
     goes = goes.view(-1, *(1,) * (states[0].dim() - 1))
     return tuple(torch.where(goes, one, other) for one, other in zip(states, before))
 
@@ -126,18 +126,18 @@ def run_whole(
     """Check the arguments, choose the backend and call it.
 
     Args:
-        rule: of the layer.
+        rule: the layer's.
         current: `[T, B, *F]`, or `[B, *F]` with `num_steps`.
-        states: `[B, *F]` each, or none of them, which means zeros.
-        parameters: each broadcasts against F; within their bounds.
-        num_steps: of a constant current.
-        wants: `SPIKES`, `TRACES` or both; with `BY_SAMPLE` what is returned lies in memory as
-            `[B, T, *F]` does, where the backend can do so.
+        states: `[B, *F]` each; empty for zeros.
+        parameters: within their bounds; each broadcasts against F.
+        num_steps: number of steps of a constant current, else None.
+        wants: `SPIKES`, `TRACES` or both; with `BY_SAMPLE` sequences are returned that lie in
+            memory as `[B, T, *F]` does, if the backend can do so.
         backend: `"auto"` or a name.
         lengths: `[B]`, how many of the steps belong to each sample; see `check_lengths`.
 
     Returns:
-        The spikes, each state at last, and each state at every step, as far as they are wanted.
+        The spikes if wanted, each final state, and each state at every step if wanted.
     """
     steps = check_current(current, num_steps)
     own = None if lengths is None else check_lengths(lengths, current, steps)
@@ -175,7 +175,7 @@ def run_whole(
     if steps >= 0:
         whole = whole.expand(steps, *shape)
     start = states or tuple(whole.new_zeros(shape) for _ in rule.states)
-    # Not by `dispatch.load`, of whose cache torch.compile would warn.
+    # Imported without `dispatch.load`, since torch.compile would warn of its cache.
     scan = importlib.import_module(row.module, "neurospike").scan
     found = scan(whole, start, tensors, rule.program, rule.numbers, own)
     spikes, finals, traces = found
@@ -189,9 +189,10 @@ _FLOAT = frozenset({float})
 def _apart(
     rule: Rule, current: Tensor, parameters: Sequence[float | Tensor], steps: int, traced: bool
 ) -> tuple[tuple[float | None, ...], list[Tensor]]:
-    """Return the parameters that are numbers, None in place of the others, and the others.
+    """Split the parameters into numbers, with None in the place of tensors, and those tensors.
 
-    A constant on the CPU is read: as a tensor it would cost the call more time.
+    A constant tensor of one number on the CPU is read: as a tensor it would cost the call more
+    time.
     """
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
     # In forward mode a tensor may have a tangent.
@@ -216,7 +217,7 @@ def _apart(
 def _flat(
     name: str, value: Tensor, current: Tensor, shape: torch.Size, state: torch.dtype
 ) -> Tensor:
-    """Return a parameter as backends take it: of one number, or `[P]`, in the state's format."""
+    """Return a parameter as backends take it: one number or `[P]`, in the state's format."""
     kind = (value.shape, value.dtype, value.device, current.device, shape, state)
     if kind in _fitting:
         return value
@@ -228,13 +229,13 @@ def _flat(
     return found
 
 
-# What parameters are like that are handed on as they are, and the current and state beside them.
+# Shapes, formats and devices of parameters that need no conversion, with those of their current.
 _fitting: set[tuple[Any, ...]] = set()
-FITTING = 4096  # that are kept
+FITTING = 4096  # entries at most
 
 
 def _is_constant(value: Any) -> TypeGuard[Tensor]:
-    """Whether a parameter is a tensor of one number on the CPU whose gradient nobody asks for."""
+    """Return whether a parameter is a CPU tensor of one number that needs no gradient."""
     if not isinstance(value, Tensor):
         return False
     learns = value.requires_grad and torch.is_grad_enabled()
@@ -250,9 +251,9 @@ def _call_of(
     wants: int,
     given: int,
 ) -> tuple[ops.Call, tuple[float, ...]]:
-    """Return a call of a fused backend and its numbers, with the parameters that are not None.
+    """Return a call of a fused backend, and its numbers with the parameters that are not None.
 
-    As tensors they would cost every call time, and have to be copied to a GPU.
+    As tensors these would cost time at every call, and have to be copied to a GPU.
     """
     program, numbers = rule.program, rule.numbers
     constants = mask_of([one is not None for one in parameters])
@@ -265,7 +266,7 @@ def _call_of(
 
 
 def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor of one number; zeros, which may be negative, are not looked up."""
+    """Return a tensor of one number; zeros are not cached, as -0.0 would be found as 0.0."""
     if device.type == "cpu" and type(value) is float and value:
         return constant((value,), dtype, device)
     return torch.full((1,), value, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Who sees what a call does: torch's own tools, or nobody."""
+"""Whether torch's tools (compilation, transforms, tracing, profiling) observe a call."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,9 +17,9 @@ _TRACES = tuple(torch._C._TorchDispatchModeKey.__members__.values())
 
 
 def is_watched(tensors: Iterable[Tensor | float | None]) -> bool:
-    """True where operators are seen: by torch.compile, modes, `torch.func`, tracing, the profiler.
+    """True if operators are observed: by torch.compile, modes, `torch.func`, tracing or profiling.
 
-    True as well for tensors of other classes, such as those that stand for values.
+    True also for tensors of other classes, such as fake tensors.
     """
     return (
         torch.compiler.is_compiling()
@@ -32,14 +32,16 @@ def is_watched(tensors: Iterable[Tensor | float | None]) -> bool:
     )
 
 
-# What operators do, by their names; the function alone costs a small layer less of the host's time.
+# The functions behind the operators, by name: calling one directly costs a small layer less host
+# time.
 implemented: dict[str, Callable[..., Any]] = {}
 
 
 def operation(name: str, tensors: Iterable[Tensor | None]) -> Callable[..., Any]:
-    """Return an operator, or where nobody sees which one is called, what it does.
+    """Return an operator or, if no tool observes the call, the function behind it.
 
-    Not for where a gradient may be recorded: an operator's own operations are not.
+    Not for calls whose gradient autograd might record: it would differentiate the function's
+    operations, where an operator is opaque to it.
     """
     if is_watched(tensors):
         found: Callable[..., Any] = getattr(torch.ops.neurospike, name)
@@ -48,10 +50,10 @@ def operation(name: str, tensors: Iterable[Tensor | None]) -> Callable[..., Any]
 
 
 def is_traced(tensors: Iterable[Tensor | float | None]) -> bool:
-    """True where tensors stand for values, or a program is made of what is called.
+    """True if tensors may have no values, or a program is recorded from the calls.
 
-    Elsewhere a number may be read, whoever watches: torch's checkpoint repeats a forward pass that
-    the profiler or a mode saw without them, or the other way round, and wants the same one.
+    Otherwise a number may be read even under a profiler or a mode: torch's checkpoint may repeat a
+    forward pass with or without these, and has to get the same result.
     """
     return (
         torch.compiler.is_compiling()
