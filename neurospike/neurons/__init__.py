@@ -1,1 +1,1 @@
-"""A neuron is one scalar function: recorded once, its gradient derived, run by every backend."""
+"""Neurons as scalar functions, recorded once, differentiated, and run by every backend."""

@@ -1,13 +1,13 @@
 """The gradient of a neuron's step, derived from its operations.
 
-The reverse sweep is appended to the very operations of the forward step, so what it computes again
-has the bits that the forward step had; the gradient itself is computed quickly (`program.QUICK`).
-Sources: A. Griewank, A. Walther, "Evaluating derivatives",
-SIAM 2008, chapter 3 (the reverse mode); E. O. Neftci, H. Mostafa and F. Zenke, 2019,
-doi:10.1109/MSP.2019.2931595 (the surrogate in the place of the spike's derivative).
+The reverse sweep is appended to the operations of the forward step, so the values that it
+recomputes equal those of the forward step bit for bit; the gradient itself uses faster operations
+(`program.QUICK`). Sources: A. Griewank, A. Walther, "Evaluating derivatives", SIAM 2008, chapter 3
+(the reverse mode); E. O. Neftci, H. Mostafa and F. Zenke, 2019, doi:10.1109/MSP.2019.2931595 (the
+surrogate in place of the spike's derivative).
 
-Where a function has a corner the gradients are those of torch: 0 for `abs` at 0, half to each
-operand where `minimum` and `maximum` are equal.
+Where a function is not differentiable, the gradients are those of torch: 0 for `abs` at 0, half for
+each operand of `minimum` and `maximum` where they are equal.
 """
 
 import functools
@@ -37,14 +37,14 @@ class _Sweep:
         self.gradients[operand] = gradient if before is None else self.do("add", before, gradient)
 
     def slope(self, u: str) -> str:
-        """Append the surrogate at `u`; return its result."""
+        """Append the surrogate at `u`; return the operand of its result."""
         names = {"u": u}
         for k, operation in enumerate(self.program.surrogate):
             names[f"@{k}"] = self.do(*renamed(operation, names))
         return names.get(self.program.slope, self.program.slope)
 
     def through(self, result: str, name: str, a: str, b: str = "", c: str = "") -> None:
-        """Hand the gradient of an operation's result on to its operands."""
+        """Propagate the gradient of an operation's result to its operands."""
         g = self.gradients[result]
         if name == "add":
             self.add(a, g)
@@ -82,7 +82,7 @@ class _Sweep:
             self.add(a, self.smooth(name, result, a, g))
 
     def smooth(self, name: str, y: str, a: str, g: str) -> str:
-        """Return the gradient of `a` for a function `y` of one number."""
+        """Return the gradient of `a`, given the gradient `g` of the function's value `y`."""
         if name == "exp":
             return self.do("mul", g, y)
         if name == "log":
@@ -106,17 +106,17 @@ class _Sweep:
 def derived(
     program: Program, given: tuple[bool, ...], wanted: tuple[bool, ...]
 ) -> tuple[tuple[Operation, ...], tuple[str, ...]]:
-    """Return the operations of the gradient, and its results.
+    """Return the operations of a step's gradient, and its results.
 
     Args:
-        program: of the step.
-        given: for the spike and each new state, whether its gradient comes, as operand `g0`, `g1`
-            and so on; the others are 0.
-        wanted: for current, states and parameters, whether the gradient is asked for.
+        program: the step.
+        given: for the spike and each new state, whether its gradient is an input, as operand `g0`,
+            `g1` and so on; the others are 0.
+        wanted: for the current, each state and each parameter, whether its gradient is asked for.
 
     Returns:
-        The operations, which do again what they need of the forward step, and the gradients of
-        what is wanted, in that order; a constant `0.0` where nothing depends on it.
+        The operations, which recompute what they need of the forward step, and the operands of the
+        wanted gradients, in that order; the constant `0.0` for an input without an effect.
     """
     sweep = _Sweep(program)
     for k, (result, is_given) in enumerate(zip(program.results, given, strict=True)):

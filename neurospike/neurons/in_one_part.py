@@ -1,8 +1,8 @@
-"""Differentiable functions of two parts, called as functions of one part are.
+"""Call an `autograd.Function` that has a `setup_context` at the cost of one that has none.
 
-`torch.func` asks for a forward pass apart from what keeps its inputs, and of such a function torch
-looks up the arguments' names at every call. Of a decay that is clamped, which has two arguments,
-that makes 21 us of 5.
+`torch.func` needs `setup_context` apart from `forward`, but for such a function torch inspects the
+signature at every call. For a clamped decay, a function of two arguments, a call then takes 21 us
+instead of 5 us.
 """
 
 import functools
@@ -12,7 +12,7 @@ import torch
 
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
-    """Return `function.apply(*inputs)`, of a function with `setup_context`."""
+    """Return `function.apply(*inputs)` for a function with `setup_context`."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
     return _whole(function).apply(*inputs)
@@ -20,7 +20,7 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
 
 @functools.cache
 def _whole(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Return a function with its forward pass in one part."""
+    """Return the same function with `forward` and `setup_context` merged."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)

@@ -1,19 +1,21 @@
-"""What a neuron computes in one step, as a short list of scalar operations.
+"""`Program`: one time step of a neuron as a short list of scalar operations.
 
-`record` makes a `Program` of a function, `derive` appends its gradient, and every backend gets the
+`record` turns a function into a program, `derive` appends its gradient, and every backend gets the
 same operations in the same order, printed as a Python function that its compiler takes. So nothing
-about a neuron is written twice, and the operations stay as their author wrote them, bit for bit.
+about a neuron is written twice, and its operations are done as their author wrote them, bit for
+bit.
 
-A program travels through torch operators, and through graphs that torch.compile and torch.export
-make, as a string of this form, which `Program.parse` reads back. Reading it runs no code.
+A program is passed through torch operators, and through graphs of torch.compile and torch.export,
+as a string of this form, which `Program.parse` reads back without running any code.
 
     1 2 0 | mul p0 s0;add @0 x;sub @1 p1;fire @2 | @3 @1 | 1 | mul u h0;... | @2
 
-That is, of the neuron: one state, two parameters, no number that it reads from outside; its
-operations; its results, the spike and one value for each state. Then of the surrogate: one number;
-its operations; its result. `x` is the current, `s` and `p` are states and parameters, `n` and `h`
-the numbers of neuron and surrogate, `u` is what `fire` was given, `@k` the result of operation k of
-the same list, and anything else is a constant.
+The first three parts are the neuron's: its number of states, of parameters, and of numbers that it
+reads from outside, here 1, 2 and 0; its operations; its results, which are the spike and one value
+for each state. The last three are the surrogate's: its number of numbers; its operations; its
+result. `x` is the current, `s` and `p` are states and parameters, `n` and `h` the numbers of neuron
+and surrogate, `u` is the argument of `fire`, `@k` the result of operation k of the same list, and
+anything else is a constant. (The string itself has no spaces beside the bars.)
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Operations, with the number of operands and how each is written in Python.
+# For each operation, the number of its operands and how it is written in Python.
 TEXTS: dict[str, tuple[int, str]] = {
     "add": (2, "{0} + {1}"),
     "sub": (2, "{0} - {1}"),
@@ -51,7 +53,7 @@ TEXTS: dict[str, tuple[int, str]] = {
     "minimum": (2, "minimum({0}, {1})"),
     "maximum": (2, "maximum({0}, {1})"),
 }
-# In the gradient, where a last bit decides nothing: whatever the processor does soonest.
+# Operations of gradients, which need not be exact to the last bit: the fastest that there are.
 QUICK: dict[str, tuple[int, str]] = {
     "quick_div": (2, "{0} / {1}"),
     **{
@@ -68,12 +70,12 @@ _OPERAND = re.compile(r"x|u|[spnhg]\d+|@\d+|-?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|-?
 
 
 def is_constant(operand: str) -> bool:
-    """Return whether an operand is a number that stands in the function itself."""
+    """Return whether an operand is a number written in the function itself."""
     return operand[0] not in "xuspnhg@" or operand == "nan"
 
 
 def is_negative_zero(value: float) -> bool:
-    """Return whether a number is -0.0, which equals 0.0 wherever it is looked up by its value."""
+    """Return whether a number is -0.0, which a look-up by value would confuse with 0.0."""
     return value == 0.0 and math.copysign(1.0, value) < 0.0
 
 
@@ -82,14 +84,14 @@ class Program:
     """One time step of a neuron with its surrogate; see the module's docstring.
 
     Attributes:
-        states: how many states the neuron has.
-        parameters: how many parameters.
-        numbers: how many numbers the neuron reads from outside of its function, and how many
-            the surrogate takes; they are handed over with every call and may change.
-        operations: of the neuron.
-        results: the spike, then the new states.
-        surrogate: the operations of the surrogate of `u`.
-        slope: its result.
+        states: number of states.
+        parameters: number of parameters.
+        numbers: how many numbers the neuron reads from outside its function, and how many the
+            surrogate does; their values are passed with every call and may change.
+        operations: the neuron's operations.
+        results: operands of the spike and of the new states.
+        surrogate: the operations of the surrogate, a function of `u`.
+        slope: operand of the surrogate's result.
     """
 
     states: int
@@ -102,19 +104,19 @@ class Program:
 
     @property
     def number_names(self) -> tuple[str, ...]:
-        """The operands that are numbers, in the order in which they are handed over."""
+        """The operands that are numbers, in the order in which they are passed."""
         return tuple(f"{letter}{k}" for letter, n in zip("nh", self.numbers) for k in range(n))
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The operands that a step is given: current, states, parameters, numbers."""
+        """The operands that are inputs of a step: current, states, parameters, numbers."""
         groups = (("s", self.states), ("p", self.parameters))
         names = (f"{letter}{k}" for letter, many in groups for k in range(many))
         return ("x", *names, *self.number_names)
 
     @property
     def forward(self) -> tuple[Operation, ...]:
-        """The neuron's operations where no gradient is recorded: a spike is H(u), nothing more."""
+        """The neuron's operations without a gradient, with `heaviside` in place of `fire`."""
         return tuple(("heaviside", *o) if n == "fire" else (n, *o) for n, *o in self.operations)
 
     def __str__(self) -> str:
@@ -125,7 +127,7 @@ class Program:
     @staticmethod
     @functools.cache
     def parse(text: str) -> "Program":
-        """Return the program that `str` wrote as `text`; ValueError if it is none."""
+        """Return the program that `str` wrote as `text`; raise ValueError for any other text."""
         try:
             parts = text.split("|")
             sizes, operations, results = half("|".join(parts[:3]))
@@ -146,7 +148,7 @@ class Program:
 
 
 def text_of(sizes: Sequence[int], operations: Sequence[Operation], results: Sequence[str]) -> str:
-    """Return half a program as text: a neuron, or a surrogate."""
+    """Return one half of a program, a neuron or a surrogate, as text."""
     lines = ";".join(" ".join(one) for one in operations)
     return f"{' '.join(map(str, sizes))}|{lines}|{' '.join(results)}"
 
@@ -158,9 +160,10 @@ def half(text: str) -> tuple[str, tuple[Operation, ...], str]:
 
 
 def windowed(surrogate: str) -> str:
-    """Return the text of a surrogate that is 0 further from 0 than one more number, its last.
+    """Return the text of a surrogate cut off to 0 where `|u|` exceeds a window.
 
-    Source: N. Perez-Nieves, D. F. M. Goodman, NeurIPS 2021, arXiv:2105.08810.
+    The window is one more number of the surrogate, its last. Source: N. Perez-Nieves, D. F. M.
+    Goodman, NeurIPS 2021, arXiv:2105.08810.
     """
     handed, lines, slope = surrogate.split("|")
     k = lines.count(";") + 1 if lines else 0
@@ -170,10 +173,10 @@ def windowed(surrogate: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def with_numbers(text: str, constants: int) -> str:
-    """Return a program whose parameters with a bit set in `constants` are numbers from outside.
+    """Return a program whose parameters with a bit set in `constants` are read as numbers.
 
-    They follow the numbers that the neuron has already, so that a parameter which learns nothing
-    and is the same for all neurons needs no tensor.
+    These follow the numbers that the neuron reads already. So a parameter that is not learned and
+    is the same for all neurons needs no tensor.
     """
     neuron = Program.parse(text)
     own = neuron.numbers[0]
@@ -197,7 +200,7 @@ def with_numbers(text: str, constants: int) -> str:
 
 
 def with_bias(text: str) -> str:
-    """Return a program with one more parameter, which is added to the current."""
+    """Return a program with one more parameter, its last, which is added to the current."""
     neuron = Program.parse(text)
     count = len(neuron.operations)
     names = {"x": "@0", **{f"@{k}": f"@{k + 1}" for k in range(count)}}
@@ -226,10 +229,11 @@ def _operations(text: str) -> tuple[Operation, ...]:
 def written(
     name: str, arguments: Sequence[str], operations: Sequence[Operation], results: Sequence[str]
 ) -> str:
-    """Return the source of a Python function of straight lines that does these operations.
+    """Return the source of a straight-line Python function that does these operations.
 
-    Numbers that are arguments of a function, or results, are written as `number(c, x)`: as bare
-    ones they would have a format of their own, in compilers as in torch.
+    Constants and numbers from outside that are arguments of a function, or results, are written as
+    `number(c, x)`, which gives them the format of `x`: in compilers as in torch, a bare number has
+    a format of its own.
     """
     lines = [f"def {name}({', '.join(arguments)}):"]
     for k, (operation, *operands) in enumerate(operations):
@@ -254,7 +258,7 @@ def _text(operand: str, formatted: bool) -> str:
 def needed(
     operations: Sequence[Operation], results: Sequence[str]
 ) -> tuple[tuple[Operation, ...], tuple[str, ...]]:
-    """Return the operations that the results depend on, numbered anew, and the results."""
+    """Return only the operations that the results depend on, renumbered, and the results."""
     wanted = {int(one[1:]) for one in results if one[0] == "@"}
     for k in range(len(operations) - 1, -1, -1):
         if k in wanted:
@@ -265,5 +269,5 @@ def needed(
 
 
 def renamed(operation: Operation, names: Mapping[str, str]) -> Operation:
-    """Return an operation with its operands replaced where `names` has another one."""
+    """Return an operation whose operands are replaced by those that `names` has for them."""
     return (operation[0], *(names.get(one, one) for one in operation[1:]))

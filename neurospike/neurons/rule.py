@@ -1,4 +1,4 @@
-"""What a layer follows: its neuron and surrogate as recorded, and the names of what they take."""
+"""`Rule`, the recorded neuron and surrogate of a layer, and `Neuron`, a recurrence for `LIF`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ RESETS = ("subtract", "zero", "none")
 
 @dataclass(frozen=True)
 class Rule:
-    """What travels from a layer to a backend, made once.
+    """The recorded neuron and surrogate that a layer passes to a backend, made once.
 
     Attributes:
         program: neuron and surrogate as text; see `neurons.program`.
-        numbers: those that both read, which may change while the program stays.
+        numbers: values of the numbers that both read; they may change while the program stays.
         states: names of the states.
         parameters: names of the parameters.
     """
@@ -29,7 +29,7 @@ class Rule:
 
 
 class Neuron:
-    """Another recurrence of one state, in place of the LIF's: one plain scalar function.
+    """A recurrence of one state, written as a plain scalar function, that replaces the LIF's.
 
         def quadratic(current, mem, beta, threshold):
             v = beta * mem + (1.0 - beta) * mem * mem + current
@@ -39,12 +39,12 @@ class Neuron:
         layer = ns.LIF(0.9, neuron=ns.Neuron(quadratic))
 
     Args:
-        step: `(current, mem, beta, threshold)` to `(spike, mem)`. Its gradient is derived.
-            `neurospike.Spiking` says what it may use, and takes any number of states and
-            parameters.
+        step: a function of one time step, `(current, mem, beta, threshold)` to `(spike, mem)`. Its
+            gradient is derived. What it may use is listed in `neurospike.Spiking`, which takes
+            functions of any number of states and parameters.
 
     Raises:
-        TypeError: no function, or three of them, as version 0.1 took them.
+        TypeError: not a function, or three of them, as version 0.1 took.
     """
 
     def __init__(self, step: Callable[..., Any] | None = None, *others: Any, **named: Any) -> None:
@@ -67,14 +67,14 @@ def rule_of(
 ) -> Rule:
     """Return the rule of a recorded neuron and a recorded surrogate with its numbers.
 
-    window: none, or the distance from the threshold beyond which no gradient flows.
+    window: empty, or the distance from the threshold beyond which no gradient flows.
     """
     half = windowed(surrogate) if window else surrogate
     every = (*neuron.numbers, *numbers, *window)
     return Rule(f"{neuron.text}|{half}", every, neuron.states, neuron.parameters)
 
 
-# Recorded at import, because torch.compile records nothing.
+# Recorded at import, because a function cannot be recorded inside torch.compile.
 _LIF = {key: record(function) for key, function in zoo.LIF.items()}
 LI = rule_of(record(zoo.li), "0||1.0", ())
 
@@ -84,7 +84,7 @@ def lif_of(reset: str, delayed: bool, detached: bool, neuron: Neuron | None) -> 
 
     Raises:
         ValueError: an unknown reset, or one given for a neuron that has its own.
-        TypeError: a neuron that is none, or whose function not every backend can run.
+        TypeError: not a `Neuron`, or one whose function not every backend can run.
     """
     if reset not in RESETS:
         raise ValueError(f"unknown reset {reset!r}; choose one of {', '.join(RESETS)}")

@@ -1,9 +1,9 @@
-"""What `torch.vmap` makes of the fused operators: one call, the mapped axis among the features.
+"""`torch.vmap` of the fused operators: one call with the mapped axis among the features.
 
-Neurons know nothing of one another, so the axis that is mapped over becomes the first axis of the
-features: `[T, B, *F]` to `[T, B, V, *F]`, and samples keep their lengths. Parameters that differ
-along it become one value for each neuron. Without these rules torch would call the operator once
-for each of the V parts.
+Neurons are independent of one another, so the mapped axis of size V becomes the first axis of the
+features, `[T, B, *F]` to `[T, B, V, *F]`, and samples keep their lengths. Parameters that differ
+along it become one value for each neuron. Without these rules torch would call the operator V
+times. The module also handles gradients that are batched by torch's older vmap, or sparse.
 """
 
 import math
@@ -28,10 +28,10 @@ def refuse(what: str, backend: str) -> None:
 
 
 def is_batched(grads: Sequence[Tensor | None]) -> bool:
-    """Whether gradients are several in one, as `is_grads_batched=True` makes them."""
+    """Return whether gradients are batched, as `is_grads_batched=True` makes them."""
     if torch.compiler.is_compiling():
         return False
-    # Not what `torch.vmap` maps over: torch has an older vmap of its own for this.
+    # For this torch uses an older vmap, whose tensors are not those of `torch.vmap`.
     is_several = torch._C._functorch.is_legacy_batchedtensor
     return any(one is not None and is_several(one) for one in grads)
 
@@ -39,7 +39,7 @@ def is_batched(grads: Sequence[Tensor | None]) -> bool:
 def one_by_one(
     backward: Callable[..., Sequence[Tensor | None]], ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Return what `backward` makes of gradients that are several in one, each alone."""
+    """Call `backward` once for each of the gradients in a batch; return the results as a batch."""
     level, is_several = 1, torch._C._functorch.is_legacy_batchedtensor
     whole = [
         torch._remove_batch_dim(one, level, 1, 0) if one is not None and is_several(one) else None
@@ -62,9 +62,9 @@ def one_by_one(
 
 
 def as_saved(tensors: Sequence[Tensor | None], formats: Sequence[torch.dtype | None]) -> list[Any]:
-    """Return saved tensors contiguous and in the formats that they had.
+    """Return saved tensors contiguous and in the number formats that they had.
 
-    Hooks of saved tensors may have laid them out anew, or in another format.
+    Saved-tensor hooks may have changed either.
     """
     return [
         one if one is None or dtype is None else one.to(dtype).contiguous()
@@ -73,8 +73,8 @@ def as_saved(tensors: Sequence[Tensor | None], formats: Sequence[torch.dtype | N
 
 
 def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
-    """Return gradients of which some are sparse as dense ones; None if none is sparse."""
-    if torch.compiler.is_compiling():  # where none is, and nobody may ask
+    """Return gradients made dense if some are sparse; None if none is."""
+    if torch.compiler.is_compiling():  # no gradient is sparse there, and layouts cannot be read
         return None
     if all(one is None or one.layout is torch.strided for one in grads):
         return None
@@ -82,7 +82,10 @@ def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
 
 
 def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the rules for `name` and its backward; `every` is the row's `checkpoint_every`."""
+    """Return the vmap rules of operator `name` and of its backward, for `register_vmap`.
+
+    every: the row's `checkpoint_every`.
+    """
     operators = torch.ops.neurospike
 
     def forward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -154,7 +157,7 @@ def _without_lengths(options: list[Any], dims: tuple[Any, ...]) -> list[Any]:
 
 
 def _paired(tensors: Any, dims: Any) -> list[tuple[Any, int | None]]:
-    """Return each tensor of a list with its mapped axis."""
+    """Return each tensor of a list with its mapped axis, None where it has none."""
     return list(zip(tensors, dims or [None] * len(tensors), strict=True))
 
 
@@ -164,7 +167,7 @@ def _each_among_features(tensors: Any, dims: Any, size: int, at: int) -> list[An
 
 
 def _among_features(tensor: Any, dim: int | None, size: int, at: int) -> Any:
-    """Return a tensor with the mapped axis at place `at`; a tensor without one is repeated."""
+    """Return a tensor with the mapped axis moved to `at`; a tensor without one is expanded."""
     if tensor is None:
         return None
     if dim is None:
@@ -174,7 +177,11 @@ def _among_features(tensor: Any, dim: int | None, size: int, at: int) -> Any:
 
 
 def _for_each(value: Tensor, dim: int | None, size: int, count: int, apart: bool) -> Tensor:
-    """Return `[1]` or `[size * count]` of a parameter `[1]` or `[count]`; never `[1]` if apart."""
+    """Return a parameter `[1]` or `[count]` as `[size * count]`.
+
+    `[1]` stays as it is if it is not mapped over, unless `apart`: each part then needs its own
+    gradient.
+    """
     if dim is None and value.numel() == 1 and not apart:
         return value
     value = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
@@ -182,7 +189,7 @@ def _for_each(value: Tensor, dim: int | None, size: int, count: int, apart: bool
 
 
 def _as_given(grad: Tensor, given: Tensor, dim: int | None, size: int) -> Tensor:
-    """Return the gradient `[size, P]` of a parameter `[P]` for each part."""
+    """Return a parameter's gradient with one entry for each part, `[size, P]`."""
     grad = grad.view(size, -1)
     shape = given.shape if dim is None else given.movedim(dim, 0).shape[1:]
     is_scalar = math.prod(shape) == 1

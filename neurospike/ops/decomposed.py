@@ -1,10 +1,10 @@
-"""The fused operators in torch's own, for files that run without this library: ONNX.
+"""Decompositions of the fused operators into torch's own, for files without this library: ONNX.
 
-`torch.onnx.export` looks every operator up in torch's table of decompositions, and finds those of
-this module there. A time loop becomes torch's `scan`, which it writes as ONNX `Scan`: one step is
-in the file once, however many there are, and their number may be left open. `torch.export` keeps
-the fused operators, and so does torch.compile; a program of theirs is taken apart by
-`program.run_decompositions(decomposed.table())`.
+`torch.onnx.export` looks every operator up in torch's table of decompositions, where this module
+registers its own. A time loop becomes torch's `scan`, which is exported as ONNX `Scan`: the file
+holds a single step, whatever the number of steps, which may be left open. `torch.export` and
+torch.compile keep the fused operators; `program.run_decompositions(decomposed.table())` decomposes
+them in an exported program.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +25,22 @@ _FORMS: dict[Any, Callable[..., Any]] = {}
 
 
 def table() -> dict[Any, Callable[..., Any]]:
-    """Return what each fused operator is in torch's own, as `run_decompositions` takes it."""
+    """Return the decompositions of the fused operators, as `run_decompositions` takes them."""
     return dict(_FORMS)
 
 
 def register(name: str, fake: Callable[..., Any], form: Callable[..., Any]) -> None:
-    """Make `form` the decomposition of `torch.ops.neurospike.<name>`; `fake` is its fake."""
+    """Make `form` the decomposition of `torch.ops.neurospike.<name>`.
+
+    fake: the operator's fake implementation, which returns tensors of the right shapes.
+    """
 
     def decomposed(*arguments: Any, **named: Any) -> Any:
-        # Tensors without values, of symbolic sizes, ask the same table: they want shapes.
+        # Fake tensors of symbolic sizes use the same table, and need shapes only.
         if get_proxy_mode() is None:
             return fake(*arguments, **named)
         found = form(*arguments, **named)
-        # What only a backward pass reads is read by nobody here.
+        # Results for a backward pass are never read here, so their fakes stand for them.
         return found if isinstance(found, Tensor) else found + fake(*arguments)[len(found) :]
 
     operator = getattr(torch.ops.neurospike, name).default
@@ -55,7 +58,7 @@ def scan(
     wants: int,
     lengths: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return what `<name>_scan` does, but for what is saved for a backward pass."""
+    """Return the results of `<name>_scan`, without those saved for a backward pass."""
     shape, state = step_shape(current, num_steps), state_dtype(current.dtype)
     many = Program.parse(neuron).states
     start = states or [current.new_zeros(shape, dtype=state) for _ in range(many)]
@@ -64,7 +67,7 @@ def scan(
     found = _over_time(step, current, start, values, num_steps, wants, lengths)
     if not wants & BY_SAMPLE:
         return found
-    # In memory as the operator leaves it: what comes after may look at it by `view`.
+    # With the operator's strides, since later operations may `view` the result.
     over_time = len(shape) + 1
     return [
         one.transpose(0, 1).contiguous().transpose(0, 1) if one.dim() == over_time else one
@@ -82,7 +85,7 @@ def recurrent(
     numbers: Sequence[float],
     wants: int,
 ) -> list[Tensor]:
-    """Return what `<name>_recurrent` does, but for what is saved for a backward pass."""
+    """Return the results of `<name>_recurrent`, without those saved for a backward pass."""
     shape, state = current.shape[1:], state_dtype(current.dtype)
     many = 1 + Program.parse(neuron).states
     start = states or [current.new_zeros(shape, dtype=state) for _ in range(many)]
@@ -95,7 +98,7 @@ def recurrent(
         return spike, spike, *after
 
     found = _over_time(step, current, start, values, -1, wants | SPIKES, lengths)
-    # The last spikes are a state, but at every step they are the spikes themselves.
+    # The trace of the state that holds the last spikes is left out: it equals the spikes.
     return found[: 1 + many] + found[2 + many :]
 
 
@@ -106,7 +109,7 @@ def _values(
     current: Tensor,
     state: torch.dtype,
 ) -> list[Tensor]:
-    """Return parameters that broadcast against F, and numbers as tensors."""
+    """Return the parameters, made to broadcast against F, and the numbers as tensors."""
     each = [one if one.numel() == 1 else one.view(features) for one in parameters]
     made = [torch.full((), one, dtype=state, device=current.device) for one in numbers]
     return each + made
@@ -121,7 +124,7 @@ def _over_time(
     wants: int,
     lengths: Tensor | None,
 ) -> list[Tensor]:
-    """Return spikes, last states and each state at every step, those that are wanted."""
+    """Return spikes if wanted, final states, and states at every step if wanted."""
     many, state = len(states), states[0].dtype
     is_constant, is_ragged = num_steps >= 0, lengths is not None
     steps = num_steps if is_constant else current.shape[0]
@@ -137,7 +140,7 @@ def _over_time(
         goes = now[0] < rest[at] if is_ragged else None
         spike, after = stepped.stepped_once(step, x.to(state), before, rest[at + is_ragged :], goes)
         shown = [spike.to(current.dtype)] if wants & SPIKES else []
-        # `scan` wants tensors of their own, none that is another one or what was given.
+        # `scan` requires that no result is an alias of another one or of an input.
         traces = [one.clone() for one in after] if wants & TRACES else []
         return (*(one.clone() for one in after), *(one.clone() for one in shown), *traces)
 

@@ -1,9 +1,9 @@
-"""Torch operators that delay each channel of a sequence: schema, fake, autograd, the choice.
+"""Torch operators that delay each channel of a sequence: schema, fake, autograd and dispatch.
 
 Each row of `dispatch.TABLE` with a column `delay` becomes `torch.ops.neurospike.<name>_delay` and
-`..._delay_backward`. What a delay is, its whole steps and the weights of its taps, is computed by
-the layer in torch, which differentiates that: here are the taps alone. Without such a row torch
-gathers them (`neurospike.backend.delayed`).
+`..._delay_backward`. They sum up the taps; a channel's lag and the weights of its taps are computed
+by the layer in torch, which differentiates them. A row without that column gathers the taps in
+torch (`neurospike.backend.delayed`).
 """
 
 from typing import Any
@@ -26,11 +26,11 @@ _LIBRARY = torch.library.Library("neurospike", "FRAGMENT")
 _TENSORS = "Tensor current, Tensor? history, Tensor lag, Tensor weights, Tensor? lengths, "
 _FORWARD = f"({_TENSORS}int max_delay) -> Tensor"
 _BACKWARD = f"(Tensor grad, {_TENSORS}int max_delay, int wants) -> Tensor[]"
-CURRENT, HISTORY, WEIGHTS = 1, 2, 4  # bits of `wants`: whose gradients are asked for
+CURRENT, HISTORY, WEIGHTS = 1, 2, 4  # bits of `wants`, one for each gradient
 
 
 def _asked(wants: int, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Return memory for the gradient of each tensor that it is asked for of, else None."""
+    """Return memory for the gradient of each tensor whose bit in `wants` is set, else None."""
     return [
         maker(one)(*one.shape, dtype=one.dtype) if one is not None and wants >> k & 1 else None
         for k, one in enumerate(tensors)
@@ -158,7 +158,7 @@ class _Delay(torch.autograd.Function):
             return _Delay.backward(ctx, *dense)
         name, max_delay = ctx.options
         current, *others = ctx.saved_tensors
-        current = current.to(ctx.formats[0])  # which may be one row for all steps
+        current = current.to(ctx.formats[0])  # not made contiguous: may be expanded over time
         history, lag, weights, lengths = batching.as_saved(others, ctx.formats[1:])
         kept = (current, history, lag, weights, lengths)
         _, of_current, of_history, _, of_weights, _, _ = ctx.needs_input_grad
@@ -189,7 +189,7 @@ def delay(
     if not row.delay:
         return delayed(current, history, lag, weights, lengths, max_delay)
     tensors = (current, history, lag, weights, lengths)
-    # In forward mode the Function refuses; the bare operator would give tangents of zero.
+    # In forward-mode AD the Function raises; the bare operator would return tangents of zero.
     learns = torch.is_grad_enabled() and any(
         one is not None and one.requires_grad for one in tensors
     )

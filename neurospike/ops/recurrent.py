@@ -1,16 +1,16 @@
-"""Torch operators of recurrent layers: the spikes of a step come back through a weight.
+"""Torch operators of recurrent layers: the spikes of a step are fed back through a weight.
 
     current_t = x_t + weight @ spikes_{t-1}
 
 A backend whose row in `dispatch.TABLE` names a module in the column `recurrent` runs the whole time
-loop, forward and backward, as one kernel. For the others the loop stands here: a product by torch
-and one step of the backend's `Scan`, for each step. The gradient of the weight is a single product
-of the currents' gradients and the spikes before them, after either.
+loop, forward and backward, as one kernel. For the others `SteppedRecurrence` runs a product by
+torch and one step of the backend's `Scan` for each time step. In either case the gradient of the
+weight is a single product, after the loop, of the currents' gradients and the spikes before them.
 
-Saved for backward: spikes, the sums that reached the neurons, and unless a backend's kernel
-computes them again, the states after each step. The neuron's states are preceded by one more, the
-last spikes. A graph that is gone after its backward pass has its sums written over with their
-gradients, where the backend's kernel can: a sequence less in memory.
+Saved for the backward pass: the spikes, the sums of currents that reached the neurons, and, unless
+a backend's kernel recomputes them, the states after each step. The last spikes are a state, which
+precedes the neuron's own. If the graph is freed after its backward pass, the backend's kernel may
+overwrite the saved sums with their gradients, which takes a sequence less of memory.
 """
 
 import functools
@@ -34,7 +34,7 @@ from .watching import implemented, operation
 if TYPE_CHECKING:
     from neurospike.backend.protocols import Recurrence
 
-_LIBRARY = torch.library.Library("neurospike", "FRAGMENT")  # what `scan` began
+_LIBRARY = torch.library.Library("neurospike", "FRAGMENT")  # defined by `scan`
 _COMMON = "Tensor weight, Tensor[] states, Tensor[] parameters, Tensor? lengths, "
 _REST = "str neuron, float[] numbers, int wants) -> Tensor[]"
 _FORWARD = f"(Tensor current, {_COMMON}{_REST}"
@@ -45,15 +45,15 @@ _BACKWARD = (
 
 
 class Call(NamedTuple):
-    """What a call asks of a backend beside its tensors.
+    """A call of a backend, apart from its tensors.
 
     Attributes:
         name: of the operator's backend.
         neuron: the program as text.
-        numbers: that it reads.
+        numbers: the numbers that the program reads.
         wants: `TRACES`, or 0; the spikes are always wanted.
-        states: how many there are, the last spikes among them.
-        given: how many of the tensors are states, after current and weight: all or none.
+        states: number of states, including the last spikes.
+        given: number of states among the tensors, after current and weight: all or none.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Call(NamedTuple):
 def _allocate(
     current: Tensor, many: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor | None]:
-    """Return `(spikes, finals, traces, currents)`; the last two as far as they are wanted."""
+    """Return `(spikes, finals, traces, currents)`; the last two empty and None if not wanted."""
     state, shape, empty = state_dtype(current.dtype), current.shape, maker(current)
     return (
         empty(*shape, dtype=current.dtype),
@@ -80,7 +80,7 @@ def _allocate(
 def _allocate_gradients(
     currents: Tensor, weight: Tensor, parameters: Sequence[Tensor], states: int, wants: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """Return those of currents, states, and weight and parameters that are wanted."""
+    """Return memory for the gradients of currents, and of states, weight, parameters if wanted."""
     empty, dtype = maker(currents), currents.dtype
     count = states if wants & STATES else 0
     return (
@@ -119,27 +119,27 @@ def define(row: dispatch.Backend) -> None:
 
 @functools.cache
 def _recurrence_of(row: dispatch.Backend) -> "Recurrence":
-    """Return what runs a recurrent layer: the row's own kernels, or the loop over its scan."""
+    """Return what runs a recurrent layer: the row's own kernels, or a loop over its scan."""
     found: Recurrence = dispatch.load(row.recurrent) if row.recurrent else SteppedRecurrence(row)
     return found
 
 
 def _keeps_states(row: dispatch.Backend) -> bool:
-    """Whether the backward pass is handed the states after each step."""
+    """Return whether the states after each step are saved for the backward pass."""
     return row.checkpoint_every > 0 or not row.recurrent
 
 
 def _is_hooked() -> bool:
-    """Whether what is saved goes through hooks, whose owner may keep it."""
+    """Return whether saved tensors go through hooks, whose owner may keep them."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _may_overwrite(row: dispatch.Backend, ctx: Any) -> bool:
-    """Whether the backward pass that runs is the last that reads what its forward pass saved.
+    """Return whether the running backward pass may overwrite the tensors saved for it.
 
-    A graph that is kept is read again, and what went through hooks may be somebody else's; a
-    tracer, which is on the stack of dispatch modes, would take the operator for one that leaves
-    its inputs alone.
+    It may not if the graph is kept and will be read again, if the tensors went through hooks and
+    may be in use elsewhere, or under a dispatch mode, such as a tracer, which relies on operators
+    not to change their inputs.
     """
     return (
         not torch.compiler.is_compiling()
@@ -151,7 +151,7 @@ def _may_overwrite(row: dispatch.Backend, ctx: Any) -> bool:
 
 
 def _states_of(neuron: str) -> int:
-    """Return how many states there are, the last spikes among them."""
+    """Return the number of states, including the last spikes."""
     return 1 + int(neuron[: neuron.index(" ")])
 
 
@@ -269,7 +269,7 @@ class _Recurrent(torch.autograd.Function):
         ctx.formats = [one.dtype for one in every]
         ctx.options = (call, len(tensors) - 1, len(lengths_kept))
         ctx.is_read_again = not torch.compiler.is_compiling() and _is_hooked()
-        ctx.is_spent = False  # whether what was saved has been written over
+        ctx.is_spent = False  # whether saved tensors have been overwritten
         ctx.set_materialize_grads(False)
         return (spikes, *finals, *(traces if call.wants & TRACES else ()))
 
@@ -281,7 +281,7 @@ class _Recurrent(torch.autograd.Function):
         grads = tuple(batching.as_dense(grads) or grads)
         call, many, has_lengths = ctx.options
         kept = batching.as_saved(ctx.saved_tensors, ctx.formats)
-        if ctx.is_spent:  # an error came after it, for which torch keeps the graph
+        if ctx.is_spent:  # an earlier backward pass overwrote them and failed later; graph was kept
             raise RuntimeError(
                 "a recurrent layer was to go backward a second time, after an error in the first, "
                 "in which its saved tensors were written over; call it again, or go backward with "
@@ -317,7 +317,7 @@ class _Recurrent(torch.autograd.Function):
                 asked,
             )
         if torch.is_grad_enabled():  # create_graph=True
-            # The spikes stand for the current, on which they depend.
+            # The current was not saved; the spikes, which depend on it, take its place.
             inputs = (one for one in (spikes, weight, *others, *grads) if one is not None)
             found = Once.apply(*found, *inputs)[: len(found)]
         whole = iter(found)
@@ -347,15 +347,15 @@ def _run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor], wants: i
 def fused_recurrent(
     call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Run a fused backend; return `(spikes, states, traces)`, the last if they are wanted.
+    """Run a fused backend; return `(spikes, states, traces)`, the last empty if not wanted.
 
-    Tensors: the current `[T, B, N]`; the weight `[N, N]`; the states, none of them which means
-    zeros, or the last spikes and each of the neuron's, `[B, N]`; the parameters, of one number or
-    `[N]`. All but the current in the state's number format.
+    tensors: the current `[T, B, N]`; the weight `[N, N]`; the last spikes and the neuron's states,
+    `[B, N]` each, or none of them for zeros; the parameters, each one number or `[N]`. All but the
+    current have the state's number format. lengths: int64 `[B]` or None.
     """
     if torch._C._are_functorch_transforms_active():
         batching.refuse("torch.func (grad, vmap) of a Recurrent", call.name)
-    forward_mode = forward_ad._current_level >= 0  # in which the Function refuses
+    forward_mode = forward_ad._current_level >= 0  # forward-mode AD, for which the Function raises
     if forward_mode or (torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]):
         spikes, *found = _Recurrent.apply(call, lengths, *tensors)
     else:

@@ -1,4 +1,4 @@
-"""One call of a recurrent layer: its arguments checked, a backend chosen, the time loop run."""
+"""One call of a recurrent layer: check its arguments, choose a backend, run the time loop."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,12 +32,12 @@ def run_recurrent(
     """Check the arguments, choose the backend and call it.
 
     Args:
-        rule: of the neurons.
+        rule: the rule of the neurons.
         current: `[T, B, N]`, or `[B, N]` with `num_steps`.
-        weight: `[N, N]`, from the spike of neuron j to the current of neuron i.
-        states: the last spikes and the neuron's states, `[B, N]` each; or none of them, for zeros.
-        parameters: each of one number or `[N]`; within their bounds.
-        num_steps: of a constant current.
+        weight: `[N, N]`; `weight[i, j]` leads from the spikes of neuron j to the current of i.
+        states: the last spikes and the neuron's states, `[B, N]` each; empty for zeros.
+        parameters: within their bounds; each one number or `[N]`.
+        num_steps: number of steps of a constant current, else None.
         lengths: `[B]`, how many of the steps belong to each sample, or None; see `check_lengths`.
         wants: `TRACES`, or 0.
         backend: `"auto"` or a name.
@@ -77,7 +77,7 @@ def run_recurrent(
         return _run(current, states, own, *given)
     pieces = current.split(segment)
 
-    # In quotes: torch.compile of torch 2.9 cannot evaluate what stands there.
+    # The annotation is in quotes because torch.compile of torch 2.9 cannot evaluate it.
     def part(k: int, length: int, states: Sequence[Tensor], left: "Tensor | None") -> Outputs:
         return _run(pieces[k], states, left, *given)
 
@@ -106,7 +106,7 @@ def _run(
         spike, *after = neuron(x + last @ weight.T, *others)
         return spike, spike, *after
 
-    # Sums are in the state's format, as those of every backend.
+    # Sums are in the state's format, as in every backend.
     with in_full(current.device):
         spikes, finals, traces = stepped.over_time(step, whole, start, values, lengths)
     return Outputs(

@@ -1,7 +1,7 @@
-"""A recurrent layer by a product of torch and one step of a backend's scan, for each time step.
+"""A recurrent layer as a loop: a product by torch and one step of a backend's scan per time step.
 
-It serves backends without a kernel of their own for it, and layers that such a kernel does not
-take. On a GPU a CUDA graph leaves of it what the device computes.
+It serves backends without a kernel for recurrent layers, and layers that such a kernel does not
+support. On a GPU a CUDA graph removes the host's share of its time.
 """
 
 import functools
@@ -15,7 +15,7 @@ from neurospike.backend import dispatch
 
 
 def _in_full(run: Callable[..., None]) -> Callable[..., None]:
-    """Let products be in the state's format under autocast, too."""
+    """Turn autocast off for a method, so that products are in the state's format."""
 
     @functools.wraps(run)
     def in_full(self: Any, *, weight: Tensor, **given: Any) -> None:
@@ -26,7 +26,7 @@ def _in_full(run: Callable[..., None]) -> Callable[..., None]:
 
 
 class SteppedRecurrence:
-    """A `protocols.Recurrence` made of a row's `Scan`, which is handed one step at a time."""
+    """A `protocols.Recurrence` that calls a row's `Scan` for one step at a time."""
 
     def __init__(self, row: dispatch.Backend) -> None:
         self.scan = dispatch.scan_of(row)
@@ -46,7 +46,7 @@ class SteppedRecurrence:
         lengths: Tensor | None,
         **neuron: Any,
     ) -> None:
-        """Fill `spikes`, `traces` (or none), `finals` and `currents` (or None)."""
+        """Fill `spikes` and `finals`, `traces` unless empty, and `currents` unless None."""
         state = finals[0].dtype
         last: Tensor | None = states[0] if states else None
         before = list(states[1:])
@@ -98,7 +98,7 @@ class SteppedRecurrence:
         lengths: Tensor | None,
         **neuron: Any,
     ) -> None:
-        """Fill the gradients of currents, states and parameters, as far as they are asked for."""
+        """Fill `out`, and those of `out_states` and `out_parameters` that are asked for."""
         steps, step = len(currents), currents[0]
         zeros = torch.zeros_like(step)
         coming, *carried = [zeros if one is None else one for one in grad_finals]
@@ -113,7 +113,7 @@ class SteppedRecurrence:
                 saved["saved"] = [one.flatten() for one in before or [zeros] * len(traces)]
             given = coming if grad_spikes is None else coming + grad_spikes[t]
             shown = [None if one is None else one[t] for one in grad_traces]
-            if lengths is not None:  # beyond a sample's end only the last step's gradient goes back
+            if lengths is not None:  # after its end a sample only passes on its final gradient
                 goes = (lengths > t)[:, None]
                 coming = torch.where(goes, zeros, coming)
                 shown = [None if one is None else torch.where(goes, one, zeros) for one in shown]
@@ -146,10 +146,10 @@ class SteppedRecurrence:
 
     @staticmethod
     def weight_gradient(*, grad: Tensor, spikes: Tensor, out: Tensor) -> None:
-        """Fill `out` `[N, N]` with `grad.T @ spikes`, of `[M, N]` each."""
+        """Fill `out` `[N, N]` with `grad.T @ spikes`, the product of two tensors `[M, N]`."""
         torch.mm(grad.T, spikes, out=out)
 
     @staticmethod
     def _one_step(lengths: Tensor | None, t: int) -> Tensor | None:
-        """Return which samples have a step `t`, as lengths of one step."""
+        """Return lengths for step `t` alone: 1 for a sample that has it, else 0."""
         return None if lengths is None else (lengths - t).clamp(0, 1)
