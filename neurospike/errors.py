@@ -1,8 +1,8 @@
-"""What a user can get wrong, as exceptions.
+"""The library's exceptions.
 
-Each message says what was got, what was wanted and what to do. The command line prints
-the message and exits with code 2; a library caller can catch `NeuroSpikeError`. Misuse of
-a call (wrong shape, dtype, argument) stays a plain `ValueError` or `TypeError`.
+Each message says what was got, what was wanted and what to do. The command line prints the message
+and exits with code 2; callers of the library can catch `NeuroSpikeError`. Misuse of a call (wrong
+shape, dtype or argument) raises a plain `ValueError` or `TypeError`.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ class ConfigError(NeuroSpikeError, ValueError):
 
 
 class DataError(NeuroSpikeError, RuntimeError):
-    """A data set is missing, truncated or cannot be read or written."""
+    """A data set is missing or truncated, or cannot be read or written."""
 
 
 class CheckpointError(NeuroSpikeError, RuntimeError):
-    """A checkpoint is missing, damaged or not one of ours, or cannot be written."""
+    """A checkpoint is missing, damaged or not from this library, or cannot be written."""
 
 
 class InterchangeError(NeuroSpikeError, ValueError):
-    """A file of another program is damaged or holds what no layer computes, or the reverse."""
+    """A file of another program is damaged, or a part of it or of a network has no counterpart."""
 
 
 class MissingDependencyError(NeuroSpikeError, ImportError):
@@ -42,7 +42,7 @@ class PictureError(NeuroSpikeError, ValueError):
 
 
 class GraphError(NeuroSpikeError, RuntimeError):
-    """A step cannot be recorded as a CUDA graph. reason: why, in a few words."""
+    """A step cannot be captured as a CUDA graph. Attribute `reason`: why, in a few words."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -51,10 +51,9 @@ class GraphError(NeuroSpikeError, RuntimeError):
 
 @contextmanager
 def needed_by(what: str, *packages: str) -> Iterator[None]:
-    """Say what to install, if an import inside fails.
+    """Raise MissingDependencyError, which says what to install, if an import inside fails.
 
-    what: what the packages are needed for, `"a configuration"`; packages: as pip calls them.
-    Raises MissingDependencyError.
+    what: what needs the packages, such as `"a configuration"`; packages: their names for pip.
     """
     try:
         yield

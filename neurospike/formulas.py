@@ -1,8 +1,8 @@
-"""The free names of a neuron's function in torch, and the surrogates.
+"""The functions that a neuron may use by name, in torch, and the surrogates.
 
-A neuron or a surrogate is one plain scalar function of these names, arithmetic and comparison. It
-is recorded once (`neurospike.neurons`), and what was written down runs on every backend, so nothing
-is written twice. The neurons of the library are in `neurospike.neurons.zoo`.
+A neuron or a surrogate is one plain scalar function that uses these names, arithmetic and
+comparison. It is recorded once (`neurospike.neurons`), and the record runs on every backend, so
+nothing is written twice. The neurons of the library are in `neurospike.neurons.zoo`.
 
 With H(v) = 1 if v > 0 else 0 (strictly greater), the default LIF is
 
@@ -10,13 +10,13 @@ With H(v) = 1 if v > 0 else 0 (strictly greater), the default LIF is
     spike_t = H(mem_t - threshold)
 
 The derivative of `spike` is replaced by a surrogate h(mem - threshold) (Neftci, Mostafa and Zenke,
-2019, doi:10.1109/MSP.2019.2931595), which with a window is 0 further from the threshold
-(Perez-Nieves and Goodman, NeurIPS 2021, arXiv:2105.08810).
+2019, doi:10.1109/MSP.2019.2931595). With a gradient window it is 0 where the membrane is further
+than that from the threshold (Perez-Nieves and Goodman, NeurIPS 2021, arXiv:2105.08810).
 """
 
 import math
 
-from torch import (  # noqa: F401 (most are for the functions of neurons)
+from torch import (  # noqa: F401 (most are for neurons' functions only)
     abs,
     cos,
     detach,
@@ -66,7 +66,7 @@ def fast_sigmoid(u, slope):
 
 
 def sigmoid(u, slope):
-    """`slope * q * (1 - q)` with `q` the logistic of `slope*u`; even in u, so no tail overflows."""
+    """`slope * q * (1 - q)`, `q` the logistic of `slope*u`; by `|u|`, so `exp` never overflows."""
     e = exp(-slope * abs(u))
     return slope * e / ((1.0 + e) * (1.0 + e))
 

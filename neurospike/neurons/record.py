@@ -1,9 +1,9 @@
 """Record a scalar function as a `Program`, or refuse it with the line and what to write instead.
 
-The function is run once on symbols that write down what is done with them. Its free names (`exp`,
-`fire`, `where` and so on) write down themselves; numbers that it reads from outside become numbers
-that are handed over with every call, so that a surrogate whose slope changes during training is one
-and the same program; plain functions that it calls are followed.
+The function is run once on symbols, each of which records the operations done with it. Calls of its
+free names (`exp`, `fire`, `where` and so on) are recorded as operations; numbers that it reads from
+outside are passed with every call, so that a surrogate whose slope changes during training stays
+the same program; plain functions that it calls are recorded as part of it.
 """
 
 import linecache
@@ -20,7 +20,7 @@ from neurospike import formulas
 
 from .program import TEXTS, Operation, is_negative_zero, needed, text_of
 
-# What a function may use by name, and how many arguments each takes.
+# The functions that it may use by name, with their numbers of arguments.
 FREE_NAMES = {
     name: TEXTS[name][0]
     for name in (
@@ -29,7 +29,7 @@ FREE_NAMES = {
     )
 }
 _KNOWN = ", ".join(FREE_NAMES)
-# What a function finds beside its own names. Of values they raise; of anything else they are right.
+# Built-ins that it may call. Given a symbol they raise; given anything else they work as usual.
 _BUILTINS = {one.__name__: one for one in (range, len, sum, zip, enumerate)}
 _INSTEAD = {
     "max": "use maximum(a, b)",
@@ -45,11 +45,11 @@ _INSTEAD = {
 
 
 class Refusal(TypeError):
-    """A function that not every backend can run; says where and what to write instead."""
+    """Raised for a function that not every backend can run; says where, and what to write."""
 
 
 class _Symbol:
-    """A value inside the function, known by its operand."""
+    """A value inside the function, identified by its operand; records what is done with it."""
 
     __slots__ = ("is_condition", "operand", "recorder")
     __hash__ = None  # type: ignore[assignment]
@@ -124,7 +124,7 @@ class _Symbol:
 
 
 class _Number(_Symbol):
-    """A number from outside, which counts where an integer is asked for, as by `range`."""
+    """A number from outside, which may also be used as an integer, as by `range`."""
 
     __slots__ = ("value",)
 
@@ -167,11 +167,11 @@ for _method, _name, _turned in (
 
 
 class _Recorder:
-    """Writes down the operations of one function and of those that it calls."""
+    """Records the operations of one function and of those that it calls."""
 
     def __init__(self, kind: str, function: FunctionType) -> None:
         self.kind, self.function = kind, function
-        self.letter = "h" if kind == "surrogate" else "n"  # of numbers from outside
+        self.letter = "h" if kind == "surrogate" else "n"  # first letter of numbers' operands
         self.operations: list[Operation] = []
         self.numbers: list[float] = []
         self.codes: set[CodeType] = set()
@@ -214,7 +214,7 @@ class _Recorder:
                 f"computes with {value!r}, a {type(value).__name__}",
                 f"use numbers, arithmetic, comparison, and {_KNOWN}",
             )
-        if is_negative_zero(value):  # as a literal, compilers would take it for 0.0
+        if is_negative_zero(value):  # compilers would treat the literal as 0.0
             return self.do("neg", self.do("detach", 0.0)).operand
         return repr(value)
 
@@ -231,7 +231,7 @@ class _Recorder:
         return free
 
     def follow(self, function: FunctionType) -> FunctionType:
-        """Return the function with its free names looked up here."""
+        """Return a copy of the function whose free names are those of this recorder."""
         if function not in self.bound:
             code = function.__code__
             self.codes.add(code)
@@ -240,7 +240,7 @@ class _Recorder:
             names: dict[str, Any] = {
                 "__builtins__": {**_BUILTINS, "__import__": self._refuse_import}
             }
-            # They are numbers from outside as well: a lambda is often handed a loop's variable so.
+            # Defaults are numbers from outside, too: a lambda often gets a loop variable that way.
             defaults = tuple(self._outside("a default", one) for one in function.__defaults__ or ())
             new = FunctionType(code, names, function.__name__, defaults, cells)
             self.bound[function] = new
@@ -265,11 +265,11 @@ class _Recorder:
         raise self.refusal(f"imports {name}", "import outside of the function")
 
     def _outside(self, name: str, value: Any) -> Any:
-        """Return what stands for a value that the function reads from outside."""
+        """Return the stand-in for a value that the function reads from outside."""
         if isinstance(value, FunctionType):  # `ns.detach` has the name of a formula
             value = vars(value).get("formula", value)
         for free, stand_in in self.names.items():
-            # The formula of that name is a surrogate.
+            # `formulas.sigmoid` is a surrogate, so the free name means `torch.sigmoid`.
             meant = torch.sigmoid if free == "sigmoid" else getattr(formulas, free, None)
             if value is meant:
                 return stand_in
@@ -283,9 +283,9 @@ class _Recorder:
         return _Unknown(self, name, value)
 
     def number(self, k: int) -> _Symbol:
-        """Return what stands for the `k`-th number that is handed over with every call.
+        """Return the symbol of the `k`-th number that is passed with every call.
 
-        Numbers are looked up by their values, and -0.0 equals 0.0: it stands in the program itself.
+        -0.0 is written into the program instead, since a look-up by value would find 0.0 for it.
         """
         value = self.numbers[k]
         if is_negative_zero(value):
@@ -293,7 +293,7 @@ class _Recorder:
         return _Number(self, f"{self.letter}{k}", value)
 
     def refusal(self, what: str, instead: str) -> Refusal:
-        """The error for what the function does where it is being run."""
+        """Return the error for what the function does at the line that it is running."""
         where = f"the {self.kind} {self.function.__name__!r}"
         frame = self._frame()
         if frame is not None:
@@ -310,7 +310,7 @@ class _Recorder:
 
 
 class _Unknown:
-    """What a function must not use, which is refused where it is used."""
+    """Stand-in for a value that a function must not use, refused where it is used."""
 
     def __init__(self, recorder: _Recorder, name: str, value: object) -> None:
         self.__dict__.update(recorder=recorder, name=name, kind=type(value).__name__)
@@ -342,7 +342,7 @@ def _call_of(name: str) -> str:
 
 
 def _run(recorder: _Recorder, arguments: list[_Symbol]) -> Any:
-    """Run the function on symbols; what it returned."""
+    """Run the function on symbols and return its result."""
     name = recorder.function.__name__
     try:
         return recorder.follow(recorder.function)(*arguments)
@@ -384,7 +384,7 @@ def arguments_of(kind: str, function: object) -> tuple[str, ...]:
     """Return the names of a function's arguments.
 
     Raises:
-        TypeError: it is no plain Python function, or takes arguments that are not by position.
+        TypeError: it is not a plain Python function, or has arguments that are not positional.
     """
     if not isinstance(function, FunctionType):
         raise TypeError(
@@ -408,8 +408,8 @@ class Recorded:
     """A neuron's function as it was recorded.
 
     Attributes:
-        text: its half of a `Program`; a surrogate's makes it whole.
-        numbers: those that it reads from outside, as they were.
+        text: its half of a `Program`, to be completed by that of a surrogate.
+        numbers: values of the numbers that it reads from outside, as they were then.
         states: names of its states.
         parameters: names of its parameters.
     """
@@ -428,7 +428,8 @@ def record(neuron: Callable[..., Any]) -> Recorded:
             arguments are states follows from what it returns.
 
     Raises:
-        Refusal: (a TypeError) something that not every backend can run; names line and remedy.
+        Refusal: a TypeError, for a function that not every backend can run; it names the line and
+            the remedy.
     """
     arguments = arguments_of("neuron", neuron)
     if not arguments:
@@ -477,7 +478,7 @@ def record_surrogate(
         outside, as they are now.
 
     Raises:
-        Refusal: as of `record`.
+        Refusal: as for `record`.
     """
     arguments, count = arguments_of("surrogate", surrogate), len(given)
     required = len(arguments) - len(surrogate.__defaults__ or ())

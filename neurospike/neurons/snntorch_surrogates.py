@@ -1,8 +1,8 @@
-"""snnTorch's surrogate gradients as ours: what `spike_grad=` holds, read and translated.
+"""Translate snnTorch's surrogate gradients, the values of its `spike_grad=`, into ours.
 
-snnTorch 1.0.0 makes a surrogate as a function that holds its parameters in a closure; the version
-after it makes objects of classes called `<Name>Surrogate`, with the parameters as attributes. Both
-are known by their names, so snnTorch itself is not imported here.
+A surrogate of snnTorch 1.0.0 is a function with its parameters in a closure; in the version after
+it, it is an object of a class called `<Name>Surrogate`, with the parameters as attributes. Both are
+recognised by their names, so snnTorch itself is not imported here.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 from neurospike import formulas
 from neurospike.formulas import abs, cast, exp, heaviside
 
-# Surrogates of snnTorch that are not among ours, in the formulas that it computes.
+# Surrogates of snnTorch that this library does not have, by the formulas that snnTorch computes.
 
 
 def none(u):  # noqa: ANN001, ANN201
@@ -21,23 +21,23 @@ def none(u):  # noqa: ANN001, ANN201
 
 
 def signed(u, threshold):  # noqa: ANN001, ANN201
-    """The `triangular` of snnTorch: the threshold below it, minus the threshold from it on."""
+    """The `triangular` of snnTorch: `threshold` for u below 0, `-threshold` from 0 on."""
     return threshold * (cast(u < 0.0, u) - cast(u >= 0.0, u))
 
 
 def sparse(u, slope, bound):  # noqa: ANN001, ANN201
-    """The sparse fast sigmoid, `SFS`, of snnTorch: 0 up to the bound."""
+    """The sparse fast sigmoid, `SFS`, of snnTorch: 0 for u up to `bound`."""
     z = slope * abs(u) + 1.0
     return heaviside(u - bound) / (z * z)
 
 
 def escape(u, beta, slope):  # noqa: ANN001, ANN201
-    """The `spike_rate_escape` of snnTorch, around u = 1."""
+    """The `spike_rate_escape` of snnTorch, centred at u = 1."""
     return slope * exp(-beta * abs(u - 1.0))
 
 
-# By snnTorch's names in small letters without underscores: the derivative, and what it is called
-# with, by snnTorch's names of it.
+# By snnTorch's names in lower case without underscores: the derivative, and snnTorch's names of its
+# parameters.
 _KNOWN: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "atan": (formulas.atan, ("alpha",)),
     "fastsigmoid": (formulas.fast_sigmoid, ("slope",)),
@@ -49,7 +49,7 @@ _KNOWN: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "triangular": (signed, ("threshold",)),
     "spikerateescape": (escape, ("beta", "slope")),
 }
-NAMES = (  # that can be translated, as snnTorch writes them
+NAMES = (  # of the surrogates that can be translated, as snnTorch writes them
     "atan, fast_sigmoid, sigmoid, straight_through_estimator, SFS, heaviside, triangular and "
     "spike_rate_escape"
 )
@@ -58,12 +58,12 @@ NAMES = (  # that can be translated, as snnTorch writes them
 def derivative_of(
     spike_grad: object,
 ) -> tuple[Callable[..., Any], tuple[float, ...]] | None:
-    """Return what one of snnTorch's surrogates computes, and its numbers; None for anything else.
+    """Return the derivative of a surrogate of snnTorch, and its parameters; None for all else.
 
-    spike_grad: what `snntorch.surrogate.atan(alpha=2.0)` and its like return, in snnTorch 1.0.0 or
+    spike_grad: what `snntorch.surrogate.atan(alpha=2.0)` and the like return, in snnTorch 1.0.0 or
     as an object of a class such as `ATanSurrogate`; or the `apply` of a class that has no
-    parameters, such as `snntorch.surrogate.Heaviside.apply`. Not known are the random ones (`SSO`,
-    `LSO`), `custom_surrogate`, and functions of other modules.
+    parameters, such as `snntorch.surrogate.Heaviside.apply`. None is returned for the random ones
+    (`SSO`, `LSO`), `custom_surrogate`, and functions of other modules.
     """
     given: Mapping[str, Any] = {}
     owner = getattr(spike_grad, "__self__", None)
@@ -71,7 +71,7 @@ def derivative_of(
         place, name = owner.__module__, owner.__name__
     elif inspect.isfunction(spike_grad):
         place, name = spike_grad.__module__, spike_grad.__qualname__.partition(".<locals>.")[0]
-        if name == spike_grad.__qualname__:  # the maker itself, which nobody has called
+        if name == spike_grad.__qualname__:  # a function such as `atan` itself, not its result
             return None
         given = inspect.getclosurevars(spike_grad).nonlocals
     else:

@@ -1,6 +1,6 @@
-"""SpikingJelly's surrogate gradients as ours: objects of its classes, read and translated.
+"""Translate SpikingJelly's surrogate gradients, objects of its classes, into ours.
 
-They are known by their names and attributes, so SpikingJelly itself is not imported here.
+They are recognised by their names and attributes, so SpikingJelly itself is not imported here.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 from neurospike import formulas
 from neurospike.formulas import abs, exp, log, minimum, where
 
-# Surrogates of SpikingJelly that are not among ours, in the formulas that it computes.
+# Surrogates of SpikingJelly that this library does not have, by the formulas that it computes.
 
 
 def piecewise_exp(u, alpha):  # noqa: ANN001, ANN201
@@ -24,7 +24,7 @@ def soft_sign(u, alpha):  # noqa: ANN001, ANN201
 
 
 def super_spike(u, alpha):  # noqa: ANN001, ANN201
-    """`SuperSpike`, whose alpha is its height and not its slope."""
+    """`SuperSpike`, whose alpha is its height rather than its slope."""
     z = abs(u) + 1.0
     return alpha / (z * z)
 
@@ -40,7 +40,7 @@ def piecewise_leaky(u, w, c):  # noqa: ANN001, ANN201
 
 
 def s2nn(u, alpha, beta):  # noqa: ANN001, ANN201
-    """`S2NN`, of another form on each side of 0."""
+    """`S2NN`, which has a different formula on each side of 0."""
     q = 1.0 / (1.0 + exp(-alpha * u))
     return where(u < 0.0, alpha * q * (1.0 - q), beta / (u + 1.0))
 
@@ -77,7 +77,8 @@ def _deviation(alpha: float) -> tuple[float, ...]:
     return (1.0 / (alpha * 2.0**0.5),)
 
 
-# By SpikingJelly's class: the derivative, the attributes that hold its numbers, and those as ours.
+# By SpikingJelly's class: the derivative, the attributes that hold its parameters, and a function
+# that converts these to ours.
 _KNOWN: dict[str, tuple[Callable[..., Any], tuple[str, ...], Callable[..., tuple[float, ...]]]] = {
     "ATan": (formulas.atan, ("alpha",), _same),
     "Sigmoid": (formulas.sigmoid, ("alpha",), _same),
@@ -100,10 +101,10 @@ NAMES = ", ".join(_KNOWN)
 
 
 def derivative_of(surrogate: object) -> tuple[Callable[..., Any], tuple[float, ...]] | None:
-    """Return what one of SpikingJelly's surrogates computes, and its numbers; None for others.
+    """Return the derivative of a surrogate of SpikingJelly, and its parameters; None for all else.
 
-    surrogate: such as `surrogate.ATan(alpha=2.0)`. Not known are those that draw at random
-    (`PoissonPass`), the Fourier series, those with `spiking=False`, and what is learned.
+    surrogate: an object such as `surrogate.ATan(alpha=2.0)`. None is returned for those that draw
+    at random (`PoissonPass`), the Fourier series, learned ones, and those with `spiking=False`.
     """
     kind = type(surrogate)
     known = _KNOWN.get(kind.__name__)

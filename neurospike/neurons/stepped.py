@@ -1,7 +1,8 @@
-"""A recorded neuron stepped over time in torch: what the fused backends have to equal.
+"""A recorded neuron stepped over time in torch: the reference that fused backends have to equal.
 
 Gradients are torch's own: the spike is an `autograd.Function` with the surrogate as its derivative,
-everything else is differentiated by torch, so the derived gradient is checked by another one.
+and torch differentiates everything else. So the derived gradient is checked against an independent
+one.
 """
 
 import functools
@@ -22,12 +23,12 @@ def _heaviside(u: Tensor) -> Tensor:
 
 
 def _rounded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Compute in float64 and round, as every backend does: else they would differ in last bits."""
+    """Compute in float64 and round, as every backend does, so that they agree to the last bit."""
     return lambda u: function(u.double()).to(u.dtype)
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:
-    # Made in the graph: a program that is taken apart holds no constants of its own.
+    # Made inside the graph, since a decomposed program must not hold constant tensors.
     if isinstance(value, Tensor):
         return value
     return torch.full((), value, dtype=like.dtype, device=like.device)
@@ -43,7 +44,7 @@ _NAMES: dict[str, Any] = {
     "abs": torch.abs,
     **{
         name: _rounded(getattr(torch, name))
-        # torch's float32 `sqrt` is MKL's, which is off by a last bit now and then.
+        # torch's float32 `sqrt` is MKL's, whose last bit is sometimes wrong.
         for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
     },
     **{
@@ -62,8 +63,9 @@ def _function(name: str, text: str, file: str) -> FunctionType:
     return made
 
 
-# Made so far, by their texts; numbers are no part of these, so there are few. torch.compile reads
-# them, and does not look into the functions that fill them: see the end of `dispatch`.
+# The functions made so far, by their texts, which are few since these hold no values of numbers.
+# torch.compile reads them, and does not trace the functions that fill them: see the end of
+# `dispatch`.
 _surrogates: dict[str, Callable[..., Tensor]] = {}
 _steps: dict[str, FunctionType] = {}
 
@@ -91,7 +93,7 @@ def _know_surrogate(text: str) -> None:
 
 
 def _know_step(neuron: str) -> int:
-    """Return how many of a program's numbers are the neuron's."""
+    """Make the step of a program if it is new; return how many of its numbers are the neuron's."""
     program = Program.parse(neuron)
     if neuron not in _steps:
         arguments = ("fire", *program.inputs)
@@ -131,15 +133,16 @@ def stepped_once(
     parameters: Sequence[Tensor],
     goes: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return spikes and states after one step; of samples that do not go on, 0 and as they were.
+    """Return spikes and states after one step.
 
-    `current`, spikes and states are `[B, *F]`; `goes`, true or false, is `[B]`, None for all.
+    `current`, spikes and states are `[B, *F]`. `goes`, bool `[B]`, says which samples have this
+    step, None that all do; the others do not spike and keep their states.
     """
     if goes is None:
         spike, *after = step(current, *states, *parameters)
         return spike.expand_as(current), tuple(state.expand_as(current) for state in after)
     goes = goes.view(-1, *(1,) * (current.dim() - 1))
-    # What lies beyond the end may be anything: with NaN, 0 * NaN would be the gradient.
+    # Currents after a sample's end may be NaN, and the gradient would then be 0 * NaN.
     spike, after = stepped_once(step, torch.where(goes, current, 0.0), states, parameters)
     held = tuple(torch.where(goes, *both) for both in zip(after, states))
     return torch.where(goes, spike, 0.0), held
@@ -154,8 +157,8 @@ def over_time(
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Step a neuron over time; see `neurospike.backend.reference.scan`.
 
-    The current is taken apart by `unbind`: indexing `x[t]` would make torch's backward quadratic in
-    T.
+    The current is split by `unbind`, since by indexing, `x[t]`, torch's backward pass would be
+    quadratic in T.
     """
     spikes, traces = [], []
     for t, current_t in enumerate(current.unbind(0)):
@@ -184,7 +187,7 @@ def step_of(neuron: str, numbers: Sequence[float], like: Tensor) -> Callable[...
 
 
 def forward_of(neuron: str) -> Callable[..., Any]:
-    """Return one step without a gradient; it takes the numbers, too, behind the parameters."""
+    """Return one step without a gradient, `(current, *states, *parameters, *numbers)`."""
     _know_step(neuron)
     made = _steps[neuron]
     return lambda *given: made(_heaviside, *given)
@@ -195,8 +198,9 @@ def adjoint_of(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Return the derived gradient of one step in torch.
 
-    It takes `(current, *states, *parameters, *gradients)`, of spike and new states those that are
-    `given`, and returns the gradients of current, states and parameters.
+    It takes `(current, *states, *parameters, *gradients)`, with the gradients of those of the spike
+    and the new states that are `given`, and returns the gradients of current, states and
+    parameters.
     """
     program = Program.parse(neuron)
     values = tuple(torch.tensor(one, dtype=like.dtype, device=like.device) for one in numbers)

@@ -1,8 +1,8 @@
-"""Surrogate gradients: what replaces the derivative of the spike in the backward pass.
+"""Surrogate gradients, which replace the derivative of the spike in the backward pass.
 
 The forward pass is always `H(u)`, `u = membrane - threshold`. A surrogate is the derivative used
 instead of that of `H`; the formulas are in `neurospike.formulas`, one scalar function each. Any
-function of your own in the same style (arithmetic, comparison, and the names `exp`, `abs`,
+function of your own in the same style (arithmetic, comparison, and names such as `exp`, `abs` and
 `where` imported from `neurospike.formulas`) is a surrogate on every backend:
 
     from neurospike.formulas import abs
@@ -12,11 +12,11 @@ function of your own in the same style (arithmetic, comparison, and the names `e
 
     ns.LIF(beta=0.9, surrogate=cusp)
 
-Numbers that it reads from outside are those of the moment when the layer is made. A function that
-not every backend can run is refused then, with the line and what to write instead.
+Numbers that it reads from outside keep the values they have when the layer is made. A function that
+not every backend can run is then refused; the error names the line and what to write instead.
 
-The built-in ones take positive finite numbers, in units of the membrane or its inverse, and raise
-ValueError for anything else.
+The parameters of the built-in surrogates are positive finite numbers, in units of the membrane or
+its inverse; anything else raises ValueError.
 """
 
 import inspect
@@ -38,10 +38,11 @@ from .record import arguments_of, record_surrogate
 class Surrogate:
     """A derivative `function(u, *parameters)` with its parameters' values.
 
-    Calling it with a tensor `u` of any shape returns the derivative, same shape and dtype.
+    Calling it with a tensor `u` of any shape returns the derivative, with the same shape and dtype.
 
     Raises:
-        TypeError: a parameter that is no number, such as a tensor; surrogates learn nothing.
+        TypeError: a parameter that is not a plain number, such as a tensor; surrogates are not
+            learned.
     """
 
     function: Callable[..., Any]
@@ -56,7 +57,7 @@ class Surrogate:
                 )
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        """Return h(u), elementwise."""
+        """Return the derivative at `u`, elementwise."""
         return self.function(u, *self.parameters)
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Surrogate:
 
 
 def _recorded(name: str, text: str, parameters: tuple[float, ...]) -> Surrogate:
-    """Return a surrogate that was recorded, whose function is its text."""
+    """Return a recorded surrogate, whose function is made from its text."""
     return Surrogate(stepped.surrogate_of(text, name), parameters)
 
 
@@ -99,7 +100,7 @@ def fast_sigmoid(slope: float = 25.0) -> Surrogate:
 
 
 def sigmoid(slope: float = 25.0) -> Surrogate:
-    """`slope*q*(1-q)`, `q` the logistic of `slope*u`.
+    """`slope*q*(1-q)`, with `q` the logistic function of `slope*u`.
 
     snnTorch 1.0.0 has the same formula but gives NaN for `u <= -3.5`; this one is always finite.
     """
@@ -150,8 +151,8 @@ def resolve(surrogate: "str | Surrogate | Callable[..., Any]") -> Surrogate:
 
     Raises:
         ValueError: an unknown name.
-        TypeError: neither of the three, a function that not every backend can run, or a surrogate
-            of snnTorch or SpikingJelly that has no counterpart.
+        TypeError: none of the three, a function that not every backend can run, or a surrogate of
+            snnTorch or SpikingJelly that has no counterpart.
     """
     if isinstance(surrogate, str):
         if surrogate not in BUILT_IN:
@@ -182,7 +183,7 @@ _OTHERS = {
 
 
 def _translated(surrogate: Any) -> tuple[Callable[..., Any], tuple[float, ...]] | None:
-    """Return what a surrogate of another library computes; None for a function of anyone else's."""
+    """Return the derivative and parameters of another library's surrogate; None for all else."""
     owner = getattr(surrogate, "__self__", surrogate)
     if not inspect.isfunction(owner) and not inspect.isclass(owner):
         owner = type(owner)
@@ -202,7 +203,7 @@ def _translated(surrogate: Any) -> tuple[Callable[..., Any], tuple[float, ...]] 
 
 
 def is_built_in(function: Callable[..., Any]) -> bool:
-    """Return whether a derivative is one of those of `neurospike.formulas`."""
+    """Return whether a derivative is one of the surrogates in `neurospike.formulas`."""
     name = getattr(function, "__name__", "")
     return name in BUILT_IN and getattr(formulas, name) is function
 

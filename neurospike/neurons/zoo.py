@@ -1,21 +1,22 @@
 """The neurons that come with the library, each one scalar function.
 
 Each takes `(current, *states, *parameters)` of one time step and returns `(spike, *new_states)`.
-The unit of time is the step, of membranes and currents the threshold, unless a function says
-otherwise. Where a neuron can be reset in several ways, a function of the reset returns it.
+Unless a function says otherwise, time is in steps, and membranes and currents have the unit of the
+threshold. For a neuron with several kinds of reset, a function takes the reset and returns the
+neuron.
 """
 
 from neurospike.formulas import detach, exp, fire, heaviside, sqrt, where
 
 
 def lif_subtract(current, mem, beta, threshold):
-    """LIF that takes the threshold away at the step after a spike; snnTorch's `Leaky`."""
+    """LIF that subtracts the threshold at the step after a spike; snnTorch's `Leaky`."""
     v = beta * mem + current - heaviside(mem - threshold) * threshold
     return fire(v - threshold), v
 
 
 def lif_zero(current, mem, beta, threshold):
-    """LIF whose membrane goes to zero before the step after a spike takes in its current."""
+    """LIF set to zero at the step after a spike, before that step's current is added."""
     v = beta * ((1.0 - heaviside(mem - threshold)) * mem) + current
     return fire(v - threshold), v
 
@@ -27,35 +28,35 @@ def lif_none(current, mem, beta, threshold):
 
 
 def lif_subtract_immediate(current, mem, beta, threshold):
-    """LIF that takes the threshold away at once; the gradient flows through the spike."""
+    """LIF that subtracts the threshold at once; the gradient flows through the spike."""
     v = beta * mem + current
     spike = fire(v - threshold)
     return spike, v - spike * threshold
 
 
 def lif_zero_immediate(current, mem, beta, threshold):
-    """LIF that goes to zero at once; the gradient flows through the spike."""
+    """LIF set to zero at once; the gradient flows through the spike."""
     v = beta * mem + current
     spike = fire(v - threshold)
     return spike, v * (1.0 - spike)
 
 
 def lif_subtract_detached(current, mem, beta, threshold):
-    """LIF that takes the threshold away at once, without a gradient through that."""
+    """LIF that subtracts the threshold at once, without a gradient through the reset."""
     v = beta * mem + current
     spike = fire(v - threshold)
     return spike, v - detach(spike) * threshold
 
 
 def lif_zero_detached(current, mem, beta, threshold):
-    """LIF that goes to zero at once, without a gradient through that."""
+    """LIF set to zero at once, without a gradient through the reset."""
     v = beta * mem + current
     spike = fire(v - threshold)
     return spike, v * (1.0 - detach(spike))
 
 
 def lif_to(current, mem, beta, threshold, reset):
-    """LIF that goes to a value of its own at once; the gradient flows through the spike."""
+    """LIF set to the value `reset` at once; the gradient flows through the spike."""
     v = beta * mem + current
     spike = fire(v - threshold)
     return spike, to_value(v, spike, reset)
@@ -66,7 +67,7 @@ def li(current, mem, beta):
     return 0.0, beta * mem + current
 
 
-# By the reset and its timing.
+# Neurons by their reset and its timing.
 LIF = {
     "subtract delayed": lif_subtract,
     "zero delayed": lif_zero,
@@ -79,17 +80,17 @@ LIF = {
 
 
 def subtract(v, mem, threshold):
-    """Take the threshold away at the step after a spike."""
+    """Subtract the threshold at the step after a spike."""
     return v - heaviside(mem - threshold) * threshold
 
 
 def zero(v, mem, threshold):
-    """Go to zero at the step after a spike."""
+    """Set to zero at the step after a spike."""
     return v - v * heaviside(mem - threshold)
 
 
 def none(v, mem, threshold):
-    """Integrate on."""
+    """No reset."""
     return v
 
 
@@ -97,17 +98,17 @@ RESETS = {"subtract": subtract, "zero": zero, "none": none}
 
 
 def subtract_now(v, spike, threshold):
-    """Take the threshold away at the spike."""
+    """Subtract the threshold at the spike."""
     return v - spike * threshold
 
 
 def zero_now(v, spike, threshold):
-    """Go to zero at the spike."""
+    """Set to zero at the spike."""
     return v * (1.0 - spike)
 
 
 def to_value(v, spike, reset):
-    """Go to a value at the spike."""
+    """Set to the value `reset` at the spike."""
     return v * (1.0 - spike) + spike * reset
 
 
@@ -115,7 +116,7 @@ RESETS_AT_ONCE = {"subtract": subtract_now, "zero": zero_now, "none": none}
 
 
 def lif_cleared(current, mem, beta, threshold):
-    """LIF at zero at the step after a spike, whatever comes in then; snnTorch's `RLeaky`."""
+    """LIF set to zero, with its current, at the step after a spike; snnTorch's `RLeaky`."""
     v = zero(beta * mem + current, mem, threshold)
     return fire(v - threshold), v
 
@@ -132,7 +133,7 @@ def synaptic(reset=subtract):
 
 
 def synaptic_at_once(reset=zero_now):
-    """The same with an immediate reset, as NIR's CubaLIF; SpikingJelly's `CUBALIFNode`."""
+    """`synaptic` with an immediate reset, as NIR's CubaLIF; SpikingJelly's `CUBALIFNode`."""
 
     def synaptic_at_once(current, syn, mem, alpha, beta, threshold):
         syn = alpha * syn + current
@@ -144,7 +145,7 @@ def synaptic_at_once(reset=zero_now):
 
 
 def synaptic_to(current, syn, mem, alpha, beta, threshold, reset):
-    """The same that goes to a value of its own at once."""
+    """`synaptic` set to the value `reset` at once."""
     syn = alpha * syn + current
     v = beta * mem + syn
     spike = fire(v - threshold)
@@ -152,7 +153,7 @@ def synaptic_to(current, syn, mem, alpha, beta, threshold, reset):
 
 
 def one_to_one(reset=subtract):
-    """LIF to which its own last spike returns; snnTorch's `RLeaky` with `all_to_all=False`."""
+    """LIF fed back its own last spike; snnTorch's `RLeaky` with `all_to_all=False`."""
 
     def one_to_one(current, spike, mem, beta, weight, threshold):
         v = reset(beta * mem + current + weight * spike, mem, threshold)
@@ -163,7 +164,7 @@ def one_to_one(reset=subtract):
 
 
 def synaptic_one_to_one(reset=subtract):
-    """The same behind a synaptic current; snnTorch's `RSynaptic` with `all_to_all=False`."""
+    """`one_to_one` behind a synaptic current; snnTorch's `RSynaptic` with `all_to_all=False`."""
 
     def synaptic_one_to_one(current, spike, syn, mem, alpha, beta, weight, threshold):
         syn = alpha * syn + current + weight * spike
@@ -185,7 +186,7 @@ def alpha(current, exc, inh, mem, alpha, beta, tau, threshold):
 
 
 def alpha_subtract(current, exc, inh, mem, alpha, beta, tau, threshold):
-    """The same, whose reset takes away what a spike stands for, as snnTorch computes it."""
+    """`alpha` with a reset by subtraction, as snnTorch computes it."""
     rising = alpha * exc + current
     falling = beta * inh - current
     reset = heaviside(mem - threshold)
@@ -194,7 +195,7 @@ def alpha_subtract(current, exc, inh, mem, alpha, beta, tau, threshold):
 
 
 def alpha_none(current, exc, inh, mem, alpha, beta, tau, threshold):
-    """The same without a reset."""
+    """`alpha` without a reset."""
     rising = alpha * exc + current
     falling = beta * inh - current
     v = tau * (rising + falling)

@@ -1,7 +1,8 @@
-"""`convert`: networks of snnTorch, SpikingJelly and Norse as fused layers.
+"""`convert`: turn networks of snnTorch, SpikingJelly and Norse into networks of fused layers.
 
-`networks.py` walks through a network; what it has to know of a library is one `Library`, in the
-file of that name. None of them is imported here: who has a network of theirs has imported it.
+`networks.py` walks through a network; what it has to know about a library is one `Library`, in the
+file of that name. None of these libraries is imported here: whoever has a network of one has
+imported it.
 """
 
 from .networks import convert as convert

@@ -1,4 +1,4 @@
-"""What `convert` refuses beside neurons: what a new network would compute in another way."""
+"""What `convert` refuses besides neurons: layers that would compute something else afterwards."""
 
 import inspect
 from enum import Enum
@@ -10,7 +10,7 @@ from neurospike.layers.sequential import carries_state
 
 
 class Given(Enum):
-    """What a place in the network it comes from is given."""
+    """The input that a place in the original network is given."""
 
     STEPS = "single steps"  # [B, *F]
     SEQUENCES = "whole sequences"  # [T, B, *F]
@@ -37,7 +37,7 @@ _RETURN_STATES = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
 def check_stateless(container: nn.Module, layer: nn.Module, path: str) -> None:
-    """Raise TypeError for a layer, none of a library or of ours, that a container hands a state."""
+    """Raise TypeError for a layer of torch or the user whose state a container keeps."""
     takes_state = isinstance(layer, nn.RNNBase) or (
         "state" in inspect.signature(layer.forward).parameters
     )
@@ -61,7 +61,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def check_hooks(module: nn.Module, path: str) -> None:
-    """Raise ValueError for a module with hooks in whose place another one will stand."""
+    """Raise ValueError for a module with hooks that is about to be replaced."""
     hooks = [one for kind in _HOOKS for one in getattr(module, kind).values()]
     if hooks:
         names = ", ".join(getattr(one, "__qualname__", repr(one)) for one in hooks)
@@ -73,7 +73,7 @@ def check_hooks(module: nn.Module, path: str) -> None:
 
 
 def check_axis(layer: nn.Module, path: str) -> None:
-    """Raise ValueError for a layer of torch that works along the batch of a single step."""
+    """Raise ValueError for a layer of torch that works along the batch axis of a single step."""
     kind = type(layer)
     if not kind.__module__.startswith("torch.nn.modules."):
         return

@@ -1,4 +1,4 @@
-"""What `convert` has to know of a library of spiking neurons."""
+"""What `convert` has to know about a library of spiking neurons."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from neurospike.layers.leaky import Replacement
 
 @dataclass(frozen=True)
 class Opened:
-    """A container or a wrapper of a library, opened.
+    """The contents of a container or a wrapper of a library.
 
     Attributes:
-        layers: what it holds, by the names there, run in a row.
-        by_steps: it is given all steps, and gives its layers one step at a time.
-        keeps_no_state: it takes all steps for samples of one batch, which neurons cannot do.
+        layers: the layers in it, which run in a row, by their names there.
+        by_steps: it is given all steps, and passes them to its layers one at a time.
+        keeps_no_state: it treats all steps as samples of one batch, so it cannot hold neurons.
         hands_states: it keeps the state of any layer whose forward takes an argument `state`.
     """
 
@@ -28,17 +28,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class Library:
-    """How the layers of one library are told apart, and what stands for each here.
+    """How the layers of one library are recognised, and what replaces each of them.
 
     Attributes:
-        name: of the package, and of what its classes begin with.
-        kind_of: which of its neurons that have a fused layer a module is; "" if none of them.
-        fused: neurons of a kind as a layer of ours: `(theirs, kind, shown, surrogate)`.
-        refusal: what a module is that cannot be converted, and what to do: `(module, inside)`.
-        takes_sequences: whether its neurons are called with all steps, `[T, B, *F]`, at once.
-        opened: what a container of it holds; None for other modules.
-        other: our layer for one of its layers that are no neurons; None if there is none.
-        is_shown: whether neurons that come last return their states beside their spikes.
+        name: of its package.
+        kind_of: returns the class name of neurons that have a fused layer; "" for other modules.
+        fused: makes the fused layer of neurons, `(theirs, kind, shown, surrogate)`.
+        refusal: returns the end of an error, why a module cannot be converted and what to do,
+            `(module, inside)`.
+        takes_sequences: whether a module is called with all steps, `[T, B, *F]`, at once.
+        opened: returns the contents of a container; None for other modules.
+        other: returns the replacement of a layer that is not neurons; None if there is none.
+        is_shown: whether neurons that are the last layer return their states beside their spikes.
     """
 
     name: str

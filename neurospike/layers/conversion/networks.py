@@ -1,4 +1,4 @@
-"""Walk through a network of another library, and put our layer in the place of each of theirs."""
+"""Walk through a network of another library, and replace each of its layers by one of ours."""
 
 from collections import OrderedDict
 from typing import Any
@@ -29,59 +29,60 @@ Converted = LIF | Spiking | Recurrent | Delay | Sequential
 
 
 def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
-    """Return a network of snnTorch, SpikingJelly or Norse with fused layers in the place of theirs.
+    """Return a network of snnTorch, SpikingJelly or Norse with its neurons as fused layers.
 
         net = ns.convert(net)                      # an nn.Sequential of theirs
-        spikes, states = net(images, num_steps=25) # was: a loop of 25 calls, net(images)
+        spikes, states = net(images, num_steps=25) # before: a loop of 25 calls, net(images)
         spikes, states = net(frames)               # [T, B, *F], each step its own frame
 
-    All other layers, the recurrent weights, and the decays and thresholds that are learned, are
-    those of `module` itself, not copies; the new network begins at rest, whatever state the old one
-    is in. A layer that stands in the network twice is run twice. Hooks on neurons are not carried
-    over, those on layers that are kept are. In training, batch normalisation takes its statistics
-    over all steps at once, as SpikingJelly does with `step_mode="m"`, where a loop over steps takes
-    them step by step.
+    All other layers, the recurrent weights, and learned decays and thresholds are shared with
+    `module`, not copied; the new network starts at rest, whatever state the old one is in. A layer
+    that is in the network twice runs twice. Hooks on neurons are lost, those on layers that are
+    kept stay. In training, batch normalisation takes its statistics over all steps at once, as
+    SpikingJelly does with `step_mode="m"`, while a loop over steps takes them step by step.
 
-    snnTorch: `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become ours of the same names, `RLeaky`
-    and `RSynaptic` become `OneToOne` with `all_to_all=False`, and `Recurrent` with
-    `linear_features`, whose current is `[T, B, N]`. `SynapticDelay` becomes `Delay`. Last neurons
-    that return their states too (`output=True`, or without `init_hidden`) give them at every step,
-    each `[T, B, *F]`, in the order of snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`.
+    snnTorch: `Leaky` becomes `LIF`, `Synaptic` and `Alpha` become the layers of the same names
+    here; `RLeaky` and `RSynaptic` become `OneToOne` if they have `all_to_all=False`, and
+    `Recurrent`, whose current is `[T, B, N]`, if they have `linear_features`. `SynapticDelay`
+    becomes `Delay`. If the last layer is neurons that return their states too (`output=True`, or
+    without `init_hidden`), it returns these at every step, each `[T, B, *F]`, in the order of
+    snnTorch: `(spikes, mems), states = net(...)` for a `Leaky`.
 
     SpikingJelly 2.0: `LIFNode`, `ParametricLIFNode` and `IFNode`, in both step modes, become
-    `Spiking` layers that reset at once and fire at the threshold, too (`>=`), as theirs do. Its
-    `layer.Conv2d` and the like become torch's own with the same parameters, which are given whole
-    sequences where `step_mode="s"` stands among neurons with `"m"`; `layer.Dropout` keeps one mask
-    for all steps; `SeqToANNContainer`, `MultiStepContainer` and `StepModeContainer` are
-    opened. States are membranes.
+    `Spiking` layers that reset at once and fire where the membrane reaches the threshold (`>=`), as
+    theirs do. Its `layer.Conv2d` and the like become torch's own with the same parameters; with
+    `step_mode="s"` among neurons with `"m"` they are given whole sequences, as before.
+    `layer.Dropout` keeps one mask for all steps; `SeqToANNContainer`, `MultiStepContainer` and
+    `StepModeContainer` are replaced by their layers. States are membranes.
 
     Norse 1.1: `LIFBoxCell`, `LIFCell`, `LIF`, `IAFCell`, `IAF`, `LICell`, `LI` and `LIBoxCell`
-    become `Spiking` layers in the order and number formats of Norse's own steps; `SequentialState`
-    and `Lift` are opened. Integrators give their membranes at every step. States are tuples in the
-    order of Norse's, `(v, i)` or `(v,)`.
+    become `Spiking` layers that compute in the order and number formats of Norse's own steps;
+    `SequentialState` and `Lift` are replaced by their layers. Integrators return their membranes at
+    every step. States are tuples in the order of Norse's, `(v, i)` or `(v,)`.
 
-    Spikes are equal bit for bit wherever the layers between give the same bits for a larger batch,
-    except those of a `Recurrent`. It adds up `beta * mem + (input + (weight @ spikes + bias))`, the
-    product in an order of its own, where snnTorch has `(beta * mem + input) + (weight @ spikes +
-    bias)`. Membranes differ in their last bits, and a spike where one comes that close to the
-    threshold, after which the neurons that it reaches may go another way.
+    Spikes are equal bit for bit wherever the layers in between give the same bits for a larger
+    batch, except those of a `Recurrent`: it computes
+    `beta * mem + (input + (weight @ spikes + bias))`, with the product summed in a different order,
+    where snnTorch computes `(beta * mem + input) + (weight @ spikes + bias)`. Membranes then differ
+    in their last bits, and so does a spike whose membrane is that close to the threshold, which in
+    turn changes the neurons that it reaches.
 
     Args:
-        module: neurons, or an `nn.Sequential` or a container named above of them and of layers
-            without memory, which may be nested. A subclass of neurons is converted if it overrides
-            nothing that its base computes with.
-        surrogate: for every converted layer, in place of its own: a name, an object of
+        module: neurons, or an `nn.Sequential` or a container named above, possibly nested, of
+            neurons and of layers without a state. A subclass of neurons is converted if it
+            overrides nothing that its base computes with.
+        surrogate: replaces that of every converted layer: a name, an object of
             `neurospike.surrogate`, or the derivative as a function of u.
 
     Raises:
-        TypeError: other neurons of these libraries, with what to use; other layers that hand on a
-            state, such as `nn.LSTM`, and have no `carries_state = True`; a module that steps
-            neurons in a `forward` of its own, which has to be rewritten with the fused layers.
+        TypeError: other neurons of these libraries, with what to use; other layers that return a
+            state, such as `nn.LSTM`, without `carries_state = True`; a module that steps neurons in
+            a `forward` of its own, which has to be rewritten with the fused layers.
         ValueError: neurons with an option that a fused layer does not have, such as recurrence by
-            convolution, which is named; neurons that stand in the network twice; neurons or
-            dropout that take single steps beside others that take sequences; a hook on a container
-            or on dropout, in whose place another module stands; a layer of torch along the batch
-            of a single step, such as `nn.Softmax(0)`.
+            convolution (the error names it); neurons that are in the network twice; neurons or
+            dropout that take single steps among others that take sequences; a hook on a container
+            or on dropout, which are replaced; a layer of torch along the batch axis of a single
+            step, such as `nn.Softmax(0)`.
     """
     found: Any = None
     if isinstance(module, nn.Module):
@@ -95,16 +96,16 @@ def convert(module: nn.Module, *, surrogate: Replacement = None) -> Converted:
 
 
 class _OnSequences(nn.Module):
-    """A layer that is given all steps at once, `[T, B, *F]`, as in the network it comes from."""
+    """A layer that is given all steps at once, `[T, B, *F]`, as in the original network."""
 
-    carries_state = True  # which hands it all steps; its state is None
+    carries_state = True  # so that `Sequential` gives it all steps; its state is None
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor, state: None = None, *, lengths: Any = None) -> tuple[Any, None]:
-        """Return `(layer(x), None)`; TypeError if that is no tensor."""
+        """Return `(layer(x), None)`; raise TypeError if the output is not a tensor."""
         y = self.layer(x)
         if not isinstance(y, Tensor):
             raise TypeError(
@@ -115,18 +116,18 @@ class _OnSequences(nn.Module):
 
 
 class _Conversion:
-    """One call of `convert`: the surrogate asked for, and where each layer was met."""
+    """One call of `convert`, with the surrogate asked for and the place of each layer so far."""
 
     def __init__(self, surrogate: Replacement) -> None:
         self.surrogate = surrogate
         self.met: dict[int, str] = {}
 
     def of(self, module: nn.Module, path: str, last: bool, given: Given) -> nn.Module:
-        """Return what stands for `module` in the new network.
+        """Return the replacement of `module` in the new network, or the module itself.
 
-        path: where it stands in the old one.
-        last: nothing comes after it.
-        given: what it is given there.
+        path: its dotted name in the old network.
+        last: whether it is the last layer.
+        given: what input it is given there.
         """
         library = LIBRARIES.get(library_of(module) or "")
         if library is not None:
@@ -164,7 +165,7 @@ class _Conversion:
     def row(
         self, module: nn.Module, inside: Opened, path: str, last: bool, given: Given
     ) -> nn.Module:
-        """Return what stands for layers that run in a row."""
+        """Return the replacement of a container whose layers run in a row."""
         names = list(inside.layers)
         if inside.hands_states:
             for name, child in inside.layers.items():
@@ -193,11 +194,11 @@ class _Conversion:
         if not path or has_memory:
             first = getattr(module, "batch_first", False)
             found = Sequential(OrderedDict(layers), batch_first=first)
-        found.training = module.training  # not `train`, which would put its layers in that mode
+        found.training = module.training  # `train` would change the mode of its layers, too
         return found
 
     def meet(self, theirs: nn.Module, kind: str, path: str) -> None:
-        """Raise ValueError for a layer with a state that stands in the network twice."""
+        """Raise ValueError for a layer with a state that is in the network twice."""
         before = self.met.setdefault(id(theirs), path)
         if before != path:
             raise ValueError(
@@ -221,7 +222,7 @@ _IN_A_ROW = (nn.Sequential.forward, Sequential.forward)
 
 
 def _opened(module: nn.Module) -> Opened | None:
-    """Return the layers of a module that runs them in a row; None for any other module."""
+    """Return the contents of a module that runs its layers in a row; None for any other module."""
     if isinstance(module, nn.Sequential) and type(module).forward in _IN_A_ROW:
         return Opened({name: one for name, one in module._modules.items() if one is not None})
     library = LIBRARIES.get(library_of(module) or "")
@@ -229,7 +230,7 @@ def _opened(module: nn.Module) -> Opened | None:
 
 
 def _given(module: nn.Module) -> Given:
-    """Return what a network is given: its first neurons say so, or its layers if it has none."""
+    """Return what input a network is given, according to its first neurons, else its layers."""
     layers = []
     for inner in module.modules():
         library = LIBRARIES.get(library_of(inner) or "")
@@ -246,23 +247,23 @@ def _given(module: nn.Module) -> Given:
 
 
 def _given_in(inside: Opened, given: Given) -> Given:
-    """Return what the layers of a container are given that is given `given`."""
+    """Return what input the layers of a container are given if the container is given `given`."""
     if inside.by_steps:
         return Given.STEPS
     return Given.BATCH if inside.keeps_no_state else given
 
 
 def _is_stepped(library: Library, module: nn.Module) -> bool:
-    """True for what steps through time, rather than a library's form of a layer of torch."""
+    """True for a module that steps through time; False for a library's wrappers and containers."""
     return library.other(module) is None and _opened(module) is None
 
 
-# What does the same to [T, B, *F] as to each step of it.
+# Layers that do the same to [T, B, *F] as to each step of it.
 _EACH_STEP = (nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout)
 
 
 def _kept(layer: nn.Module, path: str, given: Given) -> nn.Module:
-    """Return a layer without a state for a `Sequential`, which gives it `[T * B, *F]`."""
+    """Return a layer without a state as a `Sequential` can run it, which gives it `[T * B, *F]`."""
     if given is Given.STEPS:
         check_axis(layer, path)
     if given is not Given.SEQUENCES:
@@ -275,7 +276,7 @@ def _kept(layer: nn.Module, path: str, given: Given) -> nn.Module:
 
 
 def _refusal(library: Library, module: nn.Module, name: str, inner: nn.Module, path: str) -> str:
-    """Return why what stands at `path` cannot be converted, and what to do."""
+    """Return the error for a module at `path` that cannot be converted, with what to do."""
     where = ".".join(part for part in (path, name) if part) or "the module"
     inside = f" inside a {type(module).__name__}, whose forward steps it" if name else ""
     text = f"cannot convert {where}, {library.refusal(inner, inside)}"

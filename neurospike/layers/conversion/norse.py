@@ -1,8 +1,8 @@
 """Norse for `convert`: its neurons without recurrence, and the containers that hold them.
 
-Norse fires above the threshold, as we do, and resets at once. Converted neurons compute in the
-order of its own steps, from the same products of `dt` and inverse time constants, so that membranes
-are equal in every bit. Needs no Norse that is not loaded.
+Norse's neurons fire above the threshold, as ours do, and reset at once. Converted neurons compute
+in the order of its own steps, from the same products of `dt` and inverse time constants, so that
+membranes are equal in every bit. Norse is never imported here.
 """
 
 import sys
@@ -38,7 +38,8 @@ _MISSING = {
 }
 
 
-# The neurons, each one step in Norse's order. Rates are dt times an inverse time constant.
+# The neurons, one step each in Norse's order of operations. The parameters `..._inv` are `dt` times
+# an inverse time constant.
 
 
 def lif(current, v, i, tau_mem_inv, tau_syn_inv, v_leak, v_th, v_reset):  # noqa: ANN001, ANN201
@@ -50,7 +51,7 @@ def lif(current, v, i, tau_mem_inv, tau_syn_inv, v_leak, v_th, v_reset):  # noqa
 
 
 def lif_box(current, v, tau_mem_inv, v_leak, v_th, v_reset):  # noqa: ANN001, ANN201
-    """`lif_box_feed_forward_step`, reset to a value."""
+    """`lif_box_feed_forward_step`, reset to the value `v_reset`."""
     v = v + tau_mem_inv * (current + v_leak - v)
     z = fire(v - v_th)
     return z, (1.0 - z) * v + z * v_reset
@@ -81,7 +82,7 @@ def li_box(current, v, tau_mem_inv, v_leak):  # noqa: ANN001, ANN201
     return 0.0, v + tau_mem_inv * ((v_leak - v) + current)
 
 
-# Norse's surrogates, by the `method` of its parameters, in the formulas that it computes.
+# Norse's surrogates, named by the `method` of its parameters, by the formulas that it computes.
 
 
 def triangle(u, alpha):  # noqa: ANN001, ANN201
@@ -117,14 +118,14 @@ _METHODS: dict[str, Callable[..., Any]] = {
 
 
 class Euler(Spiking):
-    """Neurons by Euler steps of `dt` seconds: time constants are learned as Norse writes them."""
+    """Neurons by Euler steps of `dt` seconds; parameters are Norse's inverse time constants."""
 
     def __init__(self, function: Callable[..., Any], *, dt: float, **options: Any) -> None:
         super().__init__(function, **options)
         self.dt = dt
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Euler":
-        """Move constants, but leave their number formats, as Norse does, by which `dt` rounds."""
+        """Move constants but keep their number formats, as Norse does: products with `dt` round."""
         constants = {id(one) for one in self._buffers.values()}
 
         def moved(tensor: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class Euler(Spiking):
 
 
 class Integrator(Euler):
-    """Neurons that never fire, and give their membranes."""
+    """Neurons that never fire, and return their membranes at every step."""
 
     def forward(
         self, current: Tensor, state: Any = None, **options: Any
@@ -186,7 +187,7 @@ def _kind_of(module: Any) -> str:
 
 
 def _surrogate_of(theirs: Any, kind: str, surrogate: Replacement) -> Replacement | Surrogate:
-    """Return what is asked for, or what Norse's `method` computes."""
+    """Return the surrogate asked for, or that of Norse's `method`."""
     method = getattr(theirs.p, "method", "heaviside")
     if surrogate is not None:
         return surrogate
@@ -203,7 +204,7 @@ def _surrogate_of(theirs: Any, kind: str, surrogate: Replacement) -> Replacement
 
 
 def _function_of(theirs: Any, kind: str) -> Callable[..., Any]:
-    """Return the function of neurons; raise ValueError if they compute another than their kind."""
+    """Return the neurons' function; raise ValueError if they compute something else."""
     known = _KINDS[kind]
     step = getattr(theirs.activation, "__name__", repr(theirs.activation))
     if step not in (known.activation, known.activation.replace("_step", "_adjoint_step")):
@@ -250,7 +251,7 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
 
 def _value(theirs: Any, name: str) -> Tensor:
     value = torch.as_tensor(getattr(theirs.p, name))
-    # The first call of an IAF makes its v_reset require a gradient, which nobody asked for.
+    # The first call of an IAF makes its v_reset require a gradient, which was not asked for.
     is_marked = name == "v_reset" and not hasattr(theirs.p, "v_leak")
     return value.detach() if is_marked and not isinstance(value, nn.Parameter) else value
 

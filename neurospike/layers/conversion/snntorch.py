@@ -1,8 +1,8 @@
-"""snnTorch for `convert`: its neurons, each with its states, as fused layers.
+"""snnTorch for `convert`: its neurons, with their states, as fused layers.
 
-snnTorch steps a network through time in Python, a kernel launch or more per operator and step. The
-layers made here compute the same over the whole sequence. `layers/leaky.py` reads `Leaky`, which
-`LIF.from_snntorch` takes, too. Needs no snnTorch that is not loaded.
+snnTorch steps a network through time in Python, with one or more kernel launches per operator and
+step. The layers made here compute the same over the whole sequence. `layers/leaky.py` reads
+`Leaky`, also for `LIF.from_snntorch`. snnTorch is never imported here.
 """
 
 import sys
@@ -32,7 +32,7 @@ from .library import Library
 
 
 class TracedLIF(LIF):
-    """A last layer that gives its membrane at every step beside its spikes."""
+    """An `LIF` as last layer that returns its membrane at every step beside its spikes."""
 
     def forward(  # type: ignore[override]
         self, current: Tensor, mem: Tensor | None = None, **options: Any
@@ -43,7 +43,7 @@ class TracedLIF(LIF):
 
 
 class _Traced(Spiking):
-    """Last neurons that give their states at every step beside their spikes."""
+    """Neurons as last layer that return their states at every step beside their spikes."""
 
     def forward(
         self, current: Tensor, state: Any = None, **options: Any
@@ -55,7 +55,7 @@ class _Traced(Spiking):
 
 
 class TracedRecurrent(Recurrent):
-    """Last neurons, dense weights between them, that give their states at every step, too."""
+    """Recurrent neurons as last layer that return their states at every step, too."""
 
     def forward(self, current: Tensor, state: Any = None, **options: Any) -> tuple[Any, ...]:
         """Return `((spikes, *traces), state)`."""
@@ -75,7 +75,8 @@ class TracedOneToOne(_Traced, OneToOne):
     """OneToOne neurons that return their states at every step, as snnTorch's `RLeaky` does."""
 
 
-# Neurons of snnTorch: our layer, the same as a last one, and theirs for each of its parameters.
+# For neurons of snnTorch: our layer, our layer if it is the last one, and for each parameter of
+# ours the name of theirs.
 _DECAYS = {"alpha": "alpha", "beta": "beta", "threshold": "threshold"}
 _KINDS: dict[str, tuple[type[Spiking], type[Spiking], dict[str, str]]] = {
     "Synaptic": (Synaptic, TracedSynaptic, _DECAYS),
@@ -124,23 +125,23 @@ def _with_states(
 
 
 def _from_dense(neurons: Any, name: str, last: bool, surrogate: Replacement) -> Recurrent:
-    """Return the fused layer of neurons that all act on each other, its weights theirs."""
+    """Return the fused layer of neurons with all-to-all recurrence, which shares their weights."""
     dense = _dense_weights(neurons, name)
     neuron: LIF | Spiking
     if name == "RSynaptic":
         neuron = _with_states(Synaptic, neurons, _DECAYS, surrogate)
-    elif neurons.reset_mechanism == "zero":  # which, unlike Leaky's, takes the current away too
+    elif neurons.reset_mechanism == "zero":  # unlike Leaky's, it clears the step's current, too
         neuron = lif_with(LIF, neurons, surrogate, neuron=Neuron(zoo.lif_cleared))
     else:
         neuron = lif_with(LIF, neurons, surrogate, reset=neurons.reset_mechanism)
-    with torch.device("meta"):  # draws no weights, as they are replaced
+    with torch.device("meta"):  # so that no weights are drawn, which are replaced below
         layer = (TracedRecurrent if last else Recurrent)(neuron, dense.out_features)
     layer.weight, layer.bias = dense.weight, dense.bias
     return layer.train(neurons.training)
 
 
 def _dense_weights(neurons: Any, name: str) -> Any:
-    """Return the linear layer by which spikes come back; raise ValueError for anything else."""
+    """Return the linear layer that feeds spikes back; raise ValueError for anything else."""
     if neurons.conv2d_channels:
         raise ValueError(
             f"this {name} has conv2d_channels={neurons.conv2d_channels}: its spikes come back "
@@ -166,7 +167,7 @@ def _dense_weights(neurons: Any, name: str) -> Any:
 def _from_delay(theirs: Any) -> Delay | None:
     """Return the fused layer of a `SynapticDelay`, which snnTorch's main branch has after 1.0.0.
 
-    At a whole number of steps theirs takes a slope of both sides.
+    At a whole number of steps, theirs computes the delay's gradient from both sides.
     """
     base = getattr(sys.modules.get("snntorch"), "SynapticDelay", None)
     if base is None or type(theirs) is not base:

@@ -1,8 +1,9 @@
 """SpikingJelly for `convert`: its neurons, wrappers of torch's layers, dropout and containers.
 
-Its neurons reset at once, and fire where the membrane reaches the threshold (`>=`), where ours fire
-above it (`>`); converted ones fire as theirs. They compute in the order of SpikingJelly's own loop
-over steps, so that membranes are equal in every bit. Needs no SpikingJelly that is not loaded.
+Its neurons reset at once, and fire where the membrane reaches the threshold (`>=`), while ours fire
+above it (`>`); converted neurons fire as SpikingJelly's do. They compute in the order of
+SpikingJelly's own loop over steps, so that membranes are equal in every bit. SpikingJelly is never
+imported here.
 """
 
 import ctypes
@@ -37,7 +38,7 @@ _MISSING = {  # what to do about neurons that no fused layer computes as they do
 _AS_A_MODULE = (
     "write it as a module with carries_state = True for ns.Sequential, which is given [T, B, *F]"
 )
-_INSTEAD = {  # of layers, what is written in two parts here
+_INSTEAD = {  # layers that are written as two layers here
     "LinearRecurrentContainer": (
         "give the columns of rc.weight that the input meets to an nn.Linear, and the others with "
         "rc.bias to an ns.Recurrent of the neurons, as examples/columns.py is written"
@@ -55,7 +56,7 @@ def _same(spike):  # noqa: ANN001, ANN202
 
 
 def _lif(decay_input: bool) -> Callable[..., Any]:
-    """Return how the membrane takes in its current; `share` is what one step makes of a value."""
+    """Return the function that charges a membrane; `share` scales a value by `1 / tau`."""
 
     def decayed(current, v, v_reset, share, tau):  # noqa: ANN001, ANN202
         return v + share(current - (v - v_reset), tau)
@@ -75,7 +76,7 @@ def _multiplied(value, rate):  # noqa: ANN001, ANN202
 
 
 def _lif_of(theirs: Any, share: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function of a `LIFNode`, or of a `ParametricLIFNode`, by its options."""
+    """Return the neuron's function of a `LIFNode` or `ParametricLIFNode`, by its options."""
     charge = _lif(theirs.decay_input)
     held = detach if theirs.detach_reset else _same
 
@@ -93,7 +94,7 @@ def _lif_of(theirs: Any, share: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _if_of(theirs: Any) -> Callable[..., Any]:
-    """Return the function of an `IFNode` by its options."""
+    """Return the neuron's function of an `IFNode`, by its options."""
     held = detach if theirs.detach_reset else _same
 
     def if_soft(current, v, v_threshold):  # noqa: ANN001, ANN202
@@ -110,7 +111,7 @@ def _if_of(theirs: Any) -> Callable[..., Any]:
 
 
 class ParametricLIF(Spiking):
-    """A `ParametricLIFNode`: `1 / tau = sigmoid(w)`, and `w` is theirs."""
+    """A `ParametricLIFNode`: `1 / tau = sigmoid(w)`, with `w` shared."""
 
     w: Tensor
 
@@ -118,12 +119,12 @@ class ParametricLIF(Spiking):
         return ("w", *self.parameter_names[1:])
 
     def parameter_values(self) -> tuple[Tensor, ...]:
-        """Return `1 / tau`, and what else the neuron takes."""
+        """Return `1 / tau`, and the neuron's other parameters."""
         return torch.sigmoid(self.w), *map(self._bounded, self.parameter_names[1:])
 
 
 class HeldDropout(nn.Module):
-    """Dropout with one mask for all steps, which is its state: SpikingJelly's `Dropout`."""
+    """SpikingJelly's `Dropout`, which has one mask for all steps; the mask is its state."""
 
     carries_state = True
 
@@ -152,7 +153,7 @@ def _class(place: str, name: str) -> Any:
 
 
 def _base_of(module: object) -> Any:
-    """Return the class of those that have a fused layer which a module is of, if one."""
+    """Return the class with a fused layer that a module is an instance of, or None."""
     bases = (_class("neuron", name) for name in KINDS)
     return next((base for base in bases if base and isinstance(module, base)), None)
 
@@ -176,10 +177,11 @@ def _surrogate_of(theirs: Any, surrogate: Replacement) -> Replacement | Surrogat
 
 
 def _exact(value: float) -> float | Tensor:
-    """Return a number that float32 does not hold as float64, for networks in float64.
+    """Return a number as a float64 tensor if float32 does not hold it, else as it is.
 
-    SpikingJelly keeps Python's numbers, which have 64 bits. Any other stays a number, which layers
-    keep in float32: the calls of a float32 network need not round it each time.
+    SpikingJelly keeps Python's numbers, which have 64 bits, and networks in float64 need all of
+    them. A plain number is kept by layers in float32, so that the calls of a float32 network need
+    not round it each time.
     """
     is_held = ctypes.c_float(value).value == value
     return value if is_held else torch.tensor(value, dtype=torch.float64)
@@ -209,7 +211,7 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
 
 
 def _refusal(module: nn.Module, inside: str) -> str:
-    """Return what a module is that cannot be converted, and what to do: the end of an error."""
+    """Return the end of an error: why a module cannot be converted, and what to do."""
     if type(module).__module__.startswith("spikingjelly.activation_based.layer."):
         name = type(module).__name__
         return (
@@ -228,7 +230,7 @@ def _refusal(module: nn.Module, inside: str) -> str:
 
 
 def _opened(module: Any) -> Opened | None:
-    """Return what a container holds whose first axis is time."""
+    """Return the contents of a container of SpikingJelly; None for other modules."""
     name = type(module).__name__
     if type(module) is not _class("layer", name) or not isinstance(module, nn.Sequential):
         return None
@@ -246,7 +248,7 @@ def _opened(module: Any) -> Opened | None:
 
 
 def _other(module: Any) -> nn.Module | None:
-    """Return torch's layer that one of SpikingJelly wraps, with its parameters; and its dropout."""
+    """Return torch's own layer for a wrapper of it, or `HeldDropout` for dropout; else None."""
     kind = type(module)
     if kind.__name__ in ("Dropout", "Dropout2d") and kind is _class("layer", kind.__name__):
         dropout = HeldDropout(module.p, whole_maps=kind.__name__ == "Dropout2d")
