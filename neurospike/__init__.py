@@ -1,4 +1,4 @@
-"""NeuroSpike: fused spiking-neuron layers for PyTorch, and a digit recogniser around them."""
+"""NeuroSpike: fused layers of spiking neurons for PyTorch, and a digit recogniser built on them."""
 
 from . import data, old_paths, training
 from .backend.dispatch import backends, use_backend

@@ -1,1 +1,1 @@
-"""Networks in files of other programs."""
+"""Networks as files for, and from, other programs: ONNX, `torch.export` and NIR."""

@@ -1,4 +1,4 @@
-"""Which axes of a network's arguments an exported file leaves open, and under what names."""
+"""Names of the axes of a network's arguments whose length an exported file leaves open."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,10 @@ NAMES = (str, torch.export.Dim, type(torch.export.Dim.DYNAMIC))
 def axes_of(
     net: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], axes: Axes
 ) -> tuple[Any, ...]:
-    """Return the open axes of each argument and option, and see that the sample suits them."""
+    """Return the open axes of each argument and option; for `axes` see `to_onnx`.
+
+    Raises ValueError for axes that do not fit the sample.
+    """
     if isinstance(axes, tuple):
         each = axes
     elif len(arguments) == 1:
@@ -37,7 +40,7 @@ def axes_of(
 
 
 def _checked(values: Any, axes: Any) -> Any:
-    """Return open axes counted from the first one on. Raises ValueError for wrong ones."""
+    """Return open axes as numbers from 0 on; raise ValueError for axes that do not fit."""
     if axes is None:
         return None
     if isinstance(values, Tensor):
@@ -86,17 +89,17 @@ def _short(value: Any) -> str:
 
 
 def name_axes(graph: Any, values: Any, axes: Any) -> None:
-    """Give open axes their names where torch made some up, `s34`, as beside keyword arguments."""
+    """Rename open axes that torch has named itself, `s34`, as it does with keyword arguments."""
     names = {}
     for value, own in zip(graph.input, _axes_of_tensors(values, axes)):
         for axis, name in own.items():
             word = name if isinstance(name, str) else getattr(name, "__name__", None)
-            if word is not None:  # None of Dim.DYNAMIC
+            if word is not None:  # Dim.DYNAMIC has no name
                 names[value.type.tensor_type.shape.dim[axis].dim_param] = word
     made_up = "|".join(re.escape(one) for one in names if one)
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if made_up and axis.dim_param:  # a name, or a formula of it
+            if made_up and axis.dim_param:  # a name, or a formula with it
                 pattern = rf"\b({made_up})\b"
                 axis.dim_param = re.sub(pattern, lambda found: names[found[0]], axis.dim_param)
 

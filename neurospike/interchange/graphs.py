@@ -1,8 +1,8 @@
-"""Any network as a file that runs without its code: ONNX, or what `torch.export` writes.
+"""Any network as a file that runs without its Python code: ONNX, or a program of `torch.export`.
 
-`torch.onnx.export` and `torch.export.export` take a network as it is, too. Here the file is run
-first and has to answer as the network does, its open axes have names, and a file that is already
-there stays until then.
+`torch.onnx.export` and `torch.export.export` accept the same networks. Here, in addition, the
+export is run and compared with the network before it is written, its open axes have names, and an
+existing file is replaced only after that.
 """
 
 import importlib
@@ -26,21 +26,22 @@ from neurospike.training.checkpoint import check_replaceable, replace_file
 
 from .axes import Axes, axes_of, name_axes
 
-LEAST_ALIKE = 0.99  # a sum rounded another way may tip a spike, and what follows from it
-CLOSE = 1e-4  # of the largest number of an output
+LEAST_ALIKE = 0.99  # a sum rounded differently may change a spike, and all that follows from it
+CLOSE = 1e-4  # allowed difference, relative to the largest number of an output
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file that was written, and how it answers the sample.
+    """A file that was written, and how its outputs for the sample compare with the network's.
 
     Attributes:
         path: of the file.
-        bytes: its size.
-        numbers: how many the network returned.
-        alike: how many of them the file gives, up to 1e-4 of the largest one of an output.
-        largest_difference: between a number of the network's and of the file's.
+        bytes: its size in bytes.
+        numbers: how many numbers the network returned.
+        alike: how many of them the file reproduces, up to 1e-4 of the largest number of an output
+            (or of 1, if that is larger).
+        largest_difference: the largest between a number of the network's and the file's.
     """
 
     path: str
@@ -51,7 +52,7 @@ class Written:
 
 
 class Exported(NamedTuple):
-    """A file's content, and how to run it: with the arguments of the network, to its tensors."""
+    """A file's content, and a function that runs it on the network's arguments."""
 
     content: bytes
     run: Callable[..., list[Tensor]]
@@ -63,36 +64,39 @@ Sample = Tensor | tuple[Any, ...]
 def to_onnx(
     net: nn.Module, path: str | Path, sample: Sample, *, axes: Axes = None, **options: Any
 ) -> Written:
-    """Write a network as ONNX once what was made of it answers as the network does.
+    """Write a network as ONNX, after checking that the export computes what the network does.
 
         ns.to_onnx(net, "net.onnx", x)                          # [T, B, *F], any number B
         ns.to_onnx(net, "net.onnx", x, axes={0: "time", 1: "batch"})
         ns.to_onnx(net, "net.onnx", image, num_steps=25)        # net(image, num_steps=25)
         ns.to_onnx(net, "net.onnx", (x, states), axes=({1: "batch"}, ({0: "batch"},)))
 
-    A time loop is an ONNX `Scan`, whose step is in the file once. The network is exported in
-    evaluation, and on whatever backend it runs.
+    A time loop becomes an ONNX `Scan`, whose step is in the file once. The network is exported in
+    evaluation mode, whatever its backend.
 
     Args:
-        net: any module with layers of this library, or without.
+        net: any module, with layers of this library or without.
         path: file to write.
-        sample: what the network is called with, a tensor or a tuple of arguments; at least 2 along
-            every axis that is left open.
+        sample: what the network is called with, a tensor or a tuple of arguments; its size must be
+            2 or more along every axis that is left open.
         axes: names of the axes whose length the file leaves open, `{axis: name}` for the first
-            argument, or as torch's `dynamic_shapes` a tuple with an entry for each argument, in
-            which None closes all. Axes below 0 count from the last one. Default: `"batch"`, axis 1
-            of `[T, B, *F]`, and axis 0 of pictures, with `num_steps`, and of a network with
-            `batch_first = True`. One of your own whose layers have that needs the attribute too,
-            or axes.
+            argument, or, like torch's `dynamic_shapes`, a tuple with an entry for each argument,
+            in which None leaves no axis open. Negative axes count from the last one. Default: the
+            axis `"batch"`, which is axis 1 of `[T, B, *F]`, and axis 0 for pictures, with
+            `num_steps`, or if the network has `batch_first = True`. If your own network has layers
+            with the batch first, set that attribute on it, or give axes.
         options: keyword arguments of the call. Numbers are fixed in the file.
 
+    Returns:
+        A `Written`: the file's size, and how closely it reproduces the network's outputs.
+
     Raises:
-        TypeError: no module.
-        ValueError: no default for the axes of so many arguments; axes that the sample does not
-            have; 1 along an open axis; bfloat16 as ONNX.
-        MissingDependencyError: without onnx, onnxscript and onnxruntime.
-        NeuroSpikeError: the file answers otherwise, as that of a network which draws at random.
-        CheckpointError: the file cannot be written, as where a folder or a device is.
+        TypeError: `net` is not a module.
+        ValueError: several arguments without axes; axes that the sample does not have; size 1 along
+            an open axis; a bfloat16 sample for ONNX.
+        MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
+        NeuroSpikeError: the export computes something else, as for a network that draws at random.
+        CheckpointError: the file cannot be written, for example because its path is a folder.
     """
     return _written(as_onnx, net, path, sample, axes, options)
 
@@ -100,15 +104,15 @@ def to_onnx(
 def to_pt2(
     net: nn.Module, path: str | Path, sample: Sample, *, axes: Axes = None, **options: Any
 ) -> Written:
-    """Write a network by `torch.export.save` once what was made of it answers as the network does.
+    """Write a network by `torch.export.save`, after checking that it computes the same.
 
         ns.to_pt2(net, "net.pt2", x)
         spikes, states = torch.export.load("net.pt2").module()(x)
 
-    The file holds the operators of the backend in force, and loads where `neurospike` is imported.
-    Under `ns.use_backend("reference")`, with layers that name no other, it holds torch's own, one
-    after another for every step, and loads with torch alone. Arguments and errors are those of
-    `to_onnx`.
+    The file holds the operators of the current backend, and loads in a program that has imported
+    `neurospike`. Exported under `ns.use_backend("reference")`, from layers that name no other
+    backend, it holds torch's own operators, repeated for every step, and loads with torch alone.
+    Arguments, result and errors are those of `to_onnx`.
     """
     return _written(as_pt2, net, path, sample, axes, options)
 
@@ -120,7 +124,7 @@ def as_onnx(
     axes: Sequence[Any],
     **names: Any,
 ) -> Exported:
-    """Return a network as ONNX; `axes` has an entry for each argument and option."""
+    """Export a network as ONNX; `axes` has an entry for each argument and option."""
     for package in PACKAGES:
         require(package)
     runtime = require("onnxruntime")
@@ -162,7 +166,7 @@ def as_onnx(
 def as_pt2(
     net: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any], axes: Sequence[Any]
 ) -> Exported:
-    """Return a network as `torch.export` writes it; `axes` has an entry for each argument."""
+    """Export a network by `torch.export`; `axes` has an entry for each argument and option."""
     program = program_of(net, arguments, options, axes)
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -178,7 +182,7 @@ def as_pt2(
 def program_of(
     net: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any], axes: Sequence[Any]
 ) -> torch.export.ExportedProgram:
-    """Return a network as `torch.export` sees it."""
+    """Return a network as an `ExportedProgram`."""
     shapes = pytree.tree_map(
         lambda one: torch.export.Dim.DYNAMIC if isinstance(one, str) else one, tuple(axes)
     )
@@ -187,7 +191,7 @@ def program_of(
 
 
 def tensors_of(found: Any) -> list[Tensor]:
-    """Return the tensors of what a network returned, in order."""
+    """Return all tensors in a nested structure, in order."""
     return [one for one in pytree.tree_leaves(found) if isinstance(one, Tensor)]
 
 
@@ -205,7 +209,7 @@ def _written(
     check_replaceable(Path(path))
     with torch.no_grad(), _evaluating(net), own_randomness():
         torch.manual_seed(0)
-        # First, because what is wrong with the call is told more plainly than by an export.
+        # Called first, because errors of a plain call are clearer than those of an export.
         wanted = tensors_of(net(*arguments, **options))
         exported = form(net, arguments, options, shapes)
         torch.manual_seed(0)
@@ -234,14 +238,14 @@ def _compared(path: str, size: int, wanted: list[Tensor], found: list[Tensor]) -
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:
-    """Return how far numbers are apart: 0 for the same infinity and for two NaN."""
+    """Return absolute differences; 0 for two equal infinities and for two NaN."""
     same = (one == other) | (one.isnan() & other.isnan())
     return (one - other).abs().nan_to_num(math.inf, math.inf).masked_fill(same, 0)
 
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Leave torch's random state as it is found."""
+    """Restore torch's random state afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
         yield
@@ -261,7 +265,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own making
+        warnings.simplefilter("ignore")  # torch's own warnings
         yield
 
 

@@ -1,12 +1,12 @@
-"""What writing and reading NIR share: the package, the time constants, the neurons, and `Scale`.
+"""What writing and reading NIR share: the package, time constants, kinds of neurons, and `Scale`.
 
 NIR (Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9) describes neurons by their equations in
 continuous time, `tau dv/dt = v_leak - v + r I`. A step of `dt` by Euler's forward method is
 
     v_t = (1 - dt / tau) v_{t-1} + (dt / tau) v_leak + (r dt / tau) I_t
 
-so that the decay per step is `beta = 1 - dt / tau`, and with `r = tau / dt` and `v_leak = 0` the
-current enters as it is: the LIF of this library.
+so the decay per step is `beta = 1 - dt / tau`, and with `r = tau / dt` and `v_leak = 0` the current
+is added unscaled: that is the LIF of this library.
 """
 
 import functools
@@ -21,12 +21,12 @@ from neurospike.errors import MissingDependencyError
 from neurospike.neurons import zoo
 from neurospike.neurons.record import record
 
-# 1 - beta of neurons without a leak, where each needs a time constant that is a number.
+# 1 - beta of neurons without a leak among others with one: NIR needs a finite time constant.
 NO_LEAK = 2.0**-60
 
 
 def package() -> Any:
-    """Return the package `nir`; raise MissingDependencyError where it does not import."""
+    """Return the package `nir`; raise MissingDependencyError if it does not import."""
     try:
         import nir
     except ImportError as error:
@@ -48,10 +48,11 @@ def beta_of(tau: np.ndarray, dt: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Kind:
-    """Neurons by what NIR knows of them: a synaptic current or none, and their reset.
+    """A kind of spiking neurons: with a synaptic current or without, and with which reset.
 
-    reset: `"subtract"`, `"zero"`, `"none"`, `"to"` a value, or `"cleared"`, to zero with
-    the current; delayed: at the step after the spike; detached: no gradient flows through it.
+    reset: `"subtract"`, `"zero"`, `"none"`, `"to"` a value, or `"cleared"`, which sets membrane and
+    current to zero. delayed: the reset is at the step after the spike. detached: no gradient flows
+    through it.
     """
 
     synaptic: bool
@@ -61,13 +62,13 @@ class Kind:
 
     @property
     def is_of_nir(self) -> bool:
-        """True for the neurons that NIR has: reset at once, to zero or a value, or not at all."""
+        """True for kinds that NIR can express: no reset, or at once to zero or a value."""
         return self.reset == "none" or (self.reset in ("zero", "to") and not self.delayed)
 
 
 @functools.cache
 def kinds() -> dict[str, Kind]:
-    """Return the kinds that can be written, by their function as it is recorded."""
+    """Return the kinds of neurons that can be written, by the text of their recorded function."""
     found = {}
     for key, function in zoo.LIF.items():
         reset, timing = key.split()
@@ -83,9 +84,10 @@ def kinds() -> dict[str, Kind]:
 
 
 class Scale(nn.Module):
-    """Multiply each feature by its own number, which is a buffer: NIR's node of that name.
+    """Multiply each feature by a constant, as NIR's node `Scale` does.
 
-    scale: a tensor that broadcasts against the features `F`. The output is in the input's format.
+    scale: a tensor that broadcasts against the features `F`, kept as a buffer. The output has the
+    input's number format.
     """
 
     scale: Tensor
@@ -95,7 +97,7 @@ class Scale(nn.Module):
         self.register_buffer("scale", scale.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[B, *F]` of `[B, *F]`."""
+        """Return `x * scale`, `[B, *F]`."""
         return x * self.scale.to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -118,7 +120,7 @@ def outputs(layers: list[tuple[str, nn.Module]], x: Tensor) -> list[tuple[str, T
 
 
 def as_tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Return an array without the axes along which it does not change."""
+    """Return an array as a tensor, with size 1 or no axis where its values are all the same."""
     for axis in range(values.ndim):
         first = np.take(values, [0], axis) if values.shape[axis] else values
         if values.size and np.array_equal(np.broadcast_to(first, values.shape), values):

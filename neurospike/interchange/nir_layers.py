@@ -1,4 +1,4 @@
-"""Nodes of NIR as layers: those without memory, delays, and the table of all."""
+"""Make layers of NIR's nodes: those without memory, delays, and the table of all nodes."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from .nir_row import Place
 
 
 class Reading(NeuronReading):
-    """One call of `from_nir`: each node as its layers."""
+    """One call of `from_nir`, which makes the layers of each node."""
 
     def layers_of(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return the layers of a node, each with what its name adds to the node's."""
+        """Return the layers of a node, each with a suffix to append to the node's name."""
         try:
             if place.kind not in _LAYERS:
                 known = ", ".join(_LAYERS)
@@ -37,7 +37,7 @@ class Reading(NeuronReading):
         if node.weight.ndim != 2:
             raise InterchangeError(f"weight has the shape {node.weight.shape}, wanted two axes")
         kind = SpikeLinear if self.kept(node).get("spikes") else nn.Linear
-        layer = kind(1, 1, bias is not None, device="meta")  # draws no weights
+        layer = kind(1, 1, bias is not None, device="meta")  # so that no weights are drawn
         layer.out_features, layer.in_features = node.weight.shape
         return [("", _filled(layer, node.weight, bias))]
 
@@ -67,7 +67,7 @@ class Reading(NeuronReading):
         return [("", nn.AvgPool2d(size, stride, padding, divisor_override=sums))]
 
     def flatten(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return a layer that flattens; NIR counts no batch axis."""
+        """Return a layer that flattens; NIR counts axes without the batch."""
         start, end = int(place.node.start_dim), int(place.node.end_dim)
         return [("", nn.Flatten(start + 1 if start >= 0 else start, end + 1 if end >= 0 else end))]
 
@@ -78,7 +78,7 @@ class Reading(NeuronReading):
         return [("", Scale(as_tensor(values, dtype)))]
 
     def delay(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return delays in steps, bit for bit if `to_nir` wrote them, for the dt it wrote."""
+        """Return a `Delay` in steps; exactly the delays that `to_nir` wrote, if dt is the same."""
         kept = self.kept(place.node)
         found = numbers(place.node.delay) / self.dt
         exact = np.asarray(kept.get("delay", math.nan))

@@ -1,4 +1,4 @@
-"""Neurons of NIR as layers: their equations in steps of dt, as their writer meant them."""
+"""Make layers of NIR's neurons: their equations in steps of dt, as the file's writer meant them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,22 +20,23 @@ from neurospike.neurons.rule import Neuron
 from .nir import Kind, Scale, as_tensor, beta_of
 from .nir_row import Place
 
-IS_ONE = 1e-5  # a gain that is so close to 1 was 1 before its time constant was rounded
+IS_ONE = 1e-5  # a gain this close to 1 was 1 before the file's time constant was rounded
 
 
 @dataclass(frozen=True)
 class Writer:
-    """What a library's exporter means by a file, where that is not what NIR says.
+    """How the files of a library's exporter deviate from NIR; the defaults are NIR itself.
 
     Attributes:
-        dt: step in seconds of its files.
-        reset, delayed: what its neurons do at a spike, by default those of NIR.
-        unscaled: gains that are 1 whatever the file says: of an `"if"`, of the `"synapse"` and of
-            the `"membrane"`.
-        at_threshold: its neurons fire at the threshold, too.
-        late: its spikes leave a step later, those of neurons with a reset.
-        clears_loops: its recurrent neurons that go to zero lose that step's current, too.
-        through_weights: draws the input of a recurrent layer to its weights.
+        dt: length of a step in seconds in its files.
+        reset, delayed: kind of the reset, and whether it is at the step after the spike.
+        unscaled: gains that are 1 whatever the file says: `"if"` of neurons without a leak,
+            `"synapse"` and `"membrane"`.
+        at_threshold: its neurons also fire where the membrane equals the threshold.
+        late: spikes of its neurons with a reset leave one step later.
+        clears_loops: a reset to zero of its recurrent neurons clears that step's current, too.
+        through_weights: it writes the input of a recurrent layer as leading to its recurrent
+            weights.
     """
 
     dt: float = 1e-4
@@ -66,7 +67,7 @@ WRITERS = {
 
 
 class NeuronReading:
-    """One call of `from_nir`: what a file's numbers mean, and what its layers are to be."""
+    """One call of `from_nir`: its options, and how neurons are made from a file's numbers."""
 
     def __init__(
         self,
@@ -83,11 +84,11 @@ class NeuronReading:
         self.surrogate, self.backend = surrogate, backend
 
     def kept(self, node: Any) -> dict[str, Any]:
-        """Return what `to_nir` wrote beside NIR."""
+        """Return the metadata that `to_nir` wrote for a node; empty for files of other writers."""
         return dict(node.metadata) if self.ours and isinstance(node.metadata, dict) else {}
 
     def decay(self, node: Any, tau: Any, name: str) -> np.ndarray:
-        """Return the decay per step, bit for bit if `to_nir` wrote it, for the dt it wrote."""
+        """Return the decay per step; exactly the one that `to_nir` wrote, if dt is the same."""
         beta = beta_of(numbers(tau), self.dt)
         if (beta < -1e-6).any():
             raise InterchangeError(
@@ -100,7 +101,7 @@ class NeuronReading:
         return np.maximum(beta, 0.0)
 
     def neurons(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return spiking neurons, with what scales their current and comes back to them."""
+        """Return a layer of spiking neurons, with the layers that `around` adds."""
         node = place.node
         kind = self.kind_of(place)
         synaptic = place.kind in ("CubaLIF", "CubaLI")
@@ -109,7 +110,7 @@ class NeuronReading:
         leak = numbers(getattr(node, "v_leak", 0.0))
         given = node.v_threshold if place.threshold is None else place.threshold.threshold
         home = leak
-        if place.kind == "IF":  # has no leak, and begins where a spike leaves it
+        if place.kind == "IF":  # has no leak, and starts at its reset value
             home = numbers(node.v_reset)
         values["threshold"] = self.threshold(numbers(given) - home)
         if place.threshold is None:
@@ -128,14 +129,14 @@ class NeuronReading:
         return self.around(place, layer, gain, dtype)
 
     def kind_of(self, place: Place) -> Kind:
-        """Return what the neurons do at a spike."""
+        """Return the kind of the neurons; their reset is the one asked for, else the file's."""
         kept = self.kept(place.node)
         reset, delayed = self.writer.reset, self.writer.delayed
         detached = False
         if "reset" in kept:
             reset, delayed = kept["reset"], bool(kept["reset_delay"])
             detached = bool(kept["detach_reset"])
-        if reset == "to":  # which v_reset says
+        if reset == "to":  # `neurons` makes it "to" again if v_reset is not v_leak
             reset = "zero"
         reset = self.reset or reset
         delayed = delayed if self.delayed is None else self.delayed
@@ -160,14 +161,14 @@ class NeuronReading:
         return {"beta": self.decay(node, tau, "beta")}, gain
 
     def synapse(self, node: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the decay of the synaptic current, and the gain of what it takes in."""
+        """Return the decay of the synaptic current, and the gain of its input."""
         gain = numbers(node.w_in) * self.dt / numbers(node.tau_syn)
         if "synapse" in self.writer.unscaled:
             gain = np.ones_like(gain)
         return self.decay(node, node.tau_syn, "alpha"), gain
 
     def threshold(self, values: np.ndarray) -> np.ndarray:
-        """Return thresholds; below by a last bit for neurons that fire at them, too."""
+        """Return thresholds; the next lower float32 for neurons that also fire at them."""
         if not self.writer.at_threshold:
             return values
         return np.nextafter(values.astype(np.float32), np.float32(-np.inf)).astype(np.float64)
@@ -194,7 +195,7 @@ class NeuronReading:
     def around(
         self, place: Place, layer: Any, gain: np.ndarray, dtype: torch.dtype
     ) -> list[tuple[str, nn.Module]]:
-        """Return neurons with the scale before them, the weights back, and the step after."""
+        """Return neurons with a scale before them, recurrent weights and a delay after, if any."""
         is_scaled = not np.allclose(gain, 1.0, rtol=0, atol=IS_ONE)
         if place.back is not None:
             layer = self.recurrent(place.back, layer, gain if is_scaled else np.ones(1))
@@ -205,7 +206,7 @@ class NeuronReading:
         return [*before, ("", layer), *after]
 
     def recurrent(self, back: Any, neuron: Any, gain: np.ndarray) -> Recurrent:
-        """Return neurons whose spikes come back through weights, scaled as their current is."""
+        """Return neurons with recurrent weights, which are scaled as their current is."""
         weight = np.asarray(back.weight)
         size = len(weight)
         if weight.shape != (size, size):
@@ -222,7 +223,10 @@ class NeuronReading:
         return layer
 
     def integrator(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return a leaky integrator, which with a threshold fires, or behind one a synapse's."""
+        """Return a leaky integrator: spiking neurons if it has a threshold, else one or two `LI`.
+
+        The first of two `LI` is the synaptic current.
+        """
         node = place.node
         if place.threshold is not None:
             return self.neurons(place)
@@ -245,7 +249,7 @@ class NeuronReading:
         return layers
 
     def fires(self, place: Place) -> list[tuple[str, nn.Module]]:
-        """Return neurons without memory, a threshold and nothing else."""
+        """Return neurons without memory, for a `Threshold` node: an `LIF` with a beta of 0."""
         values = as_tensor(numbers(place.node.threshold), torch.float32)
         surrogate = self.surrogate_of(place.node)
         return [("", LIF(0.0, values, surrogate, "none", backend=self.backend))]
@@ -268,5 +272,5 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def weight_of(values: Any) -> nn.Parameter:
-    """Return weights to learn, of a copy."""
+    """Return a copy of an array as a learned parameter."""
     return nn.Parameter(torch.from_numpy(np.array(values)))

@@ -1,4 +1,4 @@
-"""Layers as nodes of NIR: their equations in continuous time."""
+"""Make NIR's nodes of layers: their equations in continuous time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ Maker = Callable[[Any, Any, torch.Size, torch.Size, float], list[Any]]
 
 
 def maker_of(layer: nn.Module) -> Maker:
-    """Return what makes the nodes of a layer; raise InterchangeError if nothing does."""
+    """Return the function that makes a layer's nodes; raise InterchangeError if there is none."""
     for kind, maker in _MAKERS.items():
         if isinstance(layer, kind):
             if type(layer).forward is not kind.forward:
@@ -116,7 +116,7 @@ def _delay(nir: Any, layer: Delay, before: torch.Size, after: Any, dt: float) ->
     steps = _full(layer.delay.clamp(0, layer.max_delay), before)
     metadata = {"max_delay": layer.max_delay, **_format(layer.delay), **_learned(layer)}
     if not np.array_equal((steps * dt / dt).astype(_array(layer.delay).dtype), steps):
-        metadata["delay"] = steps  # the last bits, as of decays
+        metadata["delay"] = steps  # for the last bits, as `_exact` does for decays
     return [nir.Delay(delay=steps * dt, metadata=metadata)]
 
 
@@ -136,9 +136,9 @@ def _leak(nir: Any, decay: Tensor, shape: torch.Size, dt: float, metadata: dict[
 
 
 def _neurons(nir: Any, layer: Any, before: torch.Size, after: Any, dt: float) -> list[Any]:
-    """Return the node of spiking neurons; without a reset that of their membrane, and a threshold.
+    """Return the node of spiking neurons; without a reset, an integrator and a threshold.
 
-    So what NIR says of a neuron without a reset is exact.
+    NIR's spiking nodes all reset, so only the latter is exact for neurons without one.
     """
     kind, values = kind_of(layer), _values_of(layer)
     decays = {"alpha": values.pop("alpha")} if kind.synaptic else {}
@@ -173,7 +173,7 @@ def _neurons(nir: Any, layer: Any, before: torch.Size, after: Any, dt: float) ->
 
 
 def _recurrent(nir: Any, layer: Recurrent, before: torch.Size, after: Any, dt: float) -> list[Any]:
-    """Return the graph of neurons whose spikes come back to them through weights."""
+    """Return the sub-graph of neurons with recurrent weights."""
     shape = torch.Size((layer.size,))
     made = _neurons(nir, layer.neuron, shape, shape, dt)
     weight = layer.weight if layer.mask is None else layer.weight * layer.mask
@@ -209,7 +209,7 @@ _MAKERS: dict[Any, Maker] = {
 
 
 def kind_of(layer: Any) -> Kind:
-    """Return the kind of spiking neurons; raise InterchangeError if NIR has none such."""
+    """Return the kind of spiking neurons; raise InterchangeError if NIR has no node for it."""
     if getattr(layer, "rest", None):
         raise InterchangeError("NIR has no word for a state at rest other than 0")
     kind = kinds().get("|".join(layer.rule.program.split("|")[:3]))
@@ -234,7 +234,7 @@ def _values_of(layer: Any) -> dict[str, Tensor]:
 
 
 def is_of_nir(layer: nn.Module) -> bool:
-    """True for layers of which a reader that knows NIR alone loses nothing."""
+    """True for a layer that NIR expresses exactly, without the metadata of `to_nir`."""
     neuron = layer.neuron if isinstance(layer, Recurrent) else layer
     return not isinstance(neuron, (LIF, Spiking)) or kind_of(neuron).is_of_nir
 
@@ -244,7 +244,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _full(value: Tensor, shape: torch.Size) -> np.ndarray:
-    """Return a value per feature, in float64, which holds a float32 and its time constant."""
+    """Return a value per feature in float64, precise enough for a float32 and its time constant."""
     return np.array(value.detach().double().expand(shape).numpy())
 
 
@@ -253,7 +253,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _typed(node: Any, before: torch.Size, after: torch.Size) -> Any:
-    """Return a node with its shapes, of which nir knows those of some kinds only."""
+    """Set a node's input and output shapes, which nir infers for some kinds of nodes only."""
     node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(after)}
     return node
 
@@ -263,7 +263,7 @@ def _format(value: Tensor) -> dict[str, Any]:
 
 
 def _exact(dt: float, **decays: np.ndarray) -> dict[str, Any]:
-    """Return the decays that their time constants do not give back bit for bit."""
+    """Return the decays that are not recovered bit for bit from their time constants."""
     return {
         name: value
         for name, value in decays.items()
@@ -273,12 +273,12 @@ def _exact(dt: float, **decays: np.ndarray) -> dict[str, Any]:
 
 def _learned(layer: nn.Module) -> dict[str, Any]:
     names = (name for name, _ in layer.named_parameters(recurse=False))
-    learned = ["beta" if name == "logit" else name for name in names]  # that of a PLIF
+    learned = ["beta" if name == "logit" else name for name in names]  # `logit` of a PLIF
     return {"learn": ",".join(learned)} if learned else {}
 
 
 def _surrogate(layer: Any) -> dict[str, Any]:
-    """Return name and numbers of a surrogate of the library; one of your own has no file."""
+    """Return name and parameters of a built-in surrogate; empty for a surrogate of the user's."""
     surrogate = layer.surrogate
     if not is_built_in(surrogate.function):
         return {}

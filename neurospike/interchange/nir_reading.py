@@ -1,4 +1,4 @@
-"""`from_nir`: a NIR file of any writer as an `ns.Sequential`."""
+"""`from_nir`: read a NIR file, written by any library, as an `ns.Sequential`."""
 
 import math
 from collections import OrderedDict
@@ -34,31 +34,35 @@ def from_nir(
         spikes, states = net(frames)                # [T, B, *F]
         net = ns.from_nir("theirs.nir", written_by="spyx")
 
-    Neurons become `LIF`, `LI` and `Synaptic` by Euler's forward method, `beta = 1 - dt / tau`, with
-    a `Scale` before them where `r dt / tau` is not 1; they begin at `v_leak`, from which membranes
-    are counted. A neuron and an `Affine` or `Linear` that lead to each other become `Recurrent`:
-    what comes back takes a step. Layers have the names of the nodes. A file of `to_nir` gives back
-    the layers as they were, bit for bit.
+    NIR (Pedersen et al. 2024, doi:10.1038/s41467-024-52259-9) describes neurons in continuous time.
+    They become `LIF`, `LI` and `Synaptic` by Euler's forward method, `beta = 1 - dt / tau`, with a
+    `Scale` before them where `r dt / tau` is not 1. Membranes start at `v_leak` and are measured
+    from there. A neuron and an `Affine` or `Linear` that lead to each other become a `Recurrent`,
+    whose feedback takes one step. Layers have the names of the nodes. A file written by `to_nir` is
+    read back as the same layers, bit for bit.
 
     Args:
         source: path of the file, or a `nir.NIRGraph`.
         dt: length of a step in seconds. Default: the file's own, which `to_nir` writes, else that
             of the writer, 1e-4 for most.
-        written_by: `"snntorch"`, `"norse"`, `"spikingjelly"` or `"spyx"`, whose exporters mean
-            other things than NIR says (docs/nir.md lists them): the network then spikes like the
-            one that was written. `"nir"` means what NIR says and nothing else. Default: that, or
-            what `to_nir` wrote beside it.
-        reset: `"subtract"`, `"zero"` or `"none"` in place of the writer's or the file's.
-        reset_delay: likewise, whether neurons are reset at the step after the spike.
+        written_by: `"snntorch"`, `"norse"`, `"spikingjelly"` or `"spyx"`, whose exporters deviate
+            from NIR (docs/nir.md says how): the network then spikes like the one that was written.
+            `"nir"` takes the file as NIR specifies. Default: `"nir"`, with what `to_nir` added to
+            the file.
+        reset: `"subtract"`, `"zero"` or `"none"`; replaces that of the writer or the file.
+        reset_delay: whether neurons are reset at the step after the spike; replaces it likewise.
         surrogate: of every layer, see `ns.lif`. Default: the file's own if `to_nir` wrote it, else
             `"atan"`.
         backend: of every layer, see `ns.backends`.
 
+    Returns:
+        The network, which is called with `[T, B, *F]`; its weights are copies of the file's.
+
     Raises:
-        InterchangeError: no file or no whole one, a node that no layer computes, a graph that is
+        InterchangeError: a missing or damaged file, a node that no layer computes, a graph that is
             not a row of nodes, a step longer than a time constant.
-        MissingDependencyError: without the package nir.
-        ValueError: an unknown writer, a dt not above 0.
+        MissingDependencyError: the package nir is not installed.
+        ValueError: an unknown writer or reset, a dt not above 0.
     """
     package()
     if written_by is not None and written_by not in WRITERS:
@@ -81,7 +85,7 @@ def from_nir(
 
 
 def read(path: Path) -> Any:
-    """Return the graph of a file; raise InterchangeError for one that is none or damaged."""
+    """Return the graph of a file; raise InterchangeError if it is missing or damaged."""
     if not path.is_file():
         what = "it is a folder, wanted a file" if path.is_dir() else "there is no such file"
         raise InterchangeError(f"{path}: {what}")
@@ -99,7 +103,7 @@ def network_of(
     own: bool = True,
     **options: Any,
 ) -> Sequential:
-    """Return the network of a graph; see `from_nir`. own: heed what `to_nir` wrote beside NIR."""
+    """Return the network of a graph; see `from_nir`. own: use the metadata that `to_nir` wrote."""
     metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
     ours = own and str(metadata.get("written_by", "")).startswith("neurospike")
     writer = WRITERS[written_by or "nir"]
@@ -115,7 +119,7 @@ def network_of(
 
 
 def _check_sizes(row: list[Place]) -> None:
-    """Raise InterchangeError where a node makes another number of features than the next takes."""
+    """Raise InterchangeError if a node's number of outputs is not what the next node takes."""
     before, made = "", None
     for place in row:
         node = place.node

@@ -1,7 +1,7 @@
-"""The nodes of a NIR graph in a row, with what comes back to neurons beside them.
+"""Bring the nodes of a NIR graph into a row, with recurrent weights kept beside their neurons.
 
-Sub-graphs are laid open first, so that a recurrent layer is found whether it is a graph of its own,
-as most libraries write it, or a loop in the whole.
+Sub-graphs are flattened first, so that a recurrent layer is found whether it is a graph of its own,
+as most libraries write it, or a loop in the outer graph.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ PASSING = ("Input", "Output", "Identity")
 
 @dataclass
 class Place:
-    """A node in the row, with the threshold of a leaky integrator and the weights of a loop.
+    """A node in the row.
 
-    graph: name of the graph that it was in, "" for the whole.
+    graph: name of the sub-graph that it was in, "" for the outer graph. threshold: the `Threshold`
+    node that follows a leaky integrator, or None. back: the node of the weights that feed its
+    spikes back, or None.
     """
 
     name: str
@@ -43,12 +45,12 @@ class Place:
 def row_of(graph: Any, through_weights: bool = False) -> list[Place]:
     """Return the nodes from the input to the output.
 
-    through_weights: the input of a recurrent layer is drawn to its weights, as spyx does, and
-    meant to reach the neurons.
+    through_weights: in the file, the input of a recurrent layer leads to its recurrent weights, as
+    spyx writes it, although it is meant for the neurons.
 
     Raises:
-        InterchangeError: a graph that branches, or has several inputs or outputs, or a loop of
-            another kind than neurons whose spikes come back through weights.
+        InterchangeError: a graph that branches, has several inputs or outputs, or has a loop other
+            than spikes fed back to their neurons through weights.
     """
     places, edges = _opened(graph, "")
     edges = _joined(places, list(dict.fromkeys(edges)))
@@ -57,7 +59,7 @@ def row_of(graph: Any, through_weights: bool = False) -> list[Place]:
 
 
 def _opened(graph: Any, within: str) -> tuple[dict[str, Place], Edges]:
-    """Return places and edges, those of graphs inside included."""
+    """Return the places and edges of a graph and of its sub-graphs, flattened."""
     places: dict[str, Place] = {}
     edges: Edges = []
     enters, leaves = {}, {}
@@ -98,7 +100,7 @@ def _after(edges: Edges, name: str) -> list[str]:
 
 
 def _joined(places: dict[str, Place], edges: Edges) -> Edges:
-    """Take each threshold that a leaky integrator alone leads to into its place."""
+    """Merge each threshold into the place of the leaky integrator that alone leads to it."""
     for name in [key for key, place in places.items() if place.kind == "Threshold"]:
         before = _before(edges, name)
         if len(before) != 1 or places[before[0]].kind not in LEAKS:
@@ -113,7 +115,7 @@ def _joined(places: dict[str, Place], edges: Edges) -> Edges:
 
 
 def _loops(places: dict[str, Place], edges: Edges, through_weights: bool) -> Edges:
-    """Take the weights by which spikes come back into the place of their neurons."""
+    """Merge weights that feed spikes back into the place of their neurons."""
     for name in [key for key, place in places.items() if place.kind in DENSE]:
         after = _after(edges, name)
         if len(after) != 1 or places[after[0]].kind not in NEURONS:
@@ -165,6 +167,6 @@ def _in_a_row(places: dict[str, Place], edges: Edges) -> list[Place]:
 
 
 def _owner(place: Place, row: list[Place]) -> str:
-    """Return the name of the graph that is a recurrent layer and nothing else, else the node's."""
+    """Return the name of the sub-graph if it is just a recurrent layer, else that of the node."""
     beside = [one for one in row if one.graph == place.graph and one.kind not in PASSING]
     return place.graph if place.graph and place.back and beside == [place] else place.name

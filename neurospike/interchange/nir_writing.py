@@ -1,7 +1,8 @@
-"""`to_nir`: a network as a NIR file, whose time constants are right for every reader.
+"""`to_nir`: write a network as a NIR file, with time constants that are right for every reader.
 
-What NIR cannot say, such as a delayed reset, is kept beside it in the metadata, which `from_nir`
-reads and others pass over; what they lose by it is measured on the sample and told.
+What NIR cannot express, such as a delayed reset, is kept in the metadata, which `from_nir` reads
+and other readers ignore; how many spikes then differ for them is measured on the sample and
+reported in a warning.
 """
 
 import contextlib
@@ -31,8 +32,9 @@ from .nir import outputs, package
 from .nir_nodes import is_of_nir, kind_of, maker_of
 from .nir_reading import network_of, read
 
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # when not training
-# What ns.convert makes of last neurons whose states are shown, too: the same without that.
+# Layers that do nothing in evaluation.
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Layers that ns.convert makes of neurons whose states are returned, too: the layers without that.
 _TRACED = {
     converted.TracedLIF: LIF,
     converted.TracedSynaptic: Synaptic,
@@ -48,35 +50,38 @@ def to_nir(net: nn.Module, path: str | Path | None, sample: Tensor, dt: float = 
         net = ns.from_nir("net.nir")
 
     A decay per step becomes a time constant by Euler's forward method, `tau = dt / (1 - beta)`,
-    with `r = tau / dt`, so that a current enters as it is; a beta of 1 becomes an `IF` or `I`. The
-    file holds `dt` in its metadata, and there, for `from_nir` alone, what NIR has no word for.
+    with `r = tau / dt`, so that the current is added unscaled; neurons with a beta of 1 become an
+    `IF` or `I`. The file's metadata hold `dt` and, for `from_nir` alone, what NIR cannot express.
 
-    Written are `LIF`, `LI`, `Synaptic`, `PLIF`, `Spiking` of the same functions, `Recurrent` of
-    them, `Delay`, `Linear`, `SpikeLinear`, `Conv1d`, `Conv2d`, `Flatten`, `AvgPool2d` (with
-    `divisor_override=1` as `SumPool2d`) and `Scale`, in a row; `Sequential` may be nested. Dropout
-    is left out.
+    The network may have, in a row, `LIF`, `LI`, `Synaptic`, `PLIF`, `Spiking` with the functions of
+    these, `Recurrent` of these, `Delay`, `Linear`, `SpikeLinear`, `Conv1d`, `Conv2d`, `Flatten`,
+    `AvgPool2d` (with `divisor_override=1` it is written as `SumPool2d`) and `Scale`; `Sequential`
+    may be nested. Dropout is left out.
 
-    Before the file takes its place it is read back and run on the sample, and every output of
-    neurons has to be equal.
+    Before the file is written, the graph is read back and run on the sample: the output of every
+    layer has to be equal.
 
     Args:
-        net: an `ns.Sequential` or `nn.Sequential`, or one layer. It is left as it is.
-        path: of the file; None writes none.
-        sample: an input `[T, B, *F]`, which gives the shapes, and on which losses are measured.
-        dt: length of a step in seconds, above 0. snnTorch and SpikingJelly read files as of 1e-4.
+        net: an `ns.Sequential` or `nn.Sequential`, or one layer. It is not changed.
+        path: file to write; None writes none.
+        sample: an input `[T, B, *F]`, floating point, which gives the shapes, and on which
+            differences are measured.
+        dt: length of a step in seconds, above 0. snnTorch and SpikingJelly assume 1e-4 when they
+            read a file.
 
     Returns:
         The `nir.NIRGraph`.
 
     Warns:
-        UserWarning: NIR resets a neuron to zero (or to a value) at the spike, and these neurons do
-            otherwise: how many spikes differ for a reader that knows NIR alone. Or nir's own check
-            of shapes refuses what it miscounts, convolutions with groups or an oblong kernel.
+        UserWarning: NIR resets neurons to zero (or to a value) at the spike, and these neurons do
+            not; the warning says how many spikes differ for a reader that ignores the metadata. Or
+            nir's own check of shapes refuses the file because it miscounts, as for convolutions
+            with groups or an oblong kernel.
 
     Raises:
         InterchangeError: a layer or option that NIR has no node for, with what to write instead; a
-            file that cannot be written; a file that read back does not do the same.
-        MissingDependencyError: without the package nir.
+            file that cannot be written; a graph that computes something else when read back.
+        MissingDependencyError: the package nir is not installed.
         TypeError, ValueError: a network, sample or dt of the wrong kind.
     """
     nir = package()
@@ -122,12 +127,12 @@ def _row_of(net: nn.Module, path: str) -> Row:
         return [pair for row in rows for pair in row if not isinstance(pair[1], NOTHING)]
     traced = _TRACED.get(type(net))
     if traced is not None:
-        net.__class__ = traced  # of a copy, see to_nir
+        net.__class__ = traced  # `net` is part of a copy, see to_nir
     return [(path, net)]
 
 
 def _known(row: Row) -> Row:
-    """Return the row; raise InterchangeError for a layer that NIR has no node for."""
+    """Check a row and return it; raise InterchangeError for a layer that NIR has no node for."""
     if not row:
         raise InterchangeError("the network has no layers to write")
     for name, layer in row:
@@ -142,7 +147,7 @@ def _known(row: Row) -> Row:
 
 @contextlib.contextmanager
 def _named(name: str, layer: nn.Module) -> Iterator[None]:
-    """Add to an InterchangeError which layer it is about."""
+    """Add the layer's name and class to an InterchangeError raised inside."""
     try:
         yield
     except InterchangeError as error:
@@ -176,7 +181,7 @@ def _graph(
 
 
 def _free(name: str, layer: nn.Module, taken: dict[str, Any]) -> str:
-    """Return a name for a node: that of the layer, as far as others can read it."""
+    """Return a name for a node that is not taken: the layer's, made a valid identifier."""
     text = re.sub(r"\W", "_", name)
     if not text or text[0].isdigit():
         text = f"{type(layer).__name__.lower()}_{text}".rstrip("_")
@@ -186,7 +191,7 @@ def _free(name: str, layer: nn.Module, taken: dict[str, Any]) -> str:
 
 
 def _prove(graph: Any, names: dict[str, str], wanted: list[tuple[str, Tensor, Tensor]]) -> None:
-    """Raise InterchangeError if the graph that is read back does not do the same."""
+    """Raise InterchangeError if the graph, read back, gives other outputs for the sample."""
     again = dict(_outputs_of(network_of(graph), wanted[0][1]))
     for name, _, y in wanted:
         if not torch.equal(again[names[name]], y):
@@ -203,7 +208,7 @@ def _outputs_of(net: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
 def _tell_loss(
     graph: Any, names: dict[str, str], lossy: list[str], wanted: list[tuple[str, Tensor, Tensor]]
 ) -> None:
-    """Warn how many spikes differ for a reader that knows NIR alone."""
+    """Warn how many spikes differ for a reader that ignores the metadata of `to_nir`."""
     others = dict(_outputs_of(network_of(graph, own=False), wanted[0][1]))
     told = []
     for name, _, spikes in wanted:
@@ -221,7 +226,7 @@ def _tell_loss(
 
 
 def _write(nir: Any, graph: Any, path: Path) -> None:
-    """Put the file in its place once it is whole and can be read."""
+    """Write a temporary file, read it back, and move it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         nir.write(str(temporary), graph)
@@ -236,7 +241,7 @@ def _write(nir: Any, graph: Any, path: Path) -> None:
             )
         temporary.replace(path)
     except OSError as error:
-        # Of h5py the number is the system's, the text its own.
+        # An error of h5py has the system's errno, but a text of its own.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InterchangeError(f"{path}: cannot write the file: {reason}") from None
     finally:
