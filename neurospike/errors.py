@@ -14,7 +14,7 @@ class NeuroSpikeError(Exception):
 
 
 class BackendError(NeuroSpikeError, RuntimeError):
-    """A backend was asked for by name and cannot run here; lists every reason."""
+    """A backend that was asked for by name cannot run here; the message lists every reason."""
 
 
 class ConfigError(NeuroSpikeError, ValueError):
@@ -34,7 +34,7 @@ class InterchangeError(NeuroSpikeError, ValueError):
 
 
 class MissingDependencyError(NeuroSpikeError, ImportError):
-    """An optional package is not installed; says which and how to install it."""
+    """An optional package is not installed; the message says which, and how to install it."""
 
 
 class PictureError(NeuroSpikeError, ValueError):

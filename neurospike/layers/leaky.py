@@ -14,7 +14,7 @@ from neurospike.neurons.surrogate import Surrogate
 
 from .libraries import library_of, overridden, refusal_of
 
-# Neurons of snnTorch beside Leaky that have a fused layer; see `conversion`.
+# Neurons of snnTorch besides Leaky that have a fused layer; see `conversion`.
 OTHERS = ("Synaptic", "Alpha", "RLeaky", "RSynaptic")
 Layer = TypeVar("Layer", bound=Any)
 Replacement = str | Surrogate | Callable[..., Any] | None  # surrogate to use; None keeps their own

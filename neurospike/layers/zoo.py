@@ -113,10 +113,10 @@ class Alpha(Spiking):
 
 
 class PLIF(Spiking):
-    """LIF neurons whose decay is a logistic function; Fang et al. 2021, arXiv:2007.05785.
+    """LIF neurons whose decay is learned through a sigmoid; Fang et al. 2021, arXiv:2007.05785.
 
-    `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1). The threshold is subtracted at
-    the step after a spike.
+    The parameter is `logit`, and `beta = sigmoid(logit)`, so a learned decay never leaves (0, 1).
+    The threshold is subtracted at the step after a spike.
 
     Args:
         beta: initial decay of the membrane per step, in (0, 1).
@@ -184,6 +184,9 @@ class ALIF(Spiking):
 class SEAdLIF(Spiking):
     """Adaptive LIF neurons by symplectic Euler steps; Baronig et al. 2024, arXiv:2408.07517.
 
+        mem_t = d_u * mem_{t-1} + (1 - d_u) * (current_t - adaptation_{t-1}),  0 after a spike
+        adaptation_t = d_w * adaptation_{t-1} + (1 - d_w) * q * (a * mem_t + b * spike_t)
+
     Args:
         d_u: decay of the membrane per step, in [0, 1].
         d_w: decay of the adaptation per step, in [0, 1].
@@ -224,8 +227,12 @@ class SEAdLIF(Spiking):
 class Izhikevich(Spiking):
     """Neurons of two states that spike, burst or chatter; Izhikevich 2003, IEEE TNN 14(6).
 
-    The defaults are the paper's regular spiking cell. Currents have the paper's unit; a neuron
-    fires at about 10.
+        v_t = v_{t-1} + dt * (0.04 * v_{t-1}**2 + 5 * v_{t-1} + 140 - u_{t-1} + current_t)
+        u_t = u_{t-1} + dt * a * (b * v_t - u_{t-1})
+
+    Where `v_t` exceeds 30 mV the neuron fires: `v_t` becomes `c`, and `d` is added to `u_t`. The
+    defaults are the paper's regular spiking cell. Currents have the paper's unit; a neuron fires at
+    about 10.
 
     Args:
         a: rate of the recovery `u`, per ms.
@@ -326,11 +333,16 @@ class EIF(Spiking):
 class BRF(Spiking):
     """Balanced resonate-and-fire neurons; Higuchi et al. 2024, arXiv:2402.14603.
 
+        damping = (sqrt(1 - (dt * omega)**2) - 1) / dt - offset - tired_{t-1}
+        real_t = real_{t-1} + dt * (damping * real_{t-1} - omega * imag_{t-1} + current_t)
+        imag_t = imag_{t-1} + dt * (omega * real_{t-1} + damping * imag_{t-1})
+        tired_t = gamma * tired_{t-1} + spike_t
+
     Args:
         omega: resonance frequency, in rad per second; `abs(omega) * dt <= 1`.
         offset: offset of the damping, per second.
         gamma: decay of the refractoriness `tired` per step, in [0, 1].
-        threshold: a neuron fires when `real` is strictly greater than `threshold + tired`.
+        threshold: a neuron fires when `real_t` is strictly greater than `threshold + tired_{t-1}`.
         dt: length of a step, in seconds, above 0.
         options: as for `Synaptic`.
 

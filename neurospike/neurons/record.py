@@ -1,4 +1,4 @@
-"""Record a scalar function as a `Program`, or refuse it with the line and what to write instead.
+"""Record a scalar function as a `Program`, or refuse it, naming the line and what to write instead.
 
 The function is run once on symbols, each of which records the operations done with it. Calls of its
 free names (`exp`, `fire`, `where` and so on) are recorded as operations; numbers that it reads from

@@ -80,7 +80,7 @@ LI = rule_of(record(zoo.li), "0||1.0", ())
 
 
 def lif_of(reset: str, delayed: bool, detached: bool, neuron: Neuron | None) -> Recorded:
-    """Return the recorded LIF with a reset, or another neuron in its place.
+    """Return the recorded LIF with the given reset, or the given neuron recorded in its place.
 
     Raises:
         ValueError: an unknown reset, or one given for a neuron that has its own.

@@ -72,7 +72,7 @@ class Surrogate:
 
     @property
     def text(self) -> str:
-        """The derivative as it was recorded; see `neurons.program`."""
+        """The recorded derivative as text; see `neurons.program`."""
         if is_built_in(self.function):
             return _TEXTS[self.function.__name__]
         text: str = self.function.text  # type: ignore[attr-defined]

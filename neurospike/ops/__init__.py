@@ -1,4 +1,4 @@
-"""Torch operators: what layers call, and every backend runs."""
+"""Torch operators, which layers call and backends implement."""
 
 from .formats import state_dtype, step_shape
 from .running import Call, forget

@@ -81,7 +81,7 @@ def check_steps(num_steps: int) -> int:
 
 
 def check_lengths(lengths: Tensor | Sequence[int], current: Tensor, num_steps: int) -> Tensor:
-    """Return how many steps belong to each sample, int64 `[B]` on the current's device.
+    """Check lengths; return the steps of each sample, int64 `[B]` on the current's device.
 
     The values are checked only on the CPU and outside of torch.compile and transforms, where that
     need not wait for a device. So a kernel has to treat a length below 0 as 0 and one above T as T.

@@ -195,7 +195,7 @@ def _apart(
     time.
     """
     shape, state = ops.step_shape(current, steps), ops.state_dtype(current.dtype)
-    # In forward mode a tensor may have a tangent.
+    # In forward-mode AD a tensor may have a tangent, which reading its value would lose.
     reads = current.is_cpu and forward_ad._current_level < 0 and not traced
     numbers: list[float | None] = []
     tensors: list[Tensor] = []

@@ -233,7 +233,7 @@ def _fused(theirs: Any, kind: str, shown: bool, surrogate: Replacement) -> Spiki
     function = _function_of(theirs, kind)
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     values = {name: _value(theirs, name) for name in names if hasattr(theirs.p, name)}
-    first = values["v_reset" if kind.startswith("IAF") else "v_leak"]  # where v begins
+    first = values["v_reset" if kind.startswith("IAF") else "v_leak"]  # v before the first step
     if first.numel() != 1 or isinstance(first, nn.Parameter):
         raise ValueError(
             f"this {kind} begins at a membrane that is learned or not one number, {first!r}, which "
@@ -257,7 +257,7 @@ def _value(theirs: Any, name: str) -> Tensor:
 
 
 def _refusal(module: nn.Module, inside: str) -> str:
-    """Return what a module is that cannot be converted, and what to do: the end of an error."""
+    """Return the end of an error: why a module cannot be converted, and what to do."""
     return refusal_of(
         module,
         _base_of(module),
