@@ -81,11 +81,8 @@ def as_dense(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
     return [None if one is None else one.to_dense() for one in grads]
 
 
-def rules(name: str, every: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the vmap rules of operator `name` and of its backward, for `register_vmap`.
-
-    every: the row's `checkpoint_every`.
-    """
+def rules(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the vmap rules of operator `name` and of its backward, for `register_vmap`."""
     operators = torch.ops.neurospike
 
     def forward(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:

@@ -82,7 +82,7 @@ def define(row: dispatch.Backend) -> None:
     torch.library.register_fake(f"neurospike::{name}", fake_forward, lib=_LIBRARY)
     decomposed.register(name, fake_forward, decomposed.scan)
     torch.library.register_fake(f"neurospike::{name}_backward", fake_backward, lib=_LIBRARY)
-    for operator, mapped in zip((name, f"{name}_backward"), batching.rules(name, every)):
+    for operator, mapped in zip((name, f"{name}_backward"), batching.rules(name)):
         torch.library.register_vmap(f"neurospike::{operator}", mapped, lib=_LIBRARY)
     for device in row.device_types:
         implement(row, device)
