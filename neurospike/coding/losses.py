@@ -31,6 +31,7 @@ from neurospike.ops.formats import state_dtype
 from neurospike.ops.watching import is_watched
 
 from . import own_steps
+from .intensities import extremes
 from .own_steps import Lengths
 from .rates import rates_of
 
@@ -107,7 +108,7 @@ SPIKING_READOUTS = ("spikes", "first_spike")  # the others read neurons that nev
 def cross_entropy_membrane(trace: Tensor, labels: Tensor, lengths: Lengths = None) -> Tensor:
     """Return the cross-entropy of the membranes `[T, B, C]` at every step, summed over steps."""
     _scores("trace", trace)
-    labels = _labels_of(trace[0], labels)
+    labels = _labels_of(trace, labels)
     if lengths is None:
         return _every_step(trace, labels)
     return _mean(_own_steps(trace, labels, lengths).sum(0), labels)
@@ -129,7 +130,7 @@ def cross_entropy_rate(spikes: Tensor, labels: Tensor, lengths: Lengths = None) 
     It is least where the label's neuron fires at each step, and the others never.
     """
     _scores("spikes", spikes)
-    labels = _labels_of(spikes[0], labels)
+    labels = _labels_of(spikes, labels)
     if lengths is None:
         return _every_step(spikes, labels) / len(spikes)
     each = _own_steps(spikes, labels, lengths)
@@ -253,8 +254,11 @@ def _scores(name: str, output: Tensor) -> torch.dtype:
 
 
 def _labels_of(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return labels as int64 `[B]`; TypeError or ValueError unless they fit scores `[B, C]`."""
-    batch, classes = scores.shape
+    """Return labels as int64 `[B]`; TypeError or ValueError unless they fit scores.
+
+    scores: `[B, C]`, or an output over time `[T, B, C]`.
+    """
+    batch, classes = scores.shape[-2:]
     integers = isinstance(labels, Tensor) and labels.dtype in INTEGERS
     if not integers:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -280,6 +284,9 @@ def _labels_of(scores: Tensor, labels: Tensor) -> Tensor:
 
 def _check_classes(labels: Tensor, classes: int) -> None:
     """Raise ValueError for a label that is neither a class nor to be ignored; name the sample."""
+    low, high = extremes(labels)
+    if low >= 0 and high < classes:
+        return
     wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
     if not bool(wrong.any()):
         return
