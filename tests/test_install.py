@@ -24,13 +24,14 @@ USE = """
 import inspect, torch
 import neurospike as ns
 from neurospike.kernels.cpu import scan
-from neurospike.kernels.cuda import scan as cuda_scan
+from neurospike.kernels.cuda import _scan_loop as kernel, scan as cuda_scan
 with torch.no_grad():
     spikes, mem = ns.LIF(0.9, backend="numba")(torch.ones(4, 1, 3))
 print(ns.__file__)
 print(scan.__file__)
 assert spikes.sum() > 0
-assert "tl.load" in inspect.getsource(cuda_scan)
+assert cuda_scan._forward is kernel._forward
+assert "tl.load" in inspect.getsource(kernel)
 """
 
 

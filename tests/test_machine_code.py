@@ -101,7 +101,7 @@ def test_kept_code_is_used_until_the_loop_changes_and_formulas_count_at_once(pac
 
     formulas, zoo = (package / "neurospike" / name for name in ("formulas.py", "neurons/zoo.py"))
     begin = 'at once; the gradient flows through the spike."""\n    v = beta * mem + current'
-    begin = "takes the threshold away " + begin
+    begin = "subtracts the threshold " + begin
     change(zoo, begin, begin + " + 0.25")
     change(formulas, "return 0.5 * alpha / (1.0 + z * z)", "return 5.0 * alpha / (1.0 + z * z)")
     changed, loaded = run(package, **cache)  # and equal to the reference, as PROGRAM asserts
